@@ -1,0 +1,175 @@
+//! Server names: parsed once, lower-cased, then only compared.
+//!
+//! Strict on purpose. What stands in a ClientHello is an A-label host name without a trailing dot
+//! (RFC 6066 §3); whatever else a client sends is not repaired, because the back end might repair
+//! it differently and the two would disagree about who owns it.
+
+use core::fmt;
+use std::str::FromStr;
+
+/// A host name: lower case, 1 to 253 bytes, labels of 1 to 63 letters, digits, `-` and `_`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ServerName(Box<str>);
+
+/// Why bytes are not a server name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum BadName {
+    /// No bytes at all.
+    Empty,
+    /// More than 253 bytes, or a label of more than 63.
+    TooLong,
+    /// Ends in a dot.
+    TrailingDot,
+    /// Two dots in a row, or one at the start.
+    EmptyLabel,
+    /// A byte that no A-label has (NUL, raw UTF-8, a colon, …), or a hyphen at a label's edge.
+    Character,
+    /// The last label is a number, so this is an IPv4 address (RFC 6066 §3 forbids literals).
+    Address,
+}
+
+impl ServerName {
+    /// Reads a name as it stands on the wire or in a config file.
+    pub fn parse(bytes: &[u8]) -> Result<Self, BadName> {
+        let Some((&last, _)) = bytes.split_last() else {
+            return Err(BadName::Empty);
+        };
+        if bytes.len() > 253 {
+            return Err(BadName::TooLong);
+        }
+        if last == b'.' {
+            return Err(BadName::TrailingDot);
+        }
+        bytes.split(|&b| b == b'.').try_for_each(check_label)?;
+        let name = str::from_utf8(bytes).map_err(|_| BadName::Character)?.to_ascii_lowercase();
+        let top = name.rsplit('.').next().unwrap_or_default();
+        if top.bytes().all(|b| b.is_ascii_digit()) {
+            return Err(BadName::Address);
+        }
+        Ok(Self(name.into()))
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The name without its first label: what a wildcard must end in to cover it.
+    pub fn parent(&self) -> Option<&str> {
+        self.0.split_once('.').map(|(_, parent)| parent)
+    }
+}
+
+fn check_label(label: &[u8]) -> Result<(), BadName> {
+    match label {
+        [] => Err(BadName::EmptyLabel),
+        [b'-', ..] | [.., b'-'] => Err(BadName::Character),
+        _ if label.len() > 63 => Err(BadName::TooLong),
+        _ if label.iter().all(|&b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') => Ok(()),
+        _ => Err(BadName::Character),
+    }
+}
+
+impl fmt::Display for ServerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for BadName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Empty => "is empty",
+            Self::TooLong => "is longer than 253 bytes, or has a label longer than 63",
+            Self::TrailingDot => "ends in a dot; leave it out",
+            Self::EmptyLabel => "has an empty label (two dots in a row, or one at the start)",
+            Self::Character => {
+                "has a character that host names do not have; write an international name as its \
+                 A-label (xn--…)"
+            }
+            Self::Address => "is an IP address; TLS clients send no server name for those",
+        })
+    }
+}
+
+/// What a route names: one host, all hosts one label below a domain, or everything.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Pattern {
+    /// `a.test`
+    Exact(ServerName),
+    /// `*.a.test`: one label more than the name held here.
+    Wildcard(ServerName),
+    /// `*`: whatever no other route names, connections without a server name included.
+    Default,
+}
+
+impl FromStr for Pattern {
+    type Err = BadName;
+
+    fn from_str(text: &str) -> Result<Self, BadName> {
+        match text.strip_prefix("*.") {
+            Some(suffix) => ServerName::parse(suffix.as_bytes()).map(Self::Wildcard),
+            None if text == "*" => Ok(Self::Default),
+            None => ServerName::parse(text.as_bytes()).map(Self::Exact),
+        }
+    }
+}
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(name) => write!(f, "{name}"),
+            Self::Wildcard(suffix) => write!(f, "*.{suffix}"),
+            Self::Default => f.write_str("*"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_strict() {
+        let long_label = "a".repeat(64);
+        let long_name = ["abc"; 64].join(".");
+        let table: &[(&[u8], Result<&str, BadName>)] = &[
+            (b"a.test", Ok("a.test")),
+            (b"A.TeSt", Ok("a.test")),
+            (b"localhost", Ok("localhost")),
+            (b"_dmarc.x-1.test", Ok("_dmarc.x-1.test")),
+            (b"xn--bcher-kva.test", Ok("xn--bcher-kva.test")),
+            (b"1.2.3.test", Ok("1.2.3.test")),
+            (b"", Err(BadName::Empty)),
+            (b"a.test.", Err(BadName::TrailingDot)),
+            (b".", Err(BadName::TrailingDot)),
+            (b".a", Err(BadName::EmptyLabel)),
+            (b"a..b", Err(BadName::EmptyLabel)),
+            (b"a.test\0.evil.test", Err(BadName::Character)),
+            ("bücher.test".as_bytes(), Err(BadName::Character)),
+            (b"a b.test", Err(BadName::Character)),
+            (b"-a.test", Err(BadName::Character)),
+            (b"a-.test", Err(BadName::Character)),
+            (b"*.test", Err(BadName::Character)),
+            (b"[::1]", Err(BadName::Character)),
+            (b"fe80::1", Err(BadName::Character)),
+            (b"10.0.0.1", Err(BadName::Address)),
+            (b"1", Err(BadName::Address)),
+            (long_label.as_bytes(), Err(BadName::TooLong)),
+            (long_name.as_bytes(), Err(BadName::TooLong)),
+        ];
+        for (bytes, want) in table {
+            let got = ServerName::parse(bytes);
+            assert_eq!(got.as_ref().map(ServerName::as_str), want.as_ref().copied(), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn a_pattern_prints_as_it_was_written() {
+        for text in ["a.test", "*.a.test", "*"] {
+            assert_eq!(text.parse::<Pattern>().unwrap().to_string(), text);
+        }
+        assert_eq!("*.*.test".parse::<Pattern>(), Err(BadName::Character));
+        assert_eq!("a*.test".parse::<Pattern>(), Err(BadName::Character));
+    }
+}

@@ -1,0 +1,151 @@
+//! Who owns a name: the most specific route that names it, and nothing else takes part.
+//!
+//! Exact before wildcard before `*`. The order of routes in the file, the length of a rule, the
+//! client's address: none of these can move a name. Two routes with one name cannot both be built.
+
+use std::collections::HashMap;
+
+use crate::name::{Pattern, ServerName};
+
+/// An immutable table from server names to routes.
+#[derive(Debug)]
+pub struct Routes<R> {
+    routes: Vec<R>,
+    exact: HashMap<ServerName, usize>,
+    /// By the part behind `*.`; a name has one parent, so at most one wildcard covers it.
+    wildcard: HashMap<String, usize>,
+    default: Option<usize>,
+}
+
+/// A route and how it came to own a name.
+#[derive(Debug)]
+pub struct Owner<'r, R> {
+    /// The route.
+    pub route: &'r R,
+    /// How specific its claim is.
+    pub claim: Claim,
+}
+
+/// How a route names a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Claim {
+    /// In full.
+    Exact,
+    /// By its parent domain.
+    Wildcard,
+    /// Not at all: it takes what is left.
+    Default,
+}
+
+impl Claim {
+    /// A short word for counters and logs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Exact => "exact",
+            Self::Wildcard => "wildcard",
+            Self::Default => "default",
+        }
+    }
+}
+
+/// A name that two routes want, by their positions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conflict {
+    /// The name both have.
+    pub pattern: Pattern,
+    /// The route that has it first.
+    pub first: usize,
+    /// The route that has it again; the same one if it lists the name twice.
+    pub second: usize,
+}
+
+impl<R> Routes<R> {
+    /// Builds the table, or names the first conflict.
+    pub fn new(entries: impl IntoIterator<Item = (Vec<Pattern>, R)>) -> Result<Self, Conflict> {
+        let mut table =
+            Self { routes: vec![], exact: HashMap::new(), wildcard: HashMap::new(), default: None };
+        for (second, (patterns, route)) in entries.into_iter().enumerate() {
+            for pattern in patterns {
+                let taken = match &pattern {
+                    Pattern::Exact(name) => table.exact.insert(name.clone(), second),
+                    Pattern::Wildcard(suffix) => {
+                        table.wildcard.insert(suffix.as_str().to_owned(), second)
+                    }
+                    Pattern::Default => table.default.replace(second),
+                };
+                if let Some(first) = taken {
+                    return Err(Conflict { pattern, first, second });
+                }
+            }
+            table.routes.push(route);
+        }
+        Ok(table)
+    }
+
+    /// The owner of a name; of no name at all, the default route.
+    pub fn owner(&self, name: Option<&ServerName>) -> Option<Owner<'_, R>> {
+        let exact = || name.and_then(|name| self.exact.get(name));
+        let wildcard = || name.and_then(ServerName::parent).and_then(|p| self.wildcard.get(p));
+        let (index, claim) = exact()
+            .map(|index| (*index, Claim::Exact))
+            .or_else(|| wildcard().map(|index| (*index, Claim::Wildcard)))
+            .or_else(|| self.default.map(|index| (index, Claim::Default)))?;
+        Some(Owner { route: &self.routes[index], claim })
+    }
+
+    /// All routes, in the order they were given.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &R> {
+        self.routes.iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(rows: &[&[&str]]) -> Result<Routes<usize>, Conflict> {
+        let patterns = |row: &&[&str]| row.iter().map(|text| text.parse().unwrap()).collect();
+        Routes::new(rows.iter().enumerate().map(|(index, row)| (patterns(row), index)))
+    }
+
+    #[test]
+    fn the_most_specific_route_owns_a_name_in_any_order() {
+        let rows: &[&[&str]] = &[&["*"], &["*.a.test"], &["a.test", "x.a.test"], &["*.x.a.test"]];
+        let want = [
+            (Some("a.test"), 2, Claim::Exact),
+            (Some("x.a.test"), 2, Claim::Exact),
+            (Some("y.a.test"), 1, Claim::Wildcard),
+            (Some("y.x.a.test"), 3, Claim::Wildcard),
+            (Some("z.y.a.test"), 0, Claim::Default),
+            (Some("test"), 0, Claim::Default),
+            (None, 0, Claim::Default),
+        ];
+        for turn in 0..rows.len() {
+            let mut turned = rows.to_vec();
+            turned.rotate_left(turn);
+            let table = table(&turned).unwrap();
+            for (name, row, claim) in want {
+                let name = name.map(|name| ServerName::parse(name.as_bytes()).unwrap());
+                let owner = table.owner(name.as_ref()).unwrap();
+                assert_eq!((turned[*owner.route], owner.claim), (rows[row], claim), "{name:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn without_a_default_a_name_may_have_no_owner() {
+        let table = table(&[&["a.test"]]).unwrap();
+        let other = ServerName::parse(b"b.test").unwrap();
+        assert!(table.owner(Some(&other)).is_none());
+        assert!(table.owner(None).is_none());
+    }
+
+    #[test]
+    fn two_routes_cannot_have_one_name() {
+        let conflict = table(&[&["a.test"], &["b.test", "A.test"]]).unwrap_err();
+        assert_eq!((conflict.first, conflict.second), (0, 1));
+        assert_eq!(conflict.pattern.to_string(), "a.test");
+        assert!(table(&[&["*"], &["*"]]).is_err());
+        assert!(table(&[&["*.a.test", "*.a.test"]]).is_err());
+    }
+}

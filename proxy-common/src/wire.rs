@@ -1,0 +1,79 @@
+//! A cursor over bytes that we did not write: never past the end, never a panic.
+//!
+//! Every read returns `None` when the bytes do not suffice, so a parser is a chain of `?`. TLS
+//! vectors (RFC 8446 §3.4) are sub-cursors: what is inside cannot reach what is outside.
+
+/// The unread rest of a byte string.
+#[derive(Clone, Copy, Debug)]
+pub struct Cursor<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Cursor<'a> {
+    /// Starts at the first byte.
+    pub const fn new(bytes: &'a [u8]) -> Self {
+        Self { rest: bytes }
+    }
+
+    /// What has not been read yet.
+    pub const fn rest(self) -> &'a [u8] {
+        self.rest
+    }
+
+    /// Whether everything has been read.
+    pub const fn is_empty(self) -> bool {
+        self.rest.is_empty()
+    }
+
+    /// The next `n` bytes.
+    pub fn take(&mut self, n: usize) -> Option<&'a [u8]> {
+        let (head, rest) = self.rest.split_at_checked(n)?;
+        self.rest = rest;
+        Some(head)
+    }
+
+    /// One byte.
+    pub fn u8(&mut self) -> Option<u8> {
+        self.take(1).map(|b| b[0])
+    }
+
+    /// Two bytes, network order.
+    pub fn u16(&mut self) -> Option<u16> {
+        self.take(2).map(|b| u16::from_be_bytes([b[0], b[1]]))
+    }
+
+    /// A vector behind a length of one byte.
+    pub fn vec8(&mut self) -> Option<Self> {
+        let n = self.u8()?;
+        self.take(n.into()).map(Self::new)
+    }
+
+    /// A vector behind a length of two bytes.
+    pub fn vec16(&mut self) -> Option<Self> {
+        let n = self.u16()?;
+        self.take(n.into()).map(Self::new)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vector_ends_where_its_length_says() {
+        let mut outer = Cursor::new(&[2, 0xa, 0xb, 0, 1, 0xc]);
+        let mut inner = outer.vec8().unwrap();
+        assert_eq!(inner.u16(), Some(0x0a0b));
+        assert_eq!(inner.u8(), None);
+        assert_eq!(outer.vec16().unwrap().rest(), [0xc]);
+        assert!(outer.is_empty());
+    }
+
+    #[test]
+    fn a_short_read_takes_nothing() {
+        let mut cursor = Cursor::new(&[0, 9, 1]);
+        assert!(cursor.clone().vec16().is_none());
+        assert_eq!(cursor.take(4), None);
+        assert_eq!(cursor.rest(), [0, 9, 1]);
+    }
+}
