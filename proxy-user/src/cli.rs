@@ -1,0 +1,74 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+use tracing::level_filters::LevelFilter;
+
+use crate::config::Overrides;
+
+/// Splits TLS connections by server name (SNI) without decrypting them.
+#[derive(Debug, Parser)]
+#[command(name = "snisplit", version, arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do
+    #[command(subcommand)]
+    pub verb: Verb,
+
+    /// Log level on standard error: off, error, warn, info, debug or trace. Names and addresses
+    /// of clients appear from debug on
+    #[arg(long, global = true, default_value = "info", env = "SNISPLIT_LOG", value_name = "LEVEL")]
+    pub log: LevelFilter,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Accept and forward connections until SIGTERM; a second one cuts what still runs
+    Run(Setup),
+    /// Say whether a config file is right, and if not, all that is wrong with it
+    Check {
+        /// The TOML file
+        file: PathBuf,
+    },
+    /// Say what would happen to a connection, and why
+    Explain(Explain),
+    /// Say what this host can do, and for each "no", the reason
+    Doctor {
+        /// Log level of the kernel programs while they are tried: off, error, warn, info, debug
+        #[arg(long, default_value = "off", value_name = "LEVEL")]
+        ebpf_log: LevelFilter,
+    },
+}
+
+/// Where the configuration comes from.
+#[derive(clap::Args, Debug)]
+pub struct Setup {
+    /// The TOML file
+    #[arg(long, short, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    #[allow(missing_docs, reason = "clap would take it for a help text")]
+    #[command(flatten)]
+    pub overrides: Overrides,
+}
+
+/// A connection to explain.
+#[derive(clap::Args, Debug)]
+pub struct Explain {
+    /// The server name that the client sends
+    #[arg(long, value_name = "NAME", conflicts_with = "hello")]
+    pub sni: Option<String>,
+
+    /// A protocol that the client offers, such as h2 or acme-tls/1; may be repeated
+    #[arg(long, value_name = "PROTOCOL", conflicts_with = "hello")]
+    pub alpn: Vec<String>,
+
+    /// A file with the bytes of a connection from its first one on, such as a capture has them
+    #[arg(long, value_name = "FILE")]
+    pub hello: Option<PathBuf>,
+
+    #[allow(missing_docs, reason = "clap would take it for a help text")]
+    #[command(flatten)]
+    pub setup: Setup,
+}

@@ -1,0 +1,164 @@
+//! What the operator wants: a TOML file, flags that win over it, and errors that help.
+//!
+//! Text becomes [`Config`] in one step or not at all; nothing behind it is optional that must be
+//! there. `check` and `run` go through the same code.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use snisplit_common::decide::{AcmeBypass, AcmePolicy, Policy};
+use snisplit_common::limits::HELLO_BYTES;
+use snisplit_common::name::Pattern;
+use snisplit_common::routes::Routes;
+
+use crate::engine::Choice;
+
+mod build;
+mod file;
+mod flags;
+mod problem;
+mod value;
+
+pub use flags::Overrides;
+pub use problem::Problems;
+
+/// Everything `run` needs to know.
+#[derive(Debug)]
+pub struct Config {
+    /// `engine`
+    pub engine: Choice,
+    /// `acme_bypass`
+    pub acme_bypass: AcmeBypass,
+    /// `drain`: how long running connections may take to end after SIGTERM.
+    pub drain: Duration,
+    /// `[[listener]]`
+    pub listeners: Vec<Listener>,
+    /// `[[route]]`
+    pub routes: Routes<Route>,
+    /// `[limits]`
+    pub limits: Limits,
+    /// `[admin] address`; no admin port without it.
+    pub admin: Option<SocketAddr>,
+    /// `access_log`; `-` is standard output.
+    pub access_log: Option<PathBuf>,
+}
+
+/// An address to accept on.
+#[derive(Clone, Debug)]
+pub struct Listener {
+    /// `address`
+    pub address: SocketAddr,
+    /// `hello_timeout`: from accept to a whole hello.
+    pub hello_timeout: Duration,
+}
+
+/// Names and the back ends they go to.
+#[derive(Debug)]
+pub struct Route {
+    /// The first name, which stands for the route in logs and counters.
+    pub label: String,
+    /// `sni`
+    pub names: Vec<Pattern>,
+    /// `backends`
+    pub backends: Vec<Backend>,
+    /// `acme`
+    pub acme: AcmePolicy,
+    /// Where it was written.
+    pub origin: Origin,
+    turn: AtomicUsize,
+}
+
+/// Where a back end is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// An address and port.
+    Address(SocketAddr),
+    /// A host name, resolved anew for each connection, and a port.
+    Name(String, u16),
+}
+
+/// Bounds.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// `hello_bytes`: of the handshake message, without its header of 4.
+    pub hello_bytes: usize,
+    /// `dial_timeout`: for each attempt.
+    pub dial_timeout: Duration,
+}
+
+/// Where a piece of configuration was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A line of the file, counted from 1.
+    File {
+        /// The file as it was named.
+        path: PathBuf,
+        /// The line.
+        line: usize,
+    },
+    /// A flag, as it was typed.
+    Flag(String),
+}
+
+/// The time a hello may take unless a listener says otherwise.
+pub const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// The time an attempt to reach a back end may take unless `[limits]` says otherwise.
+pub const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
+/// The time a drain may take unless the config says otherwise.
+pub const DRAIN: Duration = Duration::from_secs(30);
+
+impl Config {
+    /// Reads the file, if one is named, and lays the flags over it.
+    pub fn load(path: Option<&std::path::Path>, flags: &Overrides) -> Result<Self, Problems> {
+        let mut draft = match path {
+            Some(path) => file::read(path)?,
+            None => build::Draft::default(),
+        };
+        flags.lay_over(&mut draft);
+        build::build(draft).map_err(|problems| match path {
+            Some(path) => problems.of(path),
+            None => problems,
+        })
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { hello_bytes: HELLO_BYTES, dial_timeout: DIAL_TIMEOUT }
+    }
+}
+
+impl Policy for Route {
+    fn acme(&self) -> AcmePolicy {
+        self.acme
+    }
+}
+
+impl Route {
+    /// All back ends, each call starting with the next one (`balance = "round-robin"`).
+    pub fn backends_in_turn(&self) -> impl Iterator<Item = &Backend> {
+        let first = self.turn.fetch_add(1, Ordering::Relaxed) % self.backends.len();
+        self.backends[first..].iter().chain(&self.backends[..first])
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => write!(f, "{address}"),
+            Self::Name(host, port) => write!(f, "{host}:{port}"),
+        }
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File { path, line } => write!(f, "{}:{line}", path.display()),
+            Self::Flag(flag) => f.write_str(flag),
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! The TOML file: its shape and where each value stands. Meaning comes later, in `build`.
+
+use std::fs;
+use std::ops::Range;
+use std::path::Path;
+
+use serde::Deserialize;
+use toml::Spanned;
+
+use super::Origin;
+use super::build::{Draft, DraftListener, DraftRoute, Item};
+use super::problem::{Problem, Problems};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    engine: Option<Spanned<String>>,
+    acme_bypass: Option<Spanned<String>>,
+    drain: Option<Spanned<String>>,
+    access_log: Option<Spanned<String>>,
+    #[serde(default)]
+    listener: Vec<Spanned<Listener>>,
+    #[serde(default)]
+    route: Vec<Spanned<Route>>,
+    #[serde(default)]
+    limits: Limits,
+    #[serde(default)]
+    admin: Admin,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Listener {
+    address: Spanned<String>,
+    hello_timeout: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Route {
+    sni: Vec<Spanned<String>>,
+    backends: Vec<Spanned<String>>,
+    acme: Option<Spanned<String>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Limits {
+    hello_bytes: Option<Spanned<i64>>,
+    dial_timeout: Option<Spanned<String>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Admin {
+    address: Option<Spanned<String>>,
+}
+
+/// Reads a file; a fault in its syntax or shape is one problem, since nothing behind it is certain.
+pub(super) fn read(path: &Path) -> Result<Draft, Problems> {
+    let text = fs::read_to_string(path).map_err(|error| {
+        let text = format!("cannot be read: {error}");
+        Problems(vec![Problem::overall(&path.display().to_string(), text)])
+    })?;
+    let place = Place { path, text: &text };
+    let file: File = toml::from_str(&text).map_err(|error| Problems(vec![place.shape(&error)]))?;
+    Ok(place.draft(file))
+}
+
+struct Place<'a> {
+    path: &'a Path,
+    text: &'a str,
+}
+
+impl Place<'_> {
+    fn at(&self, span: Range<usize>) -> Origin {
+        let before = self.text.get(..span.start).unwrap_or(self.text);
+        let line = before.bytes().filter(|&b| b == b'\n').count() + 1;
+        Origin::File { path: self.path.into(), line }
+    }
+
+    fn item<T>(&self, value: Spanned<T>) -> Item<T> {
+        Item { origin: self.at(value.span()), value: value.into_inner() }
+    }
+
+    fn draft(&self, file: File) -> Draft {
+        let some = |value: Option<Spanned<String>>| value.map(|value| self.item(value));
+        let all = |values: Vec<Spanned<String>>| {
+            values.into_iter().map(|value| self.item(value)).collect()
+        };
+        let listener = |listener: Spanned<Listener>| {
+            let Listener { address, hello_timeout } = listener.into_inner();
+            DraftListener { address: self.item(address), hello_timeout: some(hello_timeout) }
+        };
+        let route = |route: Spanned<Route>| {
+            let origin = self.at(route.span());
+            let Route { sni, backends, acme } = route.into_inner();
+            DraftRoute { origin, sni: all(sni), backends: all(backends), acme: some(acme) }
+        };
+        Draft {
+            engine: some(file.engine),
+            acme_bypass: some(file.acme_bypass),
+            drain: some(file.drain),
+            access_log: some(file.access_log),
+            listeners: file.listener.into_iter().map(listener).collect(),
+            routes: file.route.into_iter().map(route).collect(),
+            hello_bytes: file.limits.hello_bytes.map(|value| self.item(value)),
+            dial_timeout: some(file.limits.dial_timeout),
+            admin: some(file.admin.address),
+            hello_timeout: None,
+        }
+    }
+
+    /// Turns what serde or the TOML parser says into a place and a remedy.
+    fn shape(&self, error: &toml::de::Error) -> Problem {
+        let message = error.message().trim_end();
+        let origin = error.span().map(|span| self.at(span));
+        let text = match remedy(message) {
+            Some(remedy) => format!("{message}; {remedy}"),
+            None => message.replace('\n', ", "),
+        };
+        let key = if origin.is_none() { self.path.display().to_string() } else { String::new() };
+        Problem { origin, key, text }
+    }
+}
+
+/// What to do about what serde says, for the three things it says most.
+fn remedy(message: &str) -> Option<String> {
+    if let Some(key) = message.strip_prefix("missing field ") {
+        return Some(format!("add {key} to this section"));
+    }
+    if message.ends_with("expected a sequence") {
+        return Some("put it in brackets, like [\"a.test\"]".into());
+    }
+    nearest_key(message).map(|nearest| format!("did you mean `{nearest}`?"))
+}
+
+/// `unknown field `x`, expected one of …`: the nearest key that exists, if one is near.
+fn nearest_key(message: &str) -> Option<&str> {
+    let mut quoted = message.strip_prefix("unknown field ")?.split('`').skip(1).step_by(2);
+    let unknown = quoted.next()?;
+    let likeness = |key: &str| strsim::jaro(unknown, key);
+    quoted.filter(|key| likeness(key) > 0.7).max_by(|a, b| likeness(a).total_cmp(&likeness(b)))
+}

@@ -1,0 +1,106 @@
+//! Flags that win over the file. A list given by flags replaces the file's list.
+
+use clap::Args;
+
+use super::Origin;
+use super::build::{Draft, DraftListener, DraftRoute, Item};
+
+/// Configuration by flag; each has a key of the same name in the file.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Configuration (wins over the file)")]
+pub struct Overrides {
+    /// Engine: auto, splice or copy [default: auto]
+    #[arg(long, value_name = "ENGINE")]
+    engine: Option<String>,
+
+    /// Validations that a route says nothing about: owned, never or always [default: owned]
+    #[arg(long, value_name = "WHOSE")]
+    acme_bypass: Option<String>,
+
+    /// Address to accept on, such as [::]:443; may be repeated, replaces the file's listeners
+    #[arg(long, value_name = "ADDR")]
+    listen: Vec<String>,
+
+    /// Route, such as 'a.test,www.a.test=10.0.0.5:443;acme=backend'; may be repeated, replaces
+    /// the file's routes
+    #[arg(long, value_name = "NAMES=BACKENDS[;acme=…]")]
+    route: Vec<String>,
+
+    /// Time from accept to a whole ClientHello, on every listener [default: 5s]
+    #[arg(long, value_name = "TIME")]
+    hello_timeout: Option<String>,
+
+    /// Longest ClientHello, in bytes [default: 65536]
+    #[arg(long, value_name = "BYTES")]
+    hello_bytes: Option<i64>,
+
+    /// Time that each attempt to reach a back end may take [default: 5s]
+    #[arg(long, value_name = "TIME")]
+    dial_timeout: Option<String>,
+
+    /// Time that running connections may take to end after SIGTERM [default: 30s]
+    #[arg(long, value_name = "TIME")]
+    drain: Option<String>,
+
+    /// Address of /metrics and /healthz [default: none]
+    #[arg(long, value_name = "ADDR")]
+    admin: Option<String>,
+
+    /// File to append a JSON line to for each connection; - is standard output [default: none]
+    #[arg(long, value_name = "FILE")]
+    access_log: Option<String>,
+}
+
+impl Overrides {
+    pub(super) fn lay_over(&self, draft: &mut Draft) {
+        set(&mut draft.engine, "--engine", self.engine.as_ref());
+        set(&mut draft.acme_bypass, "--acme-bypass", self.acme_bypass.as_ref());
+        set(&mut draft.hello_timeout, "--hello-timeout", self.hello_timeout.as_ref());
+        set(&mut draft.dial_timeout, "--dial-timeout", self.dial_timeout.as_ref());
+        set(&mut draft.drain, "--drain", self.drain.as_ref());
+        set(&mut draft.admin, "--admin", self.admin.as_ref());
+        set(&mut draft.access_log, "--access-log", self.access_log.as_ref());
+        if let Some(value) = self.hello_bytes {
+            draft.hello_bytes = Some(Item { origin: flag("--hello-bytes", value), value });
+        }
+        if !self.listen.is_empty() {
+            draft.listeners = self.listen.iter().map(listener).collect();
+        }
+        if !self.route.is_empty() {
+            draft.routes = self.route.iter().map(|text| route(text)).collect();
+        }
+    }
+}
+
+fn flag(name: &str, value: impl std::fmt::Display) -> Origin {
+    Origin::Flag(format!("{name} {value}"))
+}
+
+fn set(place: &mut Option<Item<String>>, name: &str, value: Option<&String>) {
+    if let Some(value) = value {
+        *place = Some(Item { origin: flag(name, value), value: value.clone() });
+    }
+}
+
+fn listener(address: &String) -> DraftListener {
+    let address = Item { origin: flag("--listen", address), value: address.clone() };
+    DraftListener { address, hello_timeout: None }
+}
+
+/// `a.test,www.a.test=10.0.0.5:443,10.0.0.6:443;acme=backend`. What is missing is left empty and
+/// found wrong later, by the code that finds it wrong in a file.
+fn route(text: &str) -> DraftRoute {
+    let origin = flag("--route", format!("'{text}'"));
+    let item = |value: &str| Item { origin: origin.clone(), value: value.trim().to_owned() };
+    let list = |values: &str| {
+        values.split(',').filter(|value| !value.trim().is_empty()).map(item).collect()
+    };
+    let (route, option) = text.split_once(';').map_or((text, None), |(r, o)| (r, Some(o)));
+    let (names, backends) = route.split_once('=').unwrap_or((route, ""));
+    DraftRoute {
+        sni: list(names),
+        backends: list(backends),
+        acme: option.map(|option| item(option.strip_prefix("acme=").unwrap_or(option))),
+        origin: origin.clone(),
+    }
+}

@@ -1,0 +1,80 @@
+//! One value at a time: text in, meaning or a sentence with the remedy out.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use snisplit_common::decide::{AcmeBypass, AcmePolicy};
+use snisplit_common::limits::HELLO_BYTES_MAX;
+use snisplit_common::name::{Pattern, ServerName};
+
+use super::Backend;
+
+pub(super) fn acme_bypass(text: &str) -> Result<AcmeBypass, String> {
+    match text {
+        "owned" => Ok(AcmeBypass::Owned),
+        "never" => Ok(AcmeBypass::Never),
+        "always" => Ok(AcmeBypass::Always),
+        _ => Err(format!("\"{text}\" is unknown; one of owned, never, always")),
+    }
+}
+
+pub(super) fn acme(text: &str) -> Result<AcmePolicy, String> {
+    match text {
+        "auto" => Ok(AcmePolicy::Auto),
+        "backend" => Ok(AcmePolicy::Backend),
+        "local" => Ok(AcmePolicy::Local),
+        "refuse" => Ok(AcmePolicy::Refuse),
+        _ => Err(format!("\"{text}\" is unknown; one of auto, backend, local, refuse")),
+    }
+}
+
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(zero) if zero.is_zero() => Err("must be longer than 0".into()),
+        Ok(duration) => Ok(duration),
+        Err(_) => Err(format!("\"{text}\" is no duration; write a number and a unit, like \"5s\"")),
+    }
+}
+
+pub(super) fn hello_bytes(bytes: i64) -> Result<usize, String> {
+    usize::try_from(bytes)
+        .ok()
+        .filter(|bytes| (512..=HELLO_BYTES_MAX).contains(bytes))
+        .ok_or_else(|| format!("{bytes} is out of range; 512 to {HELLO_BYTES_MAX} bytes"))
+}
+
+pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        let hint = match text.parse::<IpAddr>() {
+            Ok(IpAddr::V6(ip)) => format!("add a port: \"[{ip}]:443\""),
+            Ok(IpAddr::V4(ip)) => format!("add a port: \"{ip}:443\""),
+            Err(_) => "write \"IP:PORT\", \"[IPv6]:PORT\", or \"[::]:PORT\" for all".into(),
+        };
+        format!("\"{text}\" is no address to listen on; {hint}")
+    })
+}
+
+pub(super) fn pattern(text: &str) -> Result<Pattern, String> {
+    text.parse().map_err(|why| format!("\"{text}\" {why}"))
+}
+
+pub(super) fn backend(text: &str) -> Result<Backend, String> {
+    let wrong = |hint: &str| Err(format!("\"{text}\" is no back end; {hint}"));
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        return match address.port() {
+            0 => wrong("the port must be 1 to 65535"),
+            _ => Ok(Backend::Address(address)),
+        };
+    }
+    let Some((host, port)) = text.rsplit_once(':') else {
+        return wrong("add a port: \"HOST:PORT\"");
+    };
+    let Some(port) = port.parse().ok().filter(|port| *port != 0) else {
+        return wrong("the port must be 1 to 65535");
+    };
+    match ServerName::parse(host.as_bytes()) {
+        Ok(name) => Ok(Backend::Name(name.as_str().into(), port)),
+        Err(_) if host.contains(':') => wrong("put brackets around an IPv6 address: \"[::1]:443\""),
+        Err(why) => wrong(&format!("its host {why}")),
+    }
+}

@@ -1,0 +1,167 @@
+//! What this host can do, each answer found by doing it, and for each "no" the reason.
+
+use std::fmt;
+use std::io::{Read, Write};
+use std::net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::fs::{StatFs, statfs};
+use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice};
+use rustix::process::{Resource, getrlimit};
+use snisplit_common::abi::Count;
+use snisplit_common::limits::connections_within;
+use tracing::level_filters::LevelFilter;
+
+use crate::kernel::VerdictProgram;
+
+/// How an answer bears on running the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mark {
+    Ok,
+    /// Works, with less.
+    Warn,
+    No,
+}
+
+impl fmt::Display for Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Ok => "ok",
+            Self::Warn => "warn",
+            Self::No => "NO",
+        })
+    }
+}
+
+/// Asks everything and prints a line for each; fails if one is a NO.
+pub fn run(ebpf_log: LevelFilter) -> Result<ExitCode> {
+    let answers = [
+        ("kernel", kernel()),
+        ("open files", open_files()),
+        ("IPv6", ipv6()),
+        ("engine copy", (Mark::Ok, "needs nothing".into())),
+        ("engine splice", tried(splice_works(), "bytes went socket to pipe to socket")),
+        (
+            "BTF",
+            file("/sys/kernel/btf/vmlinux", "the kernel is built without CONFIG_DEBUG_INFO_BTF"),
+        ),
+        ("bpffs", bpffs()),
+        (
+            "kernel programs",
+            tried(
+                program_works(ebpf_log),
+                "loaded, verified, attached to a socket map; counted 4 bytes and an end of stream",
+            ),
+        ),
+    ];
+    let mut all_well = true;
+    for (what, (mark, words)) in answers {
+        println!("{mark:<4}  {what:<15}  {words}");
+        all_well &= mark != Mark::No;
+    }
+    Ok(if all_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn tried(result: Result<()>, done: &str) -> (Mark, String) {
+    match result {
+        Ok(()) => (Mark::Ok, done.into()),
+        Err(error) => (Mark::No, format!("{error:#}")),
+    }
+}
+
+fn file(path: &str, why_not: &str) -> (Mark, String) {
+    match Path::new(path).exists() {
+        true => (Mark::Ok, path.into()),
+        false => (Mark::Warn, format!("no {path}: {why_not}")),
+    }
+}
+
+fn kernel() -> (Mark, String) {
+    let uname = rustix::system::uname();
+    let words = [uname.sysname(), uname.release(), uname.machine()]
+        .map(|word| word.to_string_lossy().into_owned())
+        .join(" ");
+    (Mark::Ok, words)
+}
+
+fn open_files() -> (Mark, String) {
+    let Some(limit) = getrlimit(Resource::Nofile).maximum else {
+        return (Mark::Ok, "unlimited".into());
+    };
+    let connections = connections_within(limit);
+    let mark = if connections < 10_000 { Mark::Warn } else { Mark::Ok };
+    let words = format!("hard limit {limit}: {connections} busy connections; root may raise it");
+    (mark, words)
+}
+
+fn ipv6() -> (Mark, String) {
+    match TcpListener::bind((Ipv6Addr::LOCALHOST, 0)) {
+        Ok(_) => (Mark::Ok, "[::1] binds".into()),
+        Err(error) => (Mark::Warn, format!("[::1] does not bind: {error}; listen on IPv4 only")),
+    }
+}
+
+fn bpffs() -> (Mark, String) {
+    const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
+    match statfs("/sys/fs/bpf") {
+        Ok(StatFs { f_type, .. }) if f_type as u64 == BPF_FS_MAGIC => {
+            (Mark::Ok, "/sys/fs/bpf".into())
+        }
+        Ok(_) | Err(_) => {
+            let words = "not mounted on /sys/fs/bpf, so nothing can be pinned; \
+                         `mount -t bpf bpf /sys/fs/bpf` mounts it";
+            (Mark::Warn, words.into())
+        }
+    }
+}
+
+fn splice_works() -> Result<()> {
+    let (mut peer, socket) = connected_pair()?;
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC).context("pipe2(2)")?;
+    peer.write_all(b"ping")?;
+    let flags = SpliceFlags::MOVE;
+    let moved = splice(&socket, None, &write, None, 4, flags).context("splice(2) from a socket")?;
+    let moved =
+        splice(&read, None, &socket, None, moved, flags).context("splice(2) to a socket")?;
+    let mut back = [0; 4];
+    peer.read_exact(&mut back[..moved])?;
+    ensure!(&back == b"ping", "the bytes changed on their way");
+    Ok(())
+}
+
+fn program_works(level: LevelFilter) -> Result<()> {
+    let mut program = VerdictProgram::load(level)?;
+    let (mut peer, mut socket) = connected_pair()?;
+    program.watch(&socket)?;
+    peer.write_all(b"ping")?;
+    let mut passed = [0; 4];
+    socket.read_exact(&mut passed).context("bytes that the program passed did not arrive")?;
+    peer.shutdown(Shutdown::Write)?;
+    let end = socket.read(&mut passed).context("the end of stream did not arrive")?;
+    program.flush_log();
+    ensure!(&passed == b"ping" && end == 0, "the program changed the stream");
+    let counted = [Count::Passed, Count::PassedBytes, Count::Empty].map(|slot| program.count(slot));
+    let [skbs, bytes, empty] = counted;
+    let (skbs, bytes, empty) = (skbs?, bytes?, empty?);
+    ensure!(
+        skbs == 1 && bytes == 4 && empty == 1,
+        "the program counted {skbs} buffers with {bytes} bytes and {empty} ends of stream"
+    );
+    Ok(())
+}
+
+/// A TCP connection over loopback, with deadlines.
+fn connected_pair() -> Result<(TcpStream, TcpStream)> {
+    let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0)))
+        .context("loopback does not work (is `lo` up?)")?;
+    let here = TcpStream::connect(listener.local_addr()?).context("connect over loopback")?;
+    let (there, _) = listener.accept()?;
+    for socket in [&here, &there] {
+        socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+        socket.set_nodelay(true)?;
+    }
+    Ok((here, there))
+}

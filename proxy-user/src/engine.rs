@@ -1,0 +1,190 @@
+//! Engines carry the bytes of a forwarded connection, and the ladder picks one.
+//!
+//! The contract is ownership: [`Engine::carry`] takes a pair of sockets to their end, or hands them
+//! back as they were. After the first byte there is no handing back. `copy` is the reference; every
+//! other engine gives the same bytes, half-closes, resets and tally.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep};
+
+use crate::sys;
+
+pub(crate) mod copy;
+mod ladder;
+mod relay;
+pub(crate) mod splice;
+
+pub(crate) use ladder::{Choice, Ladder};
+
+/// How long bytes on their way to the surviving peer may take before the reset follows them.
+const RESET_FLUSH: Duration = Duration::from_secs(1);
+
+/// Takes a pair of sockets to their end, or hands them back as they were.
+pub(crate) trait Engine {
+    /// What handing back looks like; [`Infallible`](std::convert::Infallible) for the last rung.
+    type Declined;
+
+    /// Carries both directions until both have ended.
+    async fn carry(&self, pair: Pair) -> Result<Tally, Self::Declined>;
+}
+
+/// The engines there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Tier {
+    /// read(2) and write(2) through a pooled buffer.
+    Copy,
+    /// splice(2) through a pooled pipe.
+    Splice,
+}
+
+impl Tier {
+    /// The word in configs, counters and logs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Copy => "copy",
+            Self::Splice => "splice",
+        }
+    }
+}
+
+/// Two connected sockets that want to be one connection.
+///
+/// Both carry `SO_LINGER` 0 (the client's from its listener) until a clean end takes it off: however
+/// the agent leaves a running flow (an error, a panic, `kill -9`), the peers see a reset and never a
+/// false end of stream.
+#[derive(Debug)]
+pub(crate) struct Pair {
+    client: TcpStream,
+    backend: TcpStream,
+    progress: Arc<Progress>,
+}
+
+/// Bytes delivered so far, for whoever watches the flow.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    up: AtomicU64,
+    down: AtomicU64,
+    tier: OnceLock<Tier>,
+}
+
+/// An account of a carried connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Tally {
+    /// Bytes from the client that the back end's socket took, the hello included.
+    pub(crate) up: u64,
+    /// Bytes from the back end that the client's socket took.
+    pub(crate) down: u64,
+    pub(crate) end: End,
+}
+
+/// How a carried connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum End {
+    /// Both sides closed in order.
+    Closed,
+    /// The client's side broke (reset, timeout, unreachable); the back end was reset.
+    ClientReset,
+    /// The back end's side broke; the client was reset.
+    BackendReset,
+}
+
+/// A pair that an engine did not touch, and why.
+#[derive(Debug)]
+pub(crate) struct Declined {
+    pub(crate) pair: Pair,
+    pub(crate) reason: &'static str,
+}
+
+/// One of the two peers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Side {
+    Client,
+    Backend,
+}
+
+impl Pair {
+    /// Arms the back end's socket as the listener armed the client's.
+    pub(crate) fn new(
+        client: TcpStream,
+        backend: TcpStream,
+        progress: Arc<Progress>,
+    ) -> std::io::Result<Self> {
+        backend.set_nodelay(true)?;
+        backend.set_zero_linger()?;
+        Ok(Self { client, backend, progress })
+    }
+
+    /// An engine takes the flow for good.
+    fn settle(&self, tier: Tier) {
+        let _once = self.progress.tier.set(tier);
+    }
+
+    fn socket(&self, side: Side) -> &TcpStream {
+        match side {
+            Side::Client => &self.client,
+            Side::Backend => &self.backend,
+        }
+    }
+
+    /// Closes both sockets as `end` demands and accounts for the flow.
+    async fn close(self, end: End) -> Tally {
+        match end {
+            End::Closed => self.close_in_order(),
+            End::ClientReset => flush(&self.backend).await,
+            End::BackendReset => flush(&self.client).await,
+        }
+        let (up, down) = self.progress.read();
+        Tally { up, down, end }
+    }
+
+    fn close_in_order(&self) {
+        for socket in [&self.client, &self.backend] {
+            without_reset(socket);
+        }
+    }
+}
+
+/// From now on closing the socket delivers what was written and ends the stream.
+pub(crate) fn without_reset(socket: &TcpStream) {
+    // Fails on a socket that is dead already: nothing left to deliver.
+    let _dead = socket2::SockRef::from(socket).set_linger(None);
+}
+
+impl Progress {
+    /// Bytes up and down.
+    pub(crate) fn read(&self) -> (u64, u64) {
+        (self.up.load(Ordering::Relaxed), self.down.load(Ordering::Relaxed))
+    }
+
+    /// The engine that carries the flow, once one does.
+    pub(crate) fn tier(&self) -> Option<Tier> {
+        self.tier.get().copied()
+    }
+}
+
+impl End {
+    /// A short word for counters and logs.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::ClientReset => "client_reset",
+            Self::BackendReset => "backend_reset",
+        }
+    }
+}
+
+/// Waits until the peer has what was sent before the reset: a reset discards the send queue.
+///
+/// The kernel has no event for an empty send queue, hence the short looks with growing pauses.
+async fn flush(survivor: &TcpStream) {
+    let deadline = Instant::now() + RESET_FLUSH;
+    let mut pause = Duration::from_micros(200);
+    while Instant::now() < deadline && sys::unacknowledged(survivor).is_ok_and(|bytes| bytes > 0) {
+        sleep(pause).await;
+        pause *= 2;
+    }
+}

@@ -1,0 +1,83 @@
+//! Which engine carries a flow: the first on the list that does not decline.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::copy::Copy;
+use super::splice::Splice;
+use super::{Engine, Pair, Tally, Tier};
+
+/// What the operator asked for (`engine`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Choice {
+    /// The engine that the benchmarks favour (docs/benchmarks.md), then the ones below it.
+    #[default]
+    Auto,
+    /// This one first; `copy` still stands beneath it.
+    Only(Tier),
+}
+
+impl FromStr for Choice {
+    type Err = &'static str;
+
+    fn from_str(word: &str) -> Result<Self, Self::Err> {
+        match word {
+            "auto" => Ok(Self::Auto),
+            "copy" => Ok(Self::Only(Tier::Copy)),
+            "splice" => Ok(Self::Only(Tier::Splice)),
+            _ => Err("is no engine; one of auto, splice, copy"),
+        }
+    }
+}
+
+impl fmt::Display for Choice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Only(tier) => f.write_str(tier.name()),
+        }
+    }
+}
+
+/// All engines and the order to try them in.
+#[derive(Debug, Default)]
+pub(crate) struct Ladder {
+    choice: Choice,
+    splice: Splice,
+    copy: Copy,
+}
+
+impl Choice {
+    /// The engines to try, best first; `copy`, which never declines, is the last.
+    pub const fn order(self) -> &'static [Tier] {
+        match self {
+            Self::Auto | Self::Only(Tier::Splice) => &[Tier::Splice, Tier::Copy],
+            Self::Only(Tier::Copy) => &[Tier::Copy],
+        }
+    }
+}
+
+impl Ladder {
+    pub(crate) fn new(choice: Choice) -> Self {
+        Self { choice, ..Self::default() }
+    }
+
+    /// Carries a pair to its end. Tells `declined` which engine handed it back, and why.
+    pub(crate) async fn carry(
+        &self,
+        mut pair: Pair,
+        declined: impl Fn(Tier, &'static str),
+    ) -> Tally {
+        if self.choice.order().contains(&Tier::Splice) {
+            match self.splice.carry(pair).await {
+                Ok(tally) => return tally,
+                Err(back) => {
+                    declined(Tier::Splice, back.reason);
+                    pair = back.pair;
+                }
+            }
+        }
+        let Ok(tally) = self.copy.carry(pair).await;
+        tally
+    }
+}

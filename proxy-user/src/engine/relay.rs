@@ -1,0 +1,155 @@
+//! The two directions of a flow in user space, whatever carries the bytes.
+//!
+//! Each direction ends on its own: an end of stream is passed on as `shutdown`, and the other
+//! direction goes on for as long as it likes. What breaks is passed on as a reset, after the bytes
+//! that came before it.
+
+use std::io::{self, ErrorKind};
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use rustix::net::Shutdown;
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+use tokio::select;
+
+use super::{End, Pair, Side};
+
+/// Holds the bytes between a read and a write. Holds no resource while it holds no bytes.
+pub(super) trait Carrier {
+    /// Takes what the socket has. `Ok(Filled { bytes: 0, .. })` is the end of stream.
+    fn fill(&mut self, from: &TcpStream) -> io::Result<Filled>;
+    /// Gives what it can to the socket and says how many bytes that were.
+    fn drain(&mut self, to: &TcpStream) -> io::Result<usize>;
+    /// Bytes taken and not given.
+    fn held(&self) -> usize;
+    /// Nothing is held and nothing is coming: give back the buffer or pipe.
+    fn rest(&mut self);
+}
+
+/// What a read brought.
+pub(super) struct Filled {
+    pub(super) bytes: usize,
+    /// The socket had no more than that, for certain: asking again would only say so.
+    pub(super) all: bool,
+}
+
+/// A socket that can no longer be used, and which direction's half of the work found out.
+#[derive(Clone, Copy, Debug)]
+struct Broken {
+    side: Side,
+    by: Half,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Half {
+    Read,
+    Write,
+}
+
+/// Carries both directions to their end.
+pub(super) async fn relay<C: Carrier>(pair: &Pair, up: C, down: C) -> End {
+    let broken = AtomicBool::new(false);
+    let up = pump(pair, Side::Client, up, &broken);
+    let down = pump(pair, Side::Backend, down, &broken);
+    let (mut up, mut down) = (pin!(up), pin!(down));
+    let (first, from) = select! {
+        ended = &mut up => (ended, Side::Client),
+        ended = &mut down => (ended, Side::Backend),
+    };
+    let mut other = match from {
+        Side::Client => down,
+        Side::Backend => up,
+    };
+    let ended = match first {
+        Ok(()) => select! {
+            biased;
+            ended = &mut other => ended,
+            // Nobody reads this side any more, and it can still break.
+            () = failure(pair.socket(from)) => Err(Broken { side: from, by: Half::Write }),
+        },
+        Err(broken) if broken.by == Half::Write => {
+            // The dead side may have said something before it died: that still has a reader.
+            let _also_broken = other.await;
+            Err(broken)
+        }
+        Err(broken) => Err(broken),
+    };
+    match ended {
+        Ok(()) => End::Closed,
+        Err(Broken { side: Side::Client, .. }) => End::ClientReset,
+        Err(Broken { side: Side::Backend, .. }) => End::BackendReset,
+    }
+}
+
+/// One direction, from `side` to the other.
+async fn pump<C: Carrier>(
+    pair: &Pair,
+    side: Side,
+    mut carrier: C,
+    broken: &AtomicBool,
+) -> Result<(), Broken> {
+    let (to_side, moved) = match side {
+        Side::Client => (Side::Backend, &pair.progress.up),
+        Side::Backend => (Side::Client, &pair.progress.down),
+    };
+    let (from, to) = (pair.socket(side), pair.socket(to_side));
+    let cannot_read = |_: io::Error| Broken { side, by: Half::Read };
+    let cannot_write = |_: io::Error| {
+        broken.store(true, Ordering::Relaxed);
+        Broken { side: to_side, by: Half::Write }
+    };
+    loop {
+        from.readable().await.map_err(cannot_read)?;
+        match fill(&mut carrier, from).map_err(cannot_read)? {
+            None => carrier.rest(),
+            // A side that the other direction found dead reads as ended; that is no end of stream.
+            Some(0) if broken.load(Ordering::Relaxed) => return Ok(()),
+            Some(0) => return end_of_stream(to).map_err(cannot_write),
+            Some(_) => drain(&mut carrier, to, moved).await.map_err(cannot_write)?,
+        }
+    }
+}
+
+/// `None`: nothing there yet.
+fn fill<C: Carrier>(carrier: &mut C, from: &TcpStream) -> io::Result<Option<usize>> {
+    let mut got = None;
+    // An error of kind WouldBlock makes tokio wait for the next event, so it also stands for "that
+    // was all": it saves the read that would find nothing.
+    let more = from.try_io(Interest::READABLE, || {
+        let filled = carrier.fill(from)?;
+        got = Some(filled.bytes);
+        if filled.all { Err(ErrorKind::WouldBlock.into()) } else { Ok(()) }
+    });
+    match more {
+        Err(error) if error.kind() != ErrorKind::WouldBlock => Err(error),
+        Ok(()) | Err(_) => Ok(got),
+    }
+}
+
+async fn drain<C: Carrier>(carrier: &mut C, to: &TcpStream, moved: &AtomicU64) -> io::Result<()> {
+    while carrier.held() > 0 {
+        match to.try_io(Interest::WRITABLE, || carrier.drain(to)) {
+            Ok(bytes) => {
+                moved.fetch_add(bytes as u64, Ordering::Relaxed);
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => to.writable().await?,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn end_of_stream(to: &TcpStream) -> io::Result<()> {
+    Ok(rustix::net::shutdown(to, Shutdown::Write)?)
+}
+
+/// Waits for a socket error that no read or write is there to find.
+async fn failure(socket: &TcpStream) {
+    loop {
+        match socket.ready(Interest::ERROR).await {
+            Ok(ready) if !ready.is_error() => {}
+            Ok(_) | Err(_) => return,
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! splice(2): the kernel moves pages from socket to pipe to socket, user space moves none.
+//!
+//! A pipe is taken from a pool when bytes arrive and given back, empty, when the socket has no
+//! more. A pipe that still holds bytes when its flow breaks is closed: it must not meet another.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::pipe::{PipeFlags, SpliceFlags};
+use tokio::net::TcpStream;
+
+use super::copy::{Copy, CopyCarrier};
+use super::relay::{Carrier, Filled, relay};
+use super::{Declined, Engine, Pair, Tally, Tier};
+
+/// Bytes asked for at once, and of pipe; above fs.pipe-max-size the kernel's default must do.
+const PIPE: usize = 256 * 1024;
+
+/// Slots of a pipe, each at least one byte: a splice of fewer bytes than that cannot have been cut
+/// short by a full pipe (pipe_resize_ring, fs/pipe.c; the default pipe has 16).
+const SLOTS: usize = 16;
+
+/// Empty pipes kept for the next burst.
+const POOL: usize = 256;
+
+/// Splices through pipes.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Splice {
+    pool: Arc<Mutex<Vec<Pipe>>>,
+    copy: Copy,
+}
+
+#[derive(Debug)]
+struct Pipe {
+    read: OwnedFd,
+    write: OwnedFd,
+    held: usize,
+}
+
+impl Engine for Splice {
+    type Declined = Declined;
+
+    async fn carry(&self, pair: Pair) -> Result<Tally, Declined> {
+        match self.take() {
+            Ok(pipe) => self.give(pipe),
+            Err(_) => return Err(Declined { pair, reason: "no_pipe" }),
+        }
+        pair.settle(Tier::Splice);
+        let end = relay(&pair, self.carrier(), self.carrier()).await;
+        Ok(pair.close(end).await)
+    }
+}
+
+impl Splice {
+    fn carrier(&self) -> SpliceCarrier {
+        SpliceCarrier { engine: self.clone(), pipe: None, spare: self.copy.carrier() }
+    }
+
+    fn take(&self) -> io::Result<Pipe> {
+        let pooled = self.pool.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        pooled.map_or_else(Pipe::new, Ok)
+    }
+
+    fn give(&self, pipe: Pipe) {
+        let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        if pipe.held == 0 && pool.len() < POOL {
+            pool.push(pipe);
+        }
+    }
+}
+
+impl Pipe {
+    fn new() -> io::Result<Self> {
+        let (read, write) = rustix::pipe::pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC)?;
+        // Beyond the user's share (pipe-user-pages-soft) a smaller pipe does the same work.
+        let _default_size = rustix::pipe::fcntl_setpipe_size(&write, PIPE);
+        Ok(Self { read, write, held: 0 })
+    }
+}
+
+/// One direction's pipe, while there is something in it.
+struct SpliceCarrier {
+    engine: Splice,
+    pipe: Option<Pipe>,
+    /// Carries a burst for which there is no pipe (descriptors ran out in mid-flow).
+    spare: CopyCarrier,
+}
+
+impl Carrier for SpliceCarrier {
+    fn fill(&mut self, from: &TcpStream) -> io::Result<Filled> {
+        let pipe = match self.pipe.take().map_or_else(|| self.engine.take(), Ok) {
+            Ok(pipe) => self.pipe.insert(pipe),
+            Err(_) => return self.spare.fill(from),
+        };
+        let bytes = splice(from, &pipe.write, PIPE)?;
+        pipe.held += bytes;
+        Ok(Filled { bytes, all: bytes > 0 && bytes < SLOTS })
+    }
+
+    fn drain(&mut self, to: &TcpStream) -> io::Result<usize> {
+        if self.spare.held() > 0 {
+            return self.spare.drain(to);
+        }
+        let Some(pipe) = &mut self.pipe else { return Ok(0) };
+        let bytes = splice(&pipe.read, to, pipe.held)?;
+        pipe.held -= bytes;
+        Ok(bytes)
+    }
+
+    fn held(&self) -> usize {
+        self.spare.held() + self.pipe.as_ref().map_or(0, |pipe| pipe.held)
+    }
+
+    fn rest(&mut self) {
+        self.spare.rest();
+        if let Some(pipe) = self.pipe.take() {
+            self.engine.give(pipe);
+        }
+    }
+}
+
+impl Drop for SpliceCarrier {
+    fn drop(&mut self) {
+        self.rest();
+    }
+}
+
+fn splice(
+    from: impl std::os::fd::AsFd,
+    to: impl std::os::fd::AsFd,
+    bytes: usize,
+) -> io::Result<usize> {
+    let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
+    let moved =
+        rustix::io::retry_on_intr(|| rustix::pipe::splice(&from, None, &to, None, bytes, flags))?;
+    Ok(moved)
+}

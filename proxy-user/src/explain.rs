@@ -1,0 +1,156 @@
+//! What would happen to a connection, in words: the same law that `run` follows.
+
+use std::fmt::Write as _;
+
+use anyhow::{Context as _, Result, bail};
+use snisplit_common::decide::{Class, Decision, Verdict, decide};
+use snisplit_common::hello::{Hello, Reader, Sni, Step};
+use snisplit_common::name::ServerName;
+
+use crate::cli::Explain;
+use crate::config::{Config, Route};
+use crate::conn::NoCertificates;
+
+/// Explains one connection, a fact a line.
+pub fn explain(config: &Config, asked: &Explain) -> Result<String> {
+    let mut out = String::new();
+    let hello = match &asked.hello {
+        Some(path) => {
+            let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
+            let hello = parse(config, &bytes)?;
+            line(&mut out, "hello", &facts(&hello, bytes.len()));
+            hello
+        }
+        None => invented(asked),
+    };
+    line(&mut out, "server name", &server_name(&hello.sni));
+    line(&mut out, "ALPN", &protocols(&hello));
+    let verdict = decide(&hello, &config.routes, config.acme_bypass, &NoCertificates);
+    line(&mut out, "route", &route(config, &hello, &verdict));
+    line(&mut out, "decision", &decision(&verdict));
+    line(&mut out, "because", verdict.reason.sentence());
+    if matches!(verdict.decision, Decision::Forward(_)) {
+        let engines: Vec<_> = config.engine.order().iter().map(|tier| tier.name()).collect();
+        line(&mut out, "engine", &engines.join(", else "));
+    }
+    if !hello.is_acme_validation() {
+        let validation = Hello { alpn: vec![b"acme-tls/1".to_vec()], ..hello };
+        let verdict = decide(&validation, &config.routes, config.acme_bypass, &NoCertificates);
+        let words = format!("{}: {}", decision(&verdict), verdict.reason.sentence());
+        line(&mut out, "ACME validation", &words);
+    }
+    Ok(out)
+}
+
+/// The config in half a line, for `check`.
+pub fn summary(config: &Config) -> String {
+    let names: usize = config.routes.iter().map(|route| route.names.len()).sum();
+    format!(
+        "{} listener(s), {} route(s) for {names} name(s), engine {}",
+        config.listeners.len(),
+        config.routes.iter().len(),
+        config.engine
+    )
+}
+
+fn line(out: &mut String, what: &str, words: &str) {
+    let _infallible = writeln!(out, "{what:<16} {words}");
+}
+
+fn parse(config: &Config, bytes: &[u8]) -> Result<Hello> {
+    match Reader::new(config.limits.hello_bytes).feed(bytes) {
+        Step::Hello(hello) => Ok(*hello),
+        Step::More { need } => bail!(
+            "the hello is not whole: {} bytes are there, at least {need} are needed; the agent \
+             would wait for the rest, then refuse with alert handshake_failure",
+            bytes.len()
+        ),
+        Step::Bad(why) => {
+            bail!("no ClientHello ({}); refused with alert {}", why.name(), why.alert())
+        }
+    }
+}
+
+fn invented(asked: &Explain) -> Hello {
+    Hello {
+        sni: match &asked.sni {
+            Some(name) => ServerName::parse(name.as_bytes()).map_or_else(Sni::Invalid, Sni::Name),
+            None => Sni::Absent,
+        },
+        alpn: asked.alpn.iter().map(|protocol| protocol.clone().into_bytes()).collect(),
+        versions: Vec::new(),
+        early_data: false,
+        ech: false,
+        wire_len: 0,
+        records: 0,
+    }
+}
+
+fn facts(hello: &Hello, bytes: usize) -> String {
+    let versions: Vec<_> = hello.versions.iter().filter_map(|v| version(*v)).collect();
+    let mut words =
+        format!("{} bytes in {} record(s), {}", hello.wire_len, hello.records, versions.join(", "));
+    if hello.ech {
+        words += ", ECH (or GREASE that looks like it)";
+    }
+    if hello.early_data {
+        words += ", early data offered";
+    }
+    if bytes > hello.wire_len {
+        let _infallible = write!(words, ", {} bytes behind it", bytes - hello.wire_len);
+    }
+    words
+}
+
+/// `None` for GREASE (RFC 8701).
+fn version(code: u16) -> Option<String> {
+    match code {
+        0x0301 => Some("TLS 1.0".into()),
+        0x0302 => Some("TLS 1.1".into()),
+        0x0303 => Some("TLS 1.2".into()),
+        0x0304 => Some("TLS 1.3".into()),
+        grease if grease & 0x0f0f == 0x0a0a => None,
+        other => Some(format!("version {other:#06x}")),
+    }
+}
+
+fn server_name(sni: &Sni) -> String {
+    match sni {
+        Sni::Name(name) => name.to_string(),
+        Sni::Absent => "none".into(),
+        Sni::Invalid(why) => format!("none: what the client sends {why}"),
+    }
+}
+
+fn protocols(hello: &Hello) -> String {
+    let all: Vec<_> = hello.alpn.iter().map(|p| p.escape_ascii().to_string()).collect();
+    match (hello.is_acme_validation(), all.is_empty()) {
+        (true, _) => "acme-tls/1 and nothing else: an ACME validation (RFC 8737)".into(),
+        (false, true) => "none".into(),
+        (false, false) => all.join(", "),
+    }
+}
+
+fn route<H>(config: &Config, hello: &Hello, verdict: &Verdict<'_, Route, H>) -> String {
+    let name = match &hello.sni {
+        Sni::Name(name) => Some(name),
+        Sni::Absent | Sni::Invalid(_) => None,
+    };
+    match (verdict.class, config.routes.owner(name)) {
+        (Class::Routed(claim), Some(owner)) => {
+            format!("{} ({} match), {}", owner.route.label, claim.name(), owner.route.origin)
+        }
+        _ => "none".into(),
+    }
+}
+
+fn decision<H>(verdict: &Verdict<'_, Route, H>) -> String {
+    match &verdict.decision {
+        Decision::Terminate(_) => "answer here".into(),
+        Decision::Refuse(alert) => format!("refuse with alert {alert}"),
+        Decision::Forward(route) => {
+            let backends: Vec<_> = route.backends.iter().map(ToString::to_string).collect();
+            format!("forward to {}", backends.join(" or "))
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! The shell of snisplit: all input and output around the law in `snisplit_common`.
+//!
+//! Read [`conn`] first: it is the life of a connection, a line a step. [`daemon`] builds everything
+//! and owns shutdown; nothing imports it.
+
+#![deny(unsafe_code)]
+
+pub mod cli;
+pub mod config;
+pub mod daemon;
+pub mod doctor;
+pub mod explain;
+
+mod conn;
+mod engine;
+mod kernel;
+mod observe;
+mod sys;

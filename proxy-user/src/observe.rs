@@ -1,0 +1,12 @@
+//! What the agent tells about itself: counters, one record for each connection, an admin port.
+
+pub(crate) mod access_log;
+mod acme_log;
+pub(crate) mod admin;
+pub(crate) mod metrics;
+pub(crate) mod record;
+
+pub(crate) use access_log::AccessLog;
+pub(crate) use acme_log::AcmeLog;
+pub(crate) use metrics::Metrics;
+pub(crate) use record::{Outcome, Record};

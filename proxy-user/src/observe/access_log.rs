@@ -1,0 +1,73 @@
+//! The access log: one JSON object a line, written by a thread of its own.
+//!
+//! A slow disk never slows a connection: lines that do not fit into the queue are dropped and
+//! counted (`snisplit_access_log_dropped_total`).
+
+use std::fs::OpenOptions;
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::{self, JoinHandle};
+
+use super::Metrics;
+use super::record::Entry;
+
+/// Lines waiting for the disk.
+const QUEUE: usize = 8192;
+
+/// Writes what it is given until it is dropped; dropping waits for the last line.
+#[derive(Debug)]
+pub(crate) struct AccessLog {
+    queue: Option<SyncSender<String>>,
+    writer: Option<JoinHandle<()>>,
+}
+
+impl AccessLog {
+    /// Appends to a file; `-` is standard output.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        let out: Box<dyn Write + Send> = if path == Path::new("-") {
+            Box::new(io::stdout())
+        } else {
+            Box::new(OpenOptions::new().create(true).append(true).open(path)?)
+        };
+        let (queue, lines) = sync_channel(QUEUE);
+        let writer = thread::Builder::new().name("access-log".into());
+        let writer = writer.spawn(move || write(&lines, BufWriter::new(out)))?;
+        Ok(Self { queue: Some(queue), writer: Some(writer) })
+    }
+
+    pub(super) fn write(&self, entry: &Entry, metrics: &Metrics) {
+        let sent = match (serde_json::to_string(entry), &self.queue) {
+            (Ok(line), Some(queue)) => queue.try_send(line + "\n").is_ok(),
+            (Err(_), _) | (_, None) => false,
+        };
+        if !sent {
+            metrics.access_log_dropped.inc();
+        }
+    }
+}
+
+impl Drop for AccessLog {
+    fn drop(&mut self) {
+        self.queue = None;
+        if let Some(writer) = self.writer.take() {
+            let _panicked = writer.join();
+        }
+    }
+}
+
+/// Flushes whenever the queue runs empty, so that a line is on its way within a moment.
+fn write(lines: &Receiver<String>, mut out: impl Write) {
+    let mut failed = false;
+    while let Ok(first) = lines.recv() {
+        let mut burst = std::iter::once(first).chain(lines.try_iter());
+        let written = burst.try_for_each(|line| out.write_all(line.as_bytes()));
+        let result = written.and_then(|()| out.flush());
+        if let Err(error) = &result
+            && !failed
+        {
+            tracing::warn!(%error, "the access log cannot be written");
+        }
+        failed = result.is_err();
+    }
+}

@@ -1,0 +1,46 @@
+//! A line at INFO for each ACME decision: a certificate that does not come is looked for here.
+//!
+//! CAs validate from several networks and failing clients ask again and again, so lines are limited;
+//! the next line that gets through says how many did not.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use snisplit_common::limits::Bucket;
+use tracing::info;
+
+use super::Record;
+
+/// Lines a second, and lines at once.
+const RATE: u32 = 5;
+const BURST: u32 = 50;
+
+/// Tells decisions, but not too many.
+#[derive(Debug)]
+pub(crate) struct AcmeLog {
+    begun: Instant,
+    state: Mutex<(Bucket, u64)>,
+}
+
+impl Default for AcmeLog {
+    fn default() -> Self {
+        Self { begun: Instant::now(), state: Mutex::new((Bucket::new(RATE, BURST), 0)) }
+    }
+}
+
+impl AcmeLog {
+    pub(crate) fn tell(&self, record: &Record) {
+        let (Some(acme), entry) = (&record.acme, &record.entry) else { return };
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let (bucket, held_back) = &mut *state;
+        if !bucket.take(self.begun.elapsed()) {
+            *held_back += 1;
+            return;
+        }
+        let held_back = std::mem::take(held_back);
+        drop(state);
+        let (sni, route) = (entry.sni.as_deref(), entry.route.as_deref());
+        let (class, decision, reason) = (acme.class, acme.decision, acme.reason);
+        info!(sni, route, class, decision, reason, held_back, "ACME validation");
+    }
+}

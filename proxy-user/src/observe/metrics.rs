@@ -1,0 +1,136 @@
+//! Every metric of the agent, each with its sentence (which is its help text too).
+
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+/// All metrics; cloning shares them.
+#[derive(Clone, Debug)]
+pub(crate) struct Metrics {
+    pub(crate) accepted: Counter,
+    pub(crate) open: Gauge,
+    pub(crate) accept_errors: Counter,
+    pub(crate) ended: Family<Ended, Counter>,
+    pub(crate) refused: Family<Refused, Counter>,
+    pub(crate) acme: Family<Acme, Counter>,
+    pub(crate) bytes: Family<Bytes, Counter<u64, AtomicU64>>,
+    pub(crate) declined: Family<Declined, Counter>,
+    pub(crate) dial_failures: Family<Dial, Counter>,
+    pub(crate) hello_seconds: Histogram,
+    pub(crate) dial_seconds: Histogram,
+    pub(crate) access_log_dropped: Counter,
+}
+
+/// Labels of `snisplit_connections_ended_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Ended {
+    pub(crate) outcome: &'static str,
+}
+
+/// Labels of `snisplit_refused_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Refused {
+    pub(crate) reason: &'static str,
+}
+
+/// Labels of `snisplit_acme_decisions_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Acme {
+    pub(crate) class: &'static str,
+    pub(crate) decision: &'static str,
+    pub(crate) reason: &'static str,
+}
+
+/// Labels of `snisplit_forwarded_bytes_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Bytes {
+    pub(crate) route: String,
+    pub(crate) engine: &'static str,
+    pub(crate) direction: &'static str,
+}
+
+/// Labels of `snisplit_engine_declined_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Declined {
+    pub(crate) engine: &'static str,
+    pub(crate) reason: &'static str,
+}
+
+/// Labels of `snisplit_dial_failures_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Dial {
+    pub(crate) backend: String,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        // 100 µs to 13 s: a LAN's handshake at one end, every time-out at the other.
+        let seconds = || Histogram::new(exponential_buckets(0.0001, 2.0, 18));
+        Self {
+            accepted: Counter::default(),
+            open: Gauge::default(),
+            accept_errors: Counter::default(),
+            ended: Family::default(),
+            refused: Family::default(),
+            acme: Family::default(),
+            bytes: Family::default(),
+            declined: Family::default(),
+            dial_failures: Family::default(),
+            hello_seconds: seconds(),
+            dial_seconds: seconds(),
+            access_log_dropped: Counter::default(),
+        }
+    }
+}
+
+impl Metrics {
+    /// All metrics in the OpenMetrics text format.
+    pub(crate) fn encode(&self) -> String {
+        let mut text = String::new();
+        match text::encode(&mut text, &self.registry()) {
+            Ok(()) => text,
+            Err(std::fmt::Error) => String::from("# EOF\n"),
+        }
+    }
+
+    fn registry(&self) -> Registry {
+        let mut all = Registry::with_prefix("snisplit");
+        let m = self.clone();
+        all.register("connections_accepted", "Connections accepted", m.accepted);
+        all.register("connections_open", "Connections that have not ended", m.open);
+        all.register(
+            "accept_errors",
+            "Failures of accept(2), full tables among them",
+            m.accept_errors,
+        );
+        all.register("connections_ended", "Connections that ended, by outcome", m.ended);
+        all.register("refused", "Connections refused, by reason", m.refused);
+        all.register("acme_decisions", "TLS-ALPN-01 validations decided, by class of name", m.acme);
+        all.register("forwarded_bytes", "Bytes delivered, both directions", m.bytes);
+        all.register("engine_declined", "Connections an engine handed back untouched", m.declined);
+        all.register("dial_failures", "Back-end addresses that did not answer", m.dial_failures);
+        all.register_with_unit(
+            "hello",
+            "Time from accept to a whole ClientHello",
+            Unit::Seconds,
+            m.hello_seconds,
+        );
+        all.register_with_unit(
+            "dial",
+            "Time to connect to a back end, failed attempts included",
+            Unit::Seconds,
+            m.dial_seconds,
+        );
+        all.register(
+            "access_log_dropped",
+            "Access log lines dropped because the disk was slower than the connections",
+            m.access_log_dropped,
+        );
+        all
+    }
+}
