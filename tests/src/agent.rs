@@ -1,0 +1,187 @@
+//! The agent under test: the real binary, its log and its records.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::{IpAddr, SocketAddr};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::lab::{Lab, PROXY, has_ipv6};
+use crate::wait::{PATIENCE, until};
+
+/// Where the agent listens, on every address.
+pub const PORT: u16 = 443;
+const ADMIN: &str = "127.0.0.1:9901";
+
+/// A running agent. Dropping it ends it, and fails the test if it panicked or warned unasked.
+#[derive(Debug)]
+pub struct Agent {
+    child: Child,
+    records: Receiver<Value>,
+    log: Arc<Mutex<String>>,
+    may_warn: bool,
+}
+
+/// The binary that `cargo xtask test` built.
+pub fn binary() -> String {
+    std::env::var("SNISPLIT_BIN").expect("SNISPLIT_BIN: run these tests by `cargo xtask test`")
+}
+
+impl Agent {
+    /// Starts the agent in the lab with these flags, besides a listener and an access log, and
+    /// waits until it is ready.
+    pub fn start(lab: &Lab, flags: &[&str]) -> Self {
+        Self::start_under(lab, &[], flags)
+    }
+
+    /// The same, run by another program such as `prlimit`.
+    pub fn start_under(lab: &Lab, by: &[&str], flags: &[&str]) -> Self {
+        let told = ["--admin", ADMIN, "--access-log", "-"];
+        Self::spawn(lab, &[by, &[&binary()]].concat(), &[&told[..], flags].concat())
+    }
+
+    /// Starts the agent without records or metrics, for benchmarks.
+    pub fn start_plain(lab: &Lab, flags: &[&str]) -> Self {
+        Self::spawn(lab, &[&binary()], flags)
+    }
+
+    fn spawn(lab: &Lab, program: &[&str], flags: &[&str]) -> Self {
+        let listen = if has_ipv6() { format!("[::]:{PORT}") } else { format!("0.0.0.0:{PORT}") };
+        let words = [program, &["run", "--listen", &listen], flags].concat();
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).env("NO_COLOR", "1").stdin(Stdio::null());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = lab.proxy(|| command.spawn()).unwrap();
+        let records = records(child.stdout.take().unwrap());
+        let log = collect(child.stderr.take().unwrap());
+        let agent = Self { child, records, log, may_warn: false };
+        until("the agent to be ready", || agent.log().contains("ready").then_some(()));
+        agent
+    }
+
+    /// Warnings are part of this test.
+    pub fn may_warn(mut self) -> Self {
+        self.may_warn = true;
+        self
+    }
+
+    /// The next record: what became of one connection.
+    #[track_caller]
+    pub fn record(&self) -> Value {
+        self.records.recv_timeout(PATIENCE).expect("a connection should have ended")
+    }
+
+    /// The next record of a connection that asked for this name.
+    #[track_caller]
+    pub fn record_of(&self, name: &str) -> Value {
+        loop {
+            let record = self.record();
+            if record["sni"] == name {
+                return record;
+            }
+        }
+    }
+
+    /// Whether a connection ends within this time.
+    pub fn record_within(&self, time: Duration) -> Option<Value> {
+        self.records.recv_timeout(time).ok()
+    }
+
+    /// What it logged so far.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// A metric's value by its whole name with labels; 0 if it never counted.
+    pub fn metric(&self, lab: &Lab, name: &str) -> f64 {
+        let text = lab.proxy(|| {
+            let url = format!("http://{ADMIN}/metrics");
+            Command::new("curl").args(["-sf", "-m", "5", &url]).output().unwrap()
+        });
+        let text = String::from_utf8(text.stdout).unwrap();
+        let value = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok();
+        text.lines().find_map(value).unwrap_or(0.0)
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Waits for it to exit by itself.
+    pub fn exit(&mut self) -> ExitStatus {
+        until("the agent to exit", || self.child.try_wait().unwrap())
+    }
+
+    /// Descriptors of one kind that it holds, by what /proc calls them (`socket:`, `pipe:`).
+    pub fn descriptors(&self, kind: &str) -> usize {
+        let folder = format!("/proc/{}/fd", self.pid());
+        let links = std::fs::read_dir(folder).unwrap();
+        let target =
+            |entry: std::io::Result<std::fs::DirEntry>| std::fs::read_link(entry.ok()?.path()).ok();
+        links.filter_map(target).filter(|to| to.to_string_lossy().starts_with(kind)).count()
+    }
+
+    /// CPU time it has used.
+    pub fn cpu(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
+        let fields: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+        let ticks: u64 = fields[11..13].iter().map(|field| field.parse::<u64>().unwrap()).sum();
+        Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second())
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _gone_already = self.child.kill();
+        let _reaped = self.child.wait();
+        let log = self.log();
+        if thread::panicking() {
+            eprintln!("--- the agent's log\n{log}---");
+            return;
+        }
+        assert!(!log.contains("panicked"), "{log}");
+        assert!(self.may_warn || !log.contains("WARN"), "{log}");
+    }
+}
+
+/// The agent's address for the client.
+pub fn address() -> SocketAddr {
+    (IpAddr::V4(PROXY), PORT).into()
+}
+
+fn records(stdout: impl Read + Send + 'static) -> Receiver<Value> {
+    let (sender, records) = channel();
+    thread::spawn(move || {
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            let record = serde_json::from_str(&line).expect("the access log is JSON");
+            if sender.send(record).is_err() {
+                return;
+            }
+        }
+    });
+    records
+}
+
+fn collect(stderr: impl Read + Send + 'static) -> Arc<Mutex<String>> {
+    let log = Arc::new(Mutex::new(String::new()));
+    let shared = Arc::clone(&log);
+    thread::spawn(move || {
+        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+            let mut log = shared.lock().unwrap();
+            log.push_str(&line);
+            log.push('\n');
+        }
+    });
+    log
+}

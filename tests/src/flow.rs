@@ -1,0 +1,52 @@
+//! A flow that has begun, for tests of what carries it.
+
+use std::net::{TcpListener, TcpStream};
+
+use crate::agent::{self, Agent};
+use crate::hello::Hello;
+use crate::lab::{Lab, backend};
+use crate::stream::{accept, connect, listen, read_some, write};
+
+/// One flow through the agent, its greeting already at the back end.
+#[derive(Debug)]
+pub struct Flow {
+    /// The client's socket.
+    pub client: TcpStream,
+    /// The back end's socket.
+    pub backend: TcpStream,
+    /// The agent between them.
+    pub agent: Agent,
+    /// The engine asked for.
+    pub engine: &'static str,
+    /// Bytes of the greeting.
+    pub hello: usize,
+    _listener: TcpListener,
+    _lab: Lab,
+}
+
+impl Flow {
+    /// Starts everything, greets, and reads the greeting at the back end.
+    pub fn open(engine: &'static str) -> Self {
+        let lab = Lab::new();
+        let agent = Agent::start(&lab, &["--engine", engine, "--route", "a.test=10.91.2.2:8001"]);
+        let listener = listen(&lab, backend(8001));
+        let client = connect(&lab, agent::address());
+        let hello = Hello::new().sni(b"a.test").bytes();
+        write(&client, &hello);
+        let backend = accept(&listener);
+        assert_eq!(read_some(&backend, hello.len()), hello);
+        Self { client, backend, agent, engine, hello: hello.len(), _listener: listener, _lab: lab }
+    }
+
+    /// The record must say what was carried, by which engine, and how it ended.
+    #[track_caller]
+    pub fn ends(&self, up: usize, down: usize, outcome: &str) {
+        let record = self.agent.record();
+        let told = (&record["engine"], &record["up"], &record["down"], &record["outcome"]);
+        let want = (self.engine, up + self.hello, down, outcome);
+        assert_eq!(told.0, want.0, "{record}");
+        assert_eq!((told.1, told.2), (&want.1.into(), &want.2.into()), "{record}");
+        assert_eq!(told.3, want.3, "{record}");
+        assert_eq!(record["backend"], "10.91.2.2:8001", "{record}");
+    }
+}

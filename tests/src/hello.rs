@@ -1,0 +1,121 @@
+//! Client greetings: recorded from real clients, and of our own making where no client would.
+
+use std::fs;
+use std::path::PathBuf;
+
+/// A recorded greeting: the bytes of a real client's first flight.
+#[derive(Debug)]
+pub struct Greeting {
+    /// The client, such as `chromium`.
+    pub client: String,
+    /// What it sent to the name `a.test`.
+    pub bytes: Vec<u8>,
+}
+
+/// All greetings in `tests/greetings`; `tests/greetings/README.md` says where they come from.
+pub fn recorded() -> Vec<Greeting> {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("greetings");
+    let mut greetings: Vec<_> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "bin"))
+        .map(|path| Greeting {
+            client: path.file_stem().unwrap().to_string_lossy().into_owned(),
+            bytes: fs::read(&path).unwrap(),
+        })
+        .collect();
+    greetings.sort_by(|a, b| a.client.cmp(&b.client));
+    greetings
+}
+
+/// A ClientHello of our own making.
+#[derive(Clone, Debug)]
+pub struct Hello {
+    extensions: Vec<u8>,
+}
+
+impl Hello {
+    /// No extensions yet.
+    pub const fn new() -> Self {
+        Self { extensions: Vec::new() }
+    }
+
+    /// Any extension.
+    pub fn extension(mut self, kind: u16, data: &[u8]) -> Self {
+        self.extensions.extend(kind.to_be_bytes());
+        self.extensions.extend(len16(data.len()));
+        self.extensions.extend(data);
+        self
+    }
+
+    /// The server name extension, with whatever bytes for a name.
+    pub fn sni(self, name: &[u8]) -> Self {
+        let entry = [&[0], &len16(name.len())[..], name].concat();
+        self.extension(0, &[&len16(entry.len())[..], &entry].concat())
+    }
+
+    /// The ALPN extension.
+    pub fn alpn(self, protocols: &[&str]) -> Self {
+        let list: Vec<u8> = protocols
+            .iter()
+            .flat_map(|name| [&[u8::try_from(name.len()).unwrap()], name.as_bytes()].concat())
+            .collect();
+        self.extension(16, &[&len16(list.len())[..], &list].concat())
+    }
+
+    /// Pads the handshake message (without its header) to this many bytes.
+    pub fn padded(self, size: usize) -> Self {
+        let now = self.message().len() - 4;
+        let mut padded = self;
+        let mut left = size - now;
+        // One extension holds 65,535 bytes at most; several kinds are needed for a long one.
+        for kind in 0xff00.. {
+            let data = match left {
+                0 => break,
+                1..4 => panic!("{size} cannot be reached"),
+                4..=32_772 => left - 4,
+                _ => 32_000,
+            };
+            left -= data + 4;
+            padded = padded.extension(kind, &vec![0; data]);
+        }
+        padded
+    }
+
+    /// The handshake message.
+    pub fn message(&self) -> Vec<u8> {
+        let mut body = vec![3, 3];
+        body.extend([0x5a; 32]);
+        body.extend([0, 0, 2, 0x13, 1, 1, 0]);
+        body.extend(len16(self.extensions.len()));
+        body.extend(&self.extensions);
+        let len = u32::try_from(body.len()).unwrap().to_be_bytes();
+        [&[1], &len[1..], &body].concat()
+    }
+
+    /// In records of at most so many bytes.
+    pub fn records(&self, size: usize) -> Vec<u8> {
+        records(&self.message(), size)
+    }
+
+    /// In as few records as there can be.
+    pub fn bytes(&self) -> Vec<u8> {
+        self.records(16_384)
+    }
+}
+
+impl Default for Hello {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Puts a handshake message into records of at most so many bytes.
+pub fn records(message: &[u8], size: usize) -> Vec<u8> {
+    let record = |part: &[u8]| [&[22, 3, 1], &len16(part.len())[..], part].concat();
+    message.chunks(size).flat_map(record).collect()
+}
+
+fn len16(n: usize) -> [u8; 2] {
+    u16::try_from(n).unwrap().to_be_bytes()
+}

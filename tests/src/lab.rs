@@ -1,0 +1,144 @@
+//! Three namespaces in a row: client | proxy | back ends. Gone when the `Lab` is dropped.
+
+use std::fs::File;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use tempfile::TempDir;
+
+/// The proxy, as the client sees it.
+pub const PROXY: Ipv4Addr = Ipv4Addr::new(10, 91, 1, 1);
+/// The proxy's IPv6 address towards the client.
+pub const PROXY6: Ipv6Addr = Ipv6Addr::new(0xfd91, 1, 0, 0, 0, 0, 0, 1);
+/// The client.
+pub const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 91, 1, 2);
+/// The back ends, told apart by port.
+pub const BACKEND: Ipv4Addr = Ipv4Addr::new(10, 91, 2, 2);
+/// The back ends over IPv6.
+pub const BACKEND6: Ipv6Addr = Ipv6Addr::new(0xfd91, 2, 0, 0, 0, 0, 0, 2);
+
+/// The topology and a folder for whatever the peers write.
+#[derive(Debug)]
+pub struct Lab {
+    client: Namespace,
+    proxy: Namespace,
+    backends: Namespace,
+    folder: TempDir,
+}
+
+impl Lab {
+    /// Builds the namespaces and joins them.
+    pub fn new() -> Self {
+        let lab = Self {
+            client: Namespace::new("c"),
+            proxy: Namespace::new("p"),
+            backends: Namespace::new("b"),
+            folder: TempDir::with_prefix("sp-").unwrap(),
+        };
+        join((&lab.client, CLIENT, 0x1002), (&lab.proxy, PROXY, 0x1001));
+        join((&lab.proxy, Ipv4Addr::new(10, 91, 2, 1), 0x2001), (&lab.backends, BACKEND, 0x2002));
+        lab
+    }
+
+    /// Runs something as the client. Sockets and children made there stay there.
+    pub fn client<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
+        self.client.run(act)
+    }
+
+    /// Runs something where the agent is.
+    pub fn proxy<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
+        self.proxy.run(act)
+    }
+
+    /// Runs something where the back ends are.
+    pub fn backends<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
+        self.backends.run(act)
+    }
+
+    /// A folder of this lab's own.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Names of the namespaces: client, proxy, back ends.
+    pub fn names(&self) -> [&str; 3] {
+        [&self.client.name, &self.proxy.name, &self.backends.name]
+    }
+}
+
+impl Default for Lab {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Whether this kernel speaks IPv6 at all.
+pub fn has_ipv6() -> bool {
+    Path::new("/proc/sys/net/ipv6").exists()
+}
+
+/// The address of a back end on this port.
+pub fn backend(port: u16) -> SocketAddr {
+    (IpAddr::V4(BACKEND), port).into()
+}
+
+#[derive(Debug)]
+struct Namespace {
+    name: String,
+}
+
+impl Namespace {
+    fn new(role: &str) -> Self {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("sp-{}-{number}{role}", std::process::id());
+        ip(&["netns", "add", &name]);
+        ip(&["-n", &name, "link", "set", "lo", "up"]);
+        Self { name }
+    }
+
+    fn run<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
+        let path = Path::new("/run/netns").join(&self.name);
+        let inside = move || {
+            let namespace = File::open(path).unwrap();
+            let kind = Some(LinkNameSpaceType::Network);
+            move_into_link_name_space(std::os::fd::AsFd::as_fd(&namespace), kind).unwrap();
+            act()
+        };
+        thread::scope(|scope| match scope.spawn(inside).join() {
+            Ok(done) => done,
+            Err(panic) => std::panic::resume_unwind(panic),
+        })
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        ip(&["netns", "delete", &self.name]);
+    }
+}
+
+/// A veth pair; `number` is what tells the ends' IPv6 addresses apart.
+fn join(left: (&Namespace, Ipv4Addr, u16), right: (&Namespace, Ipv4Addr, u16)) {
+    let (left_name, right_name) = (format!("to-{:x}", right.2), format!("to-{:x}", left.2));
+    let peer = ["type", "veth", "peer", "name", &right_name, "netns", &right.0.name];
+    ip(&[&["-n", &left.0.name, "link", "add", &left_name][..], &peer].concat());
+    for ((namespace, v4, number), link) in [(left, &left_name), (right, &right_name)] {
+        let v6 = format!("fd91:{}::{}/64", number >> 12, number & 0xf);
+        let name = namespace.name.as_str();
+        ip(&["-n", name, "addr", "add", &format!("{v4}/24"), "dev", link]);
+        if has_ipv6() {
+            ip(&["-n", name, "addr", "add", &v6, "dev", link, "nodad"]);
+        }
+        ip(&["-n", name, "link", "set", link, "up"]);
+    }
+}
+
+fn ip(words: &[&str]) {
+    let done = Command::new("ip").args(words).output().unwrap();
+    assert!(done.status.success(), "ip {words:?}: {}", String::from_utf8_lossy(&done.stderr));
+}

@@ -1,0 +1,178 @@
+//! Real peers: TLS servers behind the agent, TLS clients before it.
+
+use std::fs;
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use crate::lab::{Lab, backend};
+use crate::wait::until;
+
+/// A child process that ends with its test.
+#[derive(Debug)]
+pub struct Peer {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Peer {
+    /// Starts a server among the back ends and waits until it accepts on `address`.
+    pub fn start(lab: &Lab, address: SocketAddr, command: &mut Command) -> Self {
+        let log = lab.folder().join(format!("peer-{}.log", address.port()));
+        let file = fs::File::create(&log).unwrap();
+        // s_server ends when its standard input does.
+        command.stdin(Stdio::piped()).stdout(file.try_clone().unwrap()).stderr(file);
+        command.env("HOME", lab.folder()).current_dir(lab.folder());
+        let child = lab.backends(|| command.spawn());
+        let child = child.unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let mut peer = Self { child, log };
+        until(&format!("{command:?}"), || {
+            assert!(peer.child.try_wait().unwrap().is_none(), "{command:?}: {}", peer.log());
+            lab.backends(|| TcpStream::connect(address)).ok()
+        });
+        peer
+    }
+
+    /// What it printed.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.log).unwrap()).into_owned()
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let _gone_already = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}
+
+/// A key and a self-signed certificate for a name.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// The certificate, PEM.
+    pub cert: PathBuf,
+    /// The key, PEM.
+    pub key: PathBuf,
+}
+
+/// Makes a certificate for a name.
+pub fn identity(lab: &Lab, name: &str) -> Identity {
+    let cert = lab.folder().join(format!("{name}.pem"));
+    let key = lab.folder().join(format!("{name}.key"));
+    let mut command = Command::new("openssl");
+    command.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]);
+    command.args(["-nodes", "-days", "2", "-subj", &format!("/CN={name}")]);
+    command.args(["-addext", &format!("subjectAltName=DNS:{name}"), "-keyout"]);
+    let done = command.arg(&key).arg("-out").arg(&cert).output().unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    Identity { cert, key }
+}
+
+/// openssl s_server; with `-rev` it answers every line reversed and ends at the line `CLOSE`.
+pub fn openssl(lab: &Lab, address: SocketAddr, name: &str, more: &[&str]) -> Peer {
+    let Identity { cert, key } = identity(lab, name);
+    let mut command = Command::new("openssl");
+    command.args(["s_server", "-accept", &address.to_string()]);
+    command.arg("-cert").arg(cert).arg("-key").arg(key).args(more);
+    Peer::start(lab, address, &mut command)
+}
+
+/// nginx that answers any request with its own word.
+pub fn nginx(lab: &Lab, port: u16, name: &str, word: &str) -> Peer {
+    let Identity { cert, key } = identity(lab, name);
+    let (cert, key) = (cert.display(), key.display());
+    let folder = lab.folder().display();
+    let address = backend(port);
+    let config = format!(
+        "daemon off; master_process off; pid {folder}/nginx.pid; error_log stderr;
+         events {{}}
+         http {{
+           access_log off; client_body_temp_path {folder}; proxy_temp_path {folder};
+           fastcgi_temp_path {folder}; uwsgi_temp_path {folder}; scgi_temp_path {folder};
+           server {{
+             listen {address} ssl http2; ssl_protocols TLSv1.2 TLSv1.3;
+             ssl_certificate {cert}; ssl_certificate_key {key};
+             location / {{ return 200 '{word}'; }}
+           }}
+         }}"
+    );
+    let file = written(lab, "nginx.conf", &config);
+    Peer::start(lab, address, Command::new("nginx").arg("-c").arg(file).args(["-p", "."]))
+}
+
+/// Caddy that answers any request with its own word.
+pub fn caddy(lab: &Lab, port: u16, name: &str, word: &str) -> Peer {
+    let Identity { cert, key } = identity(lab, name);
+    let (cert, key) = (cert.display(), key.display());
+    let config = format!(
+        "{{\n admin off\n auto_https off\n persist_config off\n}}\n\
+         https://{name}:{port} {{\n tls {cert} {key}\n respond \"{word}\"\n}}\n"
+    );
+    let file = written(lab, "Caddyfile", &config);
+    let mut command = Command::new(packaged("caddy"));
+    command.args(["run", "--adapter", "caddyfile", "--config"]).arg(file);
+    Peer::start(lab, backend(port), &mut command)
+}
+
+/// Traefik with its ping service behind TLS, which answers `OK`.
+pub fn traefik(lab: &Lab, port: u16, name: &str) -> Peer {
+    let Identity { cert, key } = identity(lab, name);
+    let config = format!(
+        "tls:\n  certificates:\n  - certFile: {}\n    keyFile: {}\n\
+         http:\n  routers:\n    ping:\n      rule: 'Host(`{name}`)'\n      \
+         service: ping@internal\n      tls: {{}}\n",
+        cert.display(),
+        key.display()
+    );
+    let file = written(lab, "dynamic.yml", &config);
+    let mut command = Command::new(packaged("traefik"));
+    command.arg(format!("--providers.file.filename={}", file.display()));
+    command.arg(format!("--entrypoints.web.address={}", backend(port)));
+    command.args(["--ping=true", "--ping.manualrouting=true", "--global.checknewversion=false"]);
+    let peer = Peer::start(lab, backend(port), &mut command);
+    // It accepts before it has read its routes.
+    until("Traefik to know its route", || {
+        let mut probe = Command::new("curl");
+        probe.args(["-sk", "--connect-to", &format!("::{}", backend(port))]);
+        let done = lab.backends(|| probe.arg(format!("https://{name}/")).output()).unwrap();
+        (done.stdout == b"OK").then_some(())
+    });
+    peer
+}
+
+/// A program that `cargo xtask setup` put into its own Python environment.
+pub fn packaged(program: &str) -> PathBuf {
+    let folder = std::env::var("SNISPLIT_PEERS");
+    Path::new(&folder.expect("SNISPLIT_PEERS: run these tests by `cargo xtask test`")).join(program)
+}
+
+fn written(lab: &Lab, name: &str, text: &str) -> PathBuf {
+    let path = lab.folder().join(name);
+    fs::write(&path, text).unwrap();
+    path
+}
+
+/// curl as the client, certificates unchecked; a name is where the agent is.
+pub fn curl(lab: &Lab, url: &str, more: &[&str]) -> Output {
+    let mut command = Command::new("curl");
+    command.args(["-sSk", "-m", "20", "--connect-to"]);
+    command.arg(format!("::{}", crate::agent::address())).args(more).arg(url);
+    lab.client(|| command.output()).unwrap()
+}
+
+/// openssl s_client as the client; what it prints and how it exits.
+pub fn s_client(lab: &Lab, name: &str, input: &str, more: &[&str]) -> String {
+    let words = lab.folder().join(format!("input-{}", input.len()));
+    fs::write(&words, input).unwrap();
+    let mut command = Command::new("timeout");
+    command.args(["20", "openssl", "s_client", "-servername", name, "-connect"]);
+    command.arg(crate::agent::address().to_string()).args(more);
+    command.stdin(fs::File::open(words).unwrap());
+    let done = lab.client(|| command.output()).unwrap();
+    [done.stdout, done.stderr].map(|out| String::from_utf8_lossy(&out).into_owned()).concat()
+}

@@ -1,0 +1,26 @@
+//! Waiting for conditions, with deadlines.
+
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+/// How long anything in the lab may take before it counts as a failure.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Looks every 5 ms until there is something, and fails after [`PATIENCE`].
+#[track_caller]
+pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "waited {PATIENCE:?} for: {what}");
+        pass(Duration::from_millis(5));
+    }
+}
+
+/// Lets time pass, for peers that are slow on purpose.
+pub fn pass(time: Duration) {
+    let (_keep, nothing): (_, Receiver<()>) = channel();
+    let _timeout = nothing.recv_timeout(time);
+}

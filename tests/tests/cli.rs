@@ -1,0 +1,140 @@
+//! `check`, `explain` and `doctor`: what a person is told.
+//!
+//! The texts are kept in `tests/snapshots`; `SNISPLIT_BLESS=1` writes them anew, for the diff to be
+//! read.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use snisplit_tests::agent::binary;
+use snisplit_tests::lab::Lab;
+
+fn folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+fn snisplit(words: &[&str]) -> Output {
+    let mut command = Command::new(binary());
+    command.args(words).current_dir(folder("configs")).env("NO_COLOR", "1").output().unwrap()
+}
+
+fn said(output: &Output) -> String {
+    let text = [&output.stdout[..], &output.stderr].concat();
+    String::from_utf8(text).unwrap()
+}
+
+#[track_caller]
+fn matches_snapshot(name: &str, text: &str) {
+    let path = folder("snapshots").join(name);
+    if std::env::var_os("SNISPLIT_BLESS").is_some() {
+        fs::write(&path, text).unwrap();
+    }
+    let want = fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(text, want, "{} differs", path.display());
+}
+
+/// Each broken file in `tests/configs` has one thing wrong, and an error of its own.
+#[test]
+fn broken_configs_get_errors_that_help() {
+    let mut all = String::new();
+    let mut names: Vec<_> = fs::read_dir(folder("configs"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.starts_with("bad-"))
+        .collect();
+    names.sort();
+    assert!(names.len() >= 15, "{names:?}");
+    let mut errors = std::collections::BTreeSet::new();
+    for name in &names {
+        let output = snisplit(&["check", name]);
+        assert_eq!(output.status.code(), Some(1), "{name}");
+        let text = said(&output);
+        assert!(text.starts_with(name.as_str()), "{text}");
+        errors.insert(text.replace(name, "FILE"));
+        all += &text;
+    }
+    all += &said(&snisplit(&["check", "there-is-none.toml"]));
+    matches_snapshot("check.txt", &all);
+    assert_eq!(errors.len(), names.len(), "each error is its own");
+}
+
+#[test]
+fn good_configs_pass() {
+    for name in ["good-full.toml", "good-least.toml"] {
+        let output = snisplit(&["check", name]);
+        assert!(output.status.success(), "{}", said(&output));
+    }
+}
+
+#[test]
+fn explain_says_route_line_decision_and_why() {
+    let mut all = String::new();
+    for words in [
+        &["--sni", "a.test", "--alpn", "h2"][..],
+        &["--sni", "www.a.test", "--alpn", "acme-tls/1"],
+        &["--sni", "x.wild.test"],
+        &["--sni", "local.test"],
+        &["--sni", "victim.test", "--alpn", "acme-tls/1"],
+        &["--sni", "a.test", "--alpn", "acme-tls/1", "--acme-bypass", "never"],
+        &["--sni", "victim.test", "--alpn", "acme-tls/1", "--acme-bypass", "always"],
+        &["--sni", "a.test."],
+        &[],
+        &["--hello", "../greetings/chromium.bin"],
+        &["--hello", "../greetings/openssl-acme.bin"],
+        &["--hello", "good-least.toml"],
+        &["--sni", "a.test", "--engine", "copy", "--route", "a.test=[::1]:1;acme=refuse"],
+    ] {
+        let output = snisplit(&[&["explain", "--config", "good-full.toml"], words].concat());
+        all += &format!("$ snisplit explain {}\n{}\n", words.join(" "), said(&output));
+    }
+    matches_snapshot("explain.txt", &all);
+}
+
+#[test]
+fn wrong_flags_are_named() {
+    let mut all = String::new();
+    for words in [
+        &["--listen", "443", "--route", "a.test=10.0.0.1:443"][..],
+        &["--listen", "[::]:443", "--route", "a.test"],
+        &["--listen", "[::]:443", "--route", "a.test=10.0.0.1:443;acme=maybe"],
+        &["--listen", "[::]:443", "--route", "a.test=h:1", "--route", "b.test,a.test=h:2"],
+        &["--engine", "warp", "--drain", "soon", "--hello-bytes", "12"],
+    ] {
+        let output = snisplit(&[&["run"], words].concat());
+        assert_eq!(output.status.code(), Some(1));
+        all += &format!("$ snisplit run {}\n{}\n", words.join(" "), said(&output));
+    }
+    matches_snapshot("flags.txt", &all);
+}
+
+/// The chain from compiler to verifier, proved on this very kernel.
+#[test]
+fn doctor_loads_and_runs_the_kernel_program() {
+    let lab = Lab::new();
+    let mut command = Command::new(binary());
+    command.args(["doctor", "--ebpf-log", "debug"]).env("NO_COLOR", "1");
+    let output = lab.proxy(|| command.output()).unwrap();
+    let text = said(&output);
+    assert!(output.status.success(), "{text}");
+    assert!(text.contains("counted 4 bytes and an end of stream"), "{text}");
+    assert!(text.contains("DEBUG end of stream"), "the kernel program's own log: {text}");
+    assert!(text.contains("ok    engine splice"), "{text}");
+
+    let mut quiet = Command::new(binary());
+    let output = lab.proxy(|| quiet.arg("doctor").output()).unwrap();
+    assert!(!said(&output).contains("DEBUG"), "off by default");
+}
+
+#[test]
+fn doctor_says_why_not() {
+    let lab = Lab::new();
+    let mut command = Command::new("setpriv");
+    let powerless = ["--bounding-set", "-all", "--inh-caps", "-all", "--reuid", "65534"];
+    command.args(powerless).args(["--clear-groups", &binary(), "doctor"]);
+    let output = lab.proxy(|| command.output()).unwrap();
+    let text = said(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("NO    kernel programs"), "{text}");
+    assert!(text.contains("CAP_BPF"), "{text}");
+}

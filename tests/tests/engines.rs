@@ -1,0 +1,214 @@
+//! What every engine must do alike. Each test runs once for each engine.
+
+use std::io::ErrorKind;
+use std::thread;
+use std::time::Duration;
+
+use snisplit_tests::agent::Agent;
+use snisplit_tests::flow::Flow;
+use snisplit_tests::stream::{Noise, ending, finish, hash_all, read_all, read_some, reset, write};
+use snisplit_tests::wait::{pass, until};
+
+fn on_each_engine(test: impl Fn(Flow)) {
+    for engine in ["copy", "splice"] {
+        test(Flow::open(engine));
+    }
+}
+
+const BULK: usize = 200_000_000;
+
+#[test]
+fn a_download_of_200_mb_arrives_whole() {
+    on_each_engine(|flow| {
+        let Flow { client, backend, .. } = &flow;
+        let got = thread::scope(|scope| {
+            let sent = scope.spawn(|| {
+                let hash = Noise::default().send(backend, BULK);
+                finish(backend);
+                hash
+            });
+            let got = hash_all(client);
+            finish(client);
+            assert_eq!(got, (BULK, sent.join().unwrap()));
+            got
+        });
+        assert_eq!(read_all(backend), b"");
+        flow.ends(0, got.0, "closed");
+    });
+}
+
+#[test]
+fn an_upload_of_200_mb_arrives_whole() {
+    on_each_engine(|flow| {
+        let Flow { client, backend, .. } = &flow;
+        thread::scope(|scope| {
+            let sent = scope.spawn(|| {
+                let hash = Noise::default().send(client, BULK);
+                finish(client);
+                hash
+            });
+            let got = hash_all(backend);
+            finish(backend);
+            assert_eq!(got, (BULK, sent.join().unwrap()));
+        });
+        assert_eq!(read_all(client), b"");
+        flow.ends(BULK, 0, "closed");
+    });
+}
+
+#[test]
+fn both_directions_at_once() {
+    on_each_engine(|flow| {
+        let (ours, theirs) = (&flow.client, &flow.backend);
+        let send = |stream| {
+            let hash = Noise::default().send(stream, 40_000_000);
+            finish(stream);
+            (40_000_000, hash)
+        };
+        thread::scope(|scope| {
+            let (up, down) = (scope.spawn(|| send(ours)), scope.spawn(|| send(theirs)));
+            let at_backend = scope.spawn(|| hash_all(theirs));
+            assert_eq!(hash_all(ours), down.join().unwrap());
+            assert_eq!(at_backend.join().unwrap(), up.join().unwrap());
+        });
+        flow.ends(40_000_000, 40_000_000, "closed");
+    });
+}
+
+/// nginx, sslh, sniproxy and Traefik return nothing of it by default (notes on peers, §3).
+#[test]
+fn the_answer_to_a_half_closed_client_arrives_whole() {
+    on_each_engine(|flow| {
+        let Flow { client, backend, .. } = &flow;
+        write(client, b"the last word");
+        finish(client);
+        assert_eq!(read_all(backend), b"the last word");
+        pass(Duration::from_millis(700));
+        let sent = Noise::default().send(backend, 300_000);
+        finish(backend);
+        assert_eq!(hash_all(client), (300_000, sent));
+        flow.ends(13, 300_000, "closed");
+    });
+}
+
+#[test]
+fn the_back_end_may_end_first() {
+    on_each_engine(|flow| {
+        let Flow { client, backend, .. } = &flow;
+        write(backend, b"goodbye");
+        finish(backend);
+        assert_eq!(read_all(client), b"goodbye");
+        pass(Duration::from_millis(300));
+        write(client, b"and you");
+        finish(client);
+        assert_eq!(read_all(backend), b"and you");
+        flow.ends(7, 7, "closed");
+    });
+}
+
+#[test]
+fn a_reset_reaches_the_back_end_behind_the_bytes_before_it() {
+    on_each_engine(|flow| {
+        let Flow { client, backend, agent, engine, hello, .. } = flow;
+        write(&client, b"last words");
+        assert_eq!(read_some(&backend, 10), b"last words");
+        reset(client);
+        assert_eq!(ending(&backend), (vec![], Err(ErrorKind::ConnectionReset)));
+        let record = agent.record();
+        assert_eq!(
+            (&record["outcome"], &record["up"]),
+            (&"client_reset".into(), &(hello + 10).into())
+        );
+        assert_eq!(record["engine"], engine);
+    });
+}
+
+#[test]
+fn a_reset_reaches_the_client_behind_the_bytes_before_it() {
+    on_each_engine(|flow| {
+        let Flow { client, backend, agent, .. } = flow;
+        write(&backend, b"last words");
+        assert_eq!(read_some(&client, 10), b"last words");
+        reset(backend);
+        assert_eq!(ending(&client), (vec![], Err(ErrorKind::ConnectionReset)));
+        assert_eq!(agent.record()["outcome"], "backend_reset");
+    });
+}
+
+/// After its end of stream nobody reads the client's side any more; its death must still show.
+#[test]
+fn a_reset_after_a_half_close_is_a_reset() {
+    on_each_engine(|flow| {
+        let Flow { client, backend, agent, .. } = flow;
+        finish(&client);
+        assert_eq!(read_all(&backend), b"");
+        reset(client);
+        // The back end's own side is open; its next word finds the reset.
+        until("the reset at the back end", || {
+            let sent = std::io::Write::write(&mut &backend, b".");
+            sent.is_err().then_some(())
+        });
+        assert_eq!(agent.record()["outcome"], "client_reset");
+    });
+}
+
+#[test]
+fn bytes_that_come_one_by_one_stay_in_order() {
+    on_each_engine(|flow| {
+        let Flow { client, backend, .. } = &flow;
+        let text: Vec<u8> = (0..2000_u32).flat_map(|n| [(n >> 8) as u8, n as u8]).collect();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                text.chunks(1).for_each(|byte| write(client, byte));
+                finish(client);
+            });
+            scope.spawn(|| {
+                text.chunks(1).for_each(|byte| write(backend, byte));
+                finish(backend);
+            });
+            let at_client = scope.spawn(|| read_all(client));
+            assert_eq!(read_all(backend), text);
+            assert_eq!(at_client.join().unwrap(), text);
+        });
+        flow.ends(text.len(), text.len(), "closed");
+    });
+}
+
+#[test]
+fn a_slow_reader_throttles_the_sender_and_an_idle_flow_holds_no_pipe() {
+    on_each_engine(|flow| {
+        let Flow { client, backend, agent, .. } = &flow;
+        let idle = agent.descriptors("pipe:");
+        let sent = thread::scope(|scope| {
+            let sending = scope.spawn(|| {
+                let hash = Noise::default().send(backend, 64_000_000);
+                finish(backend);
+                hash
+            });
+            // Nobody reads: the sender must come to a halt with most of it unsent.
+            let mut last = u64::MAX;
+            until("the sender to be throttled", || {
+                pass(Duration::from_millis(200));
+                let queued = resident(agent);
+                std::mem::replace(&mut last, queued).eq(&queued).then_some(())
+            });
+            assert!(!sending.is_finished(), "64 MB must not fit into the queues");
+            assert!(resident(agent) < 64 << 20, "{} bytes", resident(agent));
+            let got = hash_all(client);
+            finish(client);
+            let sent = sending.join().unwrap();
+            assert_eq!(got, (64_000_000, sent));
+            sent
+        });
+        assert_ne!(sent, [0; 32]);
+        flow.ends(0, 64_000_000, "closed");
+        // Pooled pipes stay; what must not grow is their number with flows that are idle.
+        assert!(agent.descriptors("pipe:") <= idle + 4);
+    });
+}
+
+/// Bytes of memory that the agent holds.
+fn resident(agent: &Agent) -> u64 {
+    let statm = std::fs::read_to_string(format!("/proc/{}/statm", agent.pid())).unwrap();
+    statm.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 4096
+}

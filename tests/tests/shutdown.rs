@@ -1,0 +1,141 @@
+//! How the agent goes: drains, is cut, starves for descriptors, dies.
+
+use std::io::ErrorKind;
+use std::net::{TcpListener, TcpStream};
+use std::time::Duration;
+
+use rustix::process::Signal;
+use snisplit_tests::agent::{self, Agent};
+use snisplit_tests::hello::Hello;
+use snisplit_tests::lab::{Lab, backend};
+use snisplit_tests::stream::{accept, connect, ending, finish, listen, read_all, read_some, write};
+use snisplit_tests::wait::until;
+
+const ROUTE: [&str; 2] = ["--route", "a.test=10.91.2.2:8001"];
+
+/// A flow that has begun: client and back end.
+fn flow(lab: &Lab, listener: &TcpListener) -> (TcpStream, TcpStream) {
+    let client = connect(lab, agent::address());
+    let hello = Hello::new().sni(b"a.test").bytes();
+    write(&client, &hello);
+    let backend = accept(listener);
+    assert_eq!(read_some(&backend, hello.len()), hello);
+    (client, backend)
+}
+
+fn refuses_connections(lab: &Lab) {
+    until("the listener to close", || lab.client(|| TcpStream::connect(agent::address())).err());
+}
+
+#[test]
+fn sigterm_lets_running_flows_end() {
+    let lab = Lab::new();
+    let mut agent = Agent::start(&lab, &ROUTE);
+    let listener = listen(&lab, backend(8001));
+    let (client, backend) = flow(&lab, &listener);
+    agent.signal(Signal::TERM);
+    refuses_connections(&lab);
+    write(&client, b"still here");
+    assert_eq!(read_some(&backend, 10), b"still here");
+    finish(&client);
+    assert_eq!(read_all(&backend), b"");
+    write(&backend, b"and through");
+    finish(&backend);
+    assert_eq!(read_all(&client), b"and through");
+    assert_eq!(agent.record_of("a.test")["outcome"], "closed");
+    assert!(agent.exit().success());
+}
+
+#[test]
+fn the_drain_has_an_end_and_cuts_with_a_reset() {
+    let lab = Lab::new();
+    let mut agent = Agent::start(&lab, &[&ROUTE[..], &["--drain", "300ms"]].concat());
+    let listener = listen(&lab, backend(8001));
+    let (client, backend) = flow(&lab, &listener);
+    agent.signal(Signal::TERM);
+    for side in [&client, &backend] {
+        assert_eq!(ending(side), (vec![], Err(ErrorKind::ConnectionReset)));
+    }
+    let record = agent.record_of("a.test");
+    assert_eq!((&record["outcome"], &record["engine"]), (&"cut".into(), &"splice".into()));
+    assert!(agent.exit().success());
+}
+
+#[test]
+fn a_second_sigterm_cuts_at_once() {
+    let lab = Lab::new();
+    let mut agent = Agent::start(&lab, &ROUTE);
+    let listener = listen(&lab, backend(8001));
+    let (client, _backend) = flow(&lab, &listener);
+    agent.signal(Signal::TERM);
+    refuses_connections(&lab);
+    agent.signal(Signal::TERM);
+    assert_eq!(ending(&client).1, Err(ErrorKind::ConnectionReset));
+    assert_eq!(agent.record_of("a.test")["outcome"], "cut");
+    assert!(agent.exit().success());
+}
+
+/// A dead agent must not look like a clean end of stream to either peer.
+#[test]
+fn a_killed_agent_resets_its_flows() {
+    for engine in ["copy", "splice"] {
+        let lab = Lab::new();
+        let agent = Agent::start(&lab, &[&ROUTE[..], &["--engine", engine]].concat());
+        let listener = listen(&lab, backend(8001));
+        let (client, backend) = flow(&lab, &listener);
+        write(&backend, b"half of it");
+        assert_eq!(read_some(&client, 10), b"half of it");
+        agent.signal(Signal::KILL);
+        for side in [&client, &backend] {
+            assert_eq!(ending(side), (vec![], Err(ErrorKind::ConnectionReset)));
+        }
+    }
+}
+
+/// With its descriptors used up the agent keeps what it has, burns no CPU, and recovers.
+#[test]
+fn a_full_descriptor_table() {
+    let lab = Lab::new();
+    let by = ["prlimit", "--nofile=48:48"];
+    let kept_low = ["setpriv", "--bounding-set", "-sys_resource", "--inh-caps", "-sys_resource"];
+    let agent = Agent::start_under(&lab, &[&by[..], &kept_low].concat(), &ROUTE).may_warn();
+    let listener = listen(&lab, backend(8001));
+    let mut flows = vec![flow(&lab, &listener)];
+    // Silent connections take what is left.
+    let silent: Vec<_> = (0..60).map(|_| connect(&lab, agent::address())).collect();
+    until("accept to fail", || agent.log().contains("cannot accept").then_some(()));
+    let before = agent.cpu();
+    let (client, backend) = flows.pop().unwrap();
+    snisplit_tests::wait::pass(Duration::from_secs(1));
+    let spent = agent.cpu() - before;
+    assert!(spent < Duration::from_millis(200), "{spent:?} of CPU in a second of starving");
+    write(&client, b"still carried");
+    assert_eq!(read_some(&backend, 13), b"still carried");
+    finish(&client);
+    finish(&backend);
+    drop(silent);
+    drop((client, backend));
+    let (client, backend) = until("room again", || {
+        let client = connect(&lab, agent::address());
+        write(&client, &Hello::new().sni(b"a.test").bytes());
+        listener.set_nonblocking(true).unwrap();
+        let backend = until("an answer", || listener.accept().ok().map(|(stream, _)| stream));
+        Some((client, backend))
+    });
+    drop((client, backend));
+}
+
+#[test]
+fn one_agent_a_port() {
+    let lab = Lab::new();
+    let _agent = Agent::start(&lab, &ROUTE);
+    let mut second = std::process::Command::new(agent::binary());
+    second.args(["run", "--listen", "[::]:443"]).args(ROUTE);
+    let done = lab.proxy(|| second.output()).unwrap();
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert!(!done.status.success());
+    assert!(
+        said.contains("listener.address: cannot listen on [::]:443: Address already in use"),
+        "{said}"
+    );
+}

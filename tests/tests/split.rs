@@ -1,0 +1,144 @@
+//! The main job: real TLS clients reach the real back end that their server name says.
+
+use std::process::{Command, Stdio};
+
+use snisplit_tests::agent::{self, Agent};
+use snisplit_tests::lab::{BACKEND6, CLIENT, Lab, PROXY6, backend, has_ipv6};
+use snisplit_tests::peer::{caddy, curl, nginx, openssl, s_client, traefik};
+use snisplit_tests::skip;
+use snisplit_tests::wait::until;
+
+#[test]
+fn four_kinds_of_back_end_by_name() {
+    let lab = Lab::new();
+    let _servers = [
+        nginx(&lab, 8001, "nginx.test", "nginx here"),
+        caddy(&lab, 8002, "caddy.test", "caddy here"),
+        traefik(&lab, 8003, "traefik.test"),
+        openssl(&lab, backend(8004), "openssl.test", &["-rev"]),
+    ];
+    let routes = ["nginx.test=10.91.2.2:8001", "caddy.test=10.91.2.2:8002"];
+    let more = ["traefik.test=10.91.2.2:8003", "*.test=10.91.2.2:8004"];
+    let flags: Vec<&str> =
+        routes.iter().chain(&more).flat_map(|route| ["--route", *route]).collect();
+    for engine in ["copy", "splice"] {
+        let agent = Agent::start(&lab, &[&flags[..], &["--engine", engine]].concat());
+        for version in ["1.2", "1.3"] {
+            each_answers(&lab, &agent, engine, version);
+        }
+    }
+}
+
+fn each_answers(lab: &Lab, agent: &Agent, engine: &str, version: &str) {
+    let least = format!("--tlsv{version}");
+    for (name, port, answer) in [
+        ("nginx.test", 443, "nginx here"),
+        ("caddy.test", 8002, "caddy here"),
+        ("traefik.test", 443, "OK"),
+    ] {
+        let url = format!("https://{name}:{port}/");
+        let done = curl(lab, &url, &["--tls-max", version, &least]);
+        assert_eq!(String::from_utf8_lossy(&done.stdout), answer, "{name} {version} {done:?}");
+        let record = agent.record();
+        assert_eq!((&record["sni"], &record["engine"]), (&name.into(), &engine.into()));
+        let client = record["client"].as_str().unwrap();
+        assert!(client.starts_with(&format!("{CLIENT}:")), "{record}");
+    }
+    let only = format!("-tls{}", version.replace('.', "_"));
+    let said = s_client(lab, "other.test", "hello\nCLOSE\n", &[&only, "-quiet"]);
+    assert!(said.contains("olleh"), "{said}");
+    assert_eq!(agent.record()["route"], "*.test");
+}
+
+#[test]
+fn a_name_without_a_route_is_refused_with_alert_112() {
+    let lab = Lab::new();
+    let agent = Agent::start(&lab, &["--route", "a.test=10.91.2.2:8001"]);
+    for flags in [&[][..], &["-tls1_2"], &["-tls1_3"]] {
+        let said = s_client(&lab, "b.test", "", flags);
+        assert!(said.contains("alert number 112"), "{said}");
+        assert_eq!(agent.record()["alert"], "unrecognized_name");
+    }
+    let done = curl(&lab, "https://b.test/", &[]);
+    assert_eq!(done.status.code(), Some(35), "{done:?}");
+    assert!(String::from_utf8_lossy(&done.stderr).contains("unrecognized name"), "{done:?}");
+    agent.record();
+    let mut gnutls = Command::new("gnutls-cli");
+    gnutls.args(["--insecure", "--sni-hostname", "b.test", "10.91.1.1"]);
+    let done = lab.client(|| gnutls.output()).unwrap();
+    let said = String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned();
+    assert!(said.contains("name") && said.contains("not recognized"), "{said}");
+}
+
+#[test]
+fn ipv6_on_both_sides() {
+    if !has_ipv6() {
+        return skip("this kernel has no IPv6");
+    }
+    let lab = Lab::new();
+    let _server = openssl(&lab, (BACKEND6, 8001).into(), "six.test", &["-www"]);
+    let agent = Agent::start(&lab, &["--route", "six.test=[fd91:2::2]:8001"]);
+    let mut six = Command::new("curl");
+    six.args(["-sSk", "-m", "20", "-6", "--resolve", &format!("six.test:443:[{PROXY6}]")]);
+    let done = lab.client(|| six.arg("https://six.test/").output()).unwrap();
+    assert!(String::from_utf8_lossy(&done.stdout).contains("s_server"), "{done:?}");
+    let record = agent.record();
+    assert_eq!(record["backend"], "[fd91:2::2]:8001");
+    assert!(record["client"].as_str().unwrap().starts_with("[fd91:1::2]:"), "{record}");
+}
+
+/// 0-RTT for real: OpenSSL sends a line behind its hello, and the back end reads it as early data.
+#[test]
+fn early_data_reaches_the_back_end() {
+    let lab = Lab::new();
+    let server = openssl(&lab, backend(8001), "a.test", &["-early_data", "-no_anti_replay"]);
+    for engine in ["copy", "splice"] {
+        let agent = Agent::start(&lab, &["--engine", engine, "--route", "a.test=10.91.2.2:8001"]);
+        let session = lab.folder().join(format!("session-{engine}"));
+        let session = session.to_str().unwrap();
+        get_session(&lab, session);
+        agent.record();
+        let early = lab.folder().join("early");
+        let words = format!("early by {engine}\n");
+        std::fs::write(&early, &words).unwrap();
+        let with = ["-tls1_3", "-sess_in", session, "-early_data", early.to_str().unwrap()];
+        let said = s_client(&lab, "a.test", "late\nQ\n", &with);
+        assert!(said.contains("Early data was accepted"), "{said}\n{}", server.log());
+        assert!(server.log().contains(&words), "{}", server.log());
+        agent.record();
+    }
+}
+
+/// Stays connected until the server's ticket is there.
+fn get_session(lab: &Lab, session: &str) {
+    let mut command = Command::new("openssl");
+    command.args(["s_client", "-tls1_3", "-servername", "a.test", "-sess_out", session]);
+    command.args(["-connect", &agent::address().to_string()]);
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut client = lab.client(|| command.spawn()).unwrap();
+    until("the session ticket", || std::fs::read(session).ok().filter(|file| !file.is_empty()));
+    drop(client.stdin.take());
+    client.wait().unwrap();
+}
+
+#[test]
+fn a_dead_back_end_is_passed_over_and_none_left_is_an_alert() {
+    let lab = Lab::new();
+    let _server = openssl(&lab, backend(8001), "a.test", &["-rev"]);
+    let route = "a.test=10.91.2.2:8009,10.91.2.2:8001";
+    let agent = Agent::start(&lab, &["--route", route, "--route", "dead.test=10.91.2.2:8009"]);
+    for _ in 0..6 {
+        let said = s_client(&lab, "a.test", "hello\nCLOSE\n", &["-quiet"]);
+        assert!(said.contains("olleh"), "{said}");
+        assert_eq!(agent.record()["backend"], "10.91.2.2:8001");
+    }
+    let tried = "snisplit_dial_failures_total{backend=\"10.91.2.2:8009\"}";
+    assert_eq!(
+        agent.metric(&lab, tried),
+        3.0,
+        "round-robin starts at the dead one every other time"
+    );
+    let said = s_client(&lab, "dead.test", "", &[]);
+    assert!(said.contains("alert number 80"), "{said}");
+    assert_eq!(agent.record()["reason"], "no_backend");
+}
