@@ -1,0 +1,90 @@
+//! What cargo cannot say. `cargo xtask --help` lists the verbs.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+mod bench;
+mod fuzz;
+mod run;
+mod setup;
+mod suite;
+mod tidy;
+
+/// Tasks of the snisplit workspace. Each sets up what it needs.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Find or install the eBPF toolchain and the peers of the tests (Debian, as root or by sudo)
+    Setup,
+    /// Show the main job on real traffic, in namespaces of its own; ends by itself
+    Demo,
+    /// Unit tests, house rules, then the root suite with real peers in fresh namespaces
+    Test {
+        /// Only tests whose name contains this
+        filter: Option<String>,
+    },
+    /// Check the house rules: imports, sizes, unsafe, waiting
+    Tidy,
+    /// A shell in the lab: client | proxy | back ends, an agent running
+    Lab,
+    /// Compare engines and peers, interleaved, and write docs/benchmarks.md
+    Bench {
+        /// Rounds; each runs every candidate once
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+        /// Seconds that each measurement takes
+        #[arg(long, default_value_t = 2)]
+        seconds: u64,
+    },
+    /// Fuzz a target of tests/fuzz, seeded with the recorded greetings
+    Fuzz {
+        /// hello or routes
+        target: String,
+        /// How long
+        #[arg(long, default_value_t = 600)]
+        seconds: u64,
+    },
+    /// Everything that must pass before a commit: formatting, clippy, tidy, test
+    Ci,
+}
+
+fn main() -> ExitCode {
+    match act(Cli::parse().verb) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn act(verb: Verb) -> Result<()> {
+    match verb {
+        Verb::Setup => setup::all().map(drop),
+        Verb::Demo => suite::in_lab("demo", &[]),
+        Verb::Lab => suite::in_lab("lab", &[]),
+        Verb::Test { filter } => {
+            tidy::check()?;
+            suite::test(filter.as_deref())
+        }
+        Verb::Tidy => tidy::check(),
+        Verb::Bench { rounds, seconds } => bench::run(rounds, seconds),
+        Verb::Fuzz { target, seconds } => fuzz::run(&target, seconds),
+        Verb::Ci => {
+            run::loud(run::cargo().args(["fmt", "--check"]))?;
+            setup::toolchain()?;
+            let clippy = ["clippy", "--workspace", "--exclude", "snisplit-ebpf", "--all-targets"];
+            run::loud(run::cargo().args(clippy).args(["--", "-D", "warnings"]))?;
+            tidy::check()?;
+            suite::test(None)
+        }
+    }
+}

