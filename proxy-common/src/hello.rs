@@ -127,7 +127,7 @@ impl Reader {
     }
 
     /// Looks at all bytes that the connection has brought so far: the ones of the last call, then
-    /// any new ones.
+    /// any new ones. A hello or a fault is the last answer; there is nothing to feed after it.
     pub fn feed(&mut self, seen: &[u8]) -> Step {
         self.advance(seen).unwrap_or_else(Step::Bad)
     }

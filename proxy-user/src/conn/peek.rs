@@ -4,7 +4,7 @@
 //! failed dial can be tried elsewhere. Waiting must not spin: the socket is readable only once
 //! enough bytes are there to change the answer (`SO_RCVLOWAT`), so each look is worth it.
 
-use std::io;
+use std::io::{self, ErrorKind::WouldBlock};
 use std::time::Duration;
 
 use rustix::net::{RecvFlags, recv};
@@ -70,20 +70,22 @@ struct Peek {
 impl Peek {
     async fn wait(&mut self, client: &TcpStream) -> Result<Box<Hello>, NoHello> {
         // Often the hello is there before the connection is accepted: no event is needed for it.
-        if let Ok(Step::Hello(hello)) = self.look(client) {
-            return Ok(hello);
-        }
+        let mut looked = self.look(client);
         loop {
-            let ready = client.ready(Interest::READABLE).await.map_err(|_| NoHello::Gone)?;
-            match client.try_io(Interest::READABLE, || self.look(client)) {
+            match looked {
                 Ok(Step::Hello(hello)) => return Ok(hello),
                 Ok(Step::Bad(why)) => return Err(NoHello::Bad(why)),
                 Ok(Step::More { .. }) => return Err(NoHello::Gone),
-                Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                Err(error) if error.kind() != WouldBlock => {
                     return Err(NoHello::Gone);
                 }
-                Err(_) if ready.is_read_closed() => return Err(NoHello::Truncated),
                 Err(_) => {}
+            }
+            let ready = client.ready(Interest::READABLE).await.map_err(|_| NoHello::Gone)?;
+            looked = client.try_io(Interest::READABLE, || self.look(client));
+            // Behind an end of stream nothing comes any more.
+            if ready.is_read_closed() && looked.as_ref().is_err_and(|e| e.kind() == WouldBlock) {
+                return Err(NoHello::Truncated);
             }
         }
     }
@@ -95,7 +97,7 @@ impl Peek {
             Step::More { need } if self.have > 0 => {
                 set_receive_low_water(client, need)?;
                 self.waited = true;
-                Err(io::ErrorKind::WouldBlock.into())
+                Err(WouldBlock.into())
             }
             // Nothing at all is an end of stream.
             step @ (Step::More { .. } | Step::Hello(_) | Step::Bad(_)) => Ok(step),
