@@ -24,8 +24,17 @@ pub struct Cli {
 /// The verbs.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
-    /// Accept and forward connections until SIGTERM; a second one cuts what still runs
-    Run(Setup),
+    /// Accept and forward connections until SIGTERM; a second one cuts what still runs. SIGHUP
+    /// reloads the file
+    Run {
+        #[allow(missing_docs, reason = "clap would take it for a help text")]
+        #[command(flatten)]
+        setup: Setup,
+
+        /// Reload as soon as the file changes, within a second
+        #[arg(long)]
+        watch: bool,
+    },
     /// Say whether a config file is right, and if not, all that is wrong with it
     Check {
         /// The TOML file

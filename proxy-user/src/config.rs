@@ -111,6 +111,13 @@ pub const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 pub const DRAIN: Duration = Duration::from_secs(30);
 
 impl Config {
+    /// The listener of an address; its defaults once the address is no longer listened on.
+    pub fn listener(&self, address: SocketAddr) -> Listener {
+        let same = |listener: &&Listener| listener.address == address;
+        let found = self.listeners.iter().find(same).cloned();
+        found.unwrap_or(Listener { address, hello_timeout: HELLO_TIMEOUT })
+    }
+
     /// Reads the file, if one is named, and lays the flags over it.
     pub fn load(path: Option<&std::path::Path>, flags: &Overrides) -> Result<Self, Problems> {
         let mut draft = match path {
@@ -138,6 +145,11 @@ impl Policy for Route {
 }
 
 impl Route {
+    /// Whether a connection would fare the same on the other route of the same names.
+    pub fn does_the_same(&self, other: &Self) -> bool {
+        self.backends == other.backends && self.acme == other.acme
+    }
+
     /// All back ends, each call starting with the next one (`balance = "round-robin"`).
     pub fn backends_in_turn(&self) -> impl Iterator<Item = &Backend> {
         let first = self.turn.fetch_add(1, Ordering::Relaxed) % self.backends.len();

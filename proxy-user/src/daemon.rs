@@ -5,64 +5,91 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use arc_swap::ArcSwap;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use snisplit_common::decide::AcmeBypass;
 use snisplit_common::limits::connections_within;
 use tokio::select;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use crate::config::{Config, Listener};
+use crate::config::{Config, Overrides};
 use crate::conn::{Shared, accept};
 use crate::engine::Ladder;
 use crate::observe::record::Observers;
 use crate::observe::{AccessLog, AcmeLog, Metrics, admin};
 
-/// Serves until SIGTERM or SIGINT, then lets running connections end (`drain`); a second signal
-/// cuts them.
-pub fn run(config: Config) -> Result<()> {
-    raise_descriptor_limit();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(serve(config))
+mod listeners;
+mod reload;
+mod watch;
+
+use listeners::Listeners;
+
+/// Where the configuration comes from, and comes from again at a reload.
+#[derive(Debug)]
+pub struct Source {
+    /// The file, if there is one.
+    pub path: Option<PathBuf>,
+    /// The flags, which win over it.
+    pub overrides: Overrides,
+    /// Whether to reload as soon as the file changes.
+    pub watch: bool,
 }
 
-async fn serve(config: Config) -> Result<()> {
+/// Serves until SIGTERM or SIGINT, then lets running connections end (`drain`); a second signal
+/// cuts them. SIGHUP reloads the file.
+pub fn run(source: &Source) -> Result<()> {
+    let config = source.load()?;
+    raise_descriptor_limit();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(serve(source, config))
+}
+
+async fn serve(source: &Source, config: Config) -> Result<()> {
     let mut signals = Signals::new()?;
-    let observers = observers(&config)?;
     let shared = Arc::new(Shared {
-        acme_bypass: config.acme_bypass,
-        limits: config.limits,
-        ladder: Ladder::new(config.engine),
-        observers,
+        ladder: Ladder::default(),
+        observers: observers(&config)?,
         acme_log: AcmeLog::default(),
         cut: CancellationToken::new(),
-        routes: config.routes,
+        config: ArcSwap::from_pointee(config),
     });
     let tasks = TaskTracker::new();
-    let mut accepting = JoinSet::new();
-    for listener in &config.listeners {
-        let socket = accept::listen(listener.address, is_v4_taken(listener, &config.listeners))
-            .with_context(|| format!("listener.address: cannot listen on {}", listener.address))?;
-        let address = socket.local_addr()?;
-        info!(%address, "listening");
-        let listener = Arc::new(Listener { address, ..listener.clone() });
-        accepting.spawn(accept::run(socket, listener, Arc::clone(&shared), tasks.clone()));
-    }
-    warn_of_bypass(config.acme_bypass);
-    info!(engine = %config.engine, routes = shared.routes.iter().len(), "ready");
+    let mut listeners = Listeners::new(Arc::clone(&shared), tasks.clone());
+    let config = shared.config.load_full();
+    listeners.open(&config)?.commit();
+    reload::warn_of_bypass(&config);
+    info!(engine = %config.engine, routes = config.routes.iter().len(), "ready");
 
-    let by = signals.next().await;
-    info!(signal = by, running = tasks.len(), drain = ?config.drain, "stopping");
-    accepting.shutdown().await;
-    drain(&tasks, config.drain, &mut signals).await;
+    let mut changes = source.changes();
+    let by = loop {
+        select! {
+            _ = signals.term.recv() => break "SIGTERM",
+            _ = signals.int.recv() => break "SIGINT",
+            _ = signals.hup.recv() => reload::reload(source, &shared, &mut listeners, "SIGHUP"),
+            () = changes.next() => reload::reload(source, &shared, &mut listeners, "file changed"),
+        }
+    };
+    let drain_time = shared.config.load().drain;
+    info!(signal = by, running = tasks.len(), drain = ?drain_time, "stopping");
+    listeners.close().await;
+    drain(&tasks, drain_time, &mut signals).await;
     shared.cut.cancel();
     tasks.wait().await;
     info!("stopped");
     Ok(())
+}
+
+impl Source {
+    fn load(&self) -> Result<Config> {
+        Ok(Config::load(self.path.as_deref(), &self.overrides)?)
+    }
+
+    fn changes(&self) -> watch::Changes {
+        watch::Changes::new(self.path.clone().filter(|_| self.watch))
+    }
 }
 
 /// Opens the access log and the admin port.
@@ -90,41 +117,30 @@ async fn drain(tasks: &TaskTracker, limit: Duration, signals: &mut Signals) {
                 info!(cut = tasks.len(), "drain time is over");
             }
         }
-        by = signals.next() => info!(signal = by, cut = tasks.len(), "told twice"),
+        by = signals.stop() => info!(signal = by, cut = tasks.len(), "told twice"),
     }
 }
 
 struct Signals {
     term: Signal,
     int: Signal,
+    hup: Signal,
 }
 
 impl Signals {
     fn new() -> Result<Self> {
-        Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            term: signal(SignalKind::terminate())?,
+            int: signal(SignalKind::interrupt())?,
+            hup: signal(SignalKind::hangup())?,
+        })
     }
 
-    async fn next(&mut self) -> &'static str {
+    async fn stop(&mut self) -> &'static str {
         select! {
             _ = self.term.recv() => "SIGTERM",
             _ = self.int.recv() => "SIGINT",
         }
-    }
-}
-
-/// Whether `0.0.0.0` of the same port is listened on too, so that `[::]` must leave IPv4 alone.
-fn is_v4_taken(listener: &Listener, all: &[Listener]) -> bool {
-    let port = listener.address.port();
-    all.iter().any(|other| other.address.is_ipv4() && other.address.port() == port)
-}
-
-fn warn_of_bypass(bypass: AcmeBypass) {
-    if bypass == AcmeBypass::Always {
-        warn!(
-            "acme_bypass = \"always\": the back end of a catch-all route receives the ACME \
-             validations of every name that no other route claims, and can get certificates for \
-             them"
-        );
     }
 }
 

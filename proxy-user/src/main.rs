@@ -4,8 +4,9 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
-use snisplit::cli::{Cli, Verb};
+use snisplit::cli::{Cli, Setup, Verb};
 use snisplit::config::{Config, Overrides, Problems};
+use snisplit::daemon::Source;
 use snisplit::{daemon, doctor, explain};
 use tracing::level_filters::LevelFilter;
 
@@ -33,14 +34,15 @@ fn main() -> ExitCode {
 fn level(cli: &Cli) -> LevelFilter {
     match cli.verb {
         Verb::Doctor { ebpf_log } => cli.log.max(ebpf_log),
-        Verb::Run(_) | Verb::Check { .. } | Verb::Explain(_) => cli.log,
+        Verb::Run { .. } | Verb::Check { .. } | Verb::Explain(_) => cli.log,
     }
 }
 
 fn act(verb: Verb) -> anyhow::Result<ExitCode> {
     match verb {
-        Verb::Run(setup) => {
-            daemon::run(Config::load(setup.config.as_deref(), &setup.overrides)?)?;
+        Verb::Run { setup, watch } => {
+            let Setup { config: path, overrides } = setup;
+            daemon::run(&Source { path, overrides, watch })?;
         }
         Verb::Check { file } => {
             let config = Config::load(Some(&file), &Overrides::default())?;

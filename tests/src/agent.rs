@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
@@ -50,9 +51,20 @@ impl Agent {
         Self::spawn(lab, &[&binary()], flags)
     }
 
+    /// Starts the agent with nothing but a config file and what else is said here.
+    pub fn start_from(lab: &Lab, file: &Path, flags: &[&str]) -> Self {
+        let told = ["run", "--admin", ADMIN, "--access-log", "-", "--config"];
+        let binary = binary();
+        let words = [&[&binary[..]], &told[..], &[file.to_str().unwrap()], flags].concat();
+        Self::launch(lab, &words)
+    }
+
     fn spawn(lab: &Lab, program: &[&str], flags: &[&str]) -> Self {
         let listen = if has_ipv6() { format!("[::]:{PORT}") } else { format!("0.0.0.0:{PORT}") };
-        let words = [program, &["run", "--listen", &listen], flags].concat();
+        Self::launch(lab, &[program, &["run", "--listen", &listen], flags].concat())
+    }
+
+    fn launch(lab: &Lab, words: &[&str]) -> Self {
         let mut command = Command::new(words[0]);
         command.args(&words[1..]).env("NO_COLOR", "1").stdin(Stdio::null());
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -95,6 +107,18 @@ impl Agent {
     /// What it logged so far.
     pub fn log(&self) -> String {
         self.log.lock().unwrap().clone()
+    }
+
+    /// How often it logged this.
+    pub fn logged(&self, words: &str) -> usize {
+        self.log.lock().unwrap().matches(words).count()
+    }
+
+    /// Bytes of memory that it holds.
+    pub fn resident(&self) -> u64 {
+        let statm = std::fs::read_to_string(format!("/proc/{}/statm", self.pid())).unwrap();
+        let pages: u64 = statm.split_whitespace().nth(1).unwrap().parse().unwrap();
+        pages * rustix::param::page_size() as u64
     }
 
     /// Its process id.

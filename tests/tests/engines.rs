@@ -4,7 +4,6 @@ use std::io::ErrorKind;
 use std::thread;
 use std::time::Duration;
 
-use snisplit_tests::agent::Agent;
 use snisplit_tests::flow::Flow;
 use snisplit_tests::stream::{Noise, ending, finish, hash_all, read_all, read_some, reset, write};
 use snisplit_tests::wait::{pass, until};
@@ -189,11 +188,11 @@ fn a_slow_reader_throttles_the_sender_and_an_idle_flow_holds_no_pipe() {
             let mut last = u64::MAX;
             until("the sender to be throttled", || {
                 pass(Duration::from_millis(200));
-                let queued = resident(agent);
+                let queued = agent.resident();
                 std::mem::replace(&mut last, queued).eq(&queued).then_some(())
             });
             assert!(!sending.is_finished(), "64 MB must not fit into the queues");
-            assert!(resident(agent) < 64 << 20, "{} bytes", resident(agent));
+            assert!(agent.resident() < 64 << 20, "{} bytes", agent.resident());
             let got = hash_all(client);
             finish(client);
             let sent = sending.join().unwrap();
@@ -205,10 +204,4 @@ fn a_slow_reader_throttles_the_sender_and_an_idle_flow_holds_no_pipe() {
         // Pooled pipes stay; what must not grow is their number with flows that are idle.
         assert!(agent.descriptors("pipe:") <= idle + 4);
     });
-}
-
-/// Bytes of memory that the agent holds.
-fn resident(agent: &Agent) -> u64 {
-    let statm = std::fs::read_to_string(format!("/proc/{}/statm", agent.pid())).unwrap();
-    statm.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 4096
 }

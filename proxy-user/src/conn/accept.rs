@@ -13,7 +13,6 @@ use tokio_util::task::TaskTracker;
 use tracing::warn;
 
 use super::{Shared, serve};
-use crate::config::Listener;
 
 /// Connections that may wait for accept(2); net.core.somaxconn caps it.
 const BACKLOG: i32 = 4096;
@@ -38,7 +37,7 @@ pub(crate) fn listen(address: SocketAddr, v6_only: bool) -> io::Result<TcpListen
 /// Accepts until it is dropped.
 pub(crate) async fn run(
     socket: TcpListener,
-    listener: Arc<Listener>,
+    address: SocketAddr,
     shared: Arc<Shared>,
     tasks: TaskTracker,
 ) {
@@ -50,13 +49,13 @@ pub(crate) async fn run(
                 backoff.succeed();
                 starving = false;
                 let from = SocketAddr::new(from.ip().to_canonical(), from.port());
-                tasks.spawn(serve(client, from, Arc::clone(&listener), Arc::clone(&shared)));
+                tasks.spawn(serve(client, from, address, Arc::clone(&shared)));
             }
             Err(error) if is_the_clients(&error) => {}
             Err(error) => {
                 shared.observers.metrics.accept_errors.inc();
                 if !starving {
-                    warn!(%error, address = %listener.address, "cannot accept; waiting for room");
+                    warn!(%error, %address, "cannot accept; waiting for room");
                 }
                 starving = true;
                 tokio::time::sleep(backoff.fail()).await;

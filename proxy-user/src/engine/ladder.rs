@@ -42,7 +42,6 @@ impl fmt::Display for Choice {
 /// All engines and the order to try them in.
 #[derive(Debug, Default)]
 pub(crate) struct Ladder {
-    choice: Choice,
     splice: Splice,
     copy: Copy,
 }
@@ -58,17 +57,14 @@ impl Choice {
 }
 
 impl Ladder {
-    pub(crate) fn new(choice: Choice) -> Self {
-        Self { choice, ..Self::default() }
-    }
-
     /// Carries a pair to its end. Tells `declined` which engine handed it back, and why.
     pub(crate) async fn carry(
         &self,
+        choice: Choice,
         mut pair: Pair,
         declined: impl Fn(Tier, &'static str),
     ) -> Tally {
-        if self.choice.order().contains(&Tier::Splice) {
+        if choice.order().contains(&Tier::Splice) {
             match self.splice.carry(pair).await {
                 Ok(tally) => return tally,
                 Err(back) => {

@@ -24,6 +24,13 @@ pub(crate) struct Metrics {
     pub(crate) hello_seconds: Histogram,
     pub(crate) dial_seconds: Histogram,
     pub(crate) access_log_dropped: Counter,
+    pub(crate) reloads: Family<Reload, Counter>,
+}
+
+/// Labels of `snisplit_reloads_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Reload {
+    pub(crate) result: &'static str,
 }
 
 /// Labels of `snisplit_connections_ended_total`.
@@ -84,6 +91,7 @@ impl Default for Metrics {
             hello_seconds: seconds(),
             dial_seconds: seconds(),
             access_log_dropped: Counter::default(),
+            reloads: Family::default(),
         }
     }
 }
@@ -131,6 +139,7 @@ impl Metrics {
             "Access log lines dropped because the disk was slower than the connections",
             m.access_log_dropped,
         );
+        all.register("reloads", "Reloads of the configuration, by result", m.reloads);
         all
     }
 }

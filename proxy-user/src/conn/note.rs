@@ -1,0 +1,59 @@
+//! What a connection's record learns on the way.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::time::Instant;
+
+use snisplit_common::decide::{Decision, Verdict};
+use snisplit_common::hello::{Hello, Sni};
+
+use crate::config::Route;
+use crate::observe::metrics::Acme;
+use crate::observe::{AcmeLog, Record};
+
+pub(super) fn hello(hello: &Hello, record: &mut Record) {
+    let seconds = record.age().as_secs_f64();
+    record.metrics().hello_seconds.observe(seconds);
+    record.entry.hello_time = Some(seconds);
+    record.entry.hello_bytes = Some(hello.wire_len);
+    record.entry.hello_records = Some(hello.records);
+    record.entry.alpn =
+        hello.alpn.iter().map(|protocol| protocol.escape_ascii().to_string()).collect();
+    record.entry.sni = match &hello.sni {
+        Sni::Name(name) => Some(name.to_string()),
+        Sni::Absent | Sni::Invalid(_) => None,
+    };
+}
+
+pub(super) fn verdict(
+    hello: &Hello,
+    verdict: &Verdict<'_, Route, Infallible>,
+    acme_log: &AcmeLog,
+    record: &mut Record,
+) {
+    let reason = verdict.reason.name();
+    record.entry.reason = Some(reason);
+    let decision = match &verdict.decision {
+        Decision::Terminate(never) => match *never {},
+        Decision::Forward(route) => {
+            record.entry.route = Some(route.label.clone());
+            "forward"
+        }
+        Decision::Refuse(_) => "refuse",
+    };
+    if hello.is_acme_validation() {
+        let class = verdict.class.name();
+        record.acme = Some(Acme { class, decision, reason });
+        acme_log.tell(record);
+    }
+}
+
+/// Takes the time of a dial.
+pub(super) async fn dial<T>(dialling: impl Future<Output = T>, record: &mut Record) -> T {
+    let begun = Instant::now();
+    let dialled = dialling.await;
+    let seconds = begun.elapsed().as_secs_f64();
+    record.metrics().dial_seconds.observe(seconds);
+    record.entry.dial_time = Some(seconds);
+    dialled
+}

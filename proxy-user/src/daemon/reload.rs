@@ -1,0 +1,80 @@
+//! Reload: a new table at once for new connections, nothing at all for running ones.
+//!
+//! Everything that can fail happens first. A broken file changes nothing and says why.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use anyhow::Result;
+use snisplit_common::decide::AcmeBypass;
+use tracing::{info, warn};
+
+use super::Source;
+use super::listeners::Listeners;
+use crate::config::{Config, Route};
+use crate::conn::Shared;
+use crate::observe::metrics::Reload;
+
+/// Reads the configuration again and says what became of it.
+pub(super) fn reload(source: &Source, shared: &Shared, listeners: &mut Listeners, by: &str) {
+    if let Some(log) = &shared.observers.access_log {
+        log.reopen();
+    }
+    let result = match renew(source, shared, listeners) {
+        Ok(()) => "ok",
+        Err(error) => {
+            warn!(by, "not reloaded, the old configuration stays:\n{error:#}");
+            "failed"
+        }
+    };
+    shared.observers.metrics.reloads.get_or_create(&Reload { result }).inc();
+}
+
+fn renew(source: &Source, shared: &Shared, listeners: &mut Listeners) -> Result<()> {
+    let new = Arc::new(source.load()?);
+    let opened = listeners.open(&new)?;
+    let old = shared.config.swap(Arc::clone(&new));
+    opened.commit();
+    tell(&old, &new);
+    Ok(())
+}
+
+fn tell(old: &Config, new: &Config) {
+    let (before, after) = (by_names(old), by_names(new));
+    let only = |these: &BTreeMap<String, &Route>, those: &BTreeMap<String, &Route>| {
+        these.keys().filter(|names| !those.contains_key(*names)).cloned().collect::<Vec<_>>()
+    };
+    let is_changed = |(names, route): &(&String, &&Route)| {
+        before.get(*names).is_some_and(|old| !old.does_the_same(route))
+    };
+    let changed: Vec<&String> = after.iter().filter(is_changed).map(|(names, _)| names).collect();
+    let (added, removed) = (only(&after, &before), only(&before, &after));
+    info!(routes = after.len(), ?added, ?removed, ?changed, "reloaded");
+    if old.admin != new.admin || old.access_log != new.access_log {
+        warn!("admin and access_log take effect at the next start");
+    }
+    if old.acme_bypass != new.acme_bypass {
+        warn_of_bypass(new);
+    }
+}
+
+/// A route is known by its names, whatever their order.
+fn by_names(config: &Config) -> BTreeMap<String, &Route> {
+    let names = |route: &Route| {
+        let mut names: Vec<String> = route.names.iter().map(ToString::to_string).collect();
+        names.sort();
+        names.join(",")
+    };
+    config.routes.iter().map(|route| (names(route), route)).collect()
+}
+
+/// Says what the most open setting allows.
+pub(super) fn warn_of_bypass(config: &Config) {
+    if config.acme_bypass == AcmeBypass::Always {
+        warn!(
+            "acme_bypass = \"always\": the back end of a catch-all route receives the ACME \
+             validations of every name that no other route claims, and can get certificates for \
+             them"
+        );
+    }
+}
