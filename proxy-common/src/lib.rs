@@ -19,6 +19,8 @@ pub mod limits;
 #[cfg(not(target_arch = "bpf"))]
 pub mod name;
 #[cfg(not(target_arch = "bpf"))]
+pub mod proxy_protocol;
+#[cfg(not(target_arch = "bpf"))]
 pub mod routes;
 #[cfg(not(target_arch = "bpf"))]
 pub mod wire;

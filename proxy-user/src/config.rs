@@ -4,14 +4,16 @@
 //! there. `check` and `run` go through the same code.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use snisplit_common::decide::{AcmeBypass, AcmePolicy, Policy};
 use snisplit_common::limits::HELLO_BYTES;
 use snisplit_common::name::Pattern;
+use snisplit_common::proxy_protocol::Version;
 use snisplit_common::routes::Routes;
 
 use crate::engine::Choice;
@@ -53,6 +55,8 @@ pub struct Listener {
     pub address: SocketAddr,
     /// `hello_timeout`: from accept to a whole hello.
     pub hello_timeout: Duration,
+    /// `proxy_protocol_from`: who must send a PROXY header; all others must not.
+    pub proxy_protocol_from: Vec<IpNet>,
 }
 
 /// Names and the back ends they go to.
@@ -66,6 +70,8 @@ pub struct Route {
     pub backends: Vec<Backend>,
     /// `acme`
     pub acme: AcmePolicy,
+    /// `send_proxy`; `None` for `off`.
+    pub send_proxy: Option<Version>,
     /// Where it was written.
     pub origin: Origin,
     turn: AtomicUsize,
@@ -115,7 +121,11 @@ impl Config {
     pub fn listener(&self, address: SocketAddr) -> Listener {
         let same = |listener: &&Listener| listener.address == address;
         let found = self.listeners.iter().find(same).cloned();
-        found.unwrap_or(Listener { address, hello_timeout: HELLO_TIMEOUT })
+        found.unwrap_or_else(|| Listener {
+            address,
+            hello_timeout: HELLO_TIMEOUT,
+            proxy_protocol_from: Vec::new(),
+        })
     }
 
     /// Reads the file, if one is named, and lays the flags over it.
@@ -138,6 +148,13 @@ impl Default for Limits {
     }
 }
 
+impl Listener {
+    /// Whether a peer must send a PROXY header.
+    pub fn wants_header(&self, peer: IpAddr) -> bool {
+        self.proxy_protocol_from.iter().any(|net| net.contains(&peer))
+    }
+}
+
 impl Policy for Route {
     fn acme(&self) -> AcmePolicy {
         self.acme
@@ -147,7 +164,9 @@ impl Policy for Route {
 impl Route {
     /// Whether a connection would fare the same on the other route of the same names.
     pub fn does_the_same(&self, other: &Self) -> bool {
-        self.backends == other.backends && self.acme == other.acme
+        self.backends == other.backends
+            && self.acme == other.acme
+            && self.send_proxy == other.send_proxy
     }
 
     /// All back ends, each call starting with the next one (`balance = "round-robin"`).

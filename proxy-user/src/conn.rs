@@ -7,6 +7,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use snisplit_common::alert::Alert;
 use snisplit_common::decide::{Certificates, Decision, decide};
+use snisplit_common::hello::Hello;
 use snisplit_common::name::ServerName;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
@@ -22,6 +23,9 @@ mod close;
 mod dial;
 mod note;
 mod peek;
+mod preface;
+
+use peek::{NoHello, Peek};
 
 /// What every connection of the agent shares.
 #[derive(Debug)]
@@ -85,8 +89,7 @@ pub(crate) async fn serve(
 
 async fn live(client: TcpStream, scene: Scene<'_>, record: &mut Record) -> Outcome {
     let Scene { config, shared, .. } = scene;
-    let timeout = config.listener(record.entry.listener).hello_timeout;
-    let hello = match peek::hello(&client, config.limits.hello_bytes, timeout).await {
+    let hello = match greet(&client, config, record).await {
         Ok(hello) => hello,
         Err(why) => return close::without_hello(client, why, record).await,
     };
@@ -99,7 +102,9 @@ async fn live(client: TcpStream, scene: Scene<'_>, record: &mut Record) -> Outco
             close::refuse(client, alert, verdict.reason.name(), record).await
         }
         Decision::Forward(route) => {
-            let dialled = dial::backend(route, config.limits.dial_timeout, scene.metrics());
+            let preface = preface::header(route, &hello, &client, record);
+            let timeout = config.limits.dial_timeout;
+            let dialled = dial::backend(route, timeout, &preface, scene.metrics());
             match note::dial(dialled, record).await {
                 Ok(backend) => carry(client, backend, scene, record).await,
                 Err(dial::NoBackend) => {
@@ -108,6 +113,20 @@ async fn live(client: TcpStream, scene: Scene<'_>, record: &mut Record) -> Outco
             }
         }
     }
+}
+
+/// The client's first words: whom it speaks for, where the listener wants to know, and its hello.
+async fn greet(
+    client: &TcpStream,
+    config: &Config,
+    record: &mut Record,
+) -> Result<Box<Hello>, NoHello> {
+    let listener = config.listener(record.entry.listener);
+    let mut peek = Peek::new(client, listener.hello_timeout);
+    if listener.wants_header(record.entry.client.ip()) {
+        note::header(&peek.header().await?, record);
+    }
+    peek.hello(config.limits.hello_bytes).await
 }
 
 async fn carry(

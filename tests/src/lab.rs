@@ -59,6 +59,12 @@ impl Lab {
         self.backends.run(act)
     }
 
+    /// Runs something in the namespace of this name.
+    pub fn inside<T: Send>(&self, name: &str, act: impl FnOnce() -> T + Send) -> T {
+        let all = [&self.client, &self.proxy, &self.backends];
+        all.into_iter().find(|one| one.name == name).expect("one of `names`").run(act)
+    }
+
     /// A folder of this lab's own.
     pub fn folder(&self) -> &Path {
         self.folder.path()

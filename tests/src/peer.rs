@@ -18,17 +18,26 @@ pub struct Peer {
 impl Peer {
     /// Starts a server among the back ends and waits until it accepts on `address`.
     pub fn start(lab: &Lab, address: SocketAddr, command: &mut Command) -> Self {
+        Self::start_in(lab, lab.names()[2], address, command)
+    }
+
+    /// Starts a server where the client is, to stand before the agent.
+    pub fn start_before(lab: &Lab, address: SocketAddr, command: &mut Command) -> Self {
+        Self::start_in(lab, lab.names()[0], address, command)
+    }
+
+    fn start_in(lab: &Lab, place: &str, address: SocketAddr, command: &mut Command) -> Self {
         let log = lab.folder().join(format!("peer-{}.log", address.port()));
         let file = fs::File::create(&log).unwrap();
         // s_server ends when its standard input does.
         command.stdin(Stdio::piped()).stdout(file.try_clone().unwrap()).stderr(file);
         command.env("HOME", lab.folder()).current_dir(lab.folder());
-        let child = lab.backends(|| command.spawn());
+        let child = lab.inside(place, || command.spawn());
         let child = child.unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let mut peer = Self { child, log };
         until(&format!("{command:?}"), || {
             assert!(peer.child.try_wait().unwrap().is_none(), "{command:?}: {}", peer.log());
-            lab.backends(|| TcpStream::connect(address)).ok()
+            lab.inside(place, || TcpStream::connect(address)).ok()
         });
         peer
     }
@@ -84,6 +93,15 @@ pub fn openssl(lab: &Lab, address: SocketAddr, name: &str, more: &[&str]) -> Pee
 
 /// nginx that answers any request with its own word.
 pub fn nginx(lab: &Lab, port: u16, name: &str, word: &str) -> Peer {
+    nginx_with(lab, port, name, "ssl http2", word)
+}
+
+/// nginx behind a PROXY header, which answers with the address that the header told.
+pub fn nginx_behind_proxy(lab: &Lab, port: u16, name: &str) -> Peer {
+    nginx_with(lab, port, name, "ssl proxy_protocol", "$proxy_protocol_addr")
+}
+
+fn nginx_with(lab: &Lab, port: u16, name: &str, listen: &str, word: &str) -> Peer {
     let Identity { cert, key } = identity(lab, name);
     let (cert, key) = (cert.display(), key.display());
     let folder = lab.folder().display();
@@ -95,7 +113,7 @@ pub fn nginx(lab: &Lab, port: u16, name: &str, word: &str) -> Peer {
            access_log off; client_body_temp_path {folder}; proxy_temp_path {folder};
            fastcgi_temp_path {folder}; uwsgi_temp_path {folder}; scgi_temp_path {folder};
            server {{
-             listen {address} ssl http2; ssl_protocols TLSv1.2 TLSv1.3;
+             listen {address} {listen}; ssl_protocols TLSv1.2 TLSv1.3;
              ssl_certificate {cert}; ssl_certificate_key {key};
              location / {{ return 200 '{word}'; }}
            }}
@@ -151,7 +169,21 @@ pub fn packaged(program: &str) -> PathBuf {
     Path::new(&folder.expect("SNISPLIT_PEERS: run these tests by `cargo xtask test`")).join(program)
 }
 
-fn written(lab: &Lab, name: &str, text: &str) -> PathBuf {
+/// HAProxy with this configuration behind a common head; `address` is one that it binds.
+pub fn haproxy(lab: &Lab, before: bool, address: SocketAddr, config: &str) -> Peer {
+    let head = "defaults\n timeout connect 5s\n timeout client 1m\n timeout server 1m\n";
+    let file =
+        written(lab, &format!("haproxy-{}.cfg", address.port()), &(head.to_owned() + config));
+    let mut command = Command::new("haproxy");
+    command.arg("-db").arg("-f").arg(file);
+    match before {
+        true => Peer::start_before(lab, address, &mut command),
+        false => Peer::start(lab, address, &mut command),
+    }
+}
+
+/// A file in the lab's folder.
+pub fn written(lab: &Lab, name: &str, text: &str) -> PathBuf {
     let path = lab.folder().join(name);
     fs::write(&path, text).unwrap();
     path

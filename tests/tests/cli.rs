@@ -98,6 +98,7 @@ fn wrong_flags_are_named() {
         &["--listen", "443", "--route", "a.test=10.0.0.1:443"][..],
         &["--listen", "[::]:443", "--route", "a.test"],
         &["--listen", "[::]:443", "--route", "a.test=10.0.0.1:443;acme=maybe"],
+        &["--listen", "[::]:443", "--route", "a.test=10.0.0.1:443;send_proxi=v2"],
         &["--listen", "[::]:443", "--route", "a.test=h:1", "--route", "b.test,a.test=h:2"],
         &["--engine", "warp", "--drain", "soon", "--hello-bytes", "12"],
     ] {

@@ -46,7 +46,7 @@ enum Verb {
     },
     /// Fuzz a target of tests/fuzz, seeded with the recorded greetings
     Fuzz {
-        /// hello or routes
+        /// hello, routes or proxy_protocol
         target: String,
         /// How long
         #[arg(long, default_value_t = 600)]

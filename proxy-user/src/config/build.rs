@@ -37,6 +37,7 @@ pub(super) struct Draft {
 pub(super) struct DraftListener {
     pub(super) address: Item<String>,
     pub(super) hello_timeout: Option<Item<String>>,
+    pub(super) proxy_protocol_from: Vec<Item<String>>,
 }
 
 #[derive(Debug)]
@@ -45,6 +46,9 @@ pub(super) struct DraftRoute {
     pub(super) sni: Vec<Item<String>>,
     pub(super) backends: Vec<Item<String>>,
     pub(super) acme: Option<Item<String>>,
+    pub(super) send_proxy: Option<Item<String>>,
+    /// Options of a flag that mean nothing.
+    pub(super) unknown: Vec<Item<String>>,
 }
 
 pub(super) fn build(draft: Draft) -> Result<Config, Problems> {
@@ -95,10 +99,12 @@ fn listeners(drafts: Vec<DraftListener>, wrong: &mut Wrong) -> Vec<Listener> {
         ));
     }
     let mut built: Vec<(Listener, Origin)> = Vec::new();
-    for DraftListener { address, hello_timeout } in drafts {
+    for DraftListener { address, hello_timeout, proxy_protocol_from } in drafts {
         let origin = address.origin.clone();
         let hello_timeout =
             wrong.opt("listener.hello_timeout", hello_timeout, |text| value::duration(&text));
+        let from = wrong
+            .all("listener.proxy_protocol_from", proxy_protocol_from, |text| value::network(&text));
         let address = wrong.one("listener.address", address, |text| value::address(&text));
         let Some(address) = address else { continue };
         if let Some((_, first)) = built.iter().find(|(other, _)| other.address == address) {
@@ -106,7 +112,8 @@ fn listeners(drafts: Vec<DraftListener>, wrong: &mut Wrong) -> Vec<Listener> {
             wrong.0.push(Problem::new(&origin, "listener.address", text));
         }
         let hello_timeout = hello_timeout.unwrap_or(HELLO_TIMEOUT);
-        built.push((Listener { address, hello_timeout }, origin));
+        let proxy_protocol_from = from.unwrap_or_default();
+        built.push((Listener { address, hello_timeout, proxy_protocol_from }, origin));
     }
     built.into_iter().map(|(listener, _)| listener).collect()
 }
@@ -149,7 +156,12 @@ fn routes(drafts: Vec<DraftRoute>, wrong: &mut Wrong) -> Option<Routes<Route>> {
 }
 
 fn route(draft: DraftRoute, wrong: &mut Wrong) -> Option<Route> {
-    let DraftRoute { origin, sni, backends, acme } = draft;
+    let DraftRoute { origin, sni, backends, acme, send_proxy, unknown } = draft;
+    for Item { origin, value } in unknown {
+        let text = format!("\"{value}\" is no option; one of acme=…, send_proxy=…");
+        wrong.0.push(Problem::new(&origin, "route", text));
+    }
+    let before = wrong.0.len();
     if sni.is_empty() {
         let text = "the route has no name; add one, such as \"a.test\", \"*.a.test\" or \"*\"";
         wrong.0.push(Problem::new(&origin, "route.sni", text));
@@ -160,8 +172,8 @@ fn route(draft: DraftRoute, wrong: &mut Wrong) -> Option<Route> {
     }
     let names = wrong.all("route.sni", sni, |text| value::pattern(&text));
     let backends = wrong.all("route.backends", backends, |text| value::backend(&text));
-    let before = wrong.0.len();
     let acme = wrong.opt("route.acme", acme, |text| value::acme(&text));
+    let send_proxy = wrong.opt("route.send_proxy", send_proxy, |text| value::send_proxy(&text));
     let label = names.as_ref()?.first()?.to_string();
     let turn = AtomicUsize::new(0);
     let route = Route {
@@ -169,6 +181,7 @@ fn route(draft: DraftRoute, wrong: &mut Wrong) -> Option<Route> {
         names: names?,
         backends: backends.filter(|all| !all.is_empty())?,
         acme: acme.unwrap_or_default(),
+        send_proxy: send_proxy.unwrap_or_default(),
         origin,
         turn,
     };

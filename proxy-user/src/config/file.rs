@@ -33,6 +33,8 @@ struct File {
 struct Listener {
     address: Spanned<String>,
     hello_timeout: Option<Spanned<String>>,
+    #[serde(default)]
+    proxy_protocol_from: Vec<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
@@ -41,6 +43,7 @@ struct Route {
     sni: Vec<Spanned<String>>,
     backends: Vec<Spanned<String>>,
     acme: Option<Spanned<String>>,
+    send_proxy: Option<Spanned<String>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -89,13 +92,24 @@ impl Place<'_> {
             values.into_iter().map(|value| self.item(value)).collect()
         };
         let listener = |listener: Spanned<Listener>| {
-            let Listener { address, hello_timeout } = listener.into_inner();
-            DraftListener { address: self.item(address), hello_timeout: some(hello_timeout) }
+            let Listener { address, hello_timeout, proxy_protocol_from } = listener.into_inner();
+            DraftListener {
+                address: self.item(address),
+                hello_timeout: some(hello_timeout),
+                proxy_protocol_from: all(proxy_protocol_from),
+            }
         };
         let route = |route: Spanned<Route>| {
             let origin = self.at(route.span());
-            let Route { sni, backends, acme } = route.into_inner();
-            DraftRoute { origin, sni: all(sni), backends: all(backends), acme: some(acme) }
+            let Route { sni, backends, acme, send_proxy } = route.into_inner();
+            DraftRoute {
+                origin,
+                sni: all(sni),
+                backends: all(backends),
+                acme: some(acme),
+                send_proxy: some(send_proxy),
+                unknown: Vec::new(),
+            }
         };
         Draft {
             engine: some(file.engine),

@@ -21,14 +21,19 @@ pub struct Overrides {
     #[arg(long, value_name = "ADDR")]
     listen: Vec<String>,
 
-    /// Route, such as 'a.test,www.a.test=10.0.0.5:443;acme=backend'; may be repeated, replaces
-    /// the file's routes
-    #[arg(long, value_name = "NAMES=BACKENDS[;acme=…]")]
+    /// Route, such as 'a.test,www.a.test=10.0.0.5:443;acme=backend;send_proxy=v2'; may be repeated,
+    /// replaces the file's routes
+    #[arg(long, value_name = "NAMES=BACKENDS[;KEY=VALUE]…")]
     route: Vec<String>,
 
     /// Time from accept to a whole ClientHello, on every listener [default: 5s]
     #[arg(long, value_name = "TIME")]
     hello_timeout: Option<String>,
+
+    /// Network whose members must send a PROXY header and all others must not, on every listener;
+    /// may be repeated
+    #[arg(long, value_name = "CIDR")]
+    proxy_protocol_from: Vec<String>,
 
     /// Longest ClientHello, in bytes [default: 65536]
     #[arg(long, value_name = "BYTES")]
@@ -66,6 +71,17 @@ impl Overrides {
         if !self.listen.is_empty() {
             draft.listeners = self.listen.iter().map(listener).collect();
         }
+        if !self.proxy_protocol_from.is_empty() {
+            let networks = || {
+                self.proxy_protocol_from.iter().map(|net| Item {
+                    origin: flag("--proxy-protocol-from", net),
+                    value: net.clone(),
+                })
+            };
+            for listener in &mut draft.listeners {
+                listener.proxy_protocol_from = networks().collect();
+            }
+        }
         if !self.route.is_empty() {
             draft.routes = self.route.iter().map(|text| route(text)).collect();
         }
@@ -84,7 +100,7 @@ fn set(place: &mut Option<Item<String>>, name: &str, value: Option<&String>) {
 
 fn listener(address: &String) -> DraftListener {
     let address = Item { origin: flag("--listen", address), value: address.clone() };
-    DraftListener { address, hello_timeout: None }
+    DraftListener { address, hello_timeout: None, proxy_protocol_from: Vec::new() }
 }
 
 /// `a.test,www.a.test=10.0.0.5:443,10.0.0.6:443;acme=backend`. What is missing is left empty and
@@ -95,12 +111,23 @@ fn route(text: &str) -> DraftRoute {
     let list = |values: &str| {
         values.split(',').filter(|value| !value.trim().is_empty()).map(item).collect()
     };
-    let (route, option) = text.split_once(';').map_or((text, None), |(r, o)| (r, Some(o)));
+    let mut parts = text.split(';');
+    let route = parts.next().unwrap_or_default();
     let (names, backends) = route.split_once('=').unwrap_or((route, ""));
-    DraftRoute {
+    let mut draft = DraftRoute {
         sni: list(names),
         backends: list(backends),
-        acme: option.map(|option| item(option.strip_prefix("acme=").unwrap_or(option))),
+        acme: None,
+        send_proxy: None,
+        unknown: Vec::new(),
         origin: origin.clone(),
+    };
+    for option in parts {
+        match option.split_once('=') {
+            Some(("send_proxy", value)) => draft.send_proxy = Some(item(value)),
+            Some(("acme", value)) => draft.acme = Some(item(value)),
+            Some(_) | None => draft.unknown.push(item(option)),
+        }
     }
+    draft
 }

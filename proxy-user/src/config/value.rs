@@ -3,9 +3,11 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use snisplit_common::decide::{AcmeBypass, AcmePolicy};
 use snisplit_common::limits::HELLO_BYTES_MAX;
 use snisplit_common::name::{Pattern, ServerName};
+use snisplit_common::proxy_protocol::Version;
 
 use super::Backend;
 
@@ -26,6 +28,23 @@ pub(super) fn acme(text: &str) -> Result<AcmePolicy, String> {
         "refuse" => Ok(AcmePolicy::Refuse),
         _ => Err(format!("\"{text}\" is unknown; one of auto, backend, local, refuse")),
     }
+}
+
+pub(super) fn send_proxy(text: &str) -> Result<Option<Version>, String> {
+    match text {
+        "off" => Ok(None),
+        "v1" => Ok(Some(Version::V1)),
+        "v2" => Ok(Some(Version::V2)),
+        _ => Err(format!("\"{text}\" is unknown; one of off, v1, v2")),
+    }
+}
+
+/// A network, or one address.
+pub(super) fn network(text: &str) -> Result<IpNet, String> {
+    let one = || text.parse::<IpAddr>().map(IpNet::from).ok();
+    text.parse().ok().or_else(one).ok_or_else(|| {
+        format!("\"{text}\" is no network; write it like \"10.0.0.0/8\" or \"fd00::/8\"")
+    })
 }
 
 pub(super) fn duration(text: &str) -> Result<Duration, String> {

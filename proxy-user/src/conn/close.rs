@@ -20,6 +20,8 @@ const LINGER: Duration = Duration::from_secs(1);
 pub(super) async fn without_hello(client: TcpStream, why: NoHello, record: &mut Record) -> Outcome {
     let (alert, reason) = match why {
         NoHello::Bad(bad) => (BadHello::alert(bad), bad.name()),
+        NoHello::BadHeader(bad) => (Alert::UnexpectedMessage, bad.name()),
+        NoHello::HeaderNotAllowed => (Alert::UnexpectedMessage, "proxy_header_not_allowed"),
         NoHello::Late { anything: true } => (Alert::HandshakeFailure, "hello_timeout"),
         NoHello::Late { anything: false } => (Alert::HandshakeFailure, "silent"),
         NoHello::Truncated => (Alert::DecodeError, "truncated_hello"),

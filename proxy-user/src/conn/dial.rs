@@ -6,6 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 use tracing::debug;
@@ -18,14 +19,16 @@ use crate::observe::metrics::Dial;
 pub(super) struct NoBackend;
 
 /// Tries every address of every back end once, starting where the last connection did not.
-/// `limit` bounds each attempt, name resolution included.
+/// `limit` bounds each attempt, name resolution included. The first to take `preface` is it.
 pub(super) async fn backend(
     route: &Route,
     limit: Duration,
+    preface: &[u8],
     metrics: &Metrics,
 ) -> Result<TcpStream, NoBackend> {
     for backend in route.backends_in_turn() {
-        match timeout(limit, connect(backend)).await.unwrap_or_else(|late| Err(late.into())) {
+        match timeout(limit, greet(backend, preface)).await.unwrap_or_else(|late| Err(late.into()))
+        {
             Ok(stream) => return Ok(stream),
             Err(error) => {
                 debug!(route = route.label, %backend, %error, "dial failed");
@@ -35,6 +38,12 @@ pub(super) async fn backend(
         }
     }
     Err(NoBackend)
+}
+
+async fn greet(backend: &Backend, preface: &[u8]) -> io::Result<TcpStream> {
+    let mut stream = connect(backend).await?;
+    stream.write_all(preface).await?;
+    Ok(stream)
 }
 
 async fn connect(backend: &Backend) -> io::Result<TcpStream> {

@@ -6,10 +6,20 @@ use std::time::Instant;
 
 use snisplit_common::decide::{Decision, Verdict};
 use snisplit_common::hello::{Hello, Sni};
+use snisplit_common::proxy_protocol::Header;
 
 use crate::config::Route;
 use crate::observe::metrics::Acme;
 use crate::observe::{AcmeLog, Record};
+
+/// A trusted proxy says who the client is.
+pub(super) fn header(header: &Header, record: &mut Record) {
+    record.entry.proxy = Some(record.entry.client);
+    if let Some((source, destination)) = header.addresses {
+        record.entry.client = source;
+        record.destination = Some(destination);
+    }
+}
 
 pub(super) fn hello(hello: &Hello, record: &mut Record) {
     let seconds = record.age().as_secs_f64();

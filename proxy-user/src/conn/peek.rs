@@ -1,18 +1,21 @@
-//! Waits for a whole ClientHello without taking a byte of it out of the socket.
+//! Waits for what a client says first: a PROXY header where one is due, then a whole ClientHello.
 //!
-//! The hello stays in the receive queue: the engine forwards it with everything behind it, and a
-//! failed dial can be tried elsewhere. Waiting must not spin: the socket is readable only once
-//! enough bytes are there to change the answer (`SO_RCVLOWAT`), so each look is worth it.
+//! The hello is looked at without taking a byte of it out of the socket: the engine forwards it with
+//! everything behind it, and a failed dial can be tried elsewhere. Waiting must not spin: the socket
+//! is readable only once enough bytes are there to change the answer (`SO_RCVLOWAT`), so each look
+//! is worth it.
 
 use std::io::{self, ErrorKind::WouldBlock};
+use std::ops::ControlFlow::{self, Break, Continue};
 use std::time::Duration;
 
 use rustix::net::{RecvFlags, recv};
-use snisplit_common::hello::{BadHello, Hello, Reader, Step};
+use snisplit_common::hello::{self, BadHello, Hello, Reader};
 use snisplit_common::limits::hello_wire_bytes;
+use snisplit_common::proxy_protocol::{self, BadHeader, HEADER_MAX, Header};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use crate::sys::set_receive_low_water;
 
@@ -24,6 +27,10 @@ const FIRST_LOOK: usize = 4096;
 pub(super) enum NoHello {
     /// The bytes are none, and never will be.
     Bad(BadHello),
+    /// A PROXY header was due.
+    BadHeader(BadHeader),
+    /// A PROXY header came from an address that must not send one.
+    HeaderNotAllowed,
     /// Not whole before the deadline; whether anything came at all.
     Late { anything: bool },
     /// The client closed its side in the middle of one.
@@ -32,57 +39,89 @@ pub(super) enum NoHello {
     Gone,
 }
 
-/// Looks until the hello is whole. `limit` bounds the handshake message in bytes, `deadline` the
-/// time from the call; dripping bytes does not extend it.
-pub(super) async fn hello(
-    client: &TcpStream,
-    limit: usize,
-    deadline: Duration,
-) -> Result<Box<Hello>, NoHello> {
-    let mut peek = Peek {
-        reader: Reader::new(limit),
-        buffer: vec![0; FIRST_LOOK],
-        have: 0,
-        limit,
-        waited: false,
-    };
-    let found = match timeout(deadline, peek.wait(client)).await {
-        Ok(found) => found,
-        Err(_elapsed) => Err(NoHello::Late { anything: peek.have > 0 }),
-    };
-    if peek.waited {
-        // Whoever reads next wants every byte.
-        set_receive_low_water(client, 1).map_err(|_| NoHello::Gone)?;
-    }
-    found
-}
-
-struct Peek {
-    reader: Reader,
+/// A client that has the time up to an instant to say its first words; dripping bytes does not
+/// extend it.
+pub(super) struct Peek<'c> {
+    client: &'c TcpStream,
+    deadline: Instant,
     buffer: Vec<u8>,
-    /// Bytes in the buffer, all from the connection's first on.
+    /// Bytes in the buffer, all from the first unread one on.
     have: usize,
-    limit: usize,
     /// The socket's low-water mark was moved.
     waited: bool,
 }
 
-impl Peek {
-    async fn wait(&mut self, client: &TcpStream) -> Result<Box<Hello>, NoHello> {
-        // Often the hello is there before the connection is accepted: no event is needed for it.
-        let mut looked = self.look(client);
+impl<'c> Peek<'c> {
+    pub(super) fn new(client: &'c TcpStream, patience: Duration) -> Self {
+        let buffer = vec![0; FIRST_LOOK];
+        Self { client, deadline: Instant::now() + patience, buffer, have: 0, waited: false }
+    }
+
+    /// The PROXY header, taken out of the socket.
+    pub(super) async fn header(&mut self) -> Result<Header, NoHello> {
+        let found = self.until(HEADER_MAX, |seen| match proxy_protocol::read(seen) {
+            proxy_protocol::Step::More { need } => Continue(need),
+            proxy_protocol::Step::Header(header) => Break(Ok(header)),
+            proxy_protocol::Step::Bad(why) => Break(Err(NoHello::BadHeader(why))),
+        });
+        let header = found.await?;
+        let mut taken = vec![0; header.len];
+        match recv(self.client, &mut taken[..], RecvFlags::empty()) {
+            Ok((bytes, _)) if bytes == header.len => Ok(header),
+            Ok(_) | Err(_) => Err(NoHello::Gone),
+        }
+    }
+
+    /// The hello. `limit` bounds the handshake message in bytes.
+    pub(super) async fn hello(&mut self, limit: usize) -> Result<Box<Hello>, NoHello> {
+        let mut reader = Reader::new(limit);
+        let most = hello_wire_bytes(limit).max(FIRST_LOOK);
+        let found = self.until(most, |seen| match reader.feed(seen) {
+            hello::Step::More { need } => Continue(need),
+            hello::Step::Hello(hello) => Break(Ok(hello)),
+            hello::Step::Bad(BadHello::NotTls) if proxy_protocol::is_announced(seen) => {
+                Break(Err(NoHello::HeaderNotAllowed))
+            }
+            hello::Step::Bad(why) => Break(Err(NoHello::Bad(why))),
+        });
+        found.await
+    }
+
+    /// Looks until `judge` has found something, at up to `most` bytes. `judge` gets all bytes so
+    /// far, or says how many it needs.
+    async fn until<T>(
+        &mut self,
+        most: usize,
+        judge: impl FnMut(&[u8]) -> ControlFlow<Result<T, NoHello>, usize>,
+    ) -> Result<T, NoHello> {
+        self.have = 0;
+        let found = match timeout_at(self.deadline, self.wait(most, judge)).await {
+            Ok(found) => found,
+            Err(_elapsed) => Err(NoHello::Late { anything: self.have > 0 }),
+        };
+        if std::mem::take(&mut self.waited) {
+            // Whoever reads next wants every byte.
+            set_receive_low_water(self.client, 1).map_err(|_| NoHello::Gone)?;
+        }
+        found
+    }
+
+    async fn wait<T>(
+        &mut self,
+        most: usize,
+        mut judge: impl FnMut(&[u8]) -> ControlFlow<Result<T, NoHello>, usize>,
+    ) -> Result<T, NoHello> {
+        let client = self.client;
+        // Often all is there before the connection is accepted: no event is needed for it.
+        let mut looked = self.look(most, &mut judge);
         loop {
             match looked {
-                Ok(Step::Hello(hello)) => return Ok(hello),
-                Ok(Step::Bad(why)) => return Err(NoHello::Bad(why)),
-                Ok(Step::More { .. }) => return Err(NoHello::Gone),
-                Err(error) if error.kind() != WouldBlock => {
-                    return Err(NoHello::Gone);
-                }
+                Ok(found) => return found,
+                Err(error) if error.kind() != WouldBlock => return Err(NoHello::Gone),
                 Err(_) => {}
             }
             let ready = client.ready(Interest::READABLE).await.map_err(|_| NoHello::Gone)?;
-            looked = client.try_io(Interest::READABLE, || self.look(client));
+            looked = client.try_io(Interest::READABLE, || self.look(most, &mut judge));
             // Behind an end of stream nothing comes any more.
             if ready.is_read_closed() && looked.as_ref().is_err_and(|e| e.kind() == WouldBlock) {
                 return Err(NoHello::Truncated);
@@ -91,28 +130,33 @@ impl Peek {
     }
 
     /// `WouldBlock` stands for "not enough yet", which makes tokio wait for the next event.
-    fn look(&mut self, client: &TcpStream) -> io::Result<Step> {
-        self.peek(client)?;
-        match self.reader.feed(&self.buffer[..self.have]) {
-            Step::More { need } if self.have > 0 => {
-                set_receive_low_water(client, need)?;
+    fn look<T>(
+        &mut self,
+        most: usize,
+        judge: &mut impl FnMut(&[u8]) -> ControlFlow<Result<T, NoHello>, usize>,
+    ) -> io::Result<Result<T, NoHello>> {
+        self.peek(most)?;
+        if self.have == 0 {
+            return Ok(Err(NoHello::Gone));
+        }
+        match judge(&self.buffer[..self.have]) {
+            Break(found) => Ok(found),
+            Continue(need) => {
+                set_receive_low_water(self.client, need)?;
                 self.waited = true;
                 Err(WouldBlock.into())
             }
-            // Nothing at all is an end of stream.
-            step @ (Step::More { .. } | Step::Hello(_) | Step::Bad(_)) => Ok(step),
         }
     }
 
-    /// Shows all that has arrived, as far as a hello of the limit can reach.
-    fn peek(&mut self, client: &TcpStream) -> io::Result<()> {
-        let most = hello_wire_bytes(self.limit).max(FIRST_LOOK);
+    /// Shows all that has arrived, as far as it is of interest.
+    fn peek(&mut self, most: usize) -> io::Result<()> {
         loop {
             let room = self.buffer.len();
             self.have = rustix::io::retry_on_intr(|| {
-                Ok(recv(client, &mut self.buffer[..], RecvFlags::PEEK)?.0)
+                Ok(recv(self.client, &mut self.buffer[..], RecvFlags::PEEK)?.0)
             })?;
-            if self.have < room || room == most {
+            if self.have < room || room >= most {
                 return Ok(());
             }
             self.buffer.resize((room * 2).min(most), 0);

@@ -19,6 +19,8 @@ pub(crate) struct Record {
     pub(crate) entry: Entry,
     pub(crate) outcome: Outcome,
     pub(crate) acme: Option<Acme>,
+    /// Where the client wanted to go, if a proxy said so.
+    pub(crate) destination: Option<SocketAddr>,
 }
 
 /// Where records go.
@@ -49,6 +51,8 @@ pub(crate) struct Entry {
     /// Seconds since 1970 at accept.
     pub(crate) time: f64,
     pub(crate) client: SocketAddr,
+    /// The proxy that spoke for the client (PROXY protocol).
+    pub(crate) proxy: Option<SocketAddr>,
     pub(crate) listener: SocketAddr,
     pub(crate) sni: Option<String>,
     pub(crate) alpn: Vec<String>,
@@ -83,6 +87,7 @@ impl Record {
         let entry = Entry {
             time: since_1970.as_ref().map_or(0.0, Duration::as_secs_f64),
             client,
+            proxy: None,
             listener,
             sni: None,
             alpn: Vec::new(),
@@ -100,7 +105,14 @@ impl Record {
             duration: 0.0,
             outcome: "",
         };
-        Self { observers, begun: Instant::now(), entry, outcome: Outcome::Lost, acme: None }
+        Self {
+            observers,
+            begun: Instant::now(),
+            entry,
+            outcome: Outcome::Lost,
+            acme: None,
+            destination: None,
+        }
     }
 
     pub(crate) fn metrics(&self) -> &Metrics {

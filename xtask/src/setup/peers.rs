@@ -8,12 +8,13 @@ use anyhow::Result;
 use super::{debian, say};
 use crate::run::{cache, loud};
 
-const PACKAGES: [&str; 11] = [
+const PACKAGES: [&str; 12] = [
     "bpftool",
     "curl",
     "gnutls-bin",
     "haproxy",
     "iproute2",
+    "libnginx-mod-stream",
     "nginx",
     "openssl",
     "procps",

@@ -1,0 +1,95 @@
+//! Our reading of PROXY headers against an independent one (the `ppp` crate), on random and mutated
+//! headers: what we accept, it accepts, with the same addresses.
+
+use std::net::SocketAddr;
+
+use ppp::{HeaderResult, v1, v2};
+use proptest::prelude::*;
+use snisplit_common::proxy_protocol::{Header, Step, Version, encode, read};
+
+type Addresses = Option<(SocketAddr, SocketAddr)>;
+
+/// `None`: no header. Mapped addresses count as the IPv4 ones that they are.
+fn oracle(bytes: &[u8]) -> Option<Addresses> {
+    let pair = |source: SocketAddr, destination: SocketAddr| {
+        let plain = |a: SocketAddr| SocketAddr::new(a.ip().to_canonical(), a.port());
+        Some((plain(source), plain(destination)))
+    };
+    match HeaderResult::parse(bytes) {
+        HeaderResult::V1(Ok(header)) => Some(match header.addresses {
+            v1::Addresses::Unknown => None,
+            v1::Addresses::Tcp4(a) => pair(
+                (a.source_address, a.source_port).into(),
+                (a.destination_address, a.destination_port).into(),
+            ),
+            v1::Addresses::Tcp6(a) => pair(
+                (a.source_address, a.source_port).into(),
+                (a.destination_address, a.destination_port).into(),
+            ),
+        }),
+        HeaderResult::V2(Ok(header)) if header.command == v2::Command::Local => Some(None),
+        HeaderResult::V2(Ok(header)) => Some(match header.addresses {
+            v2::Addresses::Unspecified | v2::Addresses::Unix(_) => None,
+            v2::Addresses::IPv4(a) => pair(
+                (a.source_address, a.source_port).into(),
+                (a.destination_address, a.destination_port).into(),
+            ),
+            v2::Addresses::IPv6(a) => pair(
+                (a.source_address, a.source_port).into(),
+                (a.destination_address, a.destination_port).into(),
+            ),
+        }),
+        HeaderResult::V1(Err(_)) | HeaderResult::V2(Err(_)) => None,
+    }
+}
+
+fn header() -> impl Strategy<Value = Vec<u8>> {
+    let version = prop_oneof![Just(Version::V1), Just(Version::V2)];
+    let address = any::<SocketAddr>();
+    let name = prop::option::of("[a-z]{1,20}\\.test");
+    let text = "PROXY (TCP4|TCP6|UNKNOWN|UDP4) [0-9a-f.:]{1,20} [0-9a-f.:]{1,20} [0-9]{1,6} [0-9]{1,6}\r\n";
+    prop_oneof![
+        (version, address.clone(), address, name).prop_map(|(version, a, b, name)| {
+            encode(version, a, b, name.as_deref(), Some(b"h2"))
+        }),
+        text.prop_map(String::into_bytes),
+        prop::collection::vec(any::<u8>(), 0..60).prop_map(|tail| [
+            b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0",
+            &tail[..]
+        ]
+        .concat()),
+        prop::collection::vec(any::<u8>(), 0..60),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(10_000))]
+
+    #[test]
+    fn what_we_accept_the_other_accepts(
+        bytes in header(),
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..3),
+        behind in prop::collection::vec(any::<u8>(), 0..4),
+    ) {
+        let mut bytes = [bytes, behind].concat();
+        for (place, byte) in changes {
+            if !bytes.is_empty() {
+                let place = place.index(bytes.len());
+                bytes[place] = byte;
+            }
+        }
+        match read(&bytes) {
+            Step::Header(Header { len, addresses }) => {
+                prop_assert!(len <= bytes.len());
+                if bytes.starts_with(b"PROXY UNKNOWN") {
+                    // What stands behind it must be ignored (§2.1); the other reads it.
+                    prop_assert_eq!(addresses, None);
+                    return Ok(());
+                }
+                prop_assert_eq!(oracle(&bytes[..len]), Some(addresses), "{:02x?}", &bytes[..len]);
+            }
+            Step::More { need } => prop_assert!(need > bytes.len()),
+            Step::Bad(_) => {}
+        }
+    }
+}
