@@ -1,6 +1,7 @@
 //! The arithmetic of limits: what a bound on one thing means for another.
 
-use std::time::Duration;
+use core::net::IpAddr;
+use core::time::Duration;
 
 /// The default bound on a ClientHello, bytes of its handshake message (design §4).
 pub const HELLO_BYTES: usize = 65_536;
@@ -22,6 +23,20 @@ pub const FDS_PER_CONNECTION: u64 = 6;
 /// Connections that `nofile` descriptors carry at their worst, 64 kept back for everything else.
 pub const fn connections_within(nofile: u64) -> u64 {
     nofile.saturating_sub(64) / FDS_PER_CONNECTION
+}
+
+/// Who counts as one client: an IPv4 address, or the IPv6 network that one customer gets (/64).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Source(IpAddr);
+
+impl Source {
+    /// The source that an address belongs to.
+    pub fn of(address: IpAddr) -> Self {
+        Self(match address.to_canonical() {
+            v4 @ IpAddr::V4(_) => v4,
+            IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) >> 64 << 64).into()),
+        })
+    }
 }
 
 /// How long to leave the listener alone after accept failed: 5 ms, doubled up to 1 s.
@@ -77,6 +92,16 @@ impl Bucket {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_source_is_an_address_or_a_64() {
+        let same =
+            |a: &str, b: &str| Source::of(a.parse().unwrap()) == Source::of(b.parse().unwrap());
+        assert!(same("10.0.0.1", "::ffff:10.0.0.1"));
+        assert!(!same("10.0.0.1", "10.0.0.2"));
+        assert!(same("2001:db8::1", "2001:db8::ffff:0:0:1"));
+        assert!(!same("2001:db8::1", "2001:db8:0:1::1"));
+    }
 
     #[test]
     fn one_byte_records_take_six_bytes_each() {

@@ -21,6 +21,7 @@ use crate::engine::Choice;
 mod build;
 mod file;
 mod flags;
+mod limits;
 mod problem;
 mod value;
 
@@ -87,12 +88,28 @@ pub enum Backend {
 }
 
 /// Bounds.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Limits {
     /// `hello_bytes`: of the handshake message, without its header of 4.
     pub hello_bytes: usize,
     /// `dial_timeout`: for each attempt.
     pub dial_timeout: Duration,
+    /// `max_connections`
+    pub max_connections: usize,
+    /// `max_peeking`: connections that have not said their hello.
+    pub max_peeking: usize,
+    /// `per_source`: concurrent flows of an IPv4 address or an IPv6 /64.
+    pub per_source: usize,
+    /// `accept_rate`: connections a second; 0 is no limit.
+    pub accept_rate: u32,
+    /// `idle_timeout`; `None` for `off`.
+    pub idle_timeout: Option<Duration>,
+    /// `keepalive`: idle time before the first probe, on both legs; `None` for `off`.
+    pub keepalive: Option<Duration>,
+    /// `user_timeout`: how long sent data may stay unacknowledged; `None` for the kernel's own.
+    pub user_timeout: Option<Duration>,
+    /// `backends_allowed`: where back ends may be; empty for anywhere.
+    pub backends_allowed: Vec<IpNet>,
 }
 
 /// Where a piece of configuration was written.
@@ -144,7 +161,26 @@ impl Config {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { hello_bytes: HELLO_BYTES, dial_timeout: DIAL_TIMEOUT }
+        Self {
+            hello_bytes: HELLO_BYTES,
+            dial_timeout: DIAL_TIMEOUT,
+            max_connections: 100_000,
+            max_peeking: 10_000,
+            per_source: 1_000,
+            accept_rate: 0,
+            idle_timeout: None,
+            keepalive: Some(Duration::from_secs(60)),
+            user_timeout: None,
+            backends_allowed: Vec::new(),
+        }
+    }
+}
+
+impl Limits {
+    /// Whether a back end may be at this address.
+    pub fn allows_backend(&self, address: IpAddr) -> bool {
+        let nets = &self.backends_allowed;
+        nets.is_empty() || nets.iter().any(|net| net.contains(&address.to_canonical()))
     }
 }
 

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use snisplit_common::alert::Alert;
@@ -10,21 +11,25 @@ use snisplit_common::decide::{Certificates, Decision, decide};
 use snisplit_common::hello::Hello;
 use snisplit_common::name::ServerName;
 use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::Config;
+use crate::config::{Config, Route};
 use crate::engine::{Ladder, Pair, Progress, Tier};
 use crate::observe::metrics::Declined;
 use crate::observe::record::Observers;
 use crate::observe::{AcmeLog, Metrics, Outcome, Record};
 
 pub(crate) mod accept;
+pub(crate) mod admit;
 mod close;
 mod dial;
 mod note;
 mod peek;
 mod preface;
 
+use admit::Door;
+use dial::Dial;
 use peek::{NoHello, Peek};
 
 /// What every connection of the agent shares.
@@ -33,6 +38,7 @@ pub(crate) struct Shared {
     /// Swapped at a reload; a connection keeps the one it was accepted under.
     pub(crate) config: ArcSwap<Config>,
     pub(crate) ladder: Ladder,
+    pub(crate) door: Door,
     pub(crate) observers: Observers,
     pub(crate) acme_log: AcmeLog,
     /// Ends all connections at once.
@@ -89,10 +95,22 @@ pub(crate) async fn serve(
 
 async fn live(client: TcpStream, scene: Scene<'_>, record: &mut Record) -> Outcome {
     let Scene { config, shared, .. } = scene;
-    let hello = match greet(&client, config, record).await {
+    let listener = config.listener(record.entry.listener);
+    let from = record.entry.client;
+    let is_proxy = listener.wants_header(from.ip());
+    let (_present, waiting) = match shared.door.enter(from, is_proxy, &config.limits) {
+        Ok(places) => places,
+        Err(full) => return close::turn_away(client, full, record),
+    };
+    let mut peek = Peek::new(&client, listener.hello_timeout);
+    let hello = match greet(&mut peek, is_proxy, config, record).await {
         Ok(hello) => hello,
         Err(why) => return close::without_hello(client, why, record).await,
     };
+    drop((peek, waiting));
+    if shared.door.is_own(from) {
+        return close::refuse(client, Alert::InternalError, "loop", record).await;
+    }
     note::hello(&hello, record);
     let verdict = decide(&hello, &config.routes, config.acme_bypass, &NoCertificates);
     note::verdict(&hello, &verdict, &shared.acme_log, record);
@@ -101,32 +119,48 @@ async fn live(client: TcpStream, scene: Scene<'_>, record: &mut Record) -> Outco
         Decision::Refuse(alert) => {
             close::refuse(client, alert, verdict.reason.name(), record).await
         }
-        Decision::Forward(route) => {
-            let preface = preface::header(route, &hello, &client, record);
-            let timeout = config.limits.dial_timeout;
-            let dialled = dial::backend(route, timeout, &preface, scene.metrics());
-            match note::dial(dialled, record).await {
-                Ok(backend) => carry(client, backend, scene, record).await,
-                Err(dial::NoBackend) => {
-                    close::refuse(client, Alert::InternalError, "no_backend", record).await
-                }
-            }
-        }
+        Decision::Forward(route) => forward(client, &hello, route, scene, record).await,
     }
 }
 
-/// The client's first words: whom it speaks for, where the listener wants to know, and its hello.
+/// The client's first words: whom it speaks for, where that is due, and its hello.
 async fn greet(
-    client: &TcpStream,
+    peek: &mut Peek<'_>,
+    is_proxy: bool,
     config: &Config,
     record: &mut Record,
 ) -> Result<Box<Hello>, NoHello> {
-    let listener = config.listener(record.entry.listener);
-    let mut peek = Peek::new(client, listener.hello_timeout);
-    if listener.wants_header(record.entry.client.ip()) {
+    if is_proxy {
         note::header(&peek.header().await?, record);
     }
     peek.hello(config.limits.hello_bytes).await
+}
+
+async fn forward(
+    client: TcpStream,
+    hello: &Hello,
+    route: &Route,
+    scene: Scene<'_>,
+    record: &mut Record,
+) -> Outcome {
+    let Scene { config, shared, .. } = scene;
+    // A CA validates a name several times at once; none of these is anybody's flow.
+    let flow = match hello.is_acme_validation() {
+        true => Ok(None),
+        false => shared.door.begin(record.entry.client.ip(), &config.limits).map(Some),
+    };
+    let _flow = match flow {
+        Ok(flow) => flow,
+        Err(full) => return close::turn_away(client, full, record),
+    };
+    let preface = preface::header(route, hello, &client, record);
+    let dial = Dial { limits: &config.limits, door: &shared.door, metrics: scene.metrics() };
+    match note::dial(dial.backend(route, &preface), record).await {
+        Ok((backend, _own)) => carry(client, backend, scene, record).await,
+        Err(dial::NoBackend) => {
+            close::refuse(client, Alert::InternalError, "no_backend", record).await
+        }
+    }
 }
 
 async fn carry(
@@ -143,6 +177,23 @@ async fn carry(
         let labels = Declined { engine: tier.name(), reason };
         scene.metrics().declined.get_or_create(&labels).inc();
     };
-    let tally = scene.shared.ladder.carry(scene.config.engine, pair, declined).await;
-    Outcome::Carried(tally.end.name())
+    let carried = scene.shared.ladder.carry(scene.config.engine, pair, declined);
+    match scene.config.limits.idle_timeout {
+        None => Outcome::Carried(carried.await.end.name()),
+        Some(limit) => tokio::select! {
+            tally = carried => Outcome::Carried(tally.end.name()),
+            () = idle(scene.progress, limit) => Outcome::Idle,
+        },
+    }
+}
+
+/// Waits until no byte has moved for `limit`, give or take a quarter of it.
+async fn idle(progress: &Progress, limit: Duration) {
+    let mut last = (progress.read(), Instant::now());
+    while last.1.elapsed() < limit {
+        sleep(limit / 4).await;
+        if progress.read() != last.0 {
+            last = (progress.read(), Instant::now());
+        }
+    }
 }

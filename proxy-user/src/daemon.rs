@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::config::{Config, Overrides};
+use crate::conn::admit::Door;
 use crate::conn::{Shared, accept};
 use crate::engine::Ladder;
 use crate::observe::record::Observers;
@@ -51,6 +52,7 @@ async fn serve(source: &Source, config: Config) -> Result<()> {
     let mut signals = Signals::new()?;
     let shared = Arc::new(Shared {
         ladder: Ladder::default(),
+        door: Door::default(),
         observers: observers(&config)?,
         acme_log: AcmeLog::default(),
         cut: CancellationToken::new(),
@@ -96,7 +98,7 @@ impl Source {
 fn observers(config: &Config) -> Result<Observers> {
     let metrics = Metrics::default();
     if let Some(address) = config.admin {
-        let socket = accept::listen(address, false)
+        let socket = accept::listen(address, false, &config.limits)
             .with_context(|| format!("admin.address: cannot listen on {address}"))?;
         info!(address = %socket.local_addr()?, "admin");
         tokio::spawn(admin::serve(socket, metrics.clone()));

@@ -6,8 +6,9 @@ use std::sync::atomic::AtomicUsize;
 use snisplit_common::name::Pattern;
 use snisplit_common::routes::Routes;
 
+use super::limits::{self, DraftLimits};
 use super::problem::{Problem, Problems};
-use super::{Config, DRAIN, HELLO_TIMEOUT, Limits, Listener, Origin, Route, value};
+use super::{Config, DRAIN, HELLO_TIMEOUT, Listener, Origin, Route, value};
 use crate::engine::Choice;
 
 /// A value and where it was written.
@@ -26,8 +27,7 @@ pub(super) struct Draft {
     pub(super) access_log: Option<Item<String>>,
     pub(super) listeners: Vec<DraftListener>,
     pub(super) routes: Vec<DraftRoute>,
-    pub(super) hello_bytes: Option<Item<i64>>,
-    pub(super) dial_timeout: Option<Item<String>>,
+    pub(super) limits: DraftLimits,
     pub(super) admin: Option<Item<String>>,
     /// From the flag: for every listener, whatever it says itself.
     pub(super) hello_timeout: Option<Item<String>>,
@@ -61,9 +61,7 @@ pub(super) fn build(draft: Draft) -> Result<Config, Problems> {
     let access_log = draft.access_log.map(|item| PathBuf::from(item.value));
     let hello_timeout =
         wrong.opt("listener.hello_timeout", draft.hello_timeout, |text| value::duration(&text));
-    let hello_bytes = wrong.opt("limits.hello_bytes", draft.hello_bytes, value::hello_bytes);
-    let dial_timeout =
-        wrong.opt("limits.dial_timeout", draft.dial_timeout, |t| value::duration(&t));
+    let limits = limits::build(draft.limits, &mut wrong);
     let admin = wrong.opt("admin.address", draft.admin, |text| value::address(&text));
     let mut listeners = listeners(draft.listeners, &mut wrong);
     if let Some(timeout) = hello_timeout {
@@ -71,22 +69,16 @@ pub(super) fn build(draft: Draft) -> Result<Config, Problems> {
     }
     let routes = routes(draft.routes, &mut wrong);
     match (routes, wrong.0) {
-        (Some(routes), wrong) if wrong.is_empty() => {
-            let limits = Limits::default();
-            Ok(Config {
-                engine: engine.unwrap_or_default(),
-                acme_bypass: acme_bypass.unwrap_or_default(),
-                drain: drain.unwrap_or(DRAIN),
-                listeners,
-                routes,
-                limits: Limits {
-                    hello_bytes: hello_bytes.unwrap_or(limits.hello_bytes),
-                    dial_timeout: dial_timeout.unwrap_or(limits.dial_timeout),
-                },
-                admin,
-                access_log,
-            })
-        }
+        (Some(routes), wrong) if wrong.is_empty() => Ok(Config {
+            engine: engine.unwrap_or_default(),
+            acme_bypass: acme_bypass.unwrap_or_default(),
+            drain: drain.unwrap_or(DRAIN),
+            listeners,
+            routes,
+            limits,
+            admin,
+            access_log,
+        }),
         (_, wrong) => Err(Problems(wrong)),
     }
 }
@@ -188,10 +180,10 @@ fn route(draft: DraftRoute, wrong: &mut Wrong) -> Option<Route> {
     (wrong.0.len() == before).then_some(route)
 }
 
-struct Wrong(Vec<Problem>);
+pub(super) struct Wrong(Vec<Problem>);
 
 impl Wrong {
-    fn one<T, U>(
+    pub(super) fn one<T, U>(
         &mut self,
         key: &str,
         item: Item<T>,
@@ -201,7 +193,7 @@ impl Wrong {
         parse(value).map_err(|text| self.0.push(Problem::new(&origin, key, text))).ok()
     }
 
-    fn opt<T, U>(
+    pub(super) fn opt<T, U>(
         &mut self,
         key: &str,
         item: Option<Item<T>>,
@@ -211,7 +203,7 @@ impl Wrong {
     }
 
     /// `None` if any of them is wrong.
-    fn all<T, U>(
+    pub(super) fn all<T, U>(
         &mut self,
         key: &str,
         items: Vec<Item<T>>,

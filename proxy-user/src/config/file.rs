@@ -9,6 +9,7 @@ use toml::Spanned;
 
 use super::Origin;
 use super::build::{Draft, DraftListener, DraftRoute, Item};
+use super::limits::DraftLimits;
 use super::problem::{Problem, Problems};
 
 #[derive(Deserialize)]
@@ -51,6 +52,15 @@ struct Route {
 struct Limits {
     hello_bytes: Option<Spanned<i64>>,
     dial_timeout: Option<Spanned<String>>,
+    max_connections: Option<Spanned<i64>>,
+    max_peeking: Option<Spanned<i64>>,
+    per_source: Option<Spanned<i64>>,
+    accept_rate: Option<Spanned<i64>>,
+    idle_timeout: Option<Spanned<String>>,
+    keepalive: Option<Spanned<String>>,
+    user_timeout: Option<Spanned<String>>,
+    #[serde(default)]
+    backends_allowed: Vec<Spanned<String>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -118,10 +128,27 @@ impl Place<'_> {
             access_log: some(file.access_log),
             listeners: file.listener.into_iter().map(listener).collect(),
             routes: file.route.into_iter().map(route).collect(),
-            hello_bytes: file.limits.hello_bytes.map(|value| self.item(value)),
-            dial_timeout: some(file.limits.dial_timeout),
+            limits: self.limits(file.limits),
             admin: some(file.admin.address),
             hello_timeout: None,
+        }
+    }
+
+    fn limits(&self, limits: Limits) -> DraftLimits {
+        let number = |value: Option<Spanned<i64>>| value.map(|value| self.item(value));
+        let text = |value: Option<Spanned<String>>| value.map(|value| self.item(value));
+        let networks = limits.backends_allowed.into_iter();
+        DraftLimits {
+            hello_bytes: number(limits.hello_bytes),
+            dial_timeout: text(limits.dial_timeout),
+            max_connections: number(limits.max_connections),
+            max_peeking: number(limits.max_peeking),
+            per_source: number(limits.per_source),
+            accept_rate: number(limits.accept_rate),
+            idle_timeout: text(limits.idle_timeout),
+            keepalive: text(limits.keepalive),
+            user_timeout: text(limits.user_timeout),
+            backends_allowed: networks.map(|value| self.item(value)).collect(),
         }
     }
 

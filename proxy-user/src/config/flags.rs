@@ -1,9 +1,12 @@
 //! Flags that win over the file. A list given by flags replaces the file's list.
 
+use std::fmt::Display;
+
 use clap::Args;
 
 use super::Origin;
 use super::build::{Draft, DraftListener, DraftRoute, Item};
+use super::limits::DraftLimits;
 
 /// Configuration by flag; each has a key of the same name in the file.
 #[derive(Args, Clone, Debug, Default)]
@@ -43,6 +46,38 @@ pub struct Overrides {
     #[arg(long, value_name = "TIME")]
     dial_timeout: Option<String>,
 
+    /// Connections at once [default: 100000]
+    #[arg(long, value_name = "N")]
+    max_connections: Option<i64>,
+
+    /// Connections that have not said their hello, at once [default: 10000]
+    #[arg(long, value_name = "N")]
+    max_peeking: Option<i64>,
+
+    /// Flows of one IPv4 address or IPv6 /64, at once [default: 1000]
+    #[arg(long, value_name = "N")]
+    per_source: Option<i64>,
+
+    /// New connections a second; 0 is no limit [default: 0]
+    #[arg(long, value_name = "N")]
+    accept_rate: Option<i64>,
+
+    /// Time without a byte after which a flow is reset, or off [default: off]
+    #[arg(long, value_name = "TIME")]
+    idle_timeout: Option<String>,
+
+    /// Idle time before TCP probes a peer, or off [default: 60s]
+    #[arg(long, value_name = "TIME")]
+    keepalive: Option<String>,
+
+    /// Time that sent data may stay unacknowledged, or off for the kernel's own [default: off]
+    #[arg(long, value_name = "TIME")]
+    user_timeout: Option<String>,
+
+    /// Network that back ends may be in; may be repeated [default: anywhere]
+    #[arg(long, value_name = "CIDR")]
+    backends_allowed: Vec<String>,
+
     /// Time that running connections may take to end after SIGTERM [default: 30s]
     #[arg(long, value_name = "TIME")]
     drain: Option<String>,
@@ -61,25 +96,17 @@ impl Overrides {
         set(&mut draft.engine, "--engine", self.engine.as_ref());
         set(&mut draft.acme_bypass, "--acme-bypass", self.acme_bypass.as_ref());
         set(&mut draft.hello_timeout, "--hello-timeout", self.hello_timeout.as_ref());
-        set(&mut draft.dial_timeout, "--dial-timeout", self.dial_timeout.as_ref());
         set(&mut draft.drain, "--drain", self.drain.as_ref());
         set(&mut draft.admin, "--admin", self.admin.as_ref());
         set(&mut draft.access_log, "--access-log", self.access_log.as_ref());
-        if let Some(value) = self.hello_bytes {
-            draft.hello_bytes = Some(Item { origin: flag("--hello-bytes", value), value });
-        }
+        self.lay_over_limits(&mut draft.limits);
         if !self.listen.is_empty() {
             draft.listeners = self.listen.iter().map(listener).collect();
         }
         if !self.proxy_protocol_from.is_empty() {
-            let networks = || {
-                self.proxy_protocol_from.iter().map(|net| Item {
-                    origin: flag("--proxy-protocol-from", net),
-                    value: net.clone(),
-                })
-            };
+            let networks = items("--proxy-protocol-from", &self.proxy_protocol_from);
             for listener in &mut draft.listeners {
-                listener.proxy_protocol_from = networks().collect();
+                listener.proxy_protocol_from = networks.clone();
             }
         }
         if !self.route.is_empty() {
@@ -88,11 +115,33 @@ impl Overrides {
     }
 }
 
-fn flag(name: &str, value: impl std::fmt::Display) -> Origin {
+impl Overrides {
+    fn lay_over_limits(&self, limits: &mut DraftLimits) {
+        set(&mut limits.dial_timeout, "--dial-timeout", self.dial_timeout.as_ref());
+        set(&mut limits.idle_timeout, "--idle-timeout", self.idle_timeout.as_ref());
+        set(&mut limits.keepalive, "--keepalive", self.keepalive.as_ref());
+        set(&mut limits.user_timeout, "--user-timeout", self.user_timeout.as_ref());
+        set(&mut limits.hello_bytes, "--hello-bytes", self.hello_bytes.as_ref());
+        set(&mut limits.max_connections, "--max-connections", self.max_connections.as_ref());
+        set(&mut limits.max_peeking, "--max-peeking", self.max_peeking.as_ref());
+        set(&mut limits.per_source, "--per-source", self.per_source.as_ref());
+        set(&mut limits.accept_rate, "--accept-rate", self.accept_rate.as_ref());
+        if !self.backends_allowed.is_empty() {
+            limits.backends_allowed = items("--backends-allowed", &self.backends_allowed);
+        }
+    }
+}
+
+fn items(name: &str, values: &[String]) -> Vec<Item<String>> {
+    let item = |value: &String| Item { origin: flag(name, value), value: value.clone() };
+    values.iter().map(item).collect()
+}
+
+fn flag(name: &str, value: impl Display) -> Origin {
     Origin::Flag(format!("{name} {value}"))
 }
 
-fn set(place: &mut Option<Item<String>>, name: &str, value: Option<&String>) {
+fn set<T: Clone + Display>(place: &mut Option<Item<T>>, name: &str, value: Option<&T>) {
     if let Some(value) = value {
         *place = Some(Item { origin: flag(name, value), value: value.clone() });
     }

@@ -55,6 +55,17 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// A duration, or `off`.
+pub(super) fn duration_or_off(text: &str) -> Result<Option<Duration>, String> {
+    if text == "off" { Ok(None) } else { duration(text).map(Some) }
+}
+
+/// A count of at least `least`.
+pub(super) fn count<T: TryFrom<i64>>(number: i64, least: i64) -> Result<T, String> {
+    let wrong = || format!("{number} is out of range; at least {least}");
+    T::try_from(number).ok().filter(|_| number >= least).ok_or_else(wrong)
+}
+
 pub(super) fn hello_bytes(bytes: i64) -> Result<usize, String> {
     usize::try_from(bytes)
         .ok()

@@ -12,21 +12,33 @@ use tokio::net::TcpListener;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
+use super::dial::keepalive;
 use super::{Shared, serve};
+use crate::config::Limits;
 
 /// Connections that may wait for accept(2); net.core.somaxconn caps it.
 const BACKLOG: i32 = 4096;
 
 /// Binds an address. `[::]` takes IPv4 too, unless `v6_only`.
-pub(crate) fn listen(address: SocketAddr, v6_only: bool) -> io::Result<TcpListener> {
+pub(crate) fn listen(
+    address: SocketAddr,
+    v6_only: bool,
+    limits: &Limits,
+) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
         socket.set_only_v6(v6_only || address.ip() != Ipv6Addr::UNSPECIFIED)?;
     }
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
-    // Accepted sockets inherit both (sk_clone, net/core/sock.c). A socket that nobody ended in
-    // order says so with a reset.
+    // Accepted sockets inherit all of these (sk_clone, net/core/sock.c). A socket that nobody ended
+    // in order says so with a reset.
+    if let Some(idle) = limits.keepalive {
+        socket.set_tcp_keepalive(&keepalive(idle))?;
+    }
+    if limits.user_timeout.is_some() {
+        socket.set_tcp_user_timeout(limits.user_timeout)?;
+    }
     socket.set_tcp_nodelay(true)?;
     socket.set_linger(Some(Duration::ZERO))?;
     socket.bind(&address.into())?;

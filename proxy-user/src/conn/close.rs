@@ -33,6 +33,17 @@ pub(super) async fn without_hello(client: TcpStream, why: NoHello, record: &mut 
     refuse(client, alert, reason, record).await
 }
 
+/// Turns a connection away at the door. There may be many of these, so none is waited for: the
+/// alert arrives unless a hello is on its way already.
+pub(super) fn turn_away(client: TcpStream, reason: &'static str, record: &mut Record) -> Outcome {
+    let alert = Alert::InternalError;
+    without_reset(&client);
+    let _gone_already = send(&client, &alert.record(), SendFlags::NOSIGNAL);
+    record.entry.alert = Some(alert.name());
+    record.entry.reason = Some(reason);
+    Outcome::Refused(reason)
+}
+
 /// Sends the alert and sees to it that it is not overtaken by a reset.
 ///
 /// Closing a socket with unread bytes (the hello) makes the kernel send a reset, which throws away

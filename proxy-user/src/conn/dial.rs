@@ -6,58 +6,95 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 use tracing::debug;
 
-use crate::config::{Backend, Route};
+use super::admit::{Door, OwnAddress};
+use crate::config::{Backend, Limits, Route};
 use crate::observe::Metrics;
-use crate::observe::metrics::Dial;
+use crate::observe::metrics;
 
 /// No back end of the route answered.
 pub(super) struct NoBackend;
 
-/// Tries every address of every back end once, starting where the last connection did not.
-/// `limit` bounds each attempt, name resolution included. The first to take `preface` is it.
-pub(super) async fn backend(
-    route: &Route,
-    limit: Duration,
-    preface: &[u8],
-    metrics: &Metrics,
-) -> Result<TcpStream, NoBackend> {
-    for backend in route.backends_in_turn() {
-        match timeout(limit, greet(backend, preface)).await.unwrap_or_else(|late| Err(late.into()))
-        {
-            Ok(stream) => return Ok(stream),
-            Err(error) => {
-                debug!(route = route.label, %backend, %error, "dial failed");
-                let labels = Dial { backend: backend.to_string() };
-                metrics.dial_failures.get_or_create(&labels).inc();
-            }
-        }
-    }
-    Err(NoBackend)
+/// What dialling goes by.
+pub(super) struct Dial<'d> {
+    pub(super) limits: &'d Limits,
+    pub(super) door: &'d Door,
+    pub(super) metrics: &'d Metrics,
 }
 
-async fn greet(backend: &Backend, preface: &[u8]) -> io::Result<TcpStream> {
-    let mut stream = connect(backend).await?;
-    stream.write_all(preface).await?;
-    Ok(stream)
-}
+/// A back end on this very host could be ourselves: its connection is known by our address.
+type Dialled = (TcpStream, Option<OwnAddress>);
 
-async fn connect(backend: &Backend) -> io::Result<TcpStream> {
-    match backend {
-        Backend::Address(address) => TcpStream::connect(address).await,
-        Backend::Name(host, port) => {
-            let mut last = io::Error::from(io::ErrorKind::NotFound);
-            for address in lookup_host((host.as_str(), *port)).await?.collect::<Vec<SocketAddr>>() {
-                match TcpStream::connect(address).await {
-                    Ok(stream) => return Ok(stream),
-                    Err(error) => last = error,
+impl Dial<'_> {
+    /// Tries every address of every back end once, starting where the last connection did not.
+    /// `dial_timeout` bounds each back end, name resolution included. The first to take `preface`
+    /// is it.
+    pub(super) async fn backend(
+        &self,
+        route: &Route,
+        preface: &[u8],
+    ) -> Result<Dialled, NoBackend> {
+        for backend in route.backends_in_turn() {
+            let tried = timeout(self.limits.dial_timeout, self.greet(backend, preface)).await;
+            match tried.unwrap_or_else(|late| Err(late.into())) {
+                Ok(dialled) => return Ok(dialled),
+                Err(error) => {
+                    debug!(route = route.label, %backend, %error, "dial failed");
+                    let labels = metrics::Dial { backend: backend.to_string() };
+                    self.metrics.dial_failures.get_or_create(&labels).inc();
                 }
             }
-            Err(last)
+        }
+        Err(NoBackend)
+    }
+
+    async fn greet(&self, backend: &Backend, preface: &[u8]) -> io::Result<Dialled> {
+        let mut stream = self.connect(backend).await?;
+        self.keep_alive(&stream)?;
+        let (own, peer) = (stream.local_addr()?, stream.peer_addr()?);
+        let own = (own.ip() == peer.ip()).then(|| self.door.dials_from(own));
+        stream.write_all(preface).await?;
+        Ok((stream, own))
+    }
+
+    async fn connect(&self, backend: &Backend) -> io::Result<TcpStream> {
+        let addresses: Vec<SocketAddr> = match backend {
+            Backend::Address(address) => vec![*address],
+            Backend::Name(host, port) => lookup_host((host.as_str(), *port)).await?.collect(),
+        };
+        let mut last = io::Error::from(io::ErrorKind::NotFound);
+        for address in addresses {
+            if !self.limits.allows_backend(address.ip()) {
+                last = io::Error::other(format!("{address} is outside limits.backends_allowed"));
+                continue;
+            }
+            match TcpStream::connect(address).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    fn keep_alive(&self, stream: &TcpStream) -> io::Result<()> {
+        let socket = SockRef::from(stream);
+        if let Some(idle) = self.limits.keepalive {
+            socket.set_tcp_keepalive(&keepalive(idle))?;
+        }
+        match self.limits.user_timeout {
+            Some(limit) => socket.set_tcp_user_timeout(Some(limit)),
+            None => Ok(()),
         }
     }
+}
+
+/// The first probe after `idle`, then three more in as much time again.
+pub(crate) fn keepalive(idle: Duration) -> TcpKeepalive {
+    let between = (idle / 4).max(Duration::from_secs(1));
+    TcpKeepalive::new().with_time(idle).with_interval(between).with_retries(4)
 }

@@ -37,7 +37,7 @@ impl Listeners {
         let wanted: Vec<SocketAddr> = config.listeners.iter().map(|one| one.address).collect();
         let mut fresh = Vec::new();
         for &address in wanted.iter().filter(|address| !self.accepting.contains_key(address)) {
-            let socket = accept::listen(address, is_v4_taken(address, &wanted))
+            let socket = accept::listen(address, is_v4_taken(address, &wanted), &config.limits)
                 .with_context(|| format!("listener.address: cannot listen on {address}"))?;
             fresh.push((address, socket));
         }

@@ -39,6 +39,8 @@ pub(crate) enum Outcome {
     Refused(&'static str),
     /// The client left before its hello was whole.
     ClientGone,
+    /// Reset because no byte moved for `idle_timeout`.
+    Idle,
     /// Cut by the agent's own shutdown.
     Cut,
     /// The task died; a bug.
@@ -163,6 +165,7 @@ impl Outcome {
             Self::Carried(end) => end,
             Self::Refused(_) => "refused",
             Self::ClientGone => "client_gone",
+            Self::Idle => "idle",
             Self::Cut => "cut",
             Self::Lost => "lost",
         }
