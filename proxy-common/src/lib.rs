@@ -11,7 +11,11 @@ pub mod abi;
 #[cfg(not(target_arch = "bpf"))]
 pub mod alert;
 #[cfg(not(target_arch = "bpf"))]
+pub mod balance;
+#[cfg(not(target_arch = "bpf"))]
 pub mod decide;
+#[cfg(not(target_arch = "bpf"))]
+pub mod health;
 #[cfg(not(target_arch = "bpf"))]
 pub mod hello;
 #[cfg(not(target_arch = "bpf"))]

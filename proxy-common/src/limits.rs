@@ -30,6 +30,11 @@ pub const fn connections_within(nofile: u64) -> u64 {
 pub struct Source(IpAddr);
 
 impl Source {
+    /// The address, or the first one of the network.
+    pub const fn address(self) -> IpAddr {
+        self.0
+    }
+
     /// The source that an address belongs to.
     pub fn of(address: IpAddr) -> Self {
         Self(match address.to_canonical() {

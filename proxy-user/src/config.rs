@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use snisplit_common::balance::Balance;
 use snisplit_common::decide::{AcmeBypass, AcmePolicy, Policy};
-use snisplit_common::limits::HELLO_BYTES;
 use snisplit_common::name::Pattern;
 use snisplit_common::proxy_protocol::Version;
 use snisplit_common::routes::Routes;
@@ -23,9 +23,11 @@ mod file;
 mod flags;
 mod limits;
 mod problem;
+mod routes;
 mod value;
 
 pub use flags::Overrides;
+pub use limits::Limits;
 pub use problem::Problems;
 
 /// Everything `run` needs to know.
@@ -73,43 +75,48 @@ pub struct Route {
     pub acme: AcmePolicy,
     /// `send_proxy`; `None` for `off`.
     pub send_proxy: Option<Version>,
+    /// `balance`
+    pub balance: Balance,
+    /// `check`; `None` for `off`.
+    pub check: Option<Check>,
+    /// `check_interval`
+    pub check_interval: Duration,
+    /// `rise`: answers in a row that make a back end up.
+    pub rise: u32,
+    /// `fall`: failures in a row that make it down.
+    pub fall: u32,
+    /// `slow_start`: how long a back end that came up takes to its full share; 0 for `off`.
+    pub slow_start: Duration,
     /// Where it was written.
     pub origin: Origin,
     turn: AtomicUsize,
 }
 
+/// Where connections go, and how many of them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Backend {
+    /// Where it is.
+    pub place: Place,
+    /// Its share beside the others of its route, 0 to 256; 0 is nothing unless no other answers.
+    pub weight: u16,
+}
+
+/// How a back end is asked whether it is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Check {
+    /// By a TCP connection.
+    Tcp,
+    /// By a TLS handshake with the route's first exact name.
+    Tls,
+}
+
 /// Where a back end is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Backend {
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Place {
     /// An address and port.
     Address(SocketAddr),
     /// A host name, resolved anew for each connection, and a port.
     Name(String, u16),
-}
-
-/// Bounds.
-#[derive(Clone, Debug)]
-pub struct Limits {
-    /// `hello_bytes`: of the handshake message, without its header of 4.
-    pub hello_bytes: usize,
-    /// `dial_timeout`: for each attempt.
-    pub dial_timeout: Duration,
-    /// `max_connections`
-    pub max_connections: usize,
-    /// `max_peeking`: connections that have not said their hello.
-    pub max_peeking: usize,
-    /// `per_source`: concurrent flows of an IPv4 address or an IPv6 /64.
-    pub per_source: usize,
-    /// `accept_rate`: connections a second; 0 is no limit.
-    pub accept_rate: u32,
-    /// `idle_timeout`; `None` for `off`.
-    pub idle_timeout: Option<Duration>,
-    /// `keepalive`: idle time before the first probe, on both legs; `None` for `off`.
-    pub keepalive: Option<Duration>,
-    /// `user_timeout`: how long sent data may stay unacknowledged; `None` for the kernel's own.
-    pub user_timeout: Option<Duration>,
-    /// `backends_allowed`: where back ends may be; empty for anywhere.
-    pub backends_allowed: Vec<IpNet>,
 }
 
 /// Where a piece of configuration was written.
@@ -130,6 +137,10 @@ pub enum Origin {
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// The time an attempt to reach a back end may take unless `[limits]` says otherwise.
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
+/// The time between two checks of a back end unless the route says otherwise.
+pub const CHECK_INTERVAL: Duration = Duration::from_secs(5);
+/// Answers, and failures, in a row that change what is believed of a back end.
+pub const RISE_FALL: (u32, u32) = (2, 3);
 /// The time a drain may take unless the config says otherwise.
 pub const DRAIN: Duration = Duration::from_secs(30);
 
@@ -159,31 +170,6 @@ impl Config {
     }
 }
 
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            hello_bytes: HELLO_BYTES,
-            dial_timeout: DIAL_TIMEOUT,
-            max_connections: 100_000,
-            max_peeking: 10_000,
-            per_source: 1_000,
-            accept_rate: 0,
-            idle_timeout: None,
-            keepalive: Some(Duration::from_secs(60)),
-            user_timeout: None,
-            backends_allowed: Vec::new(),
-        }
-    }
-}
-
-impl Limits {
-    /// Whether a back end may be at this address.
-    pub fn allows_backend(&self, address: IpAddr) -> bool {
-        let nets = &self.backends_allowed;
-        nets.is_empty() || nets.iter().any(|net| net.contains(&address.to_canonical()))
-    }
-}
-
 impl Listener {
     /// Whether a peer must send a PROXY header.
     pub fn wants_header(&self, peer: IpAddr) -> bool {
@@ -203,20 +189,22 @@ impl Route {
         self.backends == other.backends
             && self.acme == other.acme
             && self.send_proxy == other.send_proxy
+            && self.balance == other.balance
+            && (self.check, self.check_interval) == (other.check, other.check_interval)
+            && (self.rise, self.fall, self.slow_start) == (other.rise, other.fall, other.slow_start)
     }
 
-    /// All back ends, each call starting with the next one (`balance = "round-robin"`).
-    pub fn backends_in_turn(&self) -> impl Iterator<Item = &Backend> {
-        let first = self.turn.fetch_add(1, Ordering::Relaxed) % self.backends.len();
-        self.backends[first..].iter().chain(&self.backends[..first])
+    /// The number of this connection on the route.
+    pub fn take_turn(&self) -> usize {
+        self.turn.fetch_add(1, Ordering::Relaxed)
     }
 }
 
 impl fmt::Display for Backend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Address(address) => write!(f, "{address}"),
-            Self::Name(host, port) => write!(f, "{host}:{port}"),
+        match &self.place {
+            Place::Address(address) => write!(f, "{address}"),
+            Place::Name(host, port) => write!(f, "{host}:{port}"),
         }
     }
 }

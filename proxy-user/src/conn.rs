@@ -22,14 +22,16 @@ use crate::observe::{AcmeLog, Metrics, Outcome, Record};
 
 pub(crate) mod accept;
 pub(crate) mod admit;
+pub(crate) mod backends;
 mod close;
-mod dial;
+pub(crate) mod dial;
 mod note;
 mod peek;
 mod preface;
 
 use admit::Door;
-use dial::Dial;
+use backends::Backends;
+use dial::{Dial, Dialled};
 use peek::{NoHello, Peek};
 
 /// What every connection of the agent shares.
@@ -39,6 +41,7 @@ pub(crate) struct Shared {
     pub(crate) config: ArcSwap<Config>,
     pub(crate) ladder: Ladder,
     pub(crate) door: Door,
+    pub(crate) backends: Backends,
     pub(crate) observers: Observers,
     pub(crate) acme_log: AcmeLog,
     /// Ends all connections at once.
@@ -154,9 +157,15 @@ async fn forward(
         Err(full) => return close::turn_away(client, full, record),
     };
     let preface = preface::header(route, hello, &client, record);
-    let dial = Dial { limits: &config.limits, door: &shared.door, metrics: scene.metrics() };
-    match note::dial(dial.backend(route, &preface), record).await {
-        Ok((backend, _own)) => carry(client, backend, scene, record).await,
+    let dial = Dial {
+        limits: &config.limits,
+        door: &shared.door,
+        backends: &shared.backends,
+        metrics: scene.metrics(),
+    };
+    let from = record.entry.client.ip();
+    match note::dial(dial.backend(route, from, &preface), record).await {
+        Ok(Dialled { stream, _counted, _own }) => carry(client, stream, scene, record).await,
         Err(dial::NoBackend) => {
             close::refuse(client, Alert::InternalError, "no_backend", record).await
         }

@@ -17,15 +17,18 @@ use tracing::{info, warn};
 
 use crate::config::{Config, Overrides};
 use crate::conn::admit::Door;
+use crate::conn::backends::Backends;
 use crate::conn::{Shared, accept};
 use crate::engine::Ladder;
 use crate::observe::record::Observers;
 use crate::observe::{AccessLog, AcmeLog, Metrics, admin};
 
+mod checks;
 mod listeners;
 mod reload;
 mod watch;
 
+use checks::Checks;
 use listeners::Listeners;
 
 /// Where the configuration comes from, and comes from again at a reload.
@@ -50,20 +53,20 @@ pub fn run(source: &Source) -> Result<()> {
 
 async fn serve(source: &Source, config: Config) -> Result<()> {
     let mut signals = Signals::new()?;
+    let observers = observers(&config)?;
     let shared = Arc::new(Shared {
         ladder: Ladder::default(),
         door: Door::default(),
-        observers: observers(&config)?,
+        backends: Backends::new(observers.metrics.clone()),
+        observers,
         acme_log: AcmeLog::default(),
         cut: CancellationToken::new(),
         config: ArcSwap::from_pointee(config),
     });
     let tasks = TaskTracker::new();
     let mut listeners = Listeners::new(Arc::clone(&shared), tasks.clone());
-    let config = shared.config.load_full();
-    listeners.open(&config)?.commit();
-    reload::warn_of_bypass(&config);
-    info!(engine = %config.engine, routes = config.routes.iter().len(), "ready");
+    let mut checks = Checks::new(Arc::clone(&shared));
+    begin(&shared, &mut listeners, &mut checks)?;
 
     let mut changes = source.changes();
     let by = loop {
@@ -73,6 +76,7 @@ async fn serve(source: &Source, config: Config) -> Result<()> {
             _ = signals.hup.recv() => reload::reload(source, &shared, &mut listeners, "SIGHUP"),
             () = changes.next() => reload::reload(source, &shared, &mut listeners, "file changed"),
         }
+        checks.apply(&shared.config.load());
     };
     let drain_time = shared.config.load().drain;
     info!(signal = by, running = tasks.len(), drain = ?drain_time, "stopping");
@@ -81,6 +85,16 @@ async fn serve(source: &Source, config: Config) -> Result<()> {
     shared.cut.cancel();
     tasks.wait().await;
     info!("stopped");
+    Ok(())
+}
+
+fn begin(shared: &Shared, listeners: &mut Listeners, checks: &mut Checks) -> Result<()> {
+    let config = shared.config.load_full();
+    shared.backends.keep(&config);
+    listeners.open(&config)?.commit();
+    checks.apply(&config);
+    reload::warn_of_bypass(&config);
+    info!(engine = %config.engine, routes = config.routes.iter().len(), "ready");
     Ok(())
 }
 

@@ -8,9 +8,10 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::Origin;
-use super::build::{Draft, DraftListener, DraftRoute, Item};
+use super::build::{Draft, DraftListener, Item};
 use super::limits::DraftLimits;
 use super::problem::{Problem, Problems};
+use super::routes::DraftRoute;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -45,6 +46,12 @@ struct Route {
     backends: Vec<Spanned<String>>,
     acme: Option<Spanned<String>>,
     send_proxy: Option<Spanned<String>>,
+    balance: Option<Spanned<String>>,
+    check: Option<Spanned<String>>,
+    check_interval: Option<Spanned<String>>,
+    rise: Option<Spanned<i64>>,
+    fall: Option<Spanned<i64>>,
+    slow_start: Option<Spanned<String>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -109,28 +116,39 @@ impl Place<'_> {
                 proxy_protocol_from: all(proxy_protocol_from),
             }
         };
-        let route = |route: Spanned<Route>| {
-            let origin = self.at(route.span());
-            let Route { sni, backends, acme, send_proxy } = route.into_inner();
-            DraftRoute {
-                origin,
-                sni: all(sni),
-                backends: all(backends),
-                acme: some(acme),
-                send_proxy: some(send_proxy),
-                unknown: Vec::new(),
-            }
-        };
         Draft {
             engine: some(file.engine),
             acme_bypass: some(file.acme_bypass),
             drain: some(file.drain),
             access_log: some(file.access_log),
             listeners: file.listener.into_iter().map(listener).collect(),
-            routes: file.route.into_iter().map(route).collect(),
+            routes: file.route.into_iter().map(|route| self.route(route)).collect(),
             limits: self.limits(file.limits),
             admin: some(file.admin.address),
             hello_timeout: None,
+        }
+    }
+
+    fn route(&self, route: Spanned<Route>) -> DraftRoute {
+        let origin = self.at(route.span());
+        let route = route.into_inner();
+        let text = |value: Option<Spanned<String>>| value.map(|value| self.item(value));
+        let all = |values: Vec<Spanned<String>>| {
+            values.into_iter().map(|value| self.item(value)).collect()
+        };
+        DraftRoute {
+            origin,
+            sni: all(route.sni),
+            backends: all(route.backends),
+            acme: text(route.acme),
+            send_proxy: text(route.send_proxy),
+            balance: text(route.balance),
+            check: text(route.check),
+            check_interval: text(route.check_interval),
+            rise: route.rise.map(|value| self.item(value)),
+            fall: route.fall.map(|value| self.item(value)),
+            slow_start: text(route.slow_start),
+            unknown: Vec::new(),
         }
     }
 

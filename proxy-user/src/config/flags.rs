@@ -5,8 +5,9 @@ use std::fmt::Display;
 use clap::Args;
 
 use super::Origin;
-use super::build::{Draft, DraftListener, DraftRoute, Item};
+use super::build::{Draft, DraftListener, Item};
 use super::limits::DraftLimits;
+use super::routes::DraftRoute;
 
 /// Configuration by flag; each has a key of the same name in the file.
 #[derive(Args, Clone, Debug, Default)]
@@ -163,19 +164,21 @@ fn route(text: &str) -> DraftRoute {
     let mut parts = text.split(';');
     let route = parts.next().unwrap_or_default();
     let (names, backends) = route.split_once('=').unwrap_or((route, ""));
-    let mut draft = DraftRoute {
-        sni: list(names),
-        backends: list(backends),
-        acme: None,
-        send_proxy: None,
-        unknown: Vec::new(),
-        origin: origin.clone(),
-    };
+    let mut draft = DraftRoute::at(origin.clone());
+    (draft.sni, draft.backends) = (list(names), list(backends));
     for option in parts {
-        match option.split_once('=') {
-            Some(("send_proxy", value)) => draft.send_proxy = Some(item(value)),
-            Some(("acme", value)) => draft.acme = Some(item(value)),
-            Some(_) | None => draft.unknown.push(item(option)),
+        let (key, value) = option.split_once('=').unwrap_or((option, ""));
+        let number = value.parse().map(|value| Item { origin: origin.clone(), value });
+        match (key, number) {
+            ("acme", _) => draft.acme = Some(item(value)),
+            ("send_proxy", _) => draft.send_proxy = Some(item(value)),
+            ("balance", _) => draft.balance = Some(item(value)),
+            ("check", _) => draft.check = Some(item(value)),
+            ("check_interval", _) => draft.check_interval = Some(item(value)),
+            ("slow_start", _) => draft.slow_start = Some(item(value)),
+            ("rise", Ok(number)) => draft.rise = Some(number),
+            ("fall", Ok(number)) => draft.fall = Some(number),
+            _ => draft.unknown.push(item(option)),
         }
     }
     draft

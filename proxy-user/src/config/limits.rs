@@ -1,7 +1,63 @@
-//! `[limits]`: from text with places to [`Limits`].
+//! `[limits]`: what they are, and from text with places to them.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use snisplit_common::limits::HELLO_BYTES;
 
 use super::build::{Item, Wrong};
-use super::{Limits, value};
+use super::{DIAL_TIMEOUT, value};
+
+/// Bounds.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// `hello_bytes`: of the handshake message, without its header of 4.
+    pub hello_bytes: usize,
+    /// `dial_timeout`: for each attempt.
+    pub dial_timeout: Duration,
+    /// `max_connections`
+    pub max_connections: usize,
+    /// `max_peeking`: connections that have not said their hello.
+    pub max_peeking: usize,
+    /// `per_source`: concurrent flows of an IPv4 address or an IPv6 /64.
+    pub per_source: usize,
+    /// `accept_rate`: connections a second; 0 is no limit.
+    pub accept_rate: u32,
+    /// `idle_timeout`; `None` for `off`.
+    pub idle_timeout: Option<Duration>,
+    /// `keepalive`: idle time before the first probe, on both legs; `None` for `off`.
+    pub keepalive: Option<Duration>,
+    /// `user_timeout`: how long sent data may stay unacknowledged; `None` for the kernel's own.
+    pub user_timeout: Option<Duration>,
+    /// `backends_allowed`: where back ends may be; empty for anywhere.
+    pub backends_allowed: Vec<IpNet>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            hello_bytes: HELLO_BYTES,
+            dial_timeout: DIAL_TIMEOUT,
+            max_connections: 100_000,
+            max_peeking: 10_000,
+            per_source: 1_000,
+            accept_rate: 0,
+            idle_timeout: None,
+            keepalive: Some(Duration::from_secs(60)),
+            user_timeout: None,
+            backends_allowed: Vec::new(),
+        }
+    }
+}
+
+impl Limits {
+    /// Whether a back end may be at this address.
+    pub fn allows_backend(&self, address: IpAddr) -> bool {
+        let nets = &self.backends_allowed;
+        nets.is_empty() || nets.iter().any(|net| net.contains(&address.to_canonical()))
+    }
+}
 
 /// Limits that are not understood yet.
 #[derive(Debug, Default)]

@@ -4,12 +4,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use snisplit_common::balance::Balance;
 use snisplit_common::decide::{AcmeBypass, AcmePolicy};
 use snisplit_common::limits::HELLO_BYTES_MAX;
 use snisplit_common::name::{Pattern, ServerName};
 use snisplit_common::proxy_protocol::Version;
 
-use super::Backend;
+use super::{Backend, Check, Place};
 
 pub(super) fn acme_bypass(text: &str) -> Result<AcmeBypass, String> {
     match text {
@@ -88,12 +89,26 @@ pub(super) fn pattern(text: &str) -> Result<Pattern, String> {
     text.parse().map_err(|why| format!("\"{text}\" {why}"))
 }
 
+/// `HOST:PORT`, and maybe ` weight=N`.
 pub(super) fn backend(text: &str) -> Result<Backend, String> {
+    let mut words = text.split_whitespace();
+    let place = place(words.next().unwrap_or_default())?;
+    let mut weight = 1;
+    for word in words {
+        let number = word.strip_prefix("weight=").and_then(|number| number.parse().ok());
+        weight = number.filter(|weight| *weight <= 256).ok_or_else(|| {
+            format!("\"{word}\" is no option of a back end; weight=N, 0 to 256, is one")
+        })?;
+    }
+    Ok(Backend { place, weight })
+}
+
+fn place(text: &str) -> Result<Place, String> {
     let wrong = |hint: &str| Err(format!("\"{text}\" is no back end; {hint}"));
     if let Ok(address) = text.parse::<SocketAddr>() {
         return match address.port() {
             0 => wrong("the port must be 1 to 65535"),
-            _ => Ok(Backend::Address(address)),
+            _ => Ok(Place::Address(address)),
         };
     }
     let Some((host, port)) = text.rsplit_once(':') else {
@@ -103,8 +118,26 @@ pub(super) fn backend(text: &str) -> Result<Backend, String> {
         return wrong("the port must be 1 to 65535");
     };
     match ServerName::parse(host.as_bytes()) {
-        Ok(name) => Ok(Backend::Name(name.as_str().into(), port)),
+        Ok(name) => Ok(Place::Name(name.as_str().into(), port)),
         Err(_) if host.contains(':') => wrong("put brackets around an IPv6 address: \"[::1]:443\""),
         Err(why) => wrong(&format!("its host {why}")),
+    }
+}
+
+pub(super) fn balance(text: &str) -> Result<Balance, String> {
+    match text {
+        "round-robin" => Ok(Balance::RoundRobin),
+        "least-connections" => Ok(Balance::LeastConnections),
+        "source" => Ok(Balance::Source),
+        _ => Err(format!("\"{text}\" is unknown; one of round-robin, least-connections, source")),
+    }
+}
+
+pub(super) fn check(text: &str) -> Result<Option<Check>, String> {
+    match text {
+        "off" => Ok(None),
+        "tcp" => Ok(Some(Check::Tcp)),
+        "tls" => Ok(Some(Check::Tls)),
+        _ => Err(format!("\"{text}\" is unknown; one of off, tcp, tls")),
     }
 }

@@ -3,7 +3,7 @@
 //! Trying again is safe: the hello is still unread in the client's socket, nothing was sent.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
@@ -13,7 +13,8 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use super::admit::{Door, OwnAddress};
-use crate::config::{Backend, Limits, Route};
+use super::backends::{Backends, Connected};
+use crate::config::{Backend, Limits, Place, Route};
 use crate::observe::Metrics;
 use crate::observe::metrics;
 
@@ -24,23 +25,31 @@ pub(super) struct NoBackend;
 pub(super) struct Dial<'d> {
     pub(super) limits: &'d Limits,
     pub(super) door: &'d Door,
+    pub(super) backends: &'d Backends,
     pub(super) metrics: &'d Metrics,
 }
 
-/// A back end on this very host could be ourselves: its connection is known by our address.
-type Dialled = (TcpStream, Option<OwnAddress>);
+/// A connection to a back end, and what must be kept as long as it lasts.
+pub(super) struct Dialled {
+    pub(super) stream: TcpStream,
+    pub(super) _counted: Connected,
+    /// A back end on this very host could be ourselves: its connection is known by our address.
+    pub(super) _own: Option<OwnAddress>,
+}
 
 impl Dial<'_> {
-    /// Tries every address of every back end once, starting where the last connection did not.
+    /// Tries every address of every back end once, in the order that `balance` gives.
     /// `dial_timeout` bounds each back end, name resolution included. The first to take `preface`
     /// is it.
     pub(super) async fn backend(
         &self,
         route: &Route,
+        client: IpAddr,
         preface: &[u8],
     ) -> Result<Dialled, NoBackend> {
-        for backend in route.backends_in_turn() {
+        for backend in self.backends.order(route, client) {
             let tried = timeout(self.limits.dial_timeout, self.greet(backend, preface)).await;
+            self.backends.dialled(backend, matches!(tried, Ok(Ok(_))));
             match tried.unwrap_or_else(|late| Err(late.into())) {
                 Ok(dialled) => return Ok(dialled),
                 Err(error) => {
@@ -54,31 +63,12 @@ impl Dial<'_> {
     }
 
     async fn greet(&self, backend: &Backend, preface: &[u8]) -> io::Result<Dialled> {
-        let mut stream = self.connect(backend).await?;
+        let mut stream = connect(backend, self.limits).await?;
         self.keep_alive(&stream)?;
         let (own, peer) = (stream.local_addr()?, stream.peer_addr()?);
-        let own = (own.ip() == peer.ip()).then(|| self.door.dials_from(own));
+        let _own = (own.ip() == peer.ip()).then(|| self.door.dials_from(own));
         stream.write_all(preface).await?;
-        Ok((stream, own))
-    }
-
-    async fn connect(&self, backend: &Backend) -> io::Result<TcpStream> {
-        let addresses: Vec<SocketAddr> = match backend {
-            Backend::Address(address) => vec![*address],
-            Backend::Name(host, port) => lookup_host((host.as_str(), *port)).await?.collect(),
-        };
-        let mut last = io::Error::from(io::ErrorKind::NotFound);
-        for address in addresses {
-            if !self.limits.allows_backend(address.ip()) {
-                last = io::Error::other(format!("{address} is outside limits.backends_allowed"));
-                continue;
-            }
-            match TcpStream::connect(address).await {
-                Ok(stream) => return Ok(stream),
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
+        Ok(Dialled { stream, _counted: self.backends.connect(backend), _own })
     }
 
     fn keep_alive(&self, stream: &TcpStream) -> io::Result<()> {
@@ -91,6 +81,26 @@ impl Dial<'_> {
             None => Ok(()),
         }
     }
+}
+
+/// Tries the addresses of a back end one after the other.
+pub(crate) async fn connect(backend: &Backend, limits: &Limits) -> io::Result<TcpStream> {
+    let addresses: Vec<SocketAddr> = match &backend.place {
+        Place::Address(address) => vec![*address],
+        Place::Name(host, port) => lookup_host((host.as_str(), *port)).await?.collect(),
+    };
+    let mut last = io::Error::from(io::ErrorKind::NotFound);
+    for address in addresses {
+        if !limits.allows_backend(address.ip()) {
+            last = io::Error::other(format!("{address} is outside limits.backends_allowed"));
+            continue;
+        }
+        match TcpStream::connect(address).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
 }
 
 /// The first probe after `idle`, then three more in as much time again.

@@ -34,6 +34,7 @@ fn renew(source: &Source, shared: &Shared, listeners: &mut Listeners) -> Result<
     let new = Arc::new(source.load()?);
     let opened = listeners.open(&new)?;
     let old = shared.config.swap(Arc::clone(&new));
+    shared.backends.keep(&new);
     opened.commit();
     tell(&old, &new);
     Ok(())

@@ -21,6 +21,7 @@ pub(crate) struct Metrics {
     pub(crate) bytes: Family<Bytes, Counter<u64, AtomicU64>>,
     pub(crate) declined: Family<Declined, Counter>,
     pub(crate) dial_failures: Family<Dial, Counter>,
+    pub(crate) backend_up: Family<Dial, Gauge>,
     pub(crate) hello_seconds: Histogram,
     pub(crate) dial_seconds: Histogram,
     pub(crate) access_log_dropped: Counter,
@@ -68,7 +69,7 @@ pub(crate) struct Declined {
     pub(crate) reason: &'static str,
 }
 
-/// Labels of `snisplit_dial_failures_total`.
+/// Labels of `snisplit_dial_failures_total` and `snisplit_backend_up`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct Dial {
     pub(crate) backend: String,
@@ -88,6 +89,7 @@ impl Default for Metrics {
             bytes: Family::default(),
             declined: Family::default(),
             dial_failures: Family::default(),
+            backend_up: Family::default(),
             hello_seconds: seconds(),
             dial_seconds: seconds(),
             access_log_dropped: Counter::default(),
@@ -122,6 +124,7 @@ impl Metrics {
         all.register("forwarded_bytes", "Bytes delivered, both directions", m.bytes);
         all.register("engine_declined", "Connections an engine handed back untouched", m.declined);
         all.register("dial_failures", "Back-end addresses that did not answer", m.dial_failures);
+        all.register("backend_up", "Whether a back end is believed to answer", m.backend_up);
         all.register_with_unit(
             "hello",
             "Time from accept to a whole ClientHello",

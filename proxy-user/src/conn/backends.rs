@@ -1,0 +1,142 @@
+//! What is known of back ends: their connections and whether they answer. Survives a reload.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use snisplit_common::balance::{Candidate, order};
+use snisplit_common::health::{Change, Health};
+use tracing::{info, warn};
+
+use crate::config::{Backend, Config, Route};
+use crate::observe::Metrics;
+use crate::observe::metrics;
+
+/// All back ends that a configuration names, by the address that it gives.
+#[derive(Debug)]
+pub(crate) struct Backends {
+    known: Mutex<HashMap<String, Arc<Known>>>,
+    metrics: Metrics,
+    begun: Instant,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    health: Mutex<Health>,
+    connections: AtomicUsize,
+}
+
+/// A connection to a back end, counted until it is dropped.
+#[derive(Debug)]
+pub(super) struct Connected(Arc<Known>);
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Backends {
+    pub(crate) fn new(metrics: Metrics) -> Self {
+        Self { known: Mutex::default(), metrics, begun: Instant::now() }
+    }
+
+    /// Forgets what the configuration does not name; all else keeps its state.
+    pub(crate) fn keep(&self, config: &Config) {
+        let named: Vec<String> = config
+            .routes
+            .iter()
+            .flat_map(|route| &route.backends)
+            .map(ToString::to_string)
+            .collect();
+        let mut known = self.lock();
+        known.retain(|key, _| named.contains(key));
+        self.metrics.backend_up.clear();
+        for key in named {
+            let health = known.entry(key.clone()).or_default().health();
+            self.show(&key, health.is_up(self.now()));
+        }
+    }
+
+    /// The back ends of a route, the one to dial first in front.
+    pub(super) fn order<'r>(&self, route: &'r Route, client: IpAddr) -> Vec<&'r Backend> {
+        let now = self.now();
+        let keys: Vec<String> = route.backends.iter().map(ToString::to_string).collect();
+        let mut known = self.lock();
+        let candidates: Vec<Candidate<'_>> = keys
+            .iter()
+            .zip(&route.backends)
+            .map(|(key, backend)| {
+                let state = known.entry(key.clone()).or_default();
+                let health = state.health();
+                Candidate {
+                    key,
+                    weight: f64::from(backend.weight) * health.share(route.slow_start, now),
+                    connections: state.connections.load(Ordering::Relaxed),
+                    is_up: health.is_up(now),
+                }
+            })
+            .collect();
+        drop(known);
+        let order = order(route.balance, route.take_turn(), client, &candidates);
+        order.into_iter().map(|index| &route.backends[index]).collect()
+    }
+
+    /// Counts a connection that was made.
+    pub(super) fn connect(&self, backend: &Backend) -> Connected {
+        let known = self.of(&backend.to_string());
+        known.connections.fetch_add(1, Ordering::Relaxed);
+        Connected(known)
+    }
+
+    /// A connection was tried.
+    pub(super) fn dialled(&self, backend: &Backend, answered: bool) {
+        let key = backend.to_string();
+        let change = self.of(&key).health().dialled(answered, self.now());
+        self.tell(&key, change);
+    }
+
+    /// A check was made.
+    pub(crate) fn checked(&self, backend: &Backend, answered: bool, rise_fall: (u32, u32)) {
+        let key = backend.to_string();
+        let change = self.of(&key).health().checked(answered, rise_fall, self.now());
+        self.tell(&key, change);
+    }
+
+    fn tell(&self, backend: &str, change: Option<Change>) {
+        match change {
+            None => return,
+            Some(Change::Up) => info!(backend, "back end is up"),
+            Some(Change::Down) => warn!(backend, "back end is down: its checks fail"),
+            Some(Change::Eject(time)) => {
+                warn!(backend, ?time, "back end does not answer; others go first");
+            }
+        }
+        self.show(backend, change == Some(Change::Up));
+    }
+
+    fn show(&self, backend: &str, is_up: bool) {
+        let labels = metrics::Dial { backend: backend.to_owned() };
+        self.metrics.backend_up.get_or_create(&labels).set(is_up.into());
+    }
+
+    fn of(&self, key: &str) -> Arc<Known> {
+        Arc::clone(self.lock().entry(key.to_owned()).or_default())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Known>>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> Duration {
+        self.begun.elapsed()
+    }
+}
+
+impl Known {
+    fn health(&self) -> MutexGuard<'_, Health> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

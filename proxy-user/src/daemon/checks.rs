@@ -1,0 +1,150 @@
+//! Asks back ends whether they are there: a TCP connection, or a TLS handshake on top of it.
+//!
+//! A back end that hangs still accepts (its kernel does); only a handshake finds out. Whose
+//! certificate it shows is no business of a splitter, so none is verified.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher as _, RandomState};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::aws_lc_rs::default_provider;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
+use snisplit_common::name::Pattern;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsConnector;
+
+use crate::config::{Backend, Check, Config, Route};
+use crate::conn::{Shared, dial};
+
+/// The running checks, by what they ask.
+pub(super) struct Checks {
+    shared: Arc<Shared>,
+    running: HashMap<Question, JoinHandle<()>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Question {
+    backend: Backend,
+    check: Check,
+    interval: Duration,
+    rise_fall: (u32, u32),
+    name: Option<String>,
+}
+
+impl Checks {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, running: HashMap::new() }
+    }
+
+    /// Runs the checks that a configuration wants, and no others. The same question goes on.
+    pub(super) fn apply(&mut self, config: &Config) {
+        let wanted: Vec<Question> = config.routes.iter().flat_map(questions).collect();
+        self.running.retain(|question, task| {
+            let stays = wanted.contains(question);
+            if !stays {
+                task.abort();
+            }
+            stays
+        });
+        for question in wanted {
+            let shared = Arc::clone(&self.shared);
+            let ask = question.clone();
+            self.running.entry(question).or_insert_with(|| tokio::spawn(ask_on(ask, shared)));
+        }
+    }
+}
+
+fn questions(route: &Route) -> Vec<Question> {
+    let Some(check) = route.check else { return Vec::new() };
+    let name = route.names.iter().find_map(|pattern| match pattern {
+        Pattern::Exact(name) => Some(name.to_string()),
+        Pattern::Wildcard(_) | Pattern::Default => None,
+    });
+    let question = |backend: &Backend| Question {
+        backend: backend.clone(),
+        check,
+        interval: route.check_interval,
+        rise_fall: (route.rise, route.fall),
+        name: name.clone(),
+    };
+    route.backends.iter().map(question).collect()
+}
+
+async fn ask_on(question: Question, shared: Arc<Shared>) {
+    loop {
+        let limits = shared.config.load().limits.clone();
+        let asked = timeout(question.interval.min(limits.dial_timeout), ask(&question, &limits));
+        let answered = matches!(asked.await, Ok(Ok(())));
+        shared.backends.checked(&question.backend, answered, question.rise_fall);
+        sleep(jittered(question.interval)).await;
+    }
+}
+
+/// Between 0.9 and 1.1 of the time, so that many agents do not ask as one.
+fn jittered(time: Duration) -> Duration {
+    let random = (RandomState::new().hash_one(()) >> 11) as f64 / (1_u64 << 53) as f64;
+    time.mul_f64(0.9 + 0.2 * random)
+}
+
+async fn ask(question: &Question, limits: &crate::config::Limits) -> Result<()> {
+    let stream = dial::connect(&question.backend, limits).await?;
+    if question.check == Check::Tls {
+        let address = stream.peer_addr()?.ip().into();
+        let name = question.name.clone().map(ServerName::try_from).transpose()?;
+        let connector = TlsConnector::from(Arc::new(client()?));
+        connector.connect(name.unwrap_or(ServerName::IpAddress(address)), stream).await?;
+    }
+    Ok(())
+}
+
+fn client() -> Result<ClientConfig> {
+    let provider = Arc::new(default_provider());
+    Ok(ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(AnyCertificate))
+        .with_no_client_auth())
+}
+
+#[derive(Debug)]
+struct AnyCertificate;
+
+impl ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        default_provider().signature_verification_algorithms.supported_schemes()
+    }
+}

@@ -1,0 +1,145 @@
+//! Several back ends: how connections are spread, and what a dead or hanging one costs a client.
+
+use std::collections::BTreeMap;
+use std::net::TcpStream;
+
+use rustix::process::{Pid, Signal, kill_process};
+use snisplit_tests::agent::{self, Agent};
+use snisplit_tests::hello::Hello;
+use snisplit_tests::lab::{Lab, backend};
+use snisplit_tests::peer::{openssl, s_client};
+use snisplit_tests::stream::{accept, connect, finish, listen, read_all, read_some, write};
+use snisplit_tests::wait::until;
+
+/// Opens flows to listeners of our own and counts who gets them; they stay open.
+fn spread(route: &str, ports: &[u16], flows: usize) -> (BTreeMap<String, usize>, Vec<TcpStream>) {
+    let lab = Lab::new();
+    let _agent = Agent::start(&lab, &["--route", route]);
+    let listeners: Vec<_> = ports.iter().map(|&port| listen(&lab, backend(port))).collect();
+    let hello = Hello::new().sni(b"a.test").bytes();
+    let mut open = Vec::new();
+    let mut counts = BTreeMap::new();
+    for _ in 0..flows {
+        let client = connect(&lab, agent::address());
+        write(&client, &hello);
+        let (port, stream) = until("a back end", || {
+            ports.iter().zip(&listeners).find_map(|(port, listener)| {
+                listener.set_nonblocking(true).unwrap();
+                Some((*port, listener.accept().ok()?.0))
+            })
+        });
+        stream.set_nonblocking(false).unwrap();
+        read_some(&stream, hello.len());
+        *counts.entry(port.to_string()).or_default() += 1;
+        open.extend([client, stream]);
+    }
+    (counts, open)
+}
+
+fn counted(pairs: &[(&str, usize)]) -> BTreeMap<String, usize> {
+    pairs.iter().map(|(port, count)| ((*port).to_owned(), *count)).collect()
+}
+
+#[test]
+fn in_turn_by_weight() {
+    let route = "a.test=10.91.2.2:8001,10.91.2.2:8002 weight=3,10.91.2.2:8003 weight=0";
+    let (counts, _open) = spread(route, &[8001, 8002, 8003], 40);
+    assert_eq!(counts, counted(&[("8001", 10), ("8002", 30)]));
+}
+
+#[test]
+fn to_the_one_with_the_fewest_connections() {
+    let route = "a.test=10.91.2.2:8001,10.91.2.2:8002 weight=2;balance=least-connections";
+    let (counts, _open) = spread(route, &[8001, 8002], 30);
+    assert_eq!(counts, counted(&[("8001", 10), ("8002", 20)]));
+}
+
+#[test]
+fn a_source_stays_with_its_back_end() {
+    let route = "a.test=10.91.2.2:8001,10.91.2.2:8002,10.91.2.2:8003;balance=source";
+    let (counts, _open) = spread(route, &[8001, 8002, 8003], 12);
+    assert_eq!(counts.values().collect::<Vec<_>>(), [&12]);
+}
+
+/// No client sees a back end die: the next one answers, and the dead one is soon left alone.
+#[test]
+fn a_killed_back_end_costs_no_client_anything_and_comes_back() {
+    let lab = Lab::new();
+    let (one, two) = (("8001", backend(8001)), ("8002", backend(8002)));
+    let mut first = Some(openssl(&lab, one.1, "a.test", &["-rev"]));
+    let _second = openssl(&lab, two.1, "a.test", &["-rev"]);
+    let route = "a.test=10.91.2.2:8001,10.91.2.2:8002;check=tls;check_interval=100ms";
+    let agent = Agent::start(&lab, &["--route", route]).may_warn();
+    let ask = |times: usize| {
+        (0..times)
+            .map(|_| {
+                let said = s_client(&lab, "a.test", "hello\nCLOSE\n", &["-quiet"]);
+                assert!(said.contains("olleh"), "{said}");
+                agent.record()["backend"].as_str().unwrap().to_owned()
+            })
+            .collect::<Vec<_>>()
+    };
+    let up = |port: &str| {
+        agent.metric(&lab, &format!("snisplit_backend_up{{backend=\"10.91.2.2:{port}\"}}"))
+    };
+    assert!(ask(6).iter().any(|backend| backend.ends_with(one.0)));
+    drop(first.take());
+    ask(6);
+    until("the checks to notice", || (up(one.0) == 0.0).then_some(()));
+    assert!(ask(4).iter().all(|backend| backend.ends_with(two.0)));
+    first = Some(openssl(&lab, one.1, "a.test", &["-rev"]));
+    until("the checks to notice", || (up(one.0) == 1.0).then_some(()));
+    assert!(ask(6).iter().any(|backend| backend.ends_with(one.0)));
+
+    // A stopped process still accepts; only the handshake of a check finds out.
+    let pid = Pid::from_raw(first.as_ref().unwrap().pid().cast_signed()).unwrap();
+    kill_process(pid, Signal::STOP).unwrap();
+    until("the checks to notice", || (up(one.0) == 0.0).then_some(()));
+    assert!(ask(4).iter().all(|backend| backend.ends_with(two.0)));
+    kill_process(pid, Signal::CONT).unwrap();
+    until("the checks to notice", || (up(one.0) == 1.0).then_some(()));
+    assert!(agent.log().contains("back end is down: its checks fail"));
+}
+
+/// Without checks, dials teach: after three failures in a row the dead one is tried last.
+#[test]
+fn a_back_end_that_refuses_is_ejected_and_a_reload_does_not_forget() {
+    let lab = Lab::new();
+    let listener = listen(&lab, backend(8002));
+    let file = lab.folder().join("snisplit.toml");
+    let text = |more: &str| {
+        format!(
+            "[[listener]]\naddress = \"0.0.0.0:443\"\n[[route]]\nsni = [\"a.test\"{more}]\n\
+             backends = [\"10.91.2.2:8001\", \"10.91.2.2:8002\"]\n"
+        )
+    };
+    std::fs::write(&file, text("")).unwrap();
+    let agent = Agent::start_from(&lab, &file, &[]).may_warn();
+    let hello = Hello::new().sni(b"a.test").bytes();
+    let ask = || {
+        let client = connect(&lab, agent::address());
+        write(&client, &hello);
+        finish(&client);
+        assert_eq!(read_all(&accept(&listener)), hello);
+        agent.record();
+    };
+    let failures = "snisplit_dial_failures_total{backend=\"10.91.2.2:8001\"}";
+    let up = "snisplit_backend_up{backend=\"10.91.2.2:8001\"}";
+    until("the ejection", || {
+        ask();
+        (agent.metric(&lab, failures) == 3.0).then_some(())
+    });
+    assert_eq!(agent.metric(&lab, up), 0.0);
+    std::fs::write(&file, text(", \"b.test\"")).unwrap();
+    agent.signal(Signal::HUP);
+    until("the reload", || (agent.logged("reloaded") == 1).then_some(()));
+    (0..8).for_each(|_| ask());
+    assert_eq!(agent.metric(&lab, failures), 3.0, "left alone, also after a reload");
+    assert!(agent.log().contains("back end does not answer; others go first"));
+    // The only one left is tried, ejected or not.
+    drop(listener);
+    let client = connect(&lab, agent::address());
+    write(&client, &hello);
+    assert_eq!(read_all(&client), [21, 3, 3, 0, 2, 2, 80]);
+    assert_eq!(agent.metric(&lab, failures), 4.0);
+}
