@@ -27,4 +27,6 @@ pub mod proxy_protocol;
 #[cfg(not(target_arch = "bpf"))]
 pub mod routes;
 #[cfg(not(target_arch = "bpf"))]
+pub mod starttls;
+#[cfg(not(target_arch = "bpf"))]
 pub mod wire;

@@ -60,6 +60,15 @@ pub struct Listener {
     pub hello_timeout: Duration,
     /// `proxy_protocol_from`: who must send a PROXY header; all others must not.
     pub proxy_protocol_from: Vec<IpNet>,
+    /// `starttls`; `None` for `off`.
+    pub starttls: Option<Starttls>,
+}
+
+/// A protocol whose clients ask for TLS first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Starttls {
+    /// PostgreSQL's `SSLRequest`.
+    Postgres,
 }
 
 /// Names and the back ends they go to.
@@ -153,6 +162,7 @@ impl Config {
             address,
             hello_timeout: HELLO_TIMEOUT,
             proxy_protocol_from: Vec::new(),
+            starttls: None,
         })
     }
 

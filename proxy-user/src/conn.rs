@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Config, Route};
+use crate::config::{Config, Listener, Route, Starttls};
 use crate::engine::{Ladder, Pair, Progress, Tier};
 use crate::observe::metrics::Declined;
 use crate::observe::record::Observers;
@@ -31,7 +31,7 @@ mod preface;
 
 use admit::Door;
 use backends::Backends;
-use dial::{Dial, Dialled};
+use dial::{Dial, Dialled, Replay};
 use peek::{NoHello, Peek};
 
 /// What every connection of the agent shares.
@@ -106,8 +106,8 @@ async fn live(client: TcpStream, scene: Scene<'_>, record: &mut Record) -> Outco
         Err(full) => return close::turn_away(client, full, record),
     };
     let mut peek = Peek::new(&client, listener.hello_timeout);
-    let hello = match greet(&mut peek, is_proxy, config, record).await {
-        Ok(hello) => hello,
+    let (hello, replay) = match greet(&mut peek, &listener, config, record).await {
+        Ok(greeting) => greeting,
         Err(why) => return close::without_hello(client, why, record).await,
     };
     drop((peek, waiting));
@@ -122,26 +122,31 @@ async fn live(client: TcpStream, scene: Scene<'_>, record: &mut Record) -> Outco
         Decision::Refuse(alert) => {
             close::refuse(client, alert, verdict.reason.name(), record).await
         }
-        Decision::Forward(route) => forward(client, &hello, route, scene, record).await,
+        Decision::Forward(route) => forward(client, (&hello, replay), route, scene, record).await,
     }
 }
 
-/// The client's first words: whom it speaks for, where that is due, and its hello.
+/// The client's first words: whom it speaks for and that it wants TLS, where these are due, and its
+/// hello. The back end must hear the request for TLS too.
 async fn greet(
     peek: &mut Peek<'_>,
-    is_proxy: bool,
+    listener: &Listener,
     config: &Config,
     record: &mut Record,
-) -> Result<Box<Hello>, NoHello> {
-    if is_proxy {
+) -> Result<(Box<Hello>, Replay), NoHello> {
+    if listener.wants_header(record.entry.client.ip()) {
         note::header(&peek.header().await?, record);
     }
-    peek.hello(config.limits.hello_bytes).await
+    let replay = match listener.starttls {
+        Some(Starttls::Postgres) if peek.starttls().await? => Replay::SslRequest,
+        Some(Starttls::Postgres) | None => Replay::Nothing,
+    };
+    Ok((peek.hello(config.limits.hello_bytes).await?, replay))
 }
 
 async fn forward(
     client: TcpStream,
-    hello: &Hello,
+    (hello, replay): (&Hello, Replay),
     route: &Route,
     scene: Scene<'_>,
     record: &mut Record,
@@ -164,7 +169,7 @@ async fn forward(
         metrics: scene.metrics(),
     };
     let from = record.entry.client.ip();
-    match note::dial(dial.backend(route, from, &preface), record).await {
+    match note::dial(dial.backend(route, from, (&preface, replay)), record).await {
         Ok(Dialled { stream, _counted, _own }) => carry(client, stream, scene, record).await,
         Err(dial::NoBackend) => {
             close::refuse(client, Alert::InternalError, "no_backend", record).await

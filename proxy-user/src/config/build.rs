@@ -35,6 +35,7 @@ pub(super) struct DraftListener {
     pub(super) address: Item<String>,
     pub(super) hello_timeout: Option<Item<String>>,
     pub(super) proxy_protocol_from: Vec<Item<String>>,
+    pub(super) starttls: Option<Item<String>>,
 }
 
 pub(super) fn build(draft: Draft) -> Result<Config, Problems> {
@@ -77,12 +78,13 @@ fn listeners(drafts: Vec<DraftListener>, wrong: &mut Wrong) -> Vec<Listener> {
         ));
     }
     let mut built: Vec<(Listener, Origin)> = Vec::new();
-    for DraftListener { address, hello_timeout, proxy_protocol_from } in drafts {
+    for DraftListener { address, hello_timeout, proxy_protocol_from, starttls } in drafts {
         let origin = address.origin.clone();
         let hello_timeout =
             wrong.opt("listener.hello_timeout", hello_timeout, |text| value::duration(&text));
         let from = wrong
             .all("listener.proxy_protocol_from", proxy_protocol_from, |text| value::network(&text));
+        let starttls = wrong.opt("listener.starttls", starttls, |text| value::starttls(&text));
         let address = wrong.one("listener.address", address, |text| value::address(&text));
         let Some(address) = address else { continue };
         if let Some((_, first)) = built.iter().find(|(other, _)| other.address == address) {
@@ -91,7 +93,8 @@ fn listeners(drafts: Vec<DraftListener>, wrong: &mut Wrong) -> Vec<Listener> {
         }
         let hello_timeout = hello_timeout.unwrap_or(HELLO_TIMEOUT);
         let proxy_protocol_from = from.unwrap_or_default();
-        built.push((Listener { address, hello_timeout, proxy_protocol_from }, origin));
+        let starttls = starttls.unwrap_or_default();
+        built.push((Listener { address, hello_timeout, proxy_protocol_from, starttls }, origin));
     }
     built.into_iter().map(|(listener, _)| listener).collect()
 }

@@ -37,6 +37,7 @@ struct Listener {
     hello_timeout: Option<Spanned<String>>,
     #[serde(default)]
     proxy_protocol_from: Vec<Spanned<String>>,
+    starttls: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
@@ -109,11 +110,12 @@ impl Place<'_> {
             values.into_iter().map(|value| self.item(value)).collect()
         };
         let listener = |listener: Spanned<Listener>| {
-            let Listener { address, hello_timeout, proxy_protocol_from } = listener.into_inner();
+            let listener = listener.into_inner();
             DraftListener {
-                address: self.item(address),
-                hello_timeout: some(hello_timeout),
-                proxy_protocol_from: all(proxy_protocol_from),
+                address: self.item(listener.address),
+                hello_timeout: some(listener.hello_timeout),
+                proxy_protocol_from: all(listener.proxy_protocol_from),
+                starttls: some(listener.starttls),
             }
         };
         Draft {

@@ -39,6 +39,10 @@ pub struct Overrides {
     #[arg(long, value_name = "CIDR")]
     proxy_protocol_from: Vec<String>,
 
+    /// What clients say before TLS, on every listener: off or postgres [default: off]
+    #[arg(long, value_name = "PROTOCOL")]
+    starttls: Option<String>,
+
     /// Longest ClientHello, in bytes [default: 65536]
     #[arg(long, value_name = "BYTES")]
     hello_bytes: Option<i64>,
@@ -110,6 +114,9 @@ impl Overrides {
                 listener.proxy_protocol_from = networks.clone();
             }
         }
+        for listener in &mut draft.listeners {
+            set(&mut listener.starttls, "--starttls", self.starttls.as_ref());
+        }
         if !self.route.is_empty() {
             draft.routes = self.route.iter().map(|text| route(text)).collect();
         }
@@ -150,7 +157,7 @@ fn set<T: Clone + Display>(place: &mut Option<Item<T>>, name: &str, value: Optio
 
 fn listener(address: &String) -> DraftListener {
     let address = Item { origin: flag("--listen", address), value: address.clone() };
-    DraftListener { address, hello_timeout: None, proxy_protocol_from: Vec::new() }
+    DraftListener { address, hello_timeout: None, proxy_protocol_from: Vec::new(), starttls: None }
 }
 
 /// `a.test,www.a.test=10.0.0.5:443,10.0.0.6:443;acme=backend`. What is missing is left empty and

@@ -10,7 +10,7 @@ use snisplit_common::limits::HELLO_BYTES_MAX;
 use snisplit_common::name::{Pattern, ServerName};
 use snisplit_common::proxy_protocol::Version;
 
-use super::{Backend, Check, Place};
+use super::{Backend, Check, Place, Starttls};
 
 pub(super) fn acme_bypass(text: &str) -> Result<AcmeBypass, String> {
     match text {
@@ -37,6 +37,14 @@ pub(super) fn send_proxy(text: &str) -> Result<Option<Version>, String> {
         "v1" => Ok(Some(Version::V1)),
         "v2" => Ok(Some(Version::V2)),
         _ => Err(format!("\"{text}\" is unknown; one of off, v1, v2")),
+    }
+}
+
+pub(super) fn starttls(text: &str) -> Result<Option<Starttls>, String> {
+    match text {
+        "off" => Ok(None),
+        "postgres" => Ok(Some(Starttls::Postgres)),
+        _ => Err(format!("\"{text}\" is unknown; one of off, postgres")),
     }
 }
 

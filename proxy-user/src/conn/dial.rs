@@ -6,8 +6,9 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use snisplit_common::starttls::{SSL_REQUEST, WILLING};
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 use tracing::debug;
@@ -45,7 +46,7 @@ impl Dial<'_> {
         &self,
         route: &Route,
         client: IpAddr,
-        preface: &[u8],
+        preface: (&[u8], Replay),
     ) -> Result<Dialled, NoBackend> {
         for backend in self.backends.order(route, client) {
             let tried = timeout(self.limits.dial_timeout, self.greet(backend, preface)).await;
@@ -62,12 +63,17 @@ impl Dial<'_> {
         Err(NoBackend)
     }
 
-    async fn greet(&self, backend: &Backend, preface: &[u8]) -> io::Result<Dialled> {
+    async fn greet(
+        &self,
+        backend: &Backend,
+        (preface, replay): (&[u8], Replay),
+    ) -> io::Result<Dialled> {
         let mut stream = connect(backend, self.limits).await?;
         self.keep_alive(&stream)?;
         let (own, peer) = (stream.local_addr()?, stream.peer_addr()?);
         let _own = (own.ip() == peer.ip()).then(|| self.door.dials_from(own));
         stream.write_all(preface).await?;
+        replay.to(&mut stream).await?;
         Ok(Dialled { stream, _counted: self.backends.connect(backend), _own })
     }
 
@@ -79,6 +85,27 @@ impl Dial<'_> {
         match self.limits.user_timeout {
             Some(limit) => socket.set_tcp_user_timeout(Some(limit)),
             None => Ok(()),
+        }
+    }
+}
+
+/// What a back end must hear before the hello because the client said it to us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Replay {
+    Nothing,
+    /// PostgreSQL's request for TLS; the back end must be willing.
+    SslRequest,
+}
+
+impl Replay {
+    async fn to(self, stream: &mut TcpStream) -> io::Result<()> {
+        if self == Self::Nothing {
+            return Ok(());
+        }
+        stream.write_all(&SSL_REQUEST).await?;
+        match stream.read_u8().await? {
+            WILLING => Ok(()),
+            _ => Err(io::Error::other("the back end speaks no TLS (ssl = off?)")),
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Waits for what a client says first: a PROXY header where one is due, then a whole ClientHello.
+//! Waits for what a client says first: a PROXY header where one is due, a request for TLS where the
+//! protocol has one, then a whole ClientHello.
 //!
 //! The hello is looked at without taking a byte of it out of the socket: the engine forwards it with
 //! everything behind it, and a failed dial can be tried elsewhere. Waiting must not spin: the socket
@@ -9,10 +10,11 @@ use std::io::{self, ErrorKind::WouldBlock};
 use std::ops::ControlFlow::{self, Break, Continue};
 use std::time::Duration;
 
-use rustix::net::{RecvFlags, recv};
+use rustix::net::{RecvFlags, SendFlags, recv, send};
 use snisplit_common::hello::{self, BadHello, Hello, Reader};
 use snisplit_common::limits::hello_wire_bytes;
 use snisplit_common::proxy_protocol::{self, BadHeader, HEADER_MAX, Header};
+use snisplit_common::starttls;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
@@ -65,9 +67,40 @@ impl<'c> Peek<'c> {
             proxy_protocol::Step::Bad(why) => Break(Err(NoHello::BadHeader(why))),
         });
         let header = found.await?;
-        let mut taken = vec![0; header.len];
+        self.take(header.len)?;
+        Ok(header)
+    }
+
+    /// What goes before TLS where PostgreSQL is spoken, answered. Whether the client asked for TLS
+    /// rather than just begin.
+    pub(super) async fn starttls(&mut self) -> Result<bool, NoHello> {
+        loop {
+            let asked = self.until(FIRST_LOOK, |seen| match starttls::read(seen) {
+                starttls::Step::More { need } => Continue(need),
+                step @ (starttls::Step::Tls | starttls::Step::Gss | starttls::Step::Other) => {
+                    Break(Ok(step))
+                }
+            });
+            let asked = asked.await?;
+            if asked == starttls::Step::Other {
+                return Ok(false);
+            }
+            self.take(starttls::SSL_REQUEST.len())?;
+            let is_tls = asked == starttls::Step::Tls;
+            let answer = if is_tls { starttls::WILLING } else { starttls::UNWILLING };
+            // Nothing was sent before, so the buffer has room.
+            send(self.client, &[answer], SendFlags::NOSIGNAL).map_err(|_| NoHello::Gone)?;
+            if is_tls {
+                return Ok(true);
+            }
+        }
+    }
+
+    /// Takes bytes that were seen out of the socket.
+    fn take(&self, len: usize) -> Result<(), NoHello> {
+        let mut taken = vec![0; len];
         match recv(self.client, &mut taken[..], RecvFlags::empty()) {
-            Ok((bytes, _)) if bytes == header.len => Ok(header),
+            Ok((bytes, _)) if bytes == len => Ok(()),
             Ok(_) | Err(_) => Err(NoHello::Gone),
         }
     }

@@ -8,7 +8,7 @@ use anyhow::Result;
 use super::{debian, say};
 use crate::run::{cache, loud};
 
-const PACKAGES: [&str; 12] = [
+const PACKAGES: [&str; 13] = [
     "bpftool",
     "curl",
     "gnutls-bin",
@@ -17,6 +17,7 @@ const PACKAGES: [&str; 12] = [
     "libnginx-mod-stream",
     "nginx",
     "openssl",
+    "postgresql",
     "procps",
     "python3-venv",
     "tcpdump",
