@@ -109,6 +109,9 @@ pub enum Step {
 }
 
 /// Takes the records off a hello, as far as it has come.
+///
+/// Keeps where it is and nothing of the bytes: whoever waits for the rest of a hello waits in a few
+/// words of memory.
 #[derive(Debug)]
 pub struct Reader {
     limit: usize,
@@ -117,13 +120,16 @@ pub struct Reader {
     /// Bytes of the current record that have not.
     record_left: usize,
     records: usize,
-    message: Vec<u8>,
+    /// Bytes of the message that have been looked at, and the first of them.
+    have: usize,
+    header: [u8; MESSAGE_HEADER],
 }
 
 impl Reader {
     /// A reader for messages of at most `limit` bytes (without their header of 4).
     pub const fn new(limit: usize) -> Self {
-        Self { limit, at: 0, record_left: 0, records: 0, message: Vec::new() }
+        let header = [0; MESSAGE_HEADER];
+        Self { limit, at: 0, record_left: 0, records: 0, have: 0, header }
     }
 
     /// Looks at all bytes that the connection has brought so far: the ones of the last call, then
@@ -146,24 +152,28 @@ impl Reader {
                 }
                 continue;
             }
-            let missing = self.missing()?;
-            let n = fresh.len().min(self.record_left).min(missing);
-            self.message.extend_from_slice(&fresh[..n]);
-            self.at += n;
-            self.record_left -= n;
+            let n = fresh.len().min(self.record_left).min(self.missing()?);
+            self.pass(&fresh[..n]);
             match self.missing()? {
                 0 => {
-                    return extensions::parse(
-                        &self.message[MESSAGE_HEADER..],
-                        self.at,
-                        self.records,
-                    )
-                    .map(|hello| Step::Hello(Box::new(hello)));
+                    let message = message(&seen[..self.at]);
+                    let body = message.get(MESSAGE_HEADER..).unwrap_or_default();
+                    let hello = extensions::parse(body, self.at, self.records)?;
+                    return Ok(Step::Hello(Box::new(hello)));
                 }
                 missing if n == fresh.len() => return Ok(Step::More { need: self.need(missing) }),
                 _ => {}
             }
         }
+    }
+
+    /// Goes over bytes of the message.
+    fn pass(&mut self, bytes: &[u8]) {
+        let unknown = self.header.get_mut(self.have..).unwrap_or_default();
+        unknown.iter_mut().zip(bytes).for_each(|(place, byte)| *place = *byte);
+        self.have += bytes.len();
+        self.at += bytes.len();
+        self.record_left -= bytes.len();
     }
 
     /// The length of the record that starts here, or `None` while its header has not come.
@@ -187,15 +197,16 @@ impl Reader {
 
     /// Bytes of the message that have not come, as far as its own header tells.
     fn missing(&self) -> Result<usize, BadHello> {
-        if self.message.first().is_some_and(|&kind| kind != CLIENT_HELLO) {
+        let [kind, high, mid, low] = self.header;
+        if self.have > 0 && kind != CLIENT_HELLO {
             return Err(BadHello::Unexpected);
         }
-        let Some(&[_, high, mid, low]) = self.message.first_chunk::<MESSAGE_HEADER>() else {
-            return Ok(MESSAGE_HEADER - self.message.len());
-        };
+        if self.have < MESSAGE_HEADER {
+            return Ok(MESSAGE_HEADER - self.have);
+        }
         match u32::from_be_bytes([0, high, mid, low]) as usize {
             len if len > self.limit => Err(BadHello::TooLong),
-            len => Ok(MESSAGE_HEADER + len - self.message.len()),
+            len => Ok(MESSAGE_HEADER + len - self.have),
         }
     }
 
@@ -206,6 +217,19 @@ impl Reader {
             _ => self.at + missing,
         }
     }
+}
+
+/// What stands in the records, whose headers have been found right.
+fn message(records: &[u8]) -> Vec<u8> {
+    let mut message = Vec::with_capacity(records.len());
+    let mut rest = records;
+    while let [_, _, _, high, low, behind @ ..] = rest {
+        let len = usize::from(u16::from_be_bytes([*high, *low])).min(behind.len());
+        let (record, next) = behind.split_at(len);
+        message.extend_from_slice(record);
+        rest = next;
+    }
+    message
 }
 
 #[cfg(test)]

@@ -62,7 +62,28 @@ fn tables(measured: &Value) -> String {
             page.push('\n');
         }
     }
-    page
+    page + &siege(&measured["siege"])
+}
+
+/// What 10,000 bad clients cost the good ones.
+fn siege(rounds: &Value) -> String {
+    let all = |key: &str| -> Vec<f64> {
+        let rounds = rounds.as_array().into_iter().flatten();
+        rounds.map(|round| round[key].as_f64().unwrap_or(f64::NAN)).collect()
+    };
+    let ratios = all("besieged").iter().zip(all("quiet")).map(|(now, then)| now / then).collect();
+    let megabytes = |key: &str| median(all(key)) / 1e6;
+    format!(
+        "\n### Siege: 10,000 bad clients\n\nA third says nothing, a third drips a byte a second, a \
+         third sends all but the end of a 60 KB hello.\nGood connections, 32 at once: {:.0} /s in \
+         peace, {:.0} /s under siege, ratio {:.2} in the same round.\nThe agent holds {:.0} MB, \
+         {:.0} MB before.\n",
+        median(all("quiet")),
+        median(all("besieged")),
+        median(ratios),
+        megabytes("resident"),
+        megabytes("resident_quiet"),
+    )
 }
 
 fn values(measured: &Value, key: &str) -> Values {

@@ -46,8 +46,8 @@ pub(super) enum NoHello {
 pub(super) struct Peek<'c> {
     client: &'c TcpStream,
     deadline: Instant,
-    buffer: Vec<u8>,
-    /// Bytes in the buffer, all from the first unread one on.
+    /// Bytes seen at the last look, all from the first unread one on. They are not kept: the next
+    /// look shows them again, and who waits should hold nothing.
     have: usize,
     /// The socket's low-water mark was moved.
     waited: bool,
@@ -55,8 +55,7 @@ pub(super) struct Peek<'c> {
 
 impl<'c> Peek<'c> {
     pub(super) fn new(client: &'c TcpStream, patience: Duration) -> Self {
-        let buffer = vec![0; FIRST_LOOK];
-        Self { client, deadline: Instant::now() + patience, buffer, have: 0, waited: false }
+        Self { client, deadline: Instant::now() + patience, have: 0, waited: false }
     }
 
     /// The PROXY header, taken out of the socket.
@@ -168,11 +167,11 @@ impl<'c> Peek<'c> {
         most: usize,
         judge: &mut impl FnMut(&[u8]) -> ControlFlow<Result<T, NoHello>, usize>,
     ) -> io::Result<Result<T, NoHello>> {
-        self.peek(most)?;
+        let seen = self.peek(most)?;
         if self.have == 0 {
             return Ok(Err(NoHello::Gone));
         }
-        match judge(&self.buffer[..self.have]) {
+        match judge(&seen) {
             Break(found) => Ok(found),
             Continue(need) => {
                 set_receive_low_water(self.client, need)?;
@@ -183,16 +182,18 @@ impl<'c> Peek<'c> {
     }
 
     /// Shows all that has arrived, as far as it is of interest.
-    fn peek(&mut self, most: usize) -> io::Result<()> {
+    fn peek(&mut self, most: usize) -> io::Result<Vec<u8>> {
+        let mut seen = vec![0; (self.have + FIRST_LOOK).min(most)];
         loop {
-            let room = self.buffer.len();
+            let room = seen.len();
             self.have = rustix::io::retry_on_intr(|| {
-                Ok(recv(self.client, &mut self.buffer[..], RecvFlags::PEEK)?.0)
+                Ok(recv(self.client, &mut seen[..], RecvFlags::PEEK)?.0)
             })?;
             if self.have < room || room >= most {
-                return Ok(());
+                seen.truncate(self.have);
+                return Ok(seen);
             }
-            self.buffer.resize((room * 2).min(most), 0);
+            seen.resize((room * 2).min(most), 0);
         }
     }
 }

@@ -21,6 +21,7 @@ use snisplit_tests::lab::{Lab, backend};
 use candidate::Candidate;
 
 mod candidate;
+mod siege;
 
 const CANDIDATES: [&str; 4] = ["direct", "copy", "splice", "haproxy"];
 const BACKEND_PORT: u16 = 8001;
@@ -90,11 +91,12 @@ fn main() {
             }
         }
     }
+    let siege = siege::run(&lab, &hello, rounds, seconds);
     let machine = json!({ "cores": thread::available_parallelism().unwrap().get(),
         "kernel": fs::read_to_string("/proc/sys/kernel/osrelease").unwrap().trim(),
         "haproxy": candidate::haproxy_version() });
     let all = json!({ "machine": machine, "seconds": seconds.as_secs(), "rounds": rounds,
-        "results": Value::Array(results) });
+        "results": Value::Array(results), "siege": siege });
     fs::write(out, serde_json::to_string_pretty(&all).unwrap()).unwrap();
 }
 
