@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Listener, Route, Starttls};
-use crate::engine::{Ladder, Pair, Progress, Tier};
+use crate::engine::{Ladder, Pair, Tally, Tier};
 use crate::observe::metrics::Declined;
 use crate::observe::record::Observers;
 use crate::observe::{AcmeLog, Metrics, Outcome, Record};
@@ -68,7 +68,7 @@ impl Certificates for NoCertificates {
 struct Scene<'s> {
     config: &'s Config,
     shared: &'s Shared,
-    progress: &'s Arc<Progress>,
+    tally: &'s Arc<Tally>,
 }
 
 impl<'s> Scene<'s> {
@@ -85,15 +85,15 @@ pub(crate) async fn serve(
     shared: Arc<Shared>,
 ) {
     let mut record = Record::open(shared.observers.clone(), from, at);
-    let progress = Arc::new(Progress::default());
+    let tally = Arc::new(Tally::default());
     let config = shared.config.load_full();
-    let scene = Scene { config: &config, shared: &shared, progress: &progress };
+    let scene = Scene { config: &config, shared: &shared, tally: &tally };
     record.outcome = tokio::select! {
         outcome = live(client, scene, &mut record) => outcome,
         () = shared.cut.cancelled() => Outcome::Cut,
     };
-    (record.entry.up, record.entry.down) = progress.read();
-    record.entry.engine = progress.tier().map(Tier::name);
+    (record.entry.up, record.entry.down) = tally.read();
+    record.entry.engine = tally.tier().map(Tier::name);
 }
 
 async fn live(client: TcpStream, scene: Scene<'_>, record: &mut Record) -> Outcome {
@@ -184,7 +184,7 @@ async fn carry(
     record: &mut Record,
 ) -> Outcome {
     record.entry.backend = backend.peer_addr().ok();
-    let Ok(pair) = Pair::new(client, backend, Arc::clone(scene.progress)) else {
+    let Ok(pair) = Pair::new(client, backend, Arc::clone(scene.tally)) else {
         return Outcome::ClientGone;
     };
     let declined = |tier: Tier, reason| {
@@ -193,21 +193,21 @@ async fn carry(
     };
     let carried = scene.shared.ladder.carry(scene.config.engine, pair, declined);
     match scene.config.limits.idle_timeout {
-        None => Outcome::Carried(carried.await.end.name()),
+        None => Outcome::Carried(carried.await.name()),
         Some(limit) => tokio::select! {
-            tally = carried => Outcome::Carried(tally.end.name()),
-            () = idle(scene.progress, limit) => Outcome::Idle,
+            end = carried => Outcome::Carried(end.name()),
+            () = idle(scene.tally, limit) => Outcome::Idle,
         },
     }
 }
 
 /// Waits until no byte has moved for `limit`, give or take a quarter of it.
-async fn idle(progress: &Progress, limit: Duration) {
-    let mut last = (progress.read(), Instant::now());
+async fn idle(tally: &Tally, limit: Duration) {
+    let mut last = (tally.read(), Instant::now());
     while last.1.elapsed() < limit {
         sleep(limit / 4).await;
-        if progress.read() != last.0 {
-            last = (progress.read(), Instant::now());
+        if tally.read() != last.0 {
+            last = (tally.read(), Instant::now());
         }
     }
 }

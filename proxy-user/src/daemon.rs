@@ -1,5 +1,6 @@
 //! Builds everything, then waits for the signal to take it down. Nothing imports this.
 
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,9 +17,9 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::config::{Config, Overrides};
+use crate::conn::Shared;
 use crate::conn::admit::Door;
 use crate::conn::backends::Backends;
-use crate::conn::{Shared, accept};
 use crate::engine::Ladder;
 use crate::observe::record::Observers;
 use crate::observe::{AccessLog, AcmeLog, Metrics, admin};
@@ -112,9 +113,12 @@ impl Source {
 fn observers(config: &Config) -> Result<Observers> {
     let metrics = Metrics::default();
     if let Some(address) = config.admin {
-        let socket = accept::listen(address, false, &config.limits)
+        // Not like the listeners: what is answered here must arrive, whoever closes first.
+        let socket = TcpListener::bind(address)
             .with_context(|| format!("admin.address: cannot listen on {address}"))?;
+        socket.set_nonblocking(true)?;
         info!(address = %socket.local_addr()?, "admin");
+        let socket = tokio::net::TcpListener::from_std(socket)?;
         tokio::spawn(admin::serve(socket, metrics.clone()));
     }
     let open = |path: &PathBuf| {

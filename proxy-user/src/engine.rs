@@ -29,7 +29,7 @@ pub(crate) trait Engine {
     type Declined;
 
     /// Carries both directions until both have ended.
-    async fn carry(&self, pair: Pair) -> Result<Tally, Self::Declined>;
+    async fn carry(&self, pair: Pair) -> Result<End, Self::Declined>;
 }
 
 /// The engines there are.
@@ -60,25 +60,17 @@ impl Tier {
 pub(crate) struct Pair {
     client: TcpStream,
     backend: TcpStream,
-    progress: Arc<Progress>,
+    tally: Arc<Tally>,
 }
 
-/// Bytes delivered so far, for whoever watches the flow.
+/// The account of a flow while it runs, for whoever watches it, and when it has ended.
 #[derive(Debug, Default)]
-pub(crate) struct Progress {
-    up: AtomicU64,
-    down: AtomicU64,
-    tier: OnceLock<Tier>,
-}
-
-/// An account of a carried connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Tally {
     /// Bytes from the client that the back end's socket took, the hello included.
-    pub(crate) up: u64,
+    up: AtomicU64,
     /// Bytes from the back end that the client's socket took.
-    pub(crate) down: u64,
-    pub(crate) end: End,
+    down: AtomicU64,
+    tier: OnceLock<Tier>,
 }
 
 /// How a carried connection ended.
@@ -111,16 +103,16 @@ impl Pair {
     pub(crate) fn new(
         client: TcpStream,
         backend: TcpStream,
-        progress: Arc<Progress>,
+        tally: Arc<Tally>,
     ) -> std::io::Result<Self> {
         backend.set_nodelay(true)?;
         backend.set_zero_linger()?;
-        Ok(Self { client, backend, progress })
+        Ok(Self { client, backend, tally })
     }
 
     /// An engine takes the flow for good.
     fn settle(&self, tier: Tier) {
-        let _once = self.progress.tier.set(tier);
+        let _once = self.tally.tier.set(tier);
     }
 
     fn socket(&self, side: Side) -> &TcpStream {
@@ -130,15 +122,14 @@ impl Pair {
         }
     }
 
-    /// Closes both sockets as `end` demands and accounts for the flow.
-    async fn close(self, end: End) -> Tally {
+    /// Closes both sockets as `end` demands.
+    async fn close(self, end: End) -> End {
         match end {
             End::Closed => self.close_in_order(),
             End::ClientReset => flush(&self.backend).await,
             End::BackendReset => flush(&self.client).await,
         }
-        let (up, down) = self.progress.read();
-        Tally { up, down, end }
+        end
     }
 
     fn close_in_order(&self) {
@@ -154,7 +145,7 @@ pub(crate) fn without_reset(socket: &TcpStream) {
     let _dead = socket2::SockRef::from(socket).set_linger(None);
 }
 
-impl Progress {
+impl Tally {
     /// Bytes up and down.
     pub(crate) fn read(&self) -> (u64, u64) {
         (self.up.load(Ordering::Relaxed), self.down.load(Ordering::Relaxed))

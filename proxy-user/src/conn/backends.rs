@@ -28,6 +28,12 @@ struct Known {
     connections: AtomicUsize,
 }
 
+/// A back end to dial.
+pub(super) struct Choice<'r> {
+    pub(super) backend: &'r Backend,
+    known: Arc<Known>,
+}
+
 /// A connection to a back end, counted until it is dropped.
 #[derive(Debug)]
 pub(super) struct Connected(Arc<Known>);
@@ -61,41 +67,46 @@ impl Backends {
     }
 
     /// The back ends of a route, the one to dial first in front.
-    pub(super) fn order<'r>(&self, route: &'r Route, client: IpAddr) -> Vec<&'r Backend> {
+    pub(super) fn order<'r>(&self, route: &'r Route, client: IpAddr) -> Vec<Choice<'r>> {
         let now = self.now();
-        let keys: Vec<String> = route.backends.iter().map(ToString::to_string).collect();
-        let mut known = self.lock();
-        let candidates: Vec<Candidate<'_>> = keys
+        let known: Vec<(Arc<Known>, String)> = route
+            .backends
             .iter()
-            .zip(&route.backends)
-            .map(|(key, backend)| {
-                let state = known.entry(key.clone()).or_default();
-                let health = state.health();
+            .map(ToString::to_string)
+            .map(|key| (self.of(&key), key))
+            .collect();
+        let both = known.iter().zip(&route.backends);
+        let candidates: Vec<Candidate<'_>> = both
+            .map(|((known, key), backend)| {
+                let health = *known.health();
                 Candidate {
                     key,
                     weight: f64::from(backend.weight) * health.share(route.slow_start, now),
-                    connections: state.connections.load(Ordering::Relaxed),
+                    connections: known.connections.load(Ordering::Relaxed),
                     is_up: health.is_up(now),
                 }
             })
             .collect();
-        drop(known);
         let order = order(route.balance, route.take_turn(), client, &candidates);
-        order.into_iter().map(|index| &route.backends[index]).collect()
+        let choice = |index: usize| Choice {
+            backend: &route.backends[index],
+            known: Arc::clone(&known[index].0),
+        };
+        order.into_iter().map(choice).collect()
     }
 
     /// Counts a connection that was made.
-    pub(super) fn connect(&self, backend: &Backend) -> Connected {
-        let known = self.of(&backend.to_string());
-        known.connections.fetch_add(1, Ordering::Relaxed);
-        Connected(known)
+    pub(super) fn connect(&self, choice: &Choice<'_>) -> Connected {
+        choice.known.connections.fetch_add(1, Ordering::Relaxed);
+        Connected(Arc::clone(&choice.known))
     }
 
     /// A connection was tried.
-    pub(super) fn dialled(&self, backend: &Backend, answered: bool) {
-        let key = backend.to_string();
-        let change = self.of(&key).health().dialled(answered, self.now());
-        self.tell(&key, change);
+    pub(super) fn dialled(&self, choice: &Choice<'_>, answered: bool) {
+        let change = choice.known.health().dialled(answered, self.now());
+        if change.is_some() {
+            self.tell(&choice.backend.to_string(), change);
+        }
     }
 
     /// A check was made.

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use super::admit::{Door, OwnAddress};
-use super::backends::{Backends, Connected};
+use super::backends::{Backends, Choice, Connected};
 use crate::config::{Backend, Limits, Place, Route};
 use crate::observe::Metrics;
 use crate::observe::metrics;
@@ -48,9 +48,10 @@ impl Dial<'_> {
         client: IpAddr,
         preface: (&[u8], Replay),
     ) -> Result<Dialled, NoBackend> {
-        for backend in self.backends.order(route, client) {
-            let tried = timeout(self.limits.dial_timeout, self.greet(backend, preface)).await;
-            self.backends.dialled(backend, matches!(tried, Ok(Ok(_))));
+        for choice in self.backends.order(route, client) {
+            let backend = choice.backend;
+            let tried = timeout(self.limits.dial_timeout, self.greet(&choice, preface)).await;
+            self.backends.dialled(&choice, matches!(tried, Ok(Ok(_))));
             match tried.unwrap_or_else(|late| Err(late.into())) {
                 Ok(dialled) => return Ok(dialled),
                 Err(error) => {
@@ -65,16 +66,16 @@ impl Dial<'_> {
 
     async fn greet(
         &self,
-        backend: &Backend,
+        choice: &Choice<'_>,
         (preface, replay): (&[u8], Replay),
     ) -> io::Result<Dialled> {
-        let mut stream = connect(backend, self.limits).await?;
+        let mut stream = connect(choice.backend, self.limits).await?;
         self.keep_alive(&stream)?;
         let (own, peer) = (stream.local_addr()?, stream.peer_addr()?);
         let _own = (own.ip() == peer.ip()).then(|| self.door.dials_from(own));
         stream.write_all(preface).await?;
         replay.to(&mut stream).await?;
-        Ok(Dialled { stream, _counted: self.backends.connect(backend), _own })
+        Ok(Dialled { stream, _counted: self.backends.connect(choice), _own })
     }
 
     fn keep_alive(&self, stream: &TcpStream) -> io::Result<()> {

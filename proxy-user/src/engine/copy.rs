@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::net::TcpStream;
 
 use super::relay::{Carrier, Filled, relay};
-use super::{Engine, Pair, Tally, Tier};
+use super::{End, Engine, Pair, Tier};
 
 /// Bytes in a buffer: one system call moves as much as a GRO super-packet holds.
 const BUFFER: usize = 64 * 1024;
@@ -29,7 +29,7 @@ pub(crate) struct Copy {
 impl Engine for Copy {
     type Declined = Infallible;
 
-    async fn carry(&self, pair: Pair) -> Result<Tally, Infallible> {
+    async fn carry(&self, pair: Pair) -> Result<End, Infallible> {
         pair.settle(Tier::Copy);
         let end = relay(&pair, self.carrier(), self.carrier()).await;
         Ok(pair.close(end).await)

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use super::copy::Copy;
 use super::splice::Splice;
-use super::{Engine, Pair, Tally, Tier};
+use super::{End, Engine, Pair, Tier};
 
 /// What the operator asked for (`engine`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -63,17 +63,17 @@ impl Ladder {
         choice: Choice,
         mut pair: Pair,
         declined: impl Fn(Tier, &'static str),
-    ) -> Tally {
+    ) -> End {
         if choice.order().contains(&Tier::Splice) {
             match self.splice.carry(pair).await {
-                Ok(tally) => return tally,
+                Ok(end) => return end,
                 Err(back) => {
                     declined(Tier::Splice, back.reason);
                     pair = back.pair;
                 }
             }
         }
-        let Ok(tally) = self.copy.carry(pair).await;
-        tally
+        let Ok(end) = self.copy.carry(pair).await;
+        end
     }
 }

@@ -90,8 +90,8 @@ async fn pump<C: Carrier>(
     broken: &AtomicBool,
 ) -> Result<(), Broken> {
     let (to_side, moved) = match side {
-        Side::Client => (Side::Backend, &pair.progress.up),
-        Side::Backend => (Side::Client, &pair.progress.down),
+        Side::Client => (Side::Backend, &pair.tally.up),
+        Side::Backend => (Side::Client, &pair.tally.down),
     };
     let (from, to) = (pair.socket(side), pair.socket(to_side));
     let cannot_read = |_: io::Error| Broken { side, by: Half::Read };

@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 
 use super::copy::{Copy, CopyCarrier};
 use super::relay::{Carrier, Filled, relay};
-use super::{Declined, Engine, Pair, Tally, Tier};
+use super::{Declined, End, Engine, Pair, Tier};
 
 /// Bytes asked for at once, and of pipe; above fs.pipe-max-size the kernel's default must do.
 const PIPE: usize = 256 * 1024;
@@ -41,7 +41,7 @@ struct Pipe {
 impl Engine for Splice {
     type Declined = Declined;
 
-    async fn carry(&self, pair: Pair) -> Result<Tally, Declined> {
+    async fn carry(&self, pair: Pair) -> Result<End, Declined> {
         match self.take() {
             Ok(pipe) => self.give(pipe),
             Err(_) => return Err(Declined { pair, reason: "no_pipe" }),
