@@ -139,10 +139,12 @@ fn a_loop_is_noticed() {
     write(&client, &Hello::new().sni(b"loop.test").bytes());
     finish(&client);
     assert_eq!(read_all(&client), TURNED_AWAY);
-    let (first, second) = (scene.agent.record(), scene.agent.record());
-    assert_eq!(first["reason"], "loop", "{first}");
-    assert_eq!(second["outcome"], "closed", "{second}");
-    assert_eq!(second["client"].as_str().unwrap().split(':').next(), Some("10.91.1.2"));
+    let mut records = [scene.agent.record(), scene.agent.record()];
+    records.sort_by_key(|record| record["reason"] != "loop");
+    let [inner, outer] = records;
+    assert_eq!(inner["reason"], "loop", "{inner}");
+    assert_eq!(outer["outcome"], "closed", "{outer}");
+    assert!(outer["client"].as_str().unwrap().starts_with("10.91.1.2:"), "{outer}");
 }
 
 #[test]
