@@ -17,6 +17,7 @@ use snisplit_common::proxy_protocol::Version;
 use snisplit_common::routes::Routes;
 
 use crate::engine::Choice;
+use crate::observe::access_log::Format;
 
 mod build;
 mod file;
@@ -49,6 +50,8 @@ pub struct Config {
     pub admin: Option<SocketAddr>,
     /// `access_log`; `-` is standard output.
     pub access_log: Option<PathBuf>,
+    /// `access_log_format`
+    pub access_log_format: Format,
 }
 
 /// An address to accept on.

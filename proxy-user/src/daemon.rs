@@ -122,7 +122,7 @@ fn observers(config: &Config) -> Result<Observers> {
         tokio::spawn(admin::serve(socket, metrics.clone()));
     }
     let open = |path: &PathBuf| {
-        let log = AccessLog::open(path);
+        let log = AccessLog::open(path, config.access_log_format);
         log.with_context(|| format!("access_log: cannot append to {}", path.display()))
     };
     let access_log = config.access_log.as_ref().map(open).transpose()?.map(Arc::new);

@@ -59,6 +59,13 @@ impl Agent {
         Self::launch(lab, &words)
     }
 
+    /// The same, without records: the access log is the test's own.
+    pub fn start_silent(lab: &Lab, file: &Path, flags: &[&str]) -> Self {
+        let binary = binary();
+        let told = [&binary, "run", "--config", file.to_str().unwrap()];
+        Self::launch(lab, &[&told[..], flags].concat())
+    }
+
     fn spawn(lab: &Lab, program: &[&str], flags: &[&str]) -> Self {
         let listen = if has_ipv6() { format!("[::]:{PORT}") } else { format!("0.0.0.0:{PORT}") };
         Self::launch(lab, &[program, &["run", "--listen", &listen], flags].concat())

@@ -129,6 +129,29 @@ fn a_watched_file_needs_no_signal() {
     setting.goes_to(agent::address(), "a.test", Some(&b));
 }
 
+/// The other form of the access log, and its file opened anew for logrotate.
+#[test]
+fn a_text_log_follows_its_name() {
+    let setting = Setting::new(&[("a.test", 8001)]);
+    let a = listen(&setting.lab, backend(8001));
+    let (log, moved) = (setting.lab.folder().join("log"), setting.lab.folder().join("log.1"));
+    let flags = ["--access-log-format", "text", "--access-log", log.to_str().unwrap()];
+    let agent = Agent::start_silent(&setting.lab, &setting.path, &flags);
+    let line = |path: &PathBuf| {
+        setting.goes_to(agent::address(), "a.test", Some(&a));
+        let whole = |text: &String| text.ends_with("outcome=closed\n");
+        until("a line", || fs::read_to_string(path).ok().filter(whole))
+    };
+    let first = line(&log);
+    assert!(first.contains(" sni=a.test ") && first.contains(" engine=splice "), "{first}");
+    assert!(!first.contains("alert="), "what is not known is left out: {first}");
+    fs::rename(&log, &moved).unwrap();
+    agent.signal(Signal::HUP);
+    reloaded(&agent, 1);
+    assert_eq!(line(&log).lines().count(), 1);
+    assert_eq!(fs::read_to_string(&moved).unwrap(), first);
+}
+
 /// 1,000 reloads under 200 new connections a second: none fails, no flow is cut, memory is stable.
 #[test]
 fn a_thousand_reloads_under_load() {

@@ -19,7 +19,7 @@ const IMPORTS: [(&str, &[&str]); 5] = [
     ("proxy-user/src/conn", &["conn", "engine", "observe", "config", "sys"]),
     ("proxy-user/src/observe", &["observe"]),
     ("proxy-user/src/kernel", &["kernel"]),
-    ("proxy-user/src/config", &["config", "engine"]),
+    ("proxy-user/src/config", &["config", "engine", "observe"]),
 ];
 
 /// Words that must not stand in some place: folder, words, where they may, why not.

@@ -22,6 +22,7 @@ pub(super) struct Draft {
     pub(super) acme_bypass: Option<Item<String>>,
     pub(super) drain: Option<Item<String>>,
     pub(super) access_log: Option<Item<String>>,
+    pub(super) access_log_format: Option<Item<String>>,
     pub(super) listeners: Vec<DraftListener>,
     pub(super) routes: Vec<DraftRoute>,
     pub(super) limits: DraftLimits,
@@ -45,6 +46,8 @@ pub(super) fn build(draft: Draft) -> Result<Config, Problems> {
     });
     let acme_bypass = wrong.opt("acme_bypass", draft.acme_bypass, |t| value::acme_bypass(&t));
     let drain = wrong.opt("drain", draft.drain, |text| value::duration(&text));
+    let format = draft.access_log_format;
+    let format = wrong.opt("access_log_format", format, |text| value::log_format(&text));
     let access_log = draft.access_log.map(|item| PathBuf::from(item.value));
     let hello_timeout =
         wrong.opt("listener.hello_timeout", draft.hello_timeout, |text| value::duration(&text));
@@ -65,6 +68,7 @@ pub(super) fn build(draft: Draft) -> Result<Config, Problems> {
             limits,
             admin,
             access_log,
+            access_log_format: format.unwrap_or_default(),
         }),
         (_, wrong) => Err(Problems(wrong)),
     }

@@ -20,6 +20,7 @@ struct File {
     acme_bypass: Option<Spanned<String>>,
     drain: Option<Spanned<String>>,
     access_log: Option<Spanned<String>>,
+    access_log_format: Option<Spanned<String>>,
     #[serde(default)]
     listener: Vec<Spanned<Listener>>,
     #[serde(default)]
@@ -123,6 +124,7 @@ impl Place<'_> {
             acme_bypass: some(file.acme_bypass),
             drain: some(file.drain),
             access_log: some(file.access_log),
+            access_log_format: some(file.access_log_format),
             listeners: file.listener.into_iter().map(listener).collect(),
             routes: file.route.into_iter().map(|route| self.route(route)).collect(),
             limits: self.limits(file.limits),

@@ -91,9 +91,13 @@ pub struct Overrides {
     #[arg(long, value_name = "ADDR")]
     admin: Option<String>,
 
-    /// File to append a JSON line to for each connection; - is standard output [default: none]
+    /// File to append a line to for each connection; - is standard output [default: none]
     #[arg(long, value_name = "FILE")]
     access_log: Option<String>,
+
+    /// Lines of the access log: json or text [default: json]
+    #[arg(long, value_name = "FORMAT")]
+    access_log_format: Option<String>,
 }
 
 impl Overrides {
@@ -104,6 +108,8 @@ impl Overrides {
         set(&mut draft.drain, "--drain", self.drain.as_ref());
         set(&mut draft.admin, "--admin", self.admin.as_ref());
         set(&mut draft.access_log, "--access-log", self.access_log.as_ref());
+        let format = self.access_log_format.as_ref();
+        set(&mut draft.access_log_format, "--access-log-format", format);
         self.lay_over_limits(&mut draft.limits);
         if !self.listen.is_empty() {
             draft.listeners = self.listen.iter().map(listener).collect();

@@ -10,6 +10,8 @@ use snisplit_common::limits::HELLO_BYTES_MAX;
 use snisplit_common::name::{Pattern, ServerName};
 use snisplit_common::proxy_protocol::Version;
 
+use crate::observe::access_log::Format;
+
 use super::{Backend, Check, Place, Starttls};
 
 pub(super) fn acme_bypass(text: &str) -> Result<AcmeBypass, String> {
@@ -37,6 +39,14 @@ pub(super) fn send_proxy(text: &str) -> Result<Option<Version>, String> {
         "v1" => Ok(Some(Version::V1)),
         "v2" => Ok(Some(Version::V2)),
         _ => Err(format!("\"{text}\" is unknown; one of off, v1, v2")),
+    }
+}
+
+pub(super) fn log_format(text: &str) -> Result<Format, String> {
+    match text {
+        "json" => Ok(Format::Json),
+        "text" => Ok(Format::Text),
+        _ => Err(format!("\"{text}\" is unknown; one of json, text")),
     }
 }
 

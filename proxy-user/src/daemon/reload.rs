@@ -51,8 +51,9 @@ fn tell(old: &Config, new: &Config) {
     let changed: Vec<&String> = after.iter().filter(is_changed).map(|(names, _)| names).collect();
     let (added, removed) = (only(&after, &before), only(&before, &after));
     info!(routes = after.len(), ?added, ?removed, ?changed, "reloaded");
-    if old.admin != new.admin || old.access_log != new.access_log {
-        warn!("admin and access_log take effect at the next start");
+    let at_start = |c: &Config| (c.admin, c.access_log.clone(), c.access_log_format);
+    if at_start(old) != at_start(new) {
+        warn!("admin, access_log and access_log_format take effect at the next start");
     }
     if old.acme_bypass != new.acme_bypass {
         warn_of_bypass(new);

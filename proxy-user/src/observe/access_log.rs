@@ -1,4 +1,4 @@
-//! The access log: one JSON object a line, written by a thread of its own.
+//! The access log: a line for each connection, written by a thread of its own.
 //!
 //! A slow disk never slows a connection: lines that do not fit into the queue are dropped and
 //! counted (`snisplit_access_log_dropped_total`). SIGHUP opens the file anew, for logrotate.
@@ -9,11 +9,45 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 
+use serde_json::Value;
+
 use super::Metrics;
 use super::record::Entry;
 
 /// Lines waiting for the disk.
 const QUEUE: usize = 8192;
+
+/// How a line looks (`access_log_format`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    /// A JSON object.
+    #[default]
+    Json,
+    /// `key=value` pairs of what is known; values with blanks or quotes are JSON strings.
+    Text,
+}
+
+impl Format {
+    fn line(self, entry: &Entry) -> Result<String, serde_json::Error> {
+        match self {
+            Self::Json => serde_json::to_string(entry),
+            Self::Text => serde_json::to_value(entry).map(|value| text(&value)),
+        }
+    }
+}
+
+fn text(entry: &Value) -> String {
+    let pair = |(key, value): (&String, &Value)| {
+        let is_absent = value.is_null() || value.as_array().is_some_and(Vec::is_empty);
+        let plain = value.as_str().filter(|text| !text.contains([' ', '"', '=']));
+        (!is_absent).then(|| match plain {
+            Some(plain) => format!("{key}={plain}"),
+            None => format!("{key}={value}"),
+        })
+    };
+    let pairs: Vec<String> = entry.as_object().into_iter().flatten().filter_map(pair).collect();
+    pairs.join(" ")
+}
 
 #[derive(Debug)]
 enum Message {
@@ -24,19 +58,20 @@ enum Message {
 /// Writes what it is given until it is dropped; dropping waits for the last line.
 #[derive(Debug)]
 pub(crate) struct AccessLog {
+    format: Format,
     queue: Option<SyncSender<Message>>,
     writer: Option<JoinHandle<()>>,
 }
 
 impl AccessLog {
     /// Appends to a file; `-` is standard output.
-    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+    pub(crate) fn open(path: &Path, format: Format) -> io::Result<Self> {
         let path = path.to_owned();
         let mut out = open(&path)?;
         let (queue, messages) = sync_channel(QUEUE);
         let writer = thread::Builder::new().name("access-log".into());
         let writer = writer.spawn(move || write(&messages, &path, &mut out))?;
-        Ok(Self { queue: Some(queue), writer: Some(writer) })
+        Ok(Self { format, queue: Some(queue), writer: Some(writer) })
     }
 
     /// Opens the file anew, behind the lines that wait for it.
@@ -47,7 +82,7 @@ impl AccessLog {
     }
 
     pub(super) fn write(&self, entry: &Entry, metrics: &Metrics) {
-        let sent = match (serde_json::to_string(entry), &self.queue) {
+        let sent = match (self.format.line(entry), &self.queue) {
             (Ok(line), Some(queue)) => queue.try_send(Message::Line(line + "\n")).is_ok(),
             (Err(_), _) | (_, None) => false,
         };
