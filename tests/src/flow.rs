@@ -20,8 +20,8 @@ pub struct Flow {
     pub engine: &'static str,
     /// Bytes of the greeting.
     pub hello: usize,
-    _listener: TcpListener,
-    _lab: Lab,
+    listener: TcpListener,
+    lab: Lab,
 }
 
 impl Flow {
@@ -35,7 +35,17 @@ impl Flow {
         write(&client, &hello);
         let backend = accept(&listener);
         assert_eq!(read_some(&backend, hello.len()), hello);
-        Self { client, backend, agent, engine, hello: hello.len(), _listener: listener, _lab: lab }
+        Self { client, backend, agent, engine, hello: hello.len(), listener, lab }
+    }
+
+    /// One more flow beside this one: client and back end.
+    pub fn another(&self) -> (TcpStream, TcpStream) {
+        let client = connect(&self.lab, agent::address());
+        let hello = Hello::new().sni(b"a.test").bytes();
+        write(&client, &hello);
+        let backend = accept(&self.listener);
+        assert_eq!(read_some(&backend, hello.len()), hello);
+        (client, backend)
     }
 
     /// The record must say what was carried, by which engine, and how it ended.

@@ -104,21 +104,26 @@ async fn pump<C: Carrier>(
         match fill(&mut carrier, from).map_err(cannot_read)? {
             None => carrier.rest(),
             // A side that the other direction found dead reads as ended; that is no end of stream.
-            Some(0) if broken.load(Ordering::Relaxed) => return Ok(()),
-            Some(0) => return end_of_stream(to).map_err(cannot_write),
-            Some(_) => drain(&mut carrier, to, moved).await.map_err(cannot_write)?,
+            Some(Filled { bytes: 0, .. }) if broken.load(Ordering::Relaxed) => return Ok(()),
+            Some(Filled { bytes: 0, .. }) => return end_of_stream(to).map_err(cannot_write),
+            Some(Filled { all, .. }) => {
+                drain(&mut carrier, to, moved).await.map_err(cannot_write)?;
+                if all {
+                    // No read follows that would find nothing and say so.
+                    carrier.rest();
+                }
+            }
         }
     }
 }
 
 /// `None`: nothing there yet.
-fn fill<C: Carrier>(carrier: &mut C, from: &TcpStream) -> io::Result<Option<usize>> {
+fn fill<C: Carrier>(carrier: &mut C, from: &TcpStream) -> io::Result<Option<Filled>> {
     let mut got = None;
     // An error of kind WouldBlock makes tokio wait for the next event, so it also stands for "that
     // was all": it saves the read that would find nothing.
     let more = from.try_io(Interest::READABLE, || {
-        let filled = carrier.fill(from)?;
-        got = Some(filled.bytes);
+        let filled = got.insert(carrier.fill(from)?);
         if filled.all { Err(ErrorKind::WouldBlock.into()) } else { Ok(()) }
     });
     match more {
