@@ -3,9 +3,6 @@
 //! Everything here is `repr(C)` or `repr(u32)`, without `bool` and without padding, so that
 //! `bpftool map dump` prints field and variant names from BTF.
 
-/// Raised whenever a map's name, key or value changes.
-pub const VERSION: u32 = 1;
-
 /// The verdict program's name in the object and in `bpftool prog`; the kernel keeps 15 bytes.
 pub const VERDICT_PROGRAM: &str = "sni_verdict";
 

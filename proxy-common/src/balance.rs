@@ -21,7 +21,7 @@ pub enum Balance {
 pub struct Candidate<'c> {
     /// Its address, as it was written.
     pub key: &'c str,
-    /// Its share, 0 (nothing, unless nobody else answers) to 1 of its weight times that weight.
+    /// Its share beside the others; 0 is nothing, unless nobody else answers.
     pub weight: f64,
     /// Connections that it has now.
     pub connections: usize,

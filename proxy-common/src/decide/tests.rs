@@ -42,7 +42,6 @@ fn routes(acme_of_default: AcmePolicy) -> Routes<Route> {
         ("refuse", "refuse.test", AcmePolicy::Refuse),
         ("wild", "*.wild.test", AcmePolicy::Auto),
         ("default", "*", acme_of_default),
-        // The names of a terminating entry that a catch-all must not get either.
     ];
     let entry = |(label, name, acme): (&'static str, &str, _)| {
         (vec![name.parse::<Pattern>().unwrap()], Route(label, acme))

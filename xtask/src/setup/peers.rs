@@ -8,8 +8,7 @@ use anyhow::Result;
 use super::{debian, say};
 use crate::run::{cache, loud};
 
-const PACKAGES: [&str; 13] = [
-    "bpftool",
+const PACKAGES: [&str; 11] = [
     "curl",
     "gnutls-bin",
     "haproxy",
@@ -20,7 +19,6 @@ const PACKAGES: [&str; 13] = [
     "postgresql",
     "procps",
     "python3-venv",
-    "tcpdump",
     "util-linux",
 ];
 
