@@ -20,6 +20,12 @@ pub fn listen(lab: &Lab, address: SocketAddr) -> TcpListener {
     lab.backends(|| TcpListener::bind(address)).unwrap()
 }
 
+/// Stops listening for certain: a child that another test is just forking may hold a copy of the
+/// descriptor until it execs, and the kernel would go on accepting for as long.
+pub fn stop(listener: TcpListener) {
+    SockRef::from(&listener).shutdown(Shutdown::Both).unwrap();
+}
+
 /// The next connection, with deadlines.
 #[track_caller]
 pub fn accept(listener: &TcpListener) -> TcpStream {

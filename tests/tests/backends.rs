@@ -8,7 +8,9 @@ use snisplit_tests::agent::{self, Agent};
 use snisplit_tests::hello::Hello;
 use snisplit_tests::lab::{Lab, backend};
 use snisplit_tests::peer::{openssl, s_client};
-use snisplit_tests::stream::{accept, connect, finish, listen, read_all, read_some, write};
+use snisplit_tests::stream::{
+    accept, connect, ending, finish, listen, read_all, read_some, stop, write,
+};
 use snisplit_tests::wait::until;
 
 /// Opens flows to listeners of our own and counts who gets them; they stay open.
@@ -107,12 +109,6 @@ fn a_back_end_that_refuses_is_ejected_and_a_reload_does_not_forget() {
     let lab = Lab::new();
     let listener = listen(&lab, backend(8002));
     let file = lab.folder().join("snisplit.toml");
-    let text = |more: &str| {
-        format!(
-            "[[listener]]\naddress = \"0.0.0.0:443\"\n[[route]]\nsni = [\"a.test\"{more}]\n\
-             backends = [\"10.91.2.2:8001\", \"10.91.2.2:8002\"]\n"
-        )
-    };
     std::fs::write(&file, text("")).unwrap();
     let agent = Agent::start_from(&lab, &file, &[]).may_warn();
     let hello = Hello::new().sni(b"a.test").bytes();
@@ -137,9 +133,19 @@ fn a_back_end_that_refuses_is_ejected_and_a_reload_does_not_forget() {
     assert_eq!(agent.metric(&lab, failures), 3.0, "left alone, also after a reload");
     assert!(agent.log().contains("back end does not answer; others go first"));
     // The only one left is tried, ejected or not.
-    drop(listener);
+    stop(listener);
     let client = connect(&lab, agent::address());
     write(&client, &hello);
-    assert_eq!(read_all(&client), [21, 3, 3, 0, 2, 2, 80]);
+    let heard = ending(&client);
+    let record = agent.record();
+    assert_eq!(heard, (vec![21, 3, 3, 0, 2, 2, 80], Ok(())), "{record}");
     assert_eq!(agent.metric(&lab, failures), 4.0);
+}
+
+/// A file with one route, `more` behind its name.
+fn text(more: &str) -> String {
+    format!(
+        "[[listener]]\naddress = \"0.0.0.0:443\"\n[[route]]\nsni = [\"a.test\"{more}]\n\
+         backends = [\"10.91.2.2:8001\", \"10.91.2.2:8002\"]\n"
+    )
 }
