@@ -48,6 +48,8 @@ pub struct Config {
     pub limits: Limits,
     /// `[admin] address`; no admin port without it.
     pub admin: Option<SocketAddr>,
+    /// `nameservers`; empty for those of /etc/resolv.conf.
+    pub nameservers: Vec<SocketAddr>,
     /// `access_log`; `-` is standard output.
     pub access_log: Option<PathBuf>,
     /// `access_log_format`
@@ -87,6 +89,8 @@ pub struct Route {
     pub acme: AcmePolicy,
     /// `send_proxy`; `None` for `off`.
     pub send_proxy: Option<Version>,
+    /// `source`
+    pub source: Source,
     /// `balance`
     pub balance: Balance,
     /// `check`; `None` for `off`.
@@ -113,6 +117,16 @@ pub struct Backend {
     pub weight: u16,
 }
 
+/// The address that a back end sees.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Source {
+    /// The agent's own.
+    #[default]
+    Own,
+    /// The client's (IP_TRANSPARENT); `snisplit net` sets up the way back.
+    Client,
+}
+
 /// How a back end is asked whether it is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Check {
@@ -127,8 +141,10 @@ pub enum Check {
 pub enum Place {
     /// An address and port.
     Address(SocketAddr),
-    /// A host name, resolved anew for each connection, and a port.
+    /// A host name, resolved as often as its TTL says, and a port.
     Name(String, u16),
+    /// A unix socket on this host, by its absolute path.
+    Unix(PathBuf),
 }
 
 /// Where a piece of configuration was written.
@@ -201,7 +217,7 @@ impl Route {
     pub fn does_the_same(&self, other: &Self) -> bool {
         self.backends == other.backends
             && self.acme == other.acme
-            && self.send_proxy == other.send_proxy
+            && (self.send_proxy, self.source) == (other.send_proxy, other.source)
             && self.balance == other.balance
             && (self.check, self.check_interval) == (other.check, other.check_interval)
             && (self.rise, self.fall, self.slow_start) == (other.rise, other.fall, other.slow_start)
@@ -218,6 +234,7 @@ impl fmt::Display for Backend {
         match &self.place {
             Place::Address(address) => write!(f, "{address}"),
             Place::Name(host, port) => write!(f, "{host}:{port}"),
+            Place::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
 }

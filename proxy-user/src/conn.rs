@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Config, Listener, Route, Starttls};
+use crate::config::{Config, Listener, Route, Source, Starttls};
 use crate::engine::{Ladder, Pair, Tally, Tier};
 use crate::observe::metrics::Declined;
 use crate::observe::record::Observers;
@@ -24,15 +24,21 @@ pub(crate) mod accept;
 pub(crate) mod admit;
 pub(crate) mod backends;
 mod close;
-pub(crate) mod dial;
+pub(crate) mod connect;
+mod dial;
 mod note;
+mod offer;
 mod peek;
 mod preface;
+pub(crate) mod resolve;
 
 use admit::Door;
 use backends::Backends;
-use dial::{Dial, Dialled, Replay};
+use connect::Connector;
+use dial::{Dial, Dialled, Preface, Replay};
+use offer::Offer;
 use peek::{NoHello, Peek};
+use resolve::Resolver;
 
 /// What every connection of the agent shares.
 #[derive(Debug)]
@@ -42,6 +48,7 @@ pub(crate) struct Shared {
     pub(crate) ladder: Ladder,
     pub(crate) door: Door,
     pub(crate) backends: Backends,
+    pub(crate) resolver: Resolver,
     pub(crate) observers: Observers,
     pub(crate) acme_log: AcmeLog,
     /// Ends all connections at once.
@@ -161,16 +168,23 @@ async fn forward(
         Ok(flow) => flow,
         Err(full) => return close::turn_away(client, full, record),
     };
-    let preface = preface::header(route, hello, &client, record);
+    let from = record.entry.client.ip();
     let dial = Dial {
-        limits: &config.limits,
+        connector: Connector {
+            limits: &config.limits,
+            resolver: &shared.resolver,
+            from: (route.source == Source::Client).then_some(from),
+        },
         door: &shared.door,
         backends: &shared.backends,
         metrics: scene.metrics(),
     };
-    let from = record.entry.client.ip();
-    match note::dial(dial.backend(route, from, (&preface, replay)), record).await {
-        Ok(Dialled { stream, _counted, _own }) => carry(client, stream, scene, record).await,
+    let header = preface::header(route, hello, &client, record);
+    let offer = |patience| Offer { client: &client, hello: hello.wire_len, patience };
+    let offer = config.limits.answer_timeout.map(offer);
+    let dialling = dial.backend(route, from, Preface { header: &header, replay, offer });
+    match note::dial(dialling, record).await {
+        Ok(dialled) => carry(client, dialled, scene, record).await,
         Err(dial::NoBackend) => {
             close::refuse(client, Alert::InternalError, "no_backend", record).await
         }
@@ -179,12 +193,14 @@ async fn forward(
 
 async fn carry(
     client: TcpStream,
-    backend: TcpStream,
+    dialled: Dialled,
     scene: Scene<'_>,
     record: &mut Record,
 ) -> Outcome {
-    record.entry.backend = backend.peer_addr().ok();
-    let Ok(pair) = Pair::new(client, backend, Arc::clone(scene.tally)) else {
+    let Dialled { socket, place, told, _counted, _own } = dialled;
+    record.entry.backend = Some(place);
+    scene.tally.tell_up(told);
+    let Ok(pair) = Pair::new(client, socket, Arc::clone(scene.tally)) else {
         return Outcome::ClientGone;
     };
     let declined = |tier: Tier, reason| {

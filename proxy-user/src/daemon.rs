@@ -20,6 +20,7 @@ use crate::config::{Config, Overrides};
 use crate::conn::Shared;
 use crate::conn::admit::Door;
 use crate::conn::backends::Backends;
+use crate::conn::resolve::Resolver;
 use crate::engine::Ladder;
 use crate::observe::record::Observers;
 use crate::observe::{AccessLog, AcmeLog, Metrics, admin};
@@ -59,6 +60,7 @@ async fn serve(source: &Source, config: Config) -> Result<()> {
         ladder: Ladder::default(),
         door: Door::default(),
         backends: Backends::new(observers.metrics.clone()),
+        resolver: Resolver::new(observers.metrics.clone()),
         observers,
         acme_log: AcmeLog::default(),
         cut: CancellationToken::new(),
@@ -92,6 +94,7 @@ async fn serve(source: &Source, config: Config) -> Result<()> {
 fn begin(shared: &Shared, listeners: &mut Listeners, checks: &mut Checks) -> Result<()> {
     let config = shared.config.load_full();
     shared.backends.keep(&config);
+    shared.resolver.ask(&config.nameservers);
     listeners.open(&config)?.commit();
     checks.apply(&config);
     reload::warn_of_bypass(&config);

@@ -4,10 +4,12 @@
 //! back as they were. After the first byte there is no handing back. `copy` is the reference; every
 //! other engine gives the same bytes, half-closes, resets and tally.
 
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
 
@@ -16,9 +18,11 @@ use crate::sys;
 pub(crate) mod copy;
 mod ladder;
 mod relay;
+mod socket;
 pub(crate) mod splice;
 
 pub(crate) use ladder::{Choice, Ladder};
+pub(crate) use socket::Socket;
 
 /// How long bytes on their way to the surviving peer may take before the reset follows them.
 const RESET_FLUSH: Duration = Duration::from_secs(1);
@@ -53,13 +57,13 @@ impl Tier {
 
 /// Two connected sockets that want to be one connection.
 ///
-/// Both carry `SO_LINGER` 0 (the client's from its listener) until a clean end takes it off: however
-/// the agent leaves a running flow (an error, a panic, `kill -9`), the peers see a reset and never a
-/// false end of stream.
+/// TCP sockets carry `SO_LINGER` 0 (the client's from its listener) until a clean end takes it off:
+/// however the agent leaves a running flow (an error, a panic, `kill -9`), the peers see a reset and
+/// never a false end of stream.
 #[derive(Debug)]
 pub(crate) struct Pair {
-    client: TcpStream,
-    backend: TcpStream,
+    client: Socket,
+    backend: Socket,
     tally: Arc<Tally>,
 }
 
@@ -102,12 +106,11 @@ impl Pair {
     /// Arms the back end's socket as the listener armed the client's.
     pub(crate) fn new(
         client: TcpStream,
-        backend: TcpStream,
+        backend: Socket,
         tally: Arc<Tally>,
     ) -> std::io::Result<Self> {
-        backend.set_nodelay(true)?;
-        backend.set_zero_linger()?;
-        Ok(Self { client, backend, tally })
+        backend.arm()?;
+        Ok(Self { client: Socket::Tcp(client), backend, tally })
     }
 
     /// An engine takes the flow for good.
@@ -115,7 +118,7 @@ impl Pair {
         let _once = self.tally.tier.set(tier);
     }
 
-    fn socket(&self, side: Side) -> &TcpStream {
+    fn socket(&self, side: Side) -> &Socket {
         match side {
             Side::Client => &self.client,
             Side::Backend => &self.backend,
@@ -140,12 +143,17 @@ impl Pair {
 }
 
 /// From now on closing the socket delivers what was written and ends the stream.
-pub(crate) fn without_reset(socket: &TcpStream) {
+pub(crate) fn without_reset(socket: &impl AsFd) {
     // Fails on a socket that is dead already: nothing left to deliver.
-    let _dead = socket2::SockRef::from(socket).set_linger(None);
+    let _dead = SockRef::from(socket).set_linger(None);
 }
 
 impl Tally {
+    /// Bytes from the client that the back end had before an engine took over.
+    pub(crate) fn tell_up(&self, bytes: usize) {
+        self.up.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
     /// Bytes up and down.
     pub(crate) fn read(&self) -> (u64, u64) {
         (self.up.load(Ordering::Relaxed), self.down.load(Ordering::Relaxed))
@@ -171,7 +179,7 @@ impl End {
 /// Waits until the peer has what was sent before the reset: a reset discards the send queue.
 ///
 /// The kernel has no event for an empty send queue, hence the short looks with growing pauses.
-async fn flush(survivor: &TcpStream) {
+async fn flush(survivor: &Socket) {
     let deadline = Instant::now() + RESET_FLUSH;
     let mut pause = Duration::from_micros(200);
     while Instant::now() < deadline && sys::unacknowledged(survivor).is_ok_and(|bytes| bytes > 0) {

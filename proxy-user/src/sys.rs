@@ -9,11 +9,12 @@ use libc::{SO_RCVLOWAT, SOL_SOCKET, c_int, socklen_t};
 /// linux/sockios.h gives the terminal's code another name.
 const SIOCOUTQ: libc::Ioctl = libc::TIOCOUTQ;
 
-/// Bytes that were written to a TCP socket and that its peer has not acknowledged, tcp(7).
+/// Bytes that were written to a socket and that its peer has not acknowledged, tcp(7); of a unix
+/// socket, bytes that its peer has not read.
 pub(crate) fn unacknowledged(socket: impl AsFd) -> io::Result<usize> {
     let mut queued: c_int = 0;
-    // SAFETY: SIOCOUTQ stores one C int through its argument (tcp_ioctl, net/ipv4/tcp.c), and
-    // `queued` is one that outlives the call.
+    // SAFETY: SIOCOUTQ stores one C int through its argument (tcp_ioctl, net/ipv4/tcp.c;
+    // unix_ioctl, net/unix/af_unix.c), and `queued` is one that outlives the call.
     let failed = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), SIOCOUTQ, &raw mut queued) };
     match failed {
         0 => Ok(usize::try_from(queued).unwrap_or_default()),
@@ -24,12 +25,30 @@ pub(crate) fn unacknowledged(socket: impl AsFd) -> io::Result<usize> {
 /// Sets how many unread bytes make a socket readable, socket(7). The kernel also widens the
 /// receive buffer to hold that many (tcp_set_rcvlowat, net/ipv4/tcp.c).
 pub(crate) fn set_receive_low_water(socket: impl AsFd, bytes: usize) -> io::Result<()> {
-    let bytes = c_int::try_from(bytes).unwrap_or(c_int::MAX);
+    set_int(socket, SOL_SOCKET, SO_RCVLOWAT, c_int::try_from(bytes).unwrap_or(c_int::MAX))
+}
+
+/// Lets a socket come from an address that is not this host's, ip(7); needs CAP_NET_ADMIN.
+pub(crate) fn set_transparent(socket: impl AsFd, is_v6: bool) -> io::Result<()> {
+    match is_v6 {
+        true => set_int(socket, libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT, 1),
+        false => set_int(socket, libc::IPPROTO_IP, libc::IP_TRANSPARENT, 1),
+    }
+}
+
+/// bind(2) to port 0 leaves the port to connect(2), ip(7); it works on IPv6 sockets too
+/// (inet6_bind, net/ipv6/af_inet6.c).
+pub(crate) fn set_bind_address_no_port(socket: impl AsFd) -> io::Result<()> {
+    set_int(socket, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)
+}
+
+fn set_int(socket: impl AsFd, level: c_int, option: c_int, number: c_int) -> io::Result<()> {
     let fd = socket.as_fd().as_raw_fd();
-    let value: *const c_int = &raw const bytes;
+    let value: *const c_int = &raw const number;
     let len = size_of::<c_int>() as socklen_t;
-    // SAFETY: SO_RCVLOWAT reads one C int of `len` bytes from `value`, which points at `bytes`.
-    match unsafe { libc::setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, value.cast(), len) } {
+    // SAFETY: setsockopt reads one C int of `len` bytes from `value`, which points at `number`; each
+    // option that is passed here takes one.
+    match unsafe { libc::setsockopt(fd, level, option, value.cast(), len) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }

@@ -27,8 +27,14 @@ pub struct Flow {
 impl Flow {
     /// Starts everything, greets, and reads the greeting at the back end.
     pub fn open(engine: &'static str) -> Self {
+        Self::open_with(engine, &[])
+    }
+
+    /// The same, the agent started with these flags too.
+    pub fn open_with(engine: &'static str, flags: &[&str]) -> Self {
         let lab = Lab::new();
-        let agent = Agent::start(&lab, &["--engine", engine, "--route", "a.test=10.91.2.2:8001"]);
+        let told = ["--engine", engine, "--route", "a.test=10.91.2.2:8001"];
+        let agent = Agent::start(&lab, &[&told[..], flags].concat());
         let listener = listen(&lab, backend(8001));
         let client = connect(&lab, agent::address());
         let hello = Hello::new().sni(b"a.test").bytes();
@@ -46,6 +52,11 @@ impl Flow {
         let backend = accept(&self.listener);
         assert_eq!(read_some(&backend, hello.len()), hello);
         (client, backend)
+    }
+
+    /// Where it runs.
+    pub fn lab(&self) -> &Lab {
+        &self.lab
     }
 
     /// The record must say what was carried, by which engine, and how it ended.

@@ -44,6 +44,37 @@ impl Lab {
         lab
     }
 
+    /// Makes the proxy the router between client and back ends, whose packets it forwards.
+    pub fn route_through(&self) {
+        ip(&["-n", &self.client.name, "route", "add", "default", "via", &PROXY.to_string()]);
+        ip(&["-n", &self.backends.name, "route", "add", "default", "via", "10.91.2.1"]);
+        if has_ipv6() {
+            for (namespace, router) in [(&self.client, "fd91:1::1"), (&self.backends, "fd91:2::1")]
+            {
+                ip(&["-n", &namespace.name, "-6", "route", "add", "default", "via", router]);
+            }
+        }
+        self.proxy(|| {
+            for switch in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+                let _no_ipv6 = std::fs::write(format!("/proc/sys/net/{switch}"), "1");
+            }
+        });
+    }
+
+    /// Gives the back ends one more address.
+    pub fn add_backend_address(&self, address: IpAddr) {
+        let prefix = if address.is_ipv4() { 24 } else { 64 };
+        let link = ["dev", "to-2001"];
+        let address = format!("{address}/{prefix}");
+        ip(&[&["-n", &self.backends.name, "addr", "add", &address][..], &link].concat());
+    }
+
+    /// Takes the cable out, or puts it back in, between the proxy and the back ends.
+    pub fn cable(&self, is_in: bool) {
+        let state = if is_in { "up" } else { "down" };
+        ip(&["-n", &self.backends.name, "link", "set", "to-2001", state]);
+    }
+
     /// Runs something as the client. Sockets and children made there stay there.
     pub fn client<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
         self.client.run(act)

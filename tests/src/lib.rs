@@ -4,6 +4,7 @@
 //! sleeps; everything waits for a condition with a deadline.
 
 pub mod agent;
+pub mod dns;
 pub mod flow;
 pub mod hello;
 pub mod lab;

@@ -93,34 +93,40 @@ pub fn openssl(lab: &Lab, address: SocketAddr, name: &str, more: &[&str]) -> Pee
 
 /// nginx that answers any request with its own word.
 pub fn nginx(lab: &Lab, port: u16, name: &str, word: &str) -> Peer {
-    nginx_with(lab, port, name, "ssl http2", word)
+    nginx_with(lab, (&backend(port).to_string(), port), name, "ssl http2", word)
 }
 
 /// nginx behind a PROXY header, which answers with the address that the header told.
 pub fn nginx_behind_proxy(lab: &Lab, port: u16, name: &str) -> Peer {
-    nginx_with(lab, port, name, "ssl proxy_protocol", "$proxy_protocol_addr")
+    let at = (&*backend(port).to_string(), port);
+    nginx_with(lab, at, name, "ssl proxy_protocol", "$proxy_protocol_addr")
 }
 
-fn nginx_with(lab: &Lab, port: u16, name: &str, listen: &str, word: &str) -> Peer {
+/// nginx for `a.test` on a unix socket; it answers on a port too, which says that it is there.
+pub fn nginx_on(lab: &Lab, socket: &str, port: u16) -> Peer {
+    let also = format!("ssl; listen {}", backend(port));
+    nginx_with(lab, (socket, port), "a.test", &also, "nginx here")
+}
+
+fn nginx_with(lab: &Lab, (at, port): (&str, u16), name: &str, listen: &str, word: &str) -> Peer {
     let Identity { cert, key } = identity(lab, name);
     let (cert, key) = (cert.display(), key.display());
     let folder = lab.folder().display();
-    let address = backend(port);
     let config = format!(
-        "daemon off; master_process off; pid {folder}/nginx.pid; error_log stderr;
+        "daemon off; master_process off; pid {folder}/nginx-{port}.pid; error_log stderr;
          events {{}}
          http {{
            access_log off; client_body_temp_path {folder}; proxy_temp_path {folder};
            fastcgi_temp_path {folder}; uwsgi_temp_path {folder}; scgi_temp_path {folder};
            server {{
-             listen {address} {listen}; ssl_protocols TLSv1.2 TLSv1.3;
+             listen {at} {listen}; ssl_protocols TLSv1.2 TLSv1.3;
              ssl_certificate {cert}; ssl_certificate_key {key};
              location / {{ return 200 '{word}'; }}
            }}
          }}"
     );
-    let file = written(lab, "nginx.conf", &config);
-    Peer::start(lab, address, Command::new("nginx").arg("-c").arg(file).args(["-p", "."]))
+    let file = written(lab, &format!("nginx-{port}.conf"), &config);
+    Peer::start(lab, backend(port), Command::new("nginx").arg("-c").arg(file).args(["-p", "."]))
 }
 
 /// Caddy that answers any request with its own word.

@@ -23,6 +23,7 @@ pub(super) struct Draft {
     pub(super) drain: Option<Item<String>>,
     pub(super) access_log: Option<Item<String>>,
     pub(super) access_log_format: Option<Item<String>>,
+    pub(super) nameservers: Vec<Item<String>>,
     pub(super) listeners: Vec<DraftListener>,
     pub(super) routes: Vec<DraftRoute>,
     pub(super) limits: DraftLimits,
@@ -48,6 +49,7 @@ pub(super) fn build(draft: Draft) -> Result<Config, Problems> {
     let drain = wrong.opt("drain", draft.drain, |text| value::duration(&text));
     let format = draft.access_log_format;
     let format = wrong.opt("access_log_format", format, |text| value::log_format(&text));
+    let nameservers = wrong.all("nameservers", draft.nameservers, |text| value::nameserver(&text));
     let access_log = draft.access_log.map(|item| PathBuf::from(item.value));
     let hello_timeout =
         wrong.opt("listener.hello_timeout", draft.hello_timeout, |text| value::duration(&text));
@@ -67,6 +69,7 @@ pub(super) fn build(draft: Draft) -> Result<Config, Problems> {
             routes,
             limits,
             admin,
+            nameservers: nameservers.unwrap_or_default(),
             access_log,
             access_log_format: format.unwrap_or_default(),
         }),

@@ -22,6 +22,8 @@ struct File {
     access_log: Option<Spanned<String>>,
     access_log_format: Option<Spanned<String>>,
     #[serde(default)]
+    nameservers: Vec<Spanned<String>>,
+    #[serde(default)]
     listener: Vec<Spanned<Listener>>,
     #[serde(default)]
     route: Vec<Spanned<Route>>,
@@ -48,6 +50,7 @@ struct Route {
     backends: Vec<Spanned<String>>,
     acme: Option<Spanned<String>>,
     send_proxy: Option<Spanned<String>>,
+    source: Option<Spanned<String>>,
     balance: Option<Spanned<String>>,
     check: Option<Spanned<String>>,
     check_interval: Option<Spanned<String>>,
@@ -61,6 +64,7 @@ struct Route {
 struct Limits {
     hello_bytes: Option<Spanned<i64>>,
     dial_timeout: Option<Spanned<String>>,
+    answer_timeout: Option<Spanned<String>>,
     max_connections: Option<Spanned<i64>>,
     max_peeking: Option<Spanned<i64>>,
     per_source: Option<Spanned<i64>>,
@@ -125,6 +129,7 @@ impl Place<'_> {
             drain: some(file.drain),
             access_log: some(file.access_log),
             access_log_format: some(file.access_log_format),
+            nameservers: all(file.nameservers),
             listeners: file.listener.into_iter().map(listener).collect(),
             routes: file.route.into_iter().map(|route| self.route(route)).collect(),
             limits: self.limits(file.limits),
@@ -146,6 +151,7 @@ impl Place<'_> {
             backends: all(route.backends),
             acme: text(route.acme),
             send_proxy: text(route.send_proxy),
+            source: text(route.source),
             balance: text(route.balance),
             check: text(route.check),
             check_interval: text(route.check_interval),
@@ -163,6 +169,7 @@ impl Place<'_> {
         DraftLimits {
             hello_bytes: number(limits.hello_bytes),
             dial_timeout: text(limits.dial_timeout),
+            answer_timeout: text(limits.answer_timeout),
             max_connections: number(limits.max_connections),
             max_peeking: number(limits.max_peeking),
             per_source: number(limits.per_source),

@@ -51,6 +51,11 @@ pub struct Overrides {
     #[arg(long, value_name = "TIME")]
     dial_timeout: Option<String>,
 
+    /// Time that a back end may be silent behind the hello while another one is left, or off
+    /// [default: off]
+    #[arg(long, value_name = "TIME")]
+    answer_timeout: Option<String>,
+
     /// Connections at once [default: 100000]
     #[arg(long, value_name = "N")]
     max_connections: Option<i64>,
@@ -83,6 +88,10 @@ pub struct Overrides {
     #[arg(long, value_name = "CIDR")]
     backends_allowed: Vec<String>,
 
+    /// Name server for names of back ends; may be repeated [default: those of /etc/resolv.conf]
+    #[arg(long, value_name = "ADDR")]
+    nameserver: Vec<String>,
+
     /// Time that running connections may take to end after SIGTERM [default: 30s]
     #[arg(long, value_name = "TIME")]
     drain: Option<String>,
@@ -111,6 +120,9 @@ impl Overrides {
         let format = self.access_log_format.as_ref();
         set(&mut draft.access_log_format, "--access-log-format", format);
         self.lay_over_limits(&mut draft.limits);
+        if !self.nameserver.is_empty() {
+            draft.nameservers = items("--nameserver", &self.nameserver);
+        }
         if !self.listen.is_empty() {
             draft.listeners = self.listen.iter().map(listener).collect();
         }
@@ -132,6 +144,7 @@ impl Overrides {
 impl Overrides {
     fn lay_over_limits(&self, limits: &mut DraftLimits) {
         set(&mut limits.dial_timeout, "--dial-timeout", self.dial_timeout.as_ref());
+        set(&mut limits.answer_timeout, "--answer-timeout", self.answer_timeout.as_ref());
         set(&mut limits.idle_timeout, "--idle-timeout", self.idle_timeout.as_ref());
         set(&mut limits.keepalive, "--keepalive", self.keepalive.as_ref());
         set(&mut limits.user_timeout, "--user-timeout", self.user_timeout.as_ref());
@@ -185,6 +198,7 @@ fn route(text: &str) -> DraftRoute {
         match (key, number) {
             ("acme", _) => draft.acme = Some(item(value)),
             ("send_proxy", _) => draft.send_proxy = Some(item(value)),
+            ("source", _) => draft.source = Some(item(value)),
             ("balance", _) => draft.balance = Some(item(value)),
             ("check", _) => draft.check = Some(item(value)),
             ("check_interval", _) => draft.check_interval = Some(item(value)),

@@ -16,6 +16,9 @@ pub struct Limits {
     pub hello_bytes: usize,
     /// `dial_timeout`: for each attempt.
     pub dial_timeout: Duration,
+    /// `answer_timeout`: how long a back end may be silent behind the hello while another one is
+    /// left to try; `None` for `off`.
+    pub answer_timeout: Option<Duration>,
     /// `max_connections`
     pub max_connections: usize,
     /// `max_peeking`: connections that have not said their hello.
@@ -39,6 +42,7 @@ impl Default for Limits {
         Self {
             hello_bytes: HELLO_BYTES,
             dial_timeout: DIAL_TIMEOUT,
+            answer_timeout: None,
             max_connections: 100_000,
             max_peeking: 10_000,
             per_source: 1_000,
@@ -64,6 +68,7 @@ impl Limits {
 pub(super) struct DraftLimits {
     pub(super) hello_bytes: Option<Item<i64>>,
     pub(super) dial_timeout: Option<Item<String>>,
+    pub(super) answer_timeout: Option<Item<String>>,
     pub(super) max_connections: Option<Item<i64>>,
     pub(super) max_peeking: Option<Item<i64>>,
     pub(super) per_source: Option<Item<i64>>,
@@ -85,6 +90,7 @@ pub(super) fn build(draft: DraftLimits, wrong: &mut Wrong) -> Limits {
     set.to("per_source", draft.per_source, &mut limits.per_source, at_least(1));
     set.to("accept_rate", draft.accept_rate, &mut limits.accept_rate, |n| value::count(n, 0));
     let off = |text: String| value::duration_or_off(&text);
+    set.to("answer_timeout", draft.answer_timeout, &mut limits.answer_timeout, off);
     set.to("idle_timeout", draft.idle_timeout, &mut limits.idle_timeout, off);
     set.to("keepalive", draft.keepalive, &mut limits.keepalive, off);
     set.to("user_timeout", draft.user_timeout, &mut limits.user_timeout, off);

@@ -11,8 +11,17 @@ use super::problem::Problem;
 use super::{CHECK_INTERVAL, Origin, RISE_FALL, Route, value};
 
 /// Keys of a route that a flag can set too.
-const OPTIONS: [&str; 8] =
-    ["acme", "send_proxy", "balance", "check", "check_interval", "rise", "fall", "slow_start"];
+const OPTIONS: [&str; 9] = [
+    "acme",
+    "send_proxy",
+    "source",
+    "balance",
+    "check",
+    "check_interval",
+    "rise",
+    "fall",
+    "slow_start",
+];
 
 /// A route that is not understood yet.
 #[derive(Debug)]
@@ -22,6 +31,7 @@ pub(super) struct DraftRoute {
     pub(super) backends: Vec<Item<String>>,
     pub(super) acme: Option<Item<String>>,
     pub(super) send_proxy: Option<Item<String>>,
+    pub(super) source: Option<Item<String>>,
     pub(super) balance: Option<Item<String>>,
     pub(super) check: Option<Item<String>>,
     pub(super) check_interval: Option<Item<String>>,
@@ -41,6 +51,7 @@ impl DraftRoute {
             backends: Vec::new(),
             acme: None,
             send_proxy: None,
+            source: None,
             balance: None,
             check: None,
             check_interval: None,
@@ -96,6 +107,9 @@ fn route(draft: DraftRoute, wrong: &mut Wrong) -> Option<Route> {
     let backends = wrong.all("route.backends", draft.backends, |text| value::backend(&text));
     let acme = wrong.opt("route.acme", draft.acme, |text| value::acme(&text));
     let send_proxy = wrong.opt("route.send_proxy", draft.send_proxy, |t| value::send_proxy(&t));
+    let source = wrong.opt("route.source", draft.source, |text| {
+        value::source(&text, backends.as_deref().unwrap_or_default())
+    });
     let balance = wrong.opt("route.balance", draft.balance, |text| value::balance(&text));
     let check = wrong.opt("route.check", draft.check, |text| value::check(&text));
     let interval =
@@ -110,6 +124,7 @@ fn route(draft: DraftRoute, wrong: &mut Wrong) -> Option<Route> {
         backends: backends.filter(|all| !all.is_empty())?,
         acme: acme.unwrap_or_default(),
         send_proxy: send_proxy.unwrap_or_default(),
+        source: source.unwrap_or_default(),
         balance: balance.unwrap_or_default(),
         check: check.unwrap_or_default(),
         check_interval: interval.unwrap_or(CHECK_INTERVAL),

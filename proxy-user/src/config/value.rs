@@ -12,7 +12,7 @@ use snisplit_common::proxy_protocol::Version;
 
 use crate::observe::access_log::Format;
 
-use super::{Backend, Check, Place, Starttls};
+use super::{Backend, Check, Place, Source, Starttls};
 
 pub(super) fn acme_bypass(text: &str) -> Result<AcmeBypass, String> {
     match text {
@@ -39,6 +39,23 @@ pub(super) fn send_proxy(text: &str) -> Result<Option<Version>, String> {
         "v1" => Ok(Some(Version::V1)),
         "v2" => Ok(Some(Version::V2)),
         _ => Err(format!("\"{text}\" is unknown; one of off, v1, v2")),
+    }
+}
+
+/// The way back from a back end is set up for its address (`snisplit net`), so it must have one, and
+/// not one of this host.
+pub(super) fn source(text: &str, backends: &[Backend]) -> Result<Source, String> {
+    let is_elsewhere = |backend: &Backend| match &backend.place {
+        Place::Address(address) => !address.ip().is_loopback(),
+        Place::Name(..) | Place::Unix(_) => false,
+    };
+    match (text, backends.iter().find(|backend| !is_elsewhere(backend))) {
+        ("own", _) => Ok(Source::Own),
+        ("client", None) => Ok(Source::Client),
+        ("client", Some(other)) => Err(format!(
+            "\"client\" needs back ends on other hosts, by IP address; {other} is none"
+        )),
+        _ => Err(format!("\"{text}\" is unknown; one of own, client")),
     }
 }
 
@@ -103,11 +120,19 @@ pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
     })
 }
 
+/// An address of a name server; port 53 goes without saying.
+pub(super) fn nameserver(text: &str) -> Result<SocketAddr, String> {
+    let without_port = || text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 53));
+    text.parse().or_else(|_| without_port()).map_err(|_| {
+        format!("\"{text}\" is no address; write \"IP\", \"IP:PORT\" or \"[IPv6]:PORT\"")
+    })
+}
+
 pub(super) fn pattern(text: &str) -> Result<Pattern, String> {
     text.parse().map_err(|why| format!("\"{text}\" {why}"))
 }
 
-/// `HOST:PORT`, and maybe ` weight=N`.
+/// `HOST:PORT` or `unix:PATH`, and maybe ` weight=N`.
 pub(super) fn backend(text: &str) -> Result<Backend, String> {
     let mut words = text.split_whitespace();
     let place = place(words.next().unwrap_or_default())?;
@@ -123,6 +148,12 @@ pub(super) fn backend(text: &str) -> Result<Backend, String> {
 
 fn place(text: &str) -> Result<Place, String> {
     let wrong = |hint: &str| Err(format!("\"{text}\" is no back end; {hint}"));
+    if let Some(path) = text.strip_prefix("unix:") {
+        return match path.starts_with('/') {
+            true => Ok(Place::Unix(path.into())),
+            false => wrong("write the socket's absolute path: \"unix:/run/app.sock\""),
+        };
+    }
     if let Ok(address) = text.parse::<SocketAddr>() {
         return match address.port() {
             0 => wrong("the port must be 1 to 65535"),

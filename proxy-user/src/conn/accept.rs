@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
-use super::dial::keepalive;
+use super::connect::keepalive;
 use super::{Shared, serve};
 use crate::config::Limits;
 

@@ -1,21 +1,21 @@
 //! Connects to a back end of the route, the next one if one does not answer.
 //!
-//! Trying again is safe: the hello is still unread in the client's socket, nothing was sent.
+//! Trying again is safe: the hello is still unread in the client's socket.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::net::IpAddr;
 
 use snisplit_common::starttls::{SSL_REQUEST, WILLING};
-use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 use tracing::debug;
 
 use super::admit::{Door, OwnAddress};
 use super::backends::{Backends, Choice, Connected};
-use crate::config::{Backend, Limits, Place, Route};
+use super::connect::Connector;
+use super::offer::Offer;
+use crate::config::{Backend, Place, Route};
+use crate::engine::Socket;
 use crate::observe::Metrics;
 use crate::observe::metrics;
 
@@ -24,15 +24,28 @@ pub(super) struct NoBackend;
 
 /// What dialling goes by.
 pub(super) struct Dial<'d> {
-    pub(super) limits: &'d Limits,
+    pub(super) connector: Connector<'d>,
     pub(super) door: &'d Door,
     pub(super) backends: &'d Backends,
     pub(super) metrics: &'d Metrics,
 }
 
+/// What a back end hears before the client's own bytes.
+#[derive(Clone, Copy)]
+pub(super) struct Preface<'p> {
+    pub(super) header: &'p [u8],
+    pub(super) replay: Replay,
+    /// The hello, where a back end must answer it to be taken.
+    pub(super) offer: Option<Offer<'p>>,
+}
+
 /// A connection to a back end, and what must be kept as long as it lasts.
 pub(super) struct Dialled {
-    pub(super) stream: TcpStream,
+    pub(super) socket: Socket,
+    /// Its address, for people.
+    pub(super) place: String,
+    /// Bytes of the client that it has already.
+    pub(super) told: usize,
     pub(super) _counted: Connected,
     /// A back end on this very host could be ourselves: its connection is known by our address.
     pub(super) _own: Option<OwnAddress>,
@@ -46,15 +59,24 @@ impl Dial<'_> {
         &self,
         route: &Route,
         client: IpAddr,
-        preface: (&[u8], Replay),
+        preface: Preface<'_>,
     ) -> Result<Dialled, NoBackend> {
-        for choice in self.backends.order(route, client) {
-            let backend = choice.backend;
-            let tried = timeout(self.limits.dial_timeout, self.greet(&choice, preface)).await;
-            self.backends.dialled(&choice, matches!(tried, Ok(Ok(_))));
-            match tried.unwrap_or_else(|late| Err(late.into())) {
+        let mut choices = self.backends.order(route, client);
+        // No back end is to blame for a client that speaks another IP.
+        choices.retain(|choice| self.can_reach(choice.backend));
+        let last = choices.len().saturating_sub(1);
+        for (index, choice) in choices.iter().enumerate() {
+            // Behind the last one nothing else is left: it may take its time.
+            let offer = preface.offer.filter(|_| index < last);
+            let tried = self.try_one(choice, Preface { offer, ..preface }).await;
+            if tried.is_err() && offer.is_some_and(Offer::is_gone) {
+                return Err(NoBackend);
+            }
+            self.backends.dialled(choice, tried.is_ok());
+            match tried {
                 Ok(dialled) => return Ok(dialled),
                 Err(error) => {
+                    let backend = choice.backend;
                     debug!(route = route.label, %backend, %error, "dial failed");
                     let labels = metrics::Dial { backend: backend.to_string() };
                     self.metrics.dial_failures.get_or_create(&labels).inc();
@@ -64,29 +86,36 @@ impl Dial<'_> {
         Err(NoBackend)
     }
 
-    async fn greet(
-        &self,
-        choice: &Choice<'_>,
-        (preface, replay): (&[u8], Replay),
-    ) -> io::Result<Dialled> {
-        let mut stream = connect(choice.backend, self.limits).await?;
-        self.keep_alive(&stream)?;
-        let (own, peer) = (stream.local_addr()?, stream.peer_addr()?);
-        let _own = (own.ip() == peer.ip()).then(|| self.door.dials_from(own));
-        stream.write_all(preface).await?;
-        replay.to(&mut stream).await?;
-        Ok(Dialled { stream, _counted: self.backends.connect(choice), _own })
+    fn can_reach(&self, backend: &Backend) -> bool {
+        match (self.connector.from, &backend.place) {
+            (Some(from), Place::Address(to)) => from.is_ipv4() == to.is_ipv4(),
+            (Some(_), Place::Name(..) | Place::Unix(_)) | (None, _) => true,
+        }
     }
 
-    fn keep_alive(&self, stream: &TcpStream) -> io::Result<()> {
-        let socket = SockRef::from(stream);
-        if let Some(idle) = self.limits.keepalive {
-            socket.set_tcp_keepalive(&keepalive(idle))?;
+    async fn try_one(&self, choice: &Choice<'_>, preface: Preface<'_>) -> io::Result<Dialled> {
+        let greeted = self.greet(choice, preface);
+        let mut dialled = timeout(self.connector.limits.dial_timeout, greeted).await??;
+        if let Some(offer) = preface.offer {
+            offer.show(&mut dialled.socket).await?;
+            dialled.told = offer.take()?;
         }
-        match self.limits.user_timeout {
-            Some(limit) => socket.set_tcp_user_timeout(Some(limit)),
-            None => Ok(()),
-        }
+        Ok(dialled)
+    }
+
+    async fn greet(&self, choice: &Choice<'_>, preface: Preface<'_>) -> io::Result<Dialled> {
+        let mut socket = self.connector.connect(choice.backend).await?;
+        self.connector.keep_alive(&socket)?;
+        let (place, _own) = match &socket {
+            Socket::Unix(_) => (choice.backend.to_string(), None),
+            Socket::Tcp(stream) => {
+                let (own, peer) = (stream.local_addr()?, stream.peer_addr()?);
+                (peer.to_string(), (own.ip() == peer.ip()).then(|| self.door.dials_from(own)))
+            }
+        };
+        socket.write_all(preface.header).await?;
+        preface.replay.to(&mut socket).await?;
+        Ok(Dialled { socket, place, told: 0, _counted: self.backends.connect(choice), _own })
     }
 }
 
@@ -99,40 +128,14 @@ pub(super) enum Replay {
 }
 
 impl Replay {
-    async fn to(self, stream: &mut TcpStream) -> io::Result<()> {
+    async fn to(self, socket: &mut Socket) -> io::Result<()> {
         if self == Self::Nothing {
             return Ok(());
         }
-        stream.write_all(&SSL_REQUEST).await?;
-        match stream.read_u8().await? {
+        socket.write_all(&SSL_REQUEST).await?;
+        match socket.read_u8().await? {
             WILLING => Ok(()),
             _ => Err(io::Error::other("the back end speaks no TLS (ssl = off?)")),
         }
     }
-}
-
-/// Tries the addresses of a back end one after the other.
-pub(crate) async fn connect(backend: &Backend, limits: &Limits) -> io::Result<TcpStream> {
-    let addresses: Vec<SocketAddr> = match &backend.place {
-        Place::Address(address) => vec![*address],
-        Place::Name(host, port) => lookup_host((host.as_str(), *port)).await?.collect(),
-    };
-    let mut last = io::Error::from(io::ErrorKind::NotFound);
-    for address in addresses {
-        if !limits.allows_backend(address.ip()) {
-            last = io::Error::other(format!("{address} is outside limits.backends_allowed"));
-            continue;
-        }
-        match TcpStream::connect(address).await {
-            Ok(stream) => return Ok(stream),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
-}
-
-/// The first probe after `idle`, then three more in as much time again.
-pub(crate) fn keepalive(idle: Duration) -> TcpKeepalive {
-    let between = (idle / 4).max(Duration::from_secs(1));
-    TcpKeepalive::new().with_time(idle).with_interval(between).with_retries(4)
 }

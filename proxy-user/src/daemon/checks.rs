@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +20,9 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 
 use crate::config::{Backend, Check, Config, Route};
-use crate::conn::{Shared, dial};
+use crate::conn::Shared;
+use crate::conn::connect::Connector;
+use crate::engine::Socket;
 
 /// The running checks, by what they ask.
 pub(super) struct Checks {
@@ -78,7 +81,9 @@ fn questions(route: &Route) -> Vec<Question> {
 async fn ask_on(question: Question, shared: Arc<Shared>) {
     loop {
         let limits = shared.config.load().limits.clone();
-        let asked = timeout(question.interval.min(limits.dial_timeout), ask(&question, &limits));
+        let connector = Connector { limits: &limits, resolver: &shared.resolver, from: None };
+        let patience = question.interval.min(limits.dial_timeout);
+        let asked = timeout(patience, ask(&question, connector));
         let answered = matches!(asked.await, Ok(Ok(())));
         shared.backends.checked(&question.backend, answered, question.rise_fall);
         sleep(jittered(question.interval)).await;
@@ -91,13 +96,16 @@ fn jittered(time: Duration) -> Duration {
     time.mul_f64(0.9 + 0.2 * random)
 }
 
-async fn ask(question: &Question, limits: &crate::config::Limits) -> Result<()> {
-    let stream = dial::connect(&question.backend, limits).await?;
+async fn ask(question: &Question, connector: Connector<'_>) -> Result<()> {
+    let socket = connector.connect(&question.backend).await?;
     if question.check == Check::Tls {
-        let address = stream.peer_addr()?.ip().into();
+        let address = match &socket {
+            Socket::Tcp(stream) => stream.peer_addr()?.ip(),
+            Socket::Unix(_) => Ipv4Addr::UNSPECIFIED.into(),
+        };
         let name = question.name.clone().map(ServerName::try_from).transpose()?;
-        let connector = TlsConnector::from(Arc::new(client()?));
-        connector.connect(name.unwrap_or(ServerName::IpAddress(address)), stream).await?;
+        let tls = TlsConnector::from(Arc::new(client()?));
+        tls.connect(name.unwrap_or(ServerName::IpAddress(address.into())), socket).await?;
     }
     Ok(())
 }

@@ -35,6 +35,7 @@ fn renew(source: &Source, shared: &Shared, listeners: &mut Listeners) -> Result<
     let opened = listeners.open(&new)?;
     let old = shared.config.swap(Arc::clone(&new));
     shared.backends.keep(&new);
+    shared.resolver.ask(&new.nameservers);
     opened.commit();
     tell(&old, &new);
     Ok(())

@@ -10,17 +10,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::net::Shutdown;
 use tokio::io::Interest;
-use tokio::net::TcpStream;
 use tokio::select;
 
-use super::{End, Pair, Side};
+use super::{End, Pair, Side, Socket};
 
 /// Holds the bytes between a read and a write. Holds no resource while it holds no bytes.
 pub(super) trait Carrier {
     /// Takes what the socket has. `Ok(Filled { bytes: 0, .. })` is the end of stream.
-    fn fill(&mut self, from: &TcpStream) -> io::Result<Filled>;
+    fn fill(&mut self, from: &Socket) -> io::Result<Filled>;
     /// Gives what it can to the socket and says how many bytes that were.
-    fn drain(&mut self, to: &TcpStream) -> io::Result<usize>;
+    fn drain(&mut self, to: &Socket) -> io::Result<usize>;
     /// Bytes taken and not given.
     fn held(&self) -> usize;
     /// Nothing is held and nothing is coming: give back the buffer or pipe.
@@ -100,7 +99,7 @@ async fn pump<C: Carrier>(
         Broken { side: to_side, by: Half::Write }
     };
     loop {
-        from.readable().await.map_err(cannot_read)?;
+        from.ready(Interest::READABLE).await.map_err(cannot_read)?;
         match fill(&mut carrier, from).map_err(cannot_read)? {
             None => carrier.rest(),
             // A side that the other direction found dead reads as ended; that is no end of stream.
@@ -118,7 +117,7 @@ async fn pump<C: Carrier>(
 }
 
 /// `None`: nothing there yet.
-fn fill<C: Carrier>(carrier: &mut C, from: &TcpStream) -> io::Result<Option<Filled>> {
+fn fill<C: Carrier>(carrier: &mut C, from: &Socket) -> io::Result<Option<Filled>> {
     let mut got = None;
     // An error of kind WouldBlock makes tokio wait for the next event, so it also stands for "that
     // was all": it saves the read that would find nothing.
@@ -132,25 +131,27 @@ fn fill<C: Carrier>(carrier: &mut C, from: &TcpStream) -> io::Result<Option<Fill
     }
 }
 
-async fn drain<C: Carrier>(carrier: &mut C, to: &TcpStream, moved: &AtomicU64) -> io::Result<()> {
+async fn drain<C: Carrier>(carrier: &mut C, to: &Socket, moved: &AtomicU64) -> io::Result<()> {
     while carrier.held() > 0 {
         match to.try_io(Interest::WRITABLE, || carrier.drain(to)) {
             Ok(bytes) => {
                 moved.fetch_add(bytes as u64, Ordering::Relaxed);
             }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => to.writable().await?,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                to.ready(Interest::WRITABLE).await?;
+            }
             Err(error) => return Err(error),
         }
     }
     Ok(())
 }
 
-fn end_of_stream(to: &TcpStream) -> io::Result<()> {
+fn end_of_stream(to: &Socket) -> io::Result<()> {
     Ok(rustix::net::shutdown(to, Shutdown::Write)?)
 }
 
 /// Waits for a socket error that no read or write is there to find.
-async fn failure(socket: &TcpStream) {
+async fn failure(socket: &Socket) {
     loop {
         match socket.ready(Interest::ERROR).await {
             Ok(ready) if !ready.is_error() => {}

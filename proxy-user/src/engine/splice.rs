@@ -7,12 +7,10 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::pipe::{PipeFlags, SpliceFlags};
-use tokio::net::TcpStream;
-
 use super::copy::{Copy, CopyCarrier};
 use super::relay::{Carrier, Filled, relay};
-use super::{Declined, End, Engine, Pair, Tier};
+use super::{Declined, End, Engine, Pair, Socket, Tier};
+use rustix::pipe::{PipeFlags, SpliceFlags};
 
 /// Bytes asked for at once, and of pipe; above fs.pipe-max-size the kernel's default must do.
 const PIPE: usize = 256 * 1024;
@@ -88,7 +86,7 @@ struct SpliceCarrier {
 }
 
 impl Carrier for SpliceCarrier {
-    fn fill(&mut self, from: &TcpStream) -> io::Result<Filled> {
+    fn fill(&mut self, from: &Socket) -> io::Result<Filled> {
         let pipe = match self.pipe.take().map_or_else(|| self.engine.take(), Ok) {
             Ok(pipe) => self.pipe.insert(pipe),
             Err(_) => return self.spare.fill(from),
@@ -98,7 +96,7 @@ impl Carrier for SpliceCarrier {
         Ok(Filled { bytes, all: bytes > 0 && bytes < SLOTS })
     }
 
-    fn drain(&mut self, to: &TcpStream) -> io::Result<usize> {
+    fn drain(&mut self, to: &Socket) -> io::Result<usize> {
         if self.spare.held() > 0 {
             return self.spare.drain(to);
         }

@@ -10,7 +10,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
 /// All metrics; cloning shares them.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Metrics {
     pub(crate) accepted: Counter,
     pub(crate) open: Gauge,
@@ -22,8 +22,9 @@ pub(crate) struct Metrics {
     pub(crate) declined: Family<Declined, Counter>,
     pub(crate) dial_failures: Family<Dial, Counter>,
     pub(crate) backend_up: Family<Dial, Gauge>,
-    pub(crate) hello_seconds: Histogram,
-    pub(crate) dial_seconds: Histogram,
+    pub(crate) dns_stale: Family<Name, Counter>,
+    pub(crate) hello_seconds: Seconds,
+    pub(crate) dial_seconds: Seconds,
     pub(crate) access_log_dropped: Counter,
     pub(crate) reloads: Family<Reload, Counter>,
 }
@@ -75,26 +76,26 @@ pub(crate) struct Dial {
     pub(crate) backend: String,
 }
 
-impl Default for Metrics {
+/// Labels of `snisplit_dns_stale_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Name {
+    pub(crate) name: String,
+}
+
+/// A histogram of times.
+#[derive(Clone, Debug)]
+pub(crate) struct Seconds(Histogram);
+
+impl Default for Seconds {
+    /// 100 µs to 13 s: a LAN's handshake at one end, every time-out at the other.
     fn default() -> Self {
-        // 100 µs to 13 s: a LAN's handshake at one end, every time-out at the other.
-        let seconds = || Histogram::new(exponential_buckets(0.0001, 2.0, 18));
-        Self {
-            accepted: Counter::default(),
-            open: Gauge::default(),
-            accept_errors: Counter::default(),
-            ended: Family::default(),
-            refused: Family::default(),
-            acme: Family::default(),
-            bytes: Family::default(),
-            declined: Family::default(),
-            dial_failures: Family::default(),
-            backend_up: Family::default(),
-            hello_seconds: seconds(),
-            dial_seconds: seconds(),
-            access_log_dropped: Counter::default(),
-            reloads: Family::default(),
-        }
+        Self(Histogram::new(exponential_buckets(0.0001, 2.0, 18)))
+    }
+}
+
+impl Seconds {
+    pub(crate) fn observe(&self, seconds: f64) {
+        self.0.observe(seconds);
     }
 }
 
@@ -110,39 +111,37 @@ impl Metrics {
 
     fn registry(&self) -> Registry {
         let mut all = Registry::with_prefix("snisplit");
+        self.connections(&mut all);
+        self.backends(&mut all);
+        let lost = "Access log lines dropped because the disk was slower than the connections";
+        all.register("access_log_dropped", lost, self.access_log_dropped.clone());
+        let reloads = self.reloads.clone();
+        all.register("reloads", "Reloads of the configuration, by result", reloads);
+        all
+    }
+
+    fn connections(&self, all: &mut Registry) {
         let m = self.clone();
         all.register("connections_accepted", "Connections accepted", m.accepted);
         all.register("connections_open", "Connections that have not ended", m.open);
-        all.register(
-            "accept_errors",
-            "Failures of accept(2), full tables among them",
-            m.accept_errors,
-        );
+        let full = "Failures of accept(2), full tables among them";
+        all.register("accept_errors", full, m.accept_errors);
         all.register("connections_ended", "Connections that ended, by outcome", m.ended);
         all.register("refused", "Connections refused, by reason", m.refused);
         all.register("acme_decisions", "TLS-ALPN-01 validations decided, by class of name", m.acme);
         all.register("forwarded_bytes", "Bytes delivered, both directions", m.bytes);
         all.register("engine_declined", "Connections an engine handed back untouched", m.declined);
-        all.register("dial_failures", "Back-end addresses that did not answer", m.dial_failures);
+        let hello = "Time from accept to a whole ClientHello";
+        all.register_with_unit("hello", hello, Unit::Seconds, m.hello_seconds.0);
+    }
+
+    fn backends(&self, all: &mut Registry) {
+        let m = self.clone();
+        all.register("dial_failures", "Back ends that did not answer", m.dial_failures);
         all.register("backend_up", "Whether a back end is believed to answer", m.backend_up);
-        all.register_with_unit(
-            "hello",
-            "Time from accept to a whole ClientHello",
-            Unit::Seconds,
-            m.hello_seconds,
-        );
-        all.register_with_unit(
-            "dial",
-            "Time to connect to a back end, failed attempts included",
-            Unit::Seconds,
-            m.dial_seconds,
-        );
-        all.register(
-            "access_log_dropped",
-            "Access log lines dropped because the disk was slower than the connections",
-            m.access_log_dropped,
-        );
-        all.register("reloads", "Reloads of the configuration, by result", m.reloads);
-        all
+        let dial = "Time to connect to a back end, failed attempts included";
+        all.register_with_unit("dial", dial, Unit::Seconds, m.dial_seconds.0);
+        let stale = "Names dialled at their last known addresses because no name server answered";
+        all.register("dns_stale", stale, m.dns_stale);
     }
 }

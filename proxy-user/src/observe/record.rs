@@ -64,7 +64,8 @@ pub(crate) struct Entry {
     pub(crate) hello_time: Option<f64>,
     /// The first name of the route.
     pub(crate) route: Option<String>,
-    pub(crate) backend: Option<SocketAddr>,
+    /// Its address, or `unix:` and its path.
+    pub(crate) backend: Option<String>,
     /// Seconds that connecting took.
     pub(crate) dial_time: Option<f64>,
     pub(crate) engine: Option<&'static str>,

@@ -8,11 +8,12 @@ use anyhow::Result;
 use super::{debian, say};
 use crate::run::{cache, loud};
 
-const PACKAGES: [&str; 11] = [
+const PACKAGES: [&str; 12] = [
     "curl",
     "gnutls-bin",
     "haproxy",
     "iproute2",
+    "knot",
     "libnginx-mod-stream",
     "nginx",
     "openssl",

@@ -9,7 +9,6 @@
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -71,7 +70,7 @@ fn main() {
     let greeting = recorded().into_iter().find(|greeting| greeting.client == "chromium");
     let hello = greeting.expect("the greeting of chromium").bytes;
     let lab = Lab::new();
-    route_through(&lab);
+    lab.route_through();
     let listener = lab.backends(|| TcpListener::bind(backend(BACKEND_PORT))).unwrap();
     let expected = hello.len();
     thread::spawn(move || serve(&listener, expected));
@@ -98,15 +97,6 @@ fn main() {
     let all = json!({ "machine": machine, "seconds": seconds.as_secs(), "rounds": rounds,
         "results": Value::Array(results), "siege": siege });
     fs::write(out, serde_json::to_string_pretty(&all).unwrap()).unwrap();
-}
-
-/// For `direct`: the proxy's namespace forwards packets between the two others.
-fn route_through(lab: &Lab) {
-    let ip = |words: &[&str]| assert!(Command::new("ip").args(words).status().unwrap().success());
-    lab.client(|| ip(&["route", "add", "10.91.2.0/24", "via", "10.91.1.1"]));
-    lab.backends(|| ip(&["route", "add", "10.91.1.0/24", "via", "10.91.2.1"]));
-    let set = ["-qw", "net.ipv4.ip_forward=1"];
-    lab.proxy(|| assert!(Command::new("sysctl").args(set).status().unwrap().success()));
 }
 
 /// Threads of the back end, each with one connection at a time.
