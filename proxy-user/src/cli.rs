@@ -42,12 +42,29 @@ pub enum Verb {
     },
     /// Say what would happen to a connection, and why
     Explain(Explain),
+    /// Look after the routing rules that back ends with `source = "client"` need
+    Net {
+        #[allow(missing_docs, reason = "clap would take it for a help text")]
+        #[command(subcommand)]
+        what: Net,
+    },
     /// Say what this host can do, and for each "no", the reason
     Doctor {
         /// Log level of the kernel programs while they are tried: off, error, warn, info, debug
         #[arg(long, default_value = "off", value_name = "LEVEL")]
         ebpf_log: LevelFilter,
     },
+}
+
+/// What to do with the routing rules.
+#[derive(Debug, Subcommand)]
+pub enum Net {
+    /// Say which are there and which are missing, each as the ip(8) command that adds it
+    Check(Setup),
+    /// Add the missing ones, and remove those that are no longer needed
+    Apply(Setup),
+    /// Remove all of them
+    Remove,
 }
 
 /// Where the configuration comes from.

@@ -22,6 +22,7 @@ use crate::conn::admit::Door;
 use crate::conn::backends::Backends;
 use crate::conn::resolve::Resolver;
 use crate::engine::Ladder;
+use crate::net;
 use crate::observe::record::Observers;
 use crate::observe::{AccessLog, AcmeLog, Metrics, admin};
 
@@ -98,6 +99,7 @@ fn begin(shared: &Shared, listeners: &mut Listeners, checks: &mut Checks) -> Res
     listeners.open(&config)?.commit();
     checks.apply(&config);
     reload::warn_of_bypass(&config);
+    net::warn_of_missing(&config);
     info!(engine = %config.engine, routes = config.routes.iter().len(), "ready");
     Ok(())
 }

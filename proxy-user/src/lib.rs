@@ -10,6 +10,7 @@ pub mod config;
 pub mod daemon;
 pub mod doctor;
 pub mod explain;
+pub mod net;
 
 mod conn;
 mod engine;

@@ -4,10 +4,10 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
-use snisplit::cli::{Cli, Setup, Verb};
+use snisplit::cli::{Cli, Net, Setup, Verb};
 use snisplit::config::{Config, Overrides, Problems};
 use snisplit::daemon::Source;
-use snisplit::{daemon, doctor, explain};
+use snisplit::{daemon, doctor, explain, net};
 use tracing::level_filters::LevelFilter;
 
 fn main() -> ExitCode {
@@ -34,7 +34,7 @@ fn main() -> ExitCode {
 fn level(cli: &Cli) -> LevelFilter {
     match cli.verb {
         Verb::Doctor { ebpf_log } => cli.log.max(ebpf_log),
-        Verb::Run { .. } | Verb::Check { .. } | Verb::Explain(_) => cli.log,
+        Verb::Run { .. } | Verb::Check { .. } | Verb::Explain(_) | Verb::Net { .. } => cli.log,
     }
 }
 
@@ -49,11 +49,17 @@ fn act(verb: Verb) -> anyhow::Result<ExitCode> {
             println!("{}: ok, {}", file.display(), explain::summary(&config));
         }
         Verb::Explain(asked) => {
-            let setup = &asked.setup;
-            let config = Config::load(setup.config.as_deref(), &setup.overrides)?;
+            let config = load(&asked.setup)?;
             print!("{}", explain::explain(&config, &asked)?);
         }
+        Verb::Net { what: Net::Check(setup) } => return net::check(&load(&setup)?),
+        Verb::Net { what: Net::Apply(setup) } => net::apply(&load(&setup)?)?,
+        Verb::Net { what: Net::Remove } => net::remove()?,
         Verb::Doctor { ebpf_log } => return doctor::run(ebpf_log),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn load(setup: &Setup) -> Result<Config, Problems> {
+    Config::load(setup.config.as_deref(), &setup.overrides)
 }

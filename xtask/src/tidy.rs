@@ -14,12 +14,13 @@ const FUNCTION_LINES: usize = 40;
 const KERNEL_FUNCTION_LINES: usize = 60;
 
 /// Which of our own modules a module may name (design §2): all others are forbidden to it.
-const IMPORTS: [(&str, &[&str]); 5] = [
+const IMPORTS: [(&str, &[&str]); 6] = [
     ("proxy-user/src/engine", &["engine", "kernel", "sys"]),
     ("proxy-user/src/conn", &["conn", "engine", "observe", "config", "sys"]),
     ("proxy-user/src/observe", &["observe"]),
     ("proxy-user/src/kernel", &["kernel"]),
     ("proxy-user/src/config", &["config", "engine", "observe"]),
+    ("proxy-user/src/net", &["config", "sys"]),
 ];
 
 /// Words that must not stand in some place: folder, words, where they may, why not.

@@ -1,0 +1,142 @@
+//! Rules and routes by rtnetlink(7).
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::SocketAddr;
+
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload,
+};
+use netlink_packet_route::route::{
+    RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage, RulePortRange};
+use netlink_packet_route::{AddressFamily, IpProtocol, RouteNetlinkMessage};
+use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::{Socket, SocketAddr as Kernel};
+
+use super::{Piece, TABLE};
+
+/// The loopback device of every network namespace (LOOPBACK_IFINDEX, net/net_namespace.h).
+const LOOPBACK: u32 = 1;
+
+/// What of ours the kernel has.
+pub(super) fn present() -> io::Result<BTreeSet<Piece>> {
+    let mut found = BTreeSet::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut rules = RuleMessage::default();
+        rules.header.family = family;
+        let mut routes = RouteMessage::default();
+        routes.header.address_family = family;
+        for request in [RouteNetlinkMessage::GetRule(rules), RouteNetlinkMessage::GetRoute(routes)]
+        {
+            found.extend(ask(request, NLM_F_DUMP)?.iter().filter_map(ours));
+        }
+    }
+    Ok(found)
+}
+
+pub(super) fn add(piece: &Piece) -> io::Result<()> {
+    let request = match piece {
+        Piece::Rule(backend) => RouteNetlinkMessage::NewRule(rule(*backend)),
+        Piece::Route { is_v6 } => RouteNetlinkMessage::NewRoute(route(*is_v6)),
+    };
+    ask(request, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL).map(drop)
+}
+
+pub(super) fn remove(piece: &Piece) -> io::Result<()> {
+    let request = match piece {
+        Piece::Rule(backend) => RouteNetlinkMessage::DelRule(rule(*backend)),
+        Piece::Route { is_v6 } => RouteNetlinkMessage::DelRoute(route(*is_v6)),
+    };
+    ask(request, NLM_F_ACK).map(drop)
+}
+
+const fn family(is_v6: bool) -> AddressFamily {
+    if is_v6 { AddressFamily::Inet6 } else { AddressFamily::Inet }
+}
+
+fn rule(backend: SocketAddr) -> RuleMessage {
+    let mut message = RuleMessage::default();
+    message.header.family = family(backend.is_ipv6());
+    message.header.src_len = if backend.is_ipv6() { 128 } else { 32 };
+    message.header.action = RuleAction::ToTable;
+    let port = backend.port();
+    message.attributes = vec![
+        RuleAttribute::Priority(TABLE),
+        RuleAttribute::Source(backend.ip()),
+        RuleAttribute::IpProtocol(IpProtocol::Tcp),
+        RuleAttribute::SourcePortRange(RulePortRange { start: port, end: port }),
+        RuleAttribute::Table(TABLE),
+    ];
+    message
+}
+
+fn route(is_v6: bool) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(is_v6);
+    message.header.protocol = RouteProtocol::Static;
+    message.header.scope = RouteScope::Host;
+    message.header.kind = RouteType::Local;
+    message.attributes = vec![RouteAttribute::Table(TABLE), RouteAttribute::Oif(LOOPBACK)];
+    message
+}
+
+/// Reads an answer as one of our pieces.
+fn ours(message: &RouteNetlinkMessage) -> Option<Piece> {
+    if let RouteNetlinkMessage::NewRoute(route) = message {
+        let in_table = route.attributes.contains(&RouteAttribute::Table(TABLE));
+        let is_v6 = route.header.address_family == AddressFamily::Inet6;
+        return in_table.then_some(Piece::Route { is_v6 });
+    }
+    let RouteNetlinkMessage::NewRule(RuleMessage { attributes, .. }) = message else {
+        return None;
+    };
+    let (mut ip, mut port) = (None, None);
+    for attribute in attributes {
+        if let RuleAttribute::Source(address) = attribute {
+            ip = Some(*address);
+        } else if let RuleAttribute::SourcePortRange(range) = attribute {
+            port = Some(range.start);
+        }
+    }
+    let in_table = attributes.contains(&RuleAttribute::Table(TABLE));
+    in_table.then_some(Piece::Rule((ip?, port?).into()))
+}
+
+/// Sends one request and collects what the kernel says until it is done.
+fn ask(request: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+    let mut socket = Socket::new(NETLINK_ROUTE)?;
+    socket.bind_auto()?;
+    socket.connect(&Kernel::new(0, 0))?;
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST | flags;
+    let mut message = NetlinkMessage::new(header, NetlinkPayload::from(request));
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    socket.send(&bytes, 0)?;
+    let mut answers = Vec::new();
+    loop {
+        let (datagram, _) = socket.recv_from_full()?;
+        let mut rest = &datagram[..];
+        while !rest.is_empty() {
+            let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest);
+            let answer = answer.map_err(io::Error::other)?;
+            let length = answer.header.length.next_multiple_of(4) as usize;
+            rest = rest.get(length..).unwrap_or_default();
+            if let NetlinkPayload::InnerMessage(inner) = answer.payload {
+                answers.push(inner);
+                continue;
+            }
+            // The end of a dump, or an acknowledgement, which is an error with the code 0.
+            if let NetlinkPayload::Error(error) = &answer.payload
+                && error.code.is_some()
+            {
+                return Err(error.to_io());
+            }
+            return Ok(answers);
+        }
+    }
+}
