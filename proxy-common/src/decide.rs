@@ -47,9 +47,18 @@ pub trait Certificates {
     type Held;
     /// The challenge certificate of an order under way for exactly this name.
     fn pending(&self, name: &ServerName) -> Option<Self::Held>;
-    /// The certificate for ordinary traffic to a name that this agent manages; the outer `Option`
-    /// says whether it manages it.
-    fn managed(&self, name: &ServerName) -> Option<Option<Self::Held>>;
+    /// How this agent claims to terminate a name itself, if it does. A route with a more specific
+    /// claim still owns the name; the configuration allows no two equal ones.
+    fn managed(&self, name: &ServerName) -> Option<Managed<Self::Held>>;
+}
+
+/// A name that this agent terminates itself.
+#[derive(Debug)]
+pub struct Managed<H> {
+    /// How specific its claim is.
+    pub claim: Claim,
+    /// The certificate, once there is one.
+    pub held: Option<H>,
 }
 
 /// What to do with one connection, and why.
@@ -134,10 +143,9 @@ pub fn decide<'r, R: Policy, C: Certificates>(
         Sni::Absent => None,
         Sni::Invalid(_) => return refuse(Reason::BadServerName, Class::Nameless),
     };
-    match (hello.is_acme_validation(), name) {
-        (false, name) => ordinary(name, routes, certificates),
-        (true, None) => refuse(Reason::NoServerName, Class::Nameless),
-        (true, Some(name)) => validation(name, routes, bypass, certificates),
+    match hello.is_acme_validation() {
+        false => ordinary(name, routes, certificates),
+        true => validation(name, routes, bypass, certificates),
     }
 }
 
@@ -146,9 +154,9 @@ fn ordinary<'r, R, C: Certificates>(
     routes: &'r Routes<R>,
     certificates: &C,
 ) -> Verdict<'r, R, C::Held> {
-    match name.and_then(|name| certificates.managed(name)) {
-        Some(Some(held)) => terminate(held, Reason::OwnName),
-        Some(None) => refuse(Reason::NoCertificate, Class::Own),
+    match name.and_then(|name| own(name, routes, certificates)) {
+        Some(Managed { held: Some(held), .. }) => terminate(held, Reason::OwnName),
+        Some(Managed { held: None, .. }) => refuse(Reason::NoCertificate, Class::Own),
         None => match (routes.owner(name), name) {
             (Some(owner), _) => forward(owner.route, Reason::Route, owner.claim),
             (None, Some(_)) => refuse(Reason::NoRoute, Class::Unrouted),
@@ -157,16 +165,31 @@ fn ordinary<'r, R, C: Certificates>(
     }
 }
 
-fn validation<'r, R: Policy, C: Certificates>(
+/// A name of our own, unless a route claims it more specifically.
+fn own<R, C: Certificates>(
     name: &ServerName,
+    routes: &Routes<R>,
+    certificates: &C,
+) -> Option<Managed<C::Held>> {
+    let managed = certificates.managed(name)?;
+    let is_ours = routes.owner(Some(name)).is_none_or(|owner| managed.claim <= owner.claim);
+    is_ours.then_some(managed)
+}
+
+/// Decides a CA's validation of a name, by whichever challenge (RFC 8737, RFC 8555 §8.3).
+pub fn validation<'r, R: Policy, C: Certificates>(
+    name: Option<&ServerName>,
     routes: &'r Routes<R>,
     bypass: AcmeBypass,
     certificates: &C,
 ) -> Verdict<'r, R, C::Held> {
+    let Some(name) = name else {
+        return refuse(Reason::NoServerName, Class::Nameless);
+    };
     if let Some(held) = certificates.pending(name) {
         return terminate(held, Reason::ChallengePending);
     }
-    if certificates.managed(name).is_some() {
+    if own(name, routes, certificates).is_some() {
         return refuse(Reason::NoChallengePending, Class::Own);
     }
     let Some(owner) = routes.owner(Some(name)) else {

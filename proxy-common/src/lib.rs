@@ -25,6 +25,8 @@ pub mod name;
 #[cfg(not(target_arch = "bpf"))]
 pub mod proxy_protocol;
 #[cfg(not(target_arch = "bpf"))]
+pub mod renewal;
+#[cfg(not(target_arch = "bpf"))]
 pub mod routes;
 #[cfg(not(target_arch = "bpf"))]
 pub mod starttls;

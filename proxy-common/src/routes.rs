@@ -26,8 +26,8 @@ pub struct Owner<'r, R> {
     pub claim: Claim,
 }
 
-/// How a route names a name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// How a route names a name; the more specific claim is the lesser.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Claim {
     /// In full.
     Exact,

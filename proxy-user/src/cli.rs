@@ -42,6 +42,17 @@ pub enum Verb {
     },
     /// Say what would happen to a connection, and why
     Explain(Explain),
+    /// Say which certificates there are, until when, and what went wrong with them
+    #[command(args_conflicts_with_subcommands = true)]
+    Certs {
+        #[allow(missing_docs, reason = "clap would take it for a help text")]
+        #[command(subcommand)]
+        what: Option<Certs>,
+
+        #[allow(missing_docs, reason = "clap would take it for a help text")]
+        #[command(flatten)]
+        setup: Box<Setup>,
+    },
     /// Look after the routing rules that back ends with `source = "client"` need
     Net {
         #[allow(missing_docs, reason = "clap would take it for a help text")]
@@ -53,6 +64,20 @@ pub enum Verb {
         /// Log level of the kernel programs while they are tried: off, error, warn, info, debug
         #[arg(long, default_value = "off", value_name = "LEVEL")]
         ebpf_log: LevelFilter,
+    },
+}
+
+/// What to do with certificates.
+#[derive(Debug, Subcommand)]
+pub enum Certs {
+    /// Ask the agent to renew the certificate of a name now
+    Renew {
+        /// One of its names
+        name: String,
+
+        #[allow(missing_docs, reason = "clap would take it for a help text")]
+        #[command(flatten)]
+        setup: Box<Setup>,
     },
 }
 

@@ -6,30 +6,32 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use snisplit_common::balance::Balance;
-use snisplit_common::decide::{AcmeBypass, AcmePolicy, Policy};
-use snisplit_common::name::Pattern;
-use snisplit_common::proxy_protocol::Version;
+use snisplit_common::decide::AcmeBypass;
 use snisplit_common::routes::Routes;
 
 use crate::engine::Choice;
 use crate::observe::access_log::Format;
 
+pub mod acme;
 mod build;
 mod file;
 mod flags;
 mod limits;
 mod problem;
+mod route;
 mod routes;
+pub mod terminate;
 mod value;
 
+pub use acme::Acme;
 pub use flags::Overrides;
 pub use limits::Limits;
 pub use problem::Problems;
+pub use route::{Backend, Check, Place, Route, Source};
+pub use terminate::Terminate;
 
 /// Everything `run` needs to know.
 #[derive(Debug)]
@@ -44,6 +46,12 @@ pub struct Config {
     pub listeners: Vec<Listener>,
     /// `[[route]]`
     pub routes: Routes<Route>,
+    /// `[[terminate]]`
+    pub terminates: Routes<Terminate>,
+    /// `[acme]`
+    pub acme: Option<Acme>,
+    /// `[http] address`
+    pub http: Option<SocketAddr>,
     /// `[limits]`
     pub limits: Limits,
     /// `[admin] address`; no admin port without it.
@@ -76,77 +84,6 @@ pub enum Starttls {
     Postgres,
 }
 
-/// Names and the back ends they go to.
-#[derive(Debug)]
-pub struct Route {
-    /// The first name, which stands for the route in logs and counters.
-    pub label: String,
-    /// `sni`
-    pub names: Vec<Pattern>,
-    /// `backends`
-    pub backends: Vec<Backend>,
-    /// `acme`
-    pub acme: AcmePolicy,
-    /// `send_proxy`; `None` for `off`.
-    pub send_proxy: Option<Version>,
-    /// `source`
-    pub source: Source,
-    /// `balance`
-    pub balance: Balance,
-    /// `check`; `None` for `off`.
-    pub check: Option<Check>,
-    /// `check_interval`
-    pub check_interval: Duration,
-    /// `rise`: answers in a row that make a back end up.
-    pub rise: u32,
-    /// `fall`: failures in a row that make it down.
-    pub fall: u32,
-    /// `slow_start`: how long a back end that came up takes to its full share; 0 for `off`.
-    pub slow_start: Duration,
-    /// Where it was written.
-    pub origin: Origin,
-    turn: AtomicUsize,
-}
-
-/// Where connections go, and how many of them.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Backend {
-    /// Where it is.
-    pub place: Place,
-    /// Its share beside the others of its route, 0 to 256; 0 is nothing unless no other answers.
-    pub weight: u16,
-}
-
-/// The address that a back end sees.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Source {
-    /// The agent's own.
-    #[default]
-    Own,
-    /// The client's (IP_TRANSPARENT); `snisplit net` sets up the way back.
-    Client,
-}
-
-/// How a back end is asked whether it is there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Check {
-    /// By a TCP connection.
-    Tcp,
-    /// By a TLS handshake with the route's first exact name.
-    Tls,
-}
-
-/// Where a back end is.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Place {
-    /// An address and port.
-    Address(SocketAddr),
-    /// A host name, resolved as often as its TTL says, and a port.
-    Name(String, u16),
-    /// A unix socket on this host, by its absolute path.
-    Unix(PathBuf),
-}
-
 /// Where a piece of configuration was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
@@ -173,6 +110,11 @@ pub const RISE_FALL: (u32, u32) = (2, 3);
 pub const DRAIN: Duration = Duration::from_secs(30);
 
 impl Config {
+    /// Everything that connections are forwarded by, decrypted or not.
+    pub fn all_routes(&self) -> impl Iterator<Item = &Route> {
+        self.routes.iter().chain(self.terminates.iter().map(|one| &one.route))
+    }
+
     /// The listener of an address; its defaults once the address is no longer listened on.
     pub fn listener(&self, address: SocketAddr) -> Listener {
         let same = |listener: &&Listener| listener.address == address;
@@ -203,39 +145,6 @@ impl Listener {
     /// Whether a peer must send a PROXY header.
     pub fn wants_header(&self, peer: IpAddr) -> bool {
         self.proxy_protocol_from.iter().any(|net| net.contains(&peer))
-    }
-}
-
-impl Policy for Route {
-    fn acme(&self) -> AcmePolicy {
-        self.acme
-    }
-}
-
-impl Route {
-    /// Whether a connection would fare the same on the other route of the same names.
-    pub fn does_the_same(&self, other: &Self) -> bool {
-        self.backends == other.backends
-            && self.acme == other.acme
-            && (self.send_proxy, self.source) == (other.send_proxy, other.source)
-            && self.balance == other.balance
-            && (self.check, self.check_interval) == (other.check, other.check_interval)
-            && (self.rise, self.fall, self.slow_start) == (other.rise, other.fall, other.slow_start)
-    }
-
-    /// The number of this connection on the route.
-    pub fn take_turn(&self) -> usize {
-        self.turn.fetch_add(1, Ordering::Relaxed)
-    }
-}
-
-impl fmt::Display for Backend {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.place {
-            Place::Address(address) => write!(f, "{address}"),
-            Place::Name(host, port) => write!(f, "{host}:{port}"),
-            Place::Unix(path) => write!(f, "unix:{}", path.display()),
-        }
     }
 }
 

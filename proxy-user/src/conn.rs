@@ -1,22 +1,19 @@
-//! The life of a connection: peek, decide, then forward or refuse. One record when it ends.
+//! The life of a connection: peek, decide, then terminate, forward or refuse. One record when it
+//! ends.
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use snisplit_common::alert::Alert;
-use snisplit_common::decide::{Certificates, Decision, decide};
+use snisplit_common::decide::{Decision, decide};
 use snisplit_common::hello::Hello;
-use snisplit_common::name::ServerName;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Config, Listener, Route, Source, Starttls};
-use crate::engine::{Ladder, Pair, Tally, Tier};
-use crate::observe::metrics::Declined;
+use crate::certs::Keyring;
+use crate::config::{Config, Listener, Starttls};
+use crate::engine::{Ladder, Tally, Tier};
 use crate::observe::record::Observers;
 use crate::observe::{AcmeLog, Metrics, Outcome, Record};
 
@@ -26,18 +23,21 @@ pub(crate) mod backends;
 mod close;
 pub(crate) mod connect;
 mod dial;
+mod forward;
+pub(crate) mod http;
 mod note;
 mod offer;
 mod peek;
 mod preface;
+pub(crate) mod proofs;
 pub(crate) mod resolve;
+mod terminate;
 
 use admit::Door;
 use backends::Backends;
-use connect::Connector;
-use dial::{Dial, Dialled, Preface, Replay};
-use offer::Offer;
+use dial::Replay;
 use peek::{NoHello, Peek};
+use proofs::{Held, Proofs};
 use resolve::Resolver;
 
 /// What every connection of the agent shares.
@@ -49,25 +49,11 @@ pub(crate) struct Shared {
     pub(crate) door: Door,
     pub(crate) backends: Backends,
     pub(crate) resolver: Resolver,
+    pub(crate) keyring: Keyring,
     pub(crate) observers: Observers,
     pub(crate) acme_log: AcmeLog,
     /// Ends all connections at once.
     pub(crate) cut: CancellationToken,
-}
-
-/// This agent holds no certificates, so no connection can be terminated: the type says so.
-pub(crate) struct NoCertificates;
-
-impl Certificates for NoCertificates {
-    type Held = Infallible;
-
-    fn pending(&self, _: &ServerName) -> Option<Infallible> {
-        None
-    }
-
-    fn managed(&self, _: &ServerName) -> Option<Option<Infallible>> {
-        None
-    }
 }
 
 /// What surrounds one connection.
@@ -81,6 +67,11 @@ struct Scene<'s> {
 impl<'s> Scene<'s> {
     fn metrics(self) -> &'s Metrics {
         &self.shared.observers.metrics
+    }
+
+    /// Counts a flow against its source.
+    fn begin(self, record: &Record) -> Result<admit::Flow, admit::Refusal> {
+        self.shared.door.begin(record.entry.client.ip(), &self.config.limits)
     }
 }
 
@@ -100,7 +91,7 @@ pub(crate) async fn serve(
         () = shared.cut.cancelled() => Outcome::Cut,
     };
     (record.entry.up, record.entry.down) = tally.read();
-    record.entry.engine = tally.tier().map(Tier::name);
+    record.entry.engine = record.entry.engine.or(tally.tier().map(Tier::name));
 }
 
 async fn live(client: TcpStream, scene: Scene<'_>, record: &mut Record) -> Outcome {
@@ -122,14 +113,21 @@ async fn live(client: TcpStream, scene: Scene<'_>, record: &mut Record) -> Outco
         return close::refuse(client, Alert::InternalError, "loop", record).await;
     }
     note::hello(&hello, record);
-    let verdict = decide(&hello, &config.routes, config.acme_bypass, &NoCertificates);
+    let proofs = Proofs { config, keyring: &shared.keyring };
+    let verdict = decide(&hello, &config.routes, config.acme_bypass, &proofs);
     note::verdict(&hello, &verdict, &shared.acme_log, record);
     match verdict.decision {
-        Decision::Terminate(never) => match never {},
+        Decision::Terminate(Held::Challenge(answer)) => terminate::answer(client, answer).await,
+        Decision::Terminate(Held::Certificate(one, server)) => {
+            let patience = listener.hello_timeout;
+            terminate::decrypt(client, &hello, (one, server, patience), scene, record).await
+        }
         Decision::Refuse(alert) => {
             close::refuse(client, alert, verdict.reason.name(), record).await
         }
-        Decision::Forward(route) => forward(client, (&hello, replay), route, scene, record).await,
+        Decision::Forward(route) => {
+            forward::forward(client, (&hello, replay), route, scene, record).await
+        }
     }
 }
 
@@ -149,81 +147,4 @@ async fn greet(
         Some(Starttls::Postgres) | None => Replay::Nothing,
     };
     Ok((peek.hello(config.limits.hello_bytes).await?, replay))
-}
-
-async fn forward(
-    client: TcpStream,
-    (hello, replay): (&Hello, Replay),
-    route: &Route,
-    scene: Scene<'_>,
-    record: &mut Record,
-) -> Outcome {
-    let Scene { config, shared, .. } = scene;
-    // A CA validates a name several times at once; none of these is anybody's flow.
-    let flow = match hello.is_acme_validation() {
-        true => Ok(None),
-        false => shared.door.begin(record.entry.client.ip(), &config.limits).map(Some),
-    };
-    let _flow = match flow {
-        Ok(flow) => flow,
-        Err(full) => return close::turn_away(client, full, record),
-    };
-    let from = record.entry.client.ip();
-    let dial = Dial {
-        connector: Connector {
-            limits: &config.limits,
-            resolver: &shared.resolver,
-            from: (route.source == Source::Client).then_some(from),
-        },
-        door: &shared.door,
-        backends: &shared.backends,
-        metrics: scene.metrics(),
-    };
-    let header = preface::header(route, hello, &client, record);
-    let offer = |patience| Offer { client: &client, hello: hello.wire_len, patience };
-    let offer = config.limits.answer_timeout.map(offer);
-    let dialling = dial.backend(route, from, Preface { header: &header, replay, offer });
-    match note::dial(dialling, record).await {
-        Ok(dialled) => carry(client, dialled, scene, record).await,
-        Err(dial::NoBackend) => {
-            close::refuse(client, Alert::InternalError, "no_backend", record).await
-        }
-    }
-}
-
-async fn carry(
-    client: TcpStream,
-    dialled: Dialled,
-    scene: Scene<'_>,
-    record: &mut Record,
-) -> Outcome {
-    let Dialled { socket, place, told, _counted, _own } = dialled;
-    record.entry.backend = Some(place);
-    scene.tally.tell_up(told);
-    let Ok(pair) = Pair::new(client, socket, Arc::clone(scene.tally)) else {
-        return Outcome::ClientGone;
-    };
-    let declined = |tier: Tier, reason| {
-        let labels = Declined { engine: tier.name(), reason };
-        scene.metrics().declined.get_or_create(&labels).inc();
-    };
-    let carried = scene.shared.ladder.carry(scene.config.engine, pair, declined);
-    match scene.config.limits.idle_timeout {
-        None => Outcome::Carried(carried.await.name()),
-        Some(limit) => tokio::select! {
-            end = carried => Outcome::Carried(end.name()),
-            () = idle(scene.tally, limit) => Outcome::Idle,
-        },
-    }
-}
-
-/// Waits until no byte has moved for `limit`, give or take a quarter of it.
-async fn idle(tally: &Tally, limit: Duration) {
-    let mut last = (tally.read(), Instant::now());
-    while last.1.elapsed() < limit {
-        sleep(limit / 4).await;
-        if tally.read() != last.0 {
-            last = (tally.read(), Instant::now());
-        }
-    }
 }

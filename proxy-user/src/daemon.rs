@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
+use crate::certs::Keyring;
 use crate::config::{Config, Overrides};
 use crate::conn::Shared;
 use crate::conn::admit::Door;
@@ -26,11 +27,13 @@ use crate::net;
 use crate::observe::record::Observers;
 use crate::observe::{AccessLog, AcmeLog, Metrics, admin};
 
+mod certificates;
 mod checks;
 mod listeners;
 mod reload;
 mod watch;
 
+use certificates::Certificates;
 use checks::Checks;
 use listeners::Listeners;
 
@@ -56,35 +59,27 @@ pub fn run(source: &Source) -> Result<()> {
 
 async fn serve(source: &Source, config: Config) -> Result<()> {
     let mut signals = Signals::new()?;
-    let observers = observers(&config)?;
-    let shared = Arc::new(Shared {
-        ladder: Ladder::default(),
-        door: Door::default(),
-        backends: Backends::new(observers.metrics.clone()),
-        resolver: Resolver::new(observers.metrics.clone()),
-        observers,
-        acme_log: AcmeLog::default(),
-        cut: CancellationToken::new(),
-        config: ArcSwap::from_pointee(config),
-    });
+    let shared = Arc::new(shared(config)?);
     let tasks = TaskTracker::new();
-    let mut listeners = Listeners::new(Arc::clone(&shared), tasks.clone());
-    let mut checks = Checks::new(Arc::clone(&shared));
-    begin(&shared, &mut listeners, &mut checks)?;
+    let mut parts = Parts {
+        listeners: Listeners::new(Arc::clone(&shared), tasks.clone()),
+        certificates: Certificates::new(shared.keyring.clone()),
+        checks: Checks::new(Arc::clone(&shared)),
+    };
+    begin(&shared, &mut parts)?;
 
     let mut changes = source.changes();
     let by = loop {
         select! {
             _ = signals.term.recv() => break "SIGTERM",
             _ = signals.int.recv() => break "SIGINT",
-            _ = signals.hup.recv() => reload::reload(source, &shared, &mut listeners, "SIGHUP"),
-            () = changes.next() => reload::reload(source, &shared, &mut listeners, "file changed"),
+            _ = signals.hup.recv() => reload::reload(source, &shared, &mut parts, "SIGHUP"),
+            () = changes.next() => reload::reload(source, &shared, &mut parts, "file changed"),
         }
-        checks.apply(&shared.config.load());
     };
     let drain_time = shared.config.load().drain;
     info!(signal = by, running = tasks.len(), drain = ?drain_time, "stopping");
-    listeners.close().await;
+    parts.listeners.close().await;
     drain(&tasks, drain_time, &mut signals).await;
     shared.cut.cancel();
     tasks.wait().await;
@@ -92,12 +87,36 @@ async fn serve(source: &Source, config: Config) -> Result<()> {
     Ok(())
 }
 
-fn begin(shared: &Shared, listeners: &mut Listeners, checks: &mut Checks) -> Result<()> {
+fn shared(config: Config) -> Result<Shared> {
+    let keyring = Keyring::default();
+    let observers = observers(&config, &keyring)?;
+    Ok(Shared {
+        ladder: Ladder::default(),
+        door: Door::default(),
+        backends: Backends::new(observers.metrics.clone()),
+        resolver: Resolver::new(observers.metrics.clone()),
+        keyring,
+        observers,
+        acme_log: AcmeLog::default(),
+        cut: CancellationToken::new(),
+        config: ArcSwap::from_pointee(config),
+    })
+}
+
+/// What follows the configuration besides connections.
+struct Parts {
+    listeners: Listeners,
+    certificates: Certificates,
+    checks: Checks,
+}
+
+fn begin(shared: &Shared, parts: &mut Parts) -> Result<()> {
     let config = shared.config.load_full();
     shared.backends.keep(&config);
     shared.resolver.ask(&config.nameservers);
-    listeners.open(&config)?.commit();
-    checks.apply(&config);
+    parts.certificates.apply(&config, &config)?;
+    parts.listeners.open(&config)?.commit();
+    parts.checks.apply(&config);
     reload::warn_of_bypass(&config);
     net::warn_of_missing(&config);
     info!(engine = %config.engine, routes = config.routes.iter().len(), "ready");
@@ -115,7 +134,7 @@ impl Source {
 }
 
 /// Opens the access log and the admin port.
-fn observers(config: &Config) -> Result<Observers> {
+fn observers(config: &Config, keyring: &Keyring) -> Result<Observers> {
     let metrics = Metrics::default();
     if let Some(address) = config.admin {
         // Not like the listeners: what is answered here must arrive, whoever closes first.
@@ -124,7 +143,8 @@ fn observers(config: &Config) -> Result<Observers> {
         socket.set_nonblocking(true)?;
         info!(address = %socket.local_addr()?, "admin");
         let socket = tokio::net::TcpListener::from_std(socket)?;
-        tokio::spawn(admin::serve(socket, metrics.clone()));
+        let keyring = keyring.clone();
+        tokio::spawn(admin::serve(socket, metrics.clone(), move || keyring.lacking()));
     }
     let open = |path: &PathBuf| {
         let log = AccessLog::open(path, config.access_log_format);

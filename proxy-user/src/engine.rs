@@ -149,9 +149,10 @@ pub(crate) fn without_reset(socket: &impl AsFd) {
 }
 
 impl Tally {
-    /// Bytes from the client that the back end had before an engine took over.
-    pub(crate) fn tell_up(&self, bytes: usize) {
-        self.up.fetch_add(bytes as u64, Ordering::Relaxed);
+    /// Bytes that were delivered without an engine of the ladder.
+    pub(crate) fn tell(&self, up: usize, down: usize) {
+        self.up.fetch_add(up as u64, Ordering::Relaxed);
+        self.down.fetch_add(down as u64, Ordering::Relaxed);
     }
 
     /// Bytes up and down.

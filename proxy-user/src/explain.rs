@@ -3,13 +3,32 @@
 use std::fmt::Write as _;
 
 use anyhow::{Context as _, Result, bail};
-use snisplit_common::decide::{Class, Decision, Verdict, decide};
+use snisplit_common::decide::{Certificates, Class, Decision, Managed, Verdict, decide};
 use snisplit_common::hello::{Hello, Reader, Sni, Step};
 use snisplit_common::name::ServerName;
 
 use crate::cli::Explain;
+use crate::config::Terminate;
+use crate::config::terminate::Certificate;
 use crate::config::{Config, Route};
-use crate::conn::NoCertificates;
+
+/// An agent that has all its certificates and no order under way.
+struct AtRest<'c>(&'c Config);
+
+impl<'c> Certificates for AtRest<'c> {
+    type Held = &'c Terminate;
+
+    fn pending(&self, _: &ServerName) -> Option<&'c Terminate> {
+        None
+    }
+
+    fn managed(&self, name: &ServerName) -> Option<Managed<&'c Terminate>> {
+        let owner = self.0.terminates.owner(Some(name))?;
+        Some(Managed { claim: owner.claim, held: Some(owner.route) })
+    }
+}
+
+type Judged<'c> = Verdict<'c, Route, &'c Terminate>;
 
 /// Explains one connection, a fact a line.
 pub fn explain(config: &Config, asked: &Explain) -> Result<String> {
@@ -25,7 +44,7 @@ pub fn explain(config: &Config, asked: &Explain) -> Result<String> {
     };
     line(&mut out, "server name", &server_name(&hello.sni));
     line(&mut out, "ALPN", &protocols(&hello));
-    let verdict = decide(&hello, &config.routes, config.acme_bypass, &NoCertificates);
+    let verdict = decide(&hello, &config.routes, config.acme_bypass, &AtRest(config));
     line(&mut out, "route", &route(config, &hello, &verdict));
     line(&mut out, "decision", &decision(&verdict));
     line(&mut out, "because", verdict.reason.sentence());
@@ -35,7 +54,7 @@ pub fn explain(config: &Config, asked: &Explain) -> Result<String> {
     }
     if !hello.is_acme_validation() {
         let validation = Hello { alpn: vec![b"acme-tls/1".to_vec()], ..hello };
-        let verdict = decide(&validation, &config.routes, config.acme_bypass, &NoCertificates);
+        let verdict = decide(&validation, &config.routes, config.acme_bypass, &AtRest(config));
         let words = format!("{}: {}", decision(&verdict), verdict.reason.sentence());
         line(&mut out, "ACME validation", &words);
     }
@@ -44,11 +63,12 @@ pub fn explain(config: &Config, asked: &Explain) -> Result<String> {
 
 /// The config in half a line, for `check`.
 pub fn summary(config: &Config) -> String {
-    let names: usize = config.routes.iter().map(|route| route.names.len()).sum();
+    let names: usize = config.all_routes().map(|route| route.names.len()).sum();
     format!(
-        "{} listener(s), {} route(s) for {names} name(s), engine {}",
+        "{} listener(s), {} route(s) and {} terminated for {names} name(s), engine {}",
         config.listeners.len(),
         config.routes.iter().len(),
+        config.terminates.iter().len(),
         config.engine
     )
 }
@@ -131,26 +151,42 @@ fn protocols(hello: &Hello) -> String {
     }
 }
 
-fn route<H>(config: &Config, hello: &Hello, verdict: &Verdict<'_, Route, H>) -> String {
+fn route(config: &Config, hello: &Hello, verdict: &Judged<'_>) -> String {
     let name = match &hello.sni {
         Sni::Name(name) => Some(name),
         Sni::Absent | Sni::Invalid(_) => None,
     };
-    match (verdict.class, config.routes.owner(name)) {
-        (Class::Routed(claim), Some(owner)) => {
-            format!("{} ({} match), {}", owner.route.label, claim.name(), owner.route.origin)
+    let found = match verdict.class {
+        Class::Routed(_) => config.routes.owner(name).map(|owner| (owner.claim, owner.route)),
+        Class::Own => {
+            let owner = config.terminates.owner(name);
+            owner.map(|owner| (owner.claim, &owner.route.route))
         }
-        _ => "none".into(),
+        Class::Nameless | Class::Unrouted => None,
+    };
+    match found {
+        Some((claim, route)) => {
+            format!("{} ({} match), {}", route.label, claim.name(), route.origin)
+        }
+        None => "none".into(),
     }
 }
 
-fn decision<H>(verdict: &Verdict<'_, Route, H>) -> String {
+fn decision(verdict: &Judged<'_>) -> String {
+    let places = |route: &Route| {
+        let backends: Vec<_> = route.backends.iter().map(ToString::to_string).collect();
+        backends.join(" or ")
+    };
     match &verdict.decision {
-        Decision::Terminate(_) => "answer here".into(),
-        Decision::Refuse(alert) => format!("refuse with alert {alert}"),
-        Decision::Forward(route) => {
-            let backends: Vec<_> = route.backends.iter().map(ToString::to_string).collect();
-            format!("forward to {}", backends.join(" or "))
+        Decision::Terminate(one) => {
+            let certificate = match &one.certificate {
+                Certificate::Ordered(challenge) => format!("ordered by {}", challenge.name()),
+                Certificate::Files { cert, .. } => format!("in {}", cert.display()),
+            };
+            let to = places(&one.route);
+            format!("terminate with the certificate {certificate}, plaintext to {to}")
         }
+        Decision::Refuse(alert) => format!("refuse with alert {alert}"),
+        Decision::Forward(route) => format!("forward to {}", places(route)),
     }
 }

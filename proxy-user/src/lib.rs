@@ -10,9 +10,14 @@ pub mod config;
 pub mod daemon;
 pub mod doctor;
 pub mod explain;
+pub mod inspect;
 pub mod net;
 
+mod acme;
+mod certs;
+mod changes;
 mod conn;
+mod dns;
 mod engine;
 mod kernel;
 mod observe;

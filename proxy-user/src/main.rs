@@ -4,10 +4,10 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
-use snisplit::cli::{Cli, Net, Setup, Verb};
+use snisplit::cli::{Certs, Cli, Net, Setup, Verb};
 use snisplit::config::{Config, Overrides, Problems};
 use snisplit::daemon::Source;
-use snisplit::{daemon, doctor, explain, net};
+use snisplit::{daemon, doctor, explain, inspect, net};
 use tracing::level_filters::LevelFilter;
 
 fn main() -> ExitCode {
@@ -34,7 +34,11 @@ fn main() -> ExitCode {
 fn level(cli: &Cli) -> LevelFilter {
     match cli.verb {
         Verb::Doctor { ebpf_log } => cli.log.max(ebpf_log),
-        Verb::Run { .. } | Verb::Check { .. } | Verb::Explain(_) | Verb::Net { .. } => cli.log,
+        Verb::Run { .. }
+        | Verb::Check { .. }
+        | Verb::Explain(_)
+        | Verb::Certs { .. }
+        | Verb::Net { .. } => cli.log,
     }
 }
 
@@ -52,6 +56,10 @@ fn act(verb: Verb) -> anyhow::Result<ExitCode> {
             let config = load(&asked.setup)?;
             print!("{}", explain::explain(&config, &asked)?);
         }
+        Verb::Certs { what: Some(Certs::Renew { name, setup }), .. } => {
+            inspect::renew(&load(&setup)?, &name)?;
+        }
+        Verb::Certs { what: None, setup } => print!("{}", inspect::certificates(&load(&setup)?)?),
         Verb::Net { what: Net::Check(setup) } => return net::check(&load(&setup)?),
         Verb::Net { what: Net::Apply(setup) } => net::apply(&load(&setup)?)?,
         Verb::Net { what: Net::Remove } => net::remove()?,

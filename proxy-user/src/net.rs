@@ -118,7 +118,7 @@ pub(crate) fn warn_of_missing(config: &Config) {
 }
 
 fn wanted(config: &Config) -> BTreeSet<Piece> {
-    let transparent = config.routes.iter().filter(|route| route.source == Source::Client);
+    let transparent = config.all_routes().filter(|route| route.source == Source::Client);
     let addresses =
         transparent.flat_map(|route| &route.backends).filter_map(|backend| match &backend.place {
             Place::Address(address) => Some(*address),

@@ -22,8 +22,11 @@ impl Certificates for Own {
         self.0.get(name.as_str()).filter(|pending| **pending).map(|_| "challenge")
     }
 
-    fn managed(&self, name: &ServerName) -> Option<Option<&'static str>> {
-        self.0.get(name.as_str()).map(|pending| (!pending).then_some("certificate"))
+    fn managed(&self, name: &ServerName) -> Option<Managed<&'static str>> {
+        let exact = self.0.get(name.as_str()).map(|pending| (Claim::Exact, *pending));
+        let wildcard = || (name.parent() == Some("own.test")).then_some((Claim::Wildcard, false));
+        let (claim, pending) = exact.or_else(wildcard)?;
+        Some(Managed { claim, held: (!pending).then_some("certificate") })
     }
 }
 
@@ -41,6 +44,7 @@ fn routes(acme_of_default: AcmePolicy) -> Routes<Route> {
         ("local", "local.test", AcmePolicy::Local),
         ("refuse", "refuse.test", AcmePolicy::Refuse),
         ("wild", "*.wild.test", AcmePolicy::Auto),
+        ("inside", "theirs.own.test", AcmePolicy::Auto),
         ("default", "*", acme_of_default),
     ];
     let entry = |(label, name, acme): (&'static str, &str, _)| {
@@ -50,7 +54,8 @@ fn routes(acme_of_default: AcmePolicy) -> Routes<Route> {
 }
 
 fn check(routes: &Routes<Route>, bypass: AcmeBypass, rows: &[(&str, &[&str], Want, Reason)]) {
-    let own = Own(HashMap::from([("ordered.test", true), ("idle.test", false)]));
+    let own = [("ordered.test", true), ("idle.test", false), ("our.wild.test", false)];
+    let own = Own(HashMap::from(own));
     for (name, alpn, want, reason) in rows {
         let sni = match *name {
             "" => Sni::Absent,
@@ -96,6 +101,10 @@ fn validations() {
         ("x.wild.test", ACME, To("wild"), Reason::Owner),
         ("wild.test", ACME, No, Reason::CatchAll),
         ("y.x.wild.test", ACME, No, Reason::CatchAll),
+        ("our.wild.test", ACME, No, Reason::NoChallengePending),
+        ("x.own.test", ACME, No, Reason::NoChallengePending),
+        ("theirs.own.test", ACME, To("inside"), Reason::Owner),
+        ("own.test", ACME, No, Reason::CatchAll),
         ("mail.auto.test", ACME, No, Reason::CatchAll),
         ("victim.test", ACME, No, Reason::CatchAll),
     ];
@@ -152,6 +161,9 @@ fn ordinary_traffic() {
         ("", &["h2"], To("default"), Reason::Route),
         ("idle.test", &["h2"], Ours("certificate"), Reason::OwnName),
         ("ordered.test", &["h2"], No, Reason::NoCertificate),
+        ("our.wild.test", &[], Ours("certificate"), Reason::OwnName),
+        ("x.own.test", &[], Ours("certificate"), Reason::OwnName),
+        ("theirs.own.test", &[], To("inside"), Reason::Route),
         ("auto.test.", &["h2"], No, Reason::BadServerName),
     ];
     check(&routes(AcmePolicy::Auto), AcmeBypass::Owned, rows);

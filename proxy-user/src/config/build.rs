@@ -1,10 +1,13 @@
 //! From text with places to a [`Config`]: all that is wrong is said at once.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
+use super::acme::{self, DraftAcme};
 use super::limits::{self, DraftLimits};
 use super::problem::{Problem, Problems};
 use super::routes::{self, DraftRoute};
+use super::terminate::{DraftTerminate, Means};
 use super::{Config, DRAIN, HELLO_TIMEOUT, Listener, Origin, value};
 use crate::engine::Choice;
 
@@ -26,6 +29,9 @@ pub(super) struct Draft {
     pub(super) nameservers: Vec<Item<String>>,
     pub(super) listeners: Vec<DraftListener>,
     pub(super) routes: Vec<DraftRoute>,
+    pub(super) terminates: Vec<DraftTerminate>,
+    pub(super) acme: Option<DraftAcme>,
+    pub(super) http: Option<Item<String>>,
     pub(super) limits: DraftLimits,
     pub(super) admin: Option<Item<String>>,
     /// From the flag: for every listener, whatever it says itself.
@@ -42,6 +48,7 @@ pub(super) struct DraftListener {
 
 pub(super) fn build(draft: Draft) -> Result<Config, Problems> {
     let mut wrong = Wrong(Vec::new());
+    let means = Means::of(&draft);
     let engine = wrong.opt("engine", draft.engine, |text| {
         text.parse::<Choice>().map_err(|why| format!("\"{text}\" {why}"))
     });
@@ -55,18 +62,20 @@ pub(super) fn build(draft: Draft) -> Result<Config, Problems> {
         wrong.opt("listener.hello_timeout", draft.hello_timeout, |text| value::duration(&text));
     let limits = limits::build(draft.limits, &mut wrong);
     let admin = wrong.opt("admin.address", draft.admin, |text| value::address(&text));
-    let mut listeners = listeners(draft.listeners, &mut wrong);
-    if let Some(timeout) = hello_timeout {
-        listeners.iter_mut().for_each(|listener| listener.hello_timeout = timeout);
-    }
-    let routes = routes::build(draft.routes, &mut wrong);
-    match (routes, wrong.0) {
-        (Some(routes), wrong) if wrong.is_empty() => Ok(Config {
+    let listeners = listeners(draft.listeners, hello_timeout, &mut wrong);
+    let acme = draft.acme.and_then(|acme| acme::build(acme, &mut wrong));
+    let http = wrong.opt("http.address", draft.http, |text| value::address(&text));
+    let tables = routes::build(draft.routes, draft.terminates, means, &mut wrong);
+    match (tables, wrong.0) {
+        (Some((routes, terminates)), wrong) if wrong.is_empty() => Ok(Config {
             engine: engine.unwrap_or_default(),
             acme_bypass: acme_bypass.unwrap_or_default(),
             drain: drain.unwrap_or(DRAIN),
             listeners,
             routes,
+            terminates,
+            acme,
+            http,
             limits,
             admin,
             nameservers: nameservers.unwrap_or_default(),
@@ -77,7 +86,12 @@ pub(super) fn build(draft: Draft) -> Result<Config, Problems> {
     }
 }
 
-fn listeners(drafts: Vec<DraftListener>, wrong: &mut Wrong) -> Vec<Listener> {
+/// `for_all` is the flag's hello timeout, which wins over each listener's own.
+fn listeners(
+    drafts: Vec<DraftListener>,
+    for_all: Option<Duration>,
+    wrong: &mut Wrong,
+) -> Vec<Listener> {
     if drafts.is_empty() {
         wrong.0.push(Problem::overall(
             "listener",
@@ -98,7 +112,7 @@ fn listeners(drafts: Vec<DraftListener>, wrong: &mut Wrong) -> Vec<Listener> {
             let text = format!("{address} is listened on twice, at {first} too; remove one");
             wrong.0.push(Problem::new(&origin, "listener.address", text));
         }
-        let hello_timeout = hello_timeout.unwrap_or(HELLO_TIMEOUT);
+        let hello_timeout = for_all.or(hello_timeout).unwrap_or(HELLO_TIMEOUT);
         let proxy_protocol_from = from.unwrap_or_default();
         let starttls = starttls.unwrap_or_default();
         built.push((Listener { address, hello_timeout, proxy_protocol_from, starttls }, origin));

@@ -4,83 +4,19 @@ use std::fs;
 use std::ops::Range;
 use std::path::Path;
 
-use serde::Deserialize;
 use toml::Spanned;
 
 use super::Origin;
+use super::acme::{DraftAcme, DraftDns};
 use super::build::{Draft, DraftListener, Item};
 use super::limits::DraftLimits;
 use super::problem::{Problem, Problems};
 use super::routes::DraftRoute;
+use super::terminate::DraftTerminate;
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File {
-    engine: Option<Spanned<String>>,
-    acme_bypass: Option<Spanned<String>>,
-    drain: Option<Spanned<String>>,
-    access_log: Option<Spanned<String>>,
-    access_log_format: Option<Spanned<String>>,
-    #[serde(default)]
-    nameservers: Vec<Spanned<String>>,
-    #[serde(default)]
-    listener: Vec<Spanned<Listener>>,
-    #[serde(default)]
-    route: Vec<Spanned<Route>>,
-    #[serde(default)]
-    limits: Limits,
-    #[serde(default)]
-    admin: Admin,
-}
+mod shape;
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Listener {
-    address: Spanned<String>,
-    hello_timeout: Option<Spanned<String>>,
-    #[serde(default)]
-    proxy_protocol_from: Vec<Spanned<String>>,
-    starttls: Option<Spanned<String>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Route {
-    sni: Vec<Spanned<String>>,
-    backends: Vec<Spanned<String>>,
-    acme: Option<Spanned<String>>,
-    send_proxy: Option<Spanned<String>>,
-    source: Option<Spanned<String>>,
-    balance: Option<Spanned<String>>,
-    check: Option<Spanned<String>>,
-    check_interval: Option<Spanned<String>>,
-    rise: Option<Spanned<i64>>,
-    fall: Option<Spanned<i64>>,
-    slow_start: Option<Spanned<String>>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Limits {
-    hello_bytes: Option<Spanned<i64>>,
-    dial_timeout: Option<Spanned<String>>,
-    answer_timeout: Option<Spanned<String>>,
-    max_connections: Option<Spanned<i64>>,
-    max_peeking: Option<Spanned<i64>>,
-    per_source: Option<Spanned<i64>>,
-    accept_rate: Option<Spanned<i64>>,
-    idle_timeout: Option<Spanned<String>>,
-    keepalive: Option<Spanned<String>>,
-    user_timeout: Option<Spanned<String>>,
-    #[serde(default)]
-    backends_allowed: Vec<Spanned<String>>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Admin {
-    address: Option<Spanned<String>>,
-}
+use shape::{Acme, Dns, File, Limits, Listener, Route, Terminate};
 
 /// Reads a file; a fault in its syntax or shape is one problem, since nothing behind it is certain.
 pub(super) fn read(path: &Path) -> Result<Draft, Problems> {
@@ -109,75 +45,130 @@ impl Place<'_> {
         Item { origin: self.at(value.span()), value: value.into_inner() }
     }
 
+    fn some<T>(&self, value: Option<Spanned<T>>) -> Option<Item<T>> {
+        value.map(|value| self.item(value))
+    }
+
+    fn all<T>(&self, values: Vec<Spanned<T>>) -> Vec<Item<T>> {
+        values.into_iter().map(|value| self.item(value)).collect()
+    }
+
     fn draft(&self, file: File) -> Draft {
-        let some = |value: Option<Spanned<String>>| value.map(|value| self.item(value));
-        let all = |values: Vec<Spanned<String>>| {
-            values.into_iter().map(|value| self.item(value)).collect()
-        };
-        let listener = |listener: Spanned<Listener>| {
-            let listener = listener.into_inner();
-            DraftListener {
-                address: self.item(listener.address),
-                hello_timeout: some(listener.hello_timeout),
-                proxy_protocol_from: all(listener.proxy_protocol_from),
-                starttls: some(listener.starttls),
-            }
-        };
+        let listeners = file.listener.into_iter().map(Spanned::into_inner);
         Draft {
-            engine: some(file.engine),
-            acme_bypass: some(file.acme_bypass),
-            drain: some(file.drain),
-            access_log: some(file.access_log),
-            access_log_format: some(file.access_log_format),
-            nameservers: all(file.nameservers),
-            listeners: file.listener.into_iter().map(listener).collect(),
+            engine: self.some(file.engine),
+            acme_bypass: self.some(file.acme_bypass),
+            drain: self.some(file.drain),
+            access_log: self.some(file.access_log),
+            access_log_format: self.some(file.access_log_format),
+            nameservers: self.all(file.nameservers),
+            listeners: listeners.map(|listener| self.listener(listener)).collect(),
             routes: file.route.into_iter().map(|route| self.route(route)).collect(),
+            terminates: file.terminate.into_iter().map(|one| self.terminate(one)).collect(),
+            acme: file.acme.map(|acme| self.acme(acme)),
+            http: file.http.map(|http| self.item(http.address)),
             limits: self.limits(file.limits),
-            admin: some(file.admin.address),
+            admin: self.some(file.admin.address),
             hello_timeout: None,
+        }
+    }
+
+    fn listener(&self, listener: Listener) -> DraftListener {
+        DraftListener {
+            address: self.item(listener.address),
+            hello_timeout: self.some(listener.hello_timeout),
+            proxy_protocol_from: self.all(listener.proxy_protocol_from),
+            starttls: self.some(listener.starttls),
         }
     }
 
     fn route(&self, route: Spanned<Route>) -> DraftRoute {
         let origin = self.at(route.span());
         let route = route.into_inner();
-        let text = |value: Option<Spanned<String>>| value.map(|value| self.item(value));
-        let all = |values: Vec<Spanned<String>>| {
-            values.into_iter().map(|value| self.item(value)).collect()
-        };
         DraftRoute {
-            origin,
-            sni: all(route.sni),
-            backends: all(route.backends),
-            acme: text(route.acme),
-            send_proxy: text(route.send_proxy),
-            source: text(route.source),
-            balance: text(route.balance),
-            check: text(route.check),
-            check_interval: text(route.check_interval),
-            rise: route.rise.map(|value| self.item(value)),
-            fall: route.fall.map(|value| self.item(value)),
-            slow_start: text(route.slow_start),
-            unknown: Vec::new(),
+            sni: self.all(route.sni),
+            backends: self.all(route.backends),
+            http_backends: self.all(route.http_backends),
+            acme: self.some(route.acme),
+            send_proxy: self.some(route.send_proxy),
+            source: self.some(route.source),
+            balance: self.some(route.balance),
+            check: self.some(route.check),
+            check_interval: self.some(route.check_interval),
+            rise: self.some(route.rise),
+            fall: self.some(route.fall),
+            slow_start: self.some(route.slow_start),
+            ..DraftRoute::at(origin, "route")
+        }
+    }
+
+    fn terminate(&self, one: Spanned<Terminate>) -> DraftTerminate {
+        let origin = self.at(one.span());
+        let one = one.into_inner();
+        let route = DraftRoute {
+            sni: self.all(one.sni),
+            backends: self.all(one.backends),
+            send_proxy: self.some(one.send_proxy),
+            source: self.some(one.source),
+            balance: self.some(one.balance),
+            check: self.some(one.check),
+            check_interval: self.some(one.check_interval),
+            rise: self.some(one.rise),
+            fall: self.some(one.fall),
+            slow_start: self.some(one.slow_start),
+            ..DraftRoute::at(origin, "terminate")
+        };
+        DraftTerminate {
+            route,
+            challenge: self.some(one.challenge),
+            cert: self.some(one.cert),
+            key: self.some(one.key),
+            alpn: self.all(one.alpn),
+        }
+    }
+
+    fn acme(&self, acme: Spanned<Acme>) -> DraftAcme {
+        let origin = self.at(acme.span());
+        let acme = acme.into_inner();
+        DraftAcme {
+            origin: Some(origin),
+            directory: self.some(acme.directory),
+            contact: self.all(acme.contact),
+            ca_file: self.some(acme.ca_file),
+            state_dir: self.some(acme.state_dir),
+            profile: self.some(acme.profile),
+            eab_kid: self.some(acme.eab_kid),
+            eab_hmac: self.some(acme.eab_hmac),
+            dns: acme.dns.map(|dns| self.dns(dns.into_inner())),
+        }
+    }
+
+    fn dns(&self, dns: Dns) -> DraftDns {
+        DraftDns {
+            provider: self.item(dns.provider),
+            server: self.some(dns.server),
+            zone: self.some(dns.zone),
+            tsig_name: self.some(dns.tsig_name),
+            tsig_secret: self.some(dns.tsig_secret),
+            tsig_algorithm: self.some(dns.tsig_algorithm),
+            program: self.some(dns.program),
+            propagation_timeout: self.some(dns.propagation_timeout),
         }
     }
 
     fn limits(&self, limits: Limits) -> DraftLimits {
-        let number = |value: Option<Spanned<i64>>| value.map(|value| self.item(value));
-        let text = |value: Option<Spanned<String>>| value.map(|value| self.item(value));
-        let networks = limits.backends_allowed.into_iter();
         DraftLimits {
-            hello_bytes: number(limits.hello_bytes),
-            dial_timeout: text(limits.dial_timeout),
-            answer_timeout: text(limits.answer_timeout),
-            max_connections: number(limits.max_connections),
-            max_peeking: number(limits.max_peeking),
-            per_source: number(limits.per_source),
-            accept_rate: number(limits.accept_rate),
-            idle_timeout: text(limits.idle_timeout),
-            keepalive: text(limits.keepalive),
-            user_timeout: text(limits.user_timeout),
-            backends_allowed: networks.map(|value| self.item(value)).collect(),
+            hello_bytes: self.some(limits.hello_bytes),
+            dial_timeout: self.some(limits.dial_timeout),
+            answer_timeout: self.some(limits.answer_timeout),
+            max_connections: self.some(limits.max_connections),
+            max_peeking: self.some(limits.max_peeking),
+            per_source: self.some(limits.per_source),
+            accept_rate: self.some(limits.accept_rate),
+            idle_timeout: self.some(limits.idle_timeout),
+            keepalive: self.some(limits.keepalive),
+            user_timeout: self.some(limits.user_timeout),
+            backends_allowed: self.all(limits.backends_allowed),
         }
     }
 

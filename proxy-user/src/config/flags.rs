@@ -5,9 +5,11 @@ use std::fmt::Display;
 use clap::Args;
 
 use super::Origin;
+use super::acme::DraftAcme;
 use super::build::{Draft, DraftListener, Item};
 use super::limits::DraftLimits;
-use super::routes::DraftRoute;
+
+mod text;
 
 /// Configuration by flag; each has a key of the same name in the file.
 #[derive(Args, Clone, Debug, Default)]
@@ -29,6 +31,36 @@ pub struct Overrides {
     /// replaces the file's routes
     #[arg(long, value_name = "NAMES=BACKENDS[;KEY=VALUE]…")]
     route: Vec<String>,
+
+    /// Names whose TLS ends here, such as 'front.test=127.0.0.1:8080;challenge=http-01'; may be
+    /// repeated, replaces the file's
+    #[arg(long, value_name = "NAMES=BACKENDS[;KEY=VALUE]…")]
+    terminate: Vec<String>,
+
+    /// The ACME directory that certificates are ordered from; naming it agrees to the CA's terms
+    #[arg(long, value_name = "URL")]
+    acme_directory: Option<String>,
+
+    /// Contact of the ACME account, such as mailto:ops@example.com; may be repeated
+    #[arg(long, value_name = "URL")]
+    acme_contact: Vec<String>,
+
+    /// Root certificate of the ACME server's own HTTPS [default: the system's]
+    #[arg(long, value_name = "FILE")]
+    acme_ca_file: Option<String>,
+
+    /// Certificate profile to ask the CA for [default: its own]
+    #[arg(long, value_name = "NAME")]
+    acme_profile: Option<String>,
+
+    /// Folder for the account and the certificates [default: /var/lib/snisplit]
+    #[arg(long, value_name = "FOLDER")]
+    state_dir: Option<String>,
+
+    /// Address for HTTP-01 validations; everything else there is redirected to https
+    /// [default: none]
+    #[arg(long, value_name = "ADDR")]
+    http: Option<String>,
 
     /// Time from accept to a whole ClientHello, on every listener [default: 5s]
     #[arg(long, value_name = "TIME")]
@@ -136,7 +168,29 @@ impl Overrides {
             set(&mut listener.starttls, "--starttls", self.starttls.as_ref());
         }
         if !self.route.is_empty() {
-            draft.routes = self.route.iter().map(|text| route(text)).collect();
+            draft.routes = self.route.iter().map(|text| text::route(text)).collect();
+        }
+        if !self.terminate.is_empty() {
+            let terminates = self.terminate.iter().map(|text| text::terminate(text));
+            draft.terminates = terminates.collect();
+        }
+        set(&mut draft.http, "--http", self.http.as_ref());
+        self.lay_over_acme(&mut draft.acme);
+    }
+
+    fn lay_over_acme(&self, draft: &mut Option<DraftAcme>) {
+        let single =
+            [&self.acme_directory, &self.acme_ca_file, &self.acme_profile, &self.state_dir];
+        if single.iter().all(|flag| flag.is_none()) && self.acme_contact.is_empty() {
+            return;
+        }
+        let acme = draft.get_or_insert_default();
+        set(&mut acme.directory, "--acme-directory", self.acme_directory.as_ref());
+        set(&mut acme.ca_file, "--acme-ca-file", self.acme_ca_file.as_ref());
+        set(&mut acme.profile, "--acme-profile", self.acme_profile.as_ref());
+        set(&mut acme.state_dir, "--state-dir", self.state_dir.as_ref());
+        if !self.acme_contact.is_empty() {
+            acme.contact = items("--acme-contact", &self.acme_contact);
         }
     }
 }
@@ -177,36 +231,4 @@ fn set<T: Clone + Display>(place: &mut Option<Item<T>>, name: &str, value: Optio
 fn listener(address: &String) -> DraftListener {
     let address = Item { origin: flag("--listen", address), value: address.clone() };
     DraftListener { address, hello_timeout: None, proxy_protocol_from: Vec::new(), starttls: None }
-}
-
-/// `a.test,www.a.test=10.0.0.5:443,10.0.0.6:443;acme=backend`. What is missing is left empty and
-/// found wrong later, by the code that finds it wrong in a file.
-fn route(text: &str) -> DraftRoute {
-    let origin = flag("--route", format!("'{text}'"));
-    let item = |value: &str| Item { origin: origin.clone(), value: value.trim().to_owned() };
-    let list = |values: &str| {
-        values.split(',').filter(|value| !value.trim().is_empty()).map(item).collect()
-    };
-    let mut parts = text.split(';');
-    let route = parts.next().unwrap_or_default();
-    let (names, backends) = route.split_once('=').unwrap_or((route, ""));
-    let mut draft = DraftRoute::at(origin.clone());
-    (draft.sni, draft.backends) = (list(names), list(backends));
-    for option in parts {
-        let (key, value) = option.split_once('=').unwrap_or((option, ""));
-        let number = value.parse().map(|value| Item { origin: origin.clone(), value });
-        match (key, number) {
-            ("acme", _) => draft.acme = Some(item(value)),
-            ("send_proxy", _) => draft.send_proxy = Some(item(value)),
-            ("source", _) => draft.source = Some(item(value)),
-            ("balance", _) => draft.balance = Some(item(value)),
-            ("check", _) => draft.check = Some(item(value)),
-            ("check_interval", _) => draft.check_interval = Some(item(value)),
-            ("slow_start", _) => draft.slow_start = Some(item(value)),
-            ("rise", Ok(number)) => draft.rise = Some(number),
-            ("fall", Ok(number)) => draft.fall = Some(number),
-            _ => draft.unknown.push(item(option)),
-        }
-    }
-    draft
 }

@@ -1,6 +1,7 @@
 //! One value at a time: text in, meaning or a sentence with the remedy out.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -12,6 +13,7 @@ use snisplit_common::proxy_protocol::Version;
 
 use crate::observe::access_log::Format;
 
+use super::terminate::Challenge;
 use super::{Backend, Check, Place, Source, Starttls};
 
 pub(super) fn acme_bypass(text: &str) -> Result<AcmeBypass, String> {
@@ -170,6 +172,54 @@ fn place(text: &str) -> Result<Place, String> {
         Ok(name) => Ok(Place::Name(name.as_str().into(), port)),
         Err(_) if host.contains(':') => wrong("put brackets around an IPv6 address: \"[::1]:443\""),
         Err(why) => wrong(&format!("its host {why}")),
+    }
+}
+
+pub(super) fn challenge(text: &str) -> Result<Challenge, String> {
+    let all = [Challenge::TlsAlpn01, Challenge::Http01, Challenge::Dns01];
+    all.into_iter()
+        .find(|challenge| challenge.name() == text)
+        .ok_or_else(|| format!("\"{text}\" is unknown; one of tls-alpn-01, http-01, dns-01"))
+}
+
+/// A protocol for ALPN, RFC 7301.
+pub(super) fn protocol(text: &str) -> Result<Vec<u8>, String> {
+    match text {
+        "acme-tls/1" => {
+            Err("acme-tls/1 is answered by itself, and only while an order runs".into())
+        }
+        _ if (1..=255).contains(&text.len()) => Ok(text.as_bytes().to_vec()),
+        _ => Err(format!("\"{text}\" is no protocol; write one like \"h2\" or \"http/1.1\"")),
+    }
+}
+
+pub(super) fn https(text: &str) -> Result<String, String> {
+    match text.strip_prefix("https://") {
+        Some(rest) if !rest.is_empty() => Ok(text.to_owned()),
+        Some(_) | None => Err(format!("\"{text}\" is no https:// URL (RFC 8555 §6.1)")),
+    }
+}
+
+pub(super) fn contact(text: &str) -> Result<String, String> {
+    match text.contains(':') {
+        true => Ok(text.to_owned()),
+        false => Err(format!("\"{text}\" is no URL; write it like \"mailto:{text}\"")),
+    }
+}
+
+pub(super) fn absolute(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    match path.is_absolute() {
+        true => Ok(path),
+        false => Err(format!("\"{text}\" is relative; write it from / on")),
+    }
+}
+
+/// A file that can be read now.
+pub(super) fn readable(text: &str) -> Result<PathBuf, String> {
+    match std::fs::File::open(text) {
+        Ok(_) => Ok(text.into()),
+        Err(error) => Err(format!("\"{text}\" cannot be read: {error}")),
     }
 }
 

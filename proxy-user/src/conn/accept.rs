@@ -19,18 +19,13 @@ use crate::config::Limits;
 /// Connections that may wait for accept(2); net.core.somaxconn caps it.
 const BACKLOG: i32 = 4096;
 
-/// Binds an address. `[::]` takes IPv4 too, unless `v6_only`.
+/// Binds an address for TLS. `[::]` takes IPv4 too, unless `v6_only`.
 pub(crate) fn listen(
     address: SocketAddr,
     v6_only: bool,
     limits: &Limits,
 ) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    if address.is_ipv6() {
-        socket.set_only_v6(v6_only || address.ip() != Ipv6Addr::UNSPECIFIED)?;
-    }
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
+    let socket = socket(address, v6_only)?;
     // Accepted sockets inherit all of these (sk_clone, net/core/sock.c). A socket that nobody ended
     // in order says so with a reset.
     if let Some(idle) = limits.keepalive {
@@ -41,6 +36,25 @@ pub(crate) fn listen(
     }
     socket.set_tcp_nodelay(true)?;
     socket.set_linger(Some(Duration::ZERO))?;
+    begin(socket, address)
+}
+
+/// Binds an address for HTTP, whose answers must arrive whoever closes first.
+pub(crate) fn listen_plainly(address: SocketAddr, v6_only: bool) -> io::Result<TcpListener> {
+    begin(socket(address, v6_only)?, address)
+}
+
+fn socket(address: SocketAddr, v6_only: bool) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(v6_only || address.ip() != Ipv6Addr::UNSPECIFIED)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+fn begin(socket: Socket, address: SocketAddr) -> io::Result<TcpListener> {
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())

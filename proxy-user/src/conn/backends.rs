@@ -52,8 +52,7 @@ impl Backends {
     /// Forgets what the configuration does not name; all else keeps its state.
     pub(crate) fn keep(&self, config: &Config) {
         let named: Vec<String> = config
-            .routes
-            .iter()
+            .all_routes()
             .flat_map(|route| &route.backends)
             .map(ToString::to_string)
             .collect();

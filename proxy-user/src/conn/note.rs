@@ -1,6 +1,5 @@
 //! What a connection's record learns on the way.
 
-use std::convert::Infallible;
 use std::future::Future;
 use std::time::Instant;
 
@@ -8,6 +7,7 @@ use snisplit_common::decide::{Decision, Verdict};
 use snisplit_common::hello::{Hello, Sni};
 use snisplit_common::proxy_protocol::Header;
 
+use super::proofs::Held;
 use crate::config::Route;
 use crate::observe::metrics::Acme;
 use crate::observe::{AcmeLog, Record};
@@ -37,14 +37,18 @@ pub(super) fn hello(hello: &Hello, record: &mut Record) {
 
 pub(super) fn verdict(
     hello: &Hello,
-    verdict: &Verdict<'_, Route, Infallible>,
+    verdict: &Verdict<'_, Route, Held<'_>>,
     acme_log: &AcmeLog,
     record: &mut Record,
 ) {
     let reason = verdict.reason.name();
     record.entry.reason = Some(reason);
     let decision = match &verdict.decision {
-        Decision::Terminate(never) => match *never {},
+        Decision::Terminate(Held::Challenge(_)) => "terminate",
+        Decision::Terminate(Held::Certificate(one, _)) => {
+            record.entry.route = Some(one.route.label.clone());
+            "terminate"
+        }
         Decision::Forward(route) => {
             record.entry.route = Some(route.label.clone());
             "forward"
@@ -53,8 +57,10 @@ pub(super) fn verdict(
     };
     if hello.is_acme_validation() {
         let class = verdict.class.name();
-        record.acme = Some(Acme { class, decision, reason });
-        acme_log.tell(record);
+        let acme = Acme { class, decision, reason };
+        let (sni, route) = (record.entry.sni.as_deref(), record.entry.route.as_deref());
+        acme_log.tell(sni, route, &acme, "tls-alpn-01");
+        record.acme = Some(acme);
     }
 }
 

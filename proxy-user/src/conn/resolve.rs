@@ -11,11 +11,10 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use hickory_resolver::TokioResolver;
-use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig};
-use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
+use crate::dns;
 use crate::observe::Metrics;
 use crate::observe::metrics;
 
@@ -50,7 +49,7 @@ impl Resolver {
     /// Asks these servers from now on, with an empty cache; without any, those of
     /// /etc/resolv.conf, which is read anew.
     pub(crate) fn ask(&self, servers: &[SocketAddr]) {
-        match build(servers) {
+        match dns::resolver(servers) {
             Ok(resolver) => self.0.current.store(Some(Arc::new(resolver))),
             Err(error) => {
                 warn!(%error, "names of back ends cannot be resolved; set nameservers");
@@ -120,20 +119,4 @@ impl State {
     fn memory(&self) -> MutexGuard<'_, Memory> {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// /etc/hosts comes first in either case.
-fn build(servers: &[SocketAddr]) -> Result<TokioResolver, hickory_resolver::net::NetError> {
-    if servers.is_empty() {
-        return TokioResolver::builder_tokio()?.build();
-    }
-    let server = |address: &SocketAddr| {
-        let both = [ConnectionConfig::udp(), ConnectionConfig::tcp()].map(|mut connection| {
-            connection.port = address.port();
-            connection
-        });
-        NameServerConfig::new(address.ip(), true, both.to_vec())
-    };
-    let config = ResolverConfig::from_name_servers(servers.iter().map(server).collect());
-    TokioResolver::builder_with_config(config, TokioRuntimeProvider::default()).build()
 }

@@ -46,7 +46,7 @@ impl Checks {
 
     /// Runs the checks that a configuration wants, and no others. The same question goes on.
     pub(super) fn apply(&mut self, config: &Config) {
-        let wanted: Vec<Question> = config.routes.iter().flat_map(questions).collect();
+        let wanted: Vec<Question> = config.all_routes().flat_map(questions).collect();
         self.running.retain(|question, task| {
             let stays = wanted.contains(question);
             if !stays {

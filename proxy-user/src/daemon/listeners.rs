@@ -11,20 +11,35 @@ use tokio_util::task::TaskTracker;
 use tracing::info;
 
 use crate::config::Config;
-use crate::conn::{Shared, accept};
+use crate::conn::{Shared, accept, http};
 
 /// All addresses that are accepted on.
 pub(super) struct Listeners {
     shared: Arc<Shared>,
     tasks: TaskTracker,
-    accepting: HashMap<SocketAddr, JoinHandle<()>>,
+    accepting: HashMap<Door, JoinHandle<()>>,
+}
+
+/// An address and what is spoken there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Door {
+    Tls(SocketAddr),
+    Http(SocketAddr),
+}
+
+impl Door {
+    const fn address(self) -> SocketAddr {
+        match self {
+            Self::Tls(address) | Self::Http(address) => address,
+        }
+    }
 }
 
 /// Sockets that are bound and not used yet: dropping them changes nothing.
 pub(super) struct Opened<'l> {
     listeners: &'l mut Listeners,
-    fresh: Vec<(SocketAddr, TcpListener)>,
-    stale: Vec<SocketAddr>,
+    fresh: Vec<(Door, TcpListener)>,
+    stale: Vec<Door>,
 }
 
 impl Listeners {
@@ -34,14 +49,20 @@ impl Listeners {
 
     /// Binds what the configuration has and we have not; all of it or nothing.
     pub(super) fn open(&mut self, config: &Config) -> Result<Opened<'_>> {
-        let wanted: Vec<SocketAddr> = config.listeners.iter().map(|one| one.address).collect();
+        let tls = config.listeners.iter().map(|one| Door::Tls(one.address));
+        let wanted: Vec<Door> = tls.chain(config.http.map(Door::Http)).collect();
         let mut fresh = Vec::new();
-        for &address in wanted.iter().filter(|address| !self.accepting.contains_key(address)) {
-            let socket = accept::listen(address, is_v4_taken(address, &wanted), &config.limits)
-                .with_context(|| format!("listener.address: cannot listen on {address}"))?;
-            fresh.push((address, socket));
+        for &door in wanted.iter().filter(|door| !self.accepting.contains_key(door)) {
+            let v6_only = is_v4_taken(door.address(), &wanted);
+            let (key, bound) = match door {
+                Door::Tls(at) => ("listener", accept::listen(at, v6_only, &config.limits)),
+                Door::Http(at) => ("http", accept::listen_plainly(at, v6_only)),
+            };
+            let socket = bound
+                .with_context(|| format!("{key}.address: cannot listen on {}", door.address()))?;
+            fresh.push((door, socket));
         }
-        let stale = self.accepting.keys().filter(|address| !wanted.contains(address));
+        let stale = self.accepting.keys().filter(|door| !wanted.contains(door));
         Ok(Opened { fresh, stale: stale.copied().collect(), listeners: self })
     }
 
@@ -58,14 +79,24 @@ impl Opened<'_> {
     /// Accepts on the fresh sockets and closes the stale ones.
     pub(super) fn commit(self) {
         let Listeners { shared, tasks, accepting } = self.listeners;
-        for (address, socket) in self.fresh {
-            info!(address = %socket.local_addr().unwrap_or(address), "listening");
-            let run = accept::run(socket, address, Arc::clone(shared), tasks.clone());
-            accepting.insert(address, tokio::spawn(run));
+        for (door, socket) in self.fresh {
+            let address = socket.local_addr().unwrap_or(door.address());
+            let shared = Arc::clone(shared);
+            let run = match door {
+                Door::Tls(at) => {
+                    info!(%address, "listening");
+                    tokio::spawn(accept::run(socket, at, shared, tasks.clone()))
+                }
+                Door::Http(_) => {
+                    info!(%address, "listening for HTTP");
+                    tokio::spawn(http::run(socket, shared))
+                }
+            };
+            accepting.insert(door, run);
         }
-        for address in self.stale {
-            if let Some(task) = accepting.remove(&address) {
-                info!(%address, "no longer listening");
+        for door in self.stale {
+            if let Some(task) = accepting.remove(&door) {
+                info!(address = %door.address(), "no longer listening");
                 task.abort();
             }
         }
@@ -73,6 +104,7 @@ impl Opened<'_> {
 }
 
 /// Whether `0.0.0.0` of the same port is listened on too, so that `[::]` must leave IPv4 alone.
-fn is_v4_taken(address: SocketAddr, all: &[SocketAddr]) -> bool {
-    all.iter().any(|other| other.is_ipv4() && other.port() == address.port())
+fn is_v4_taken(address: SocketAddr, all: &[Door]) -> bool {
+    let mut others = all.iter().map(|door| door.address());
+    others.any(|other| other.is_ipv4() && other.port() == address.port())
 }

@@ -9,18 +9,17 @@ use anyhow::Result;
 use snisplit_common::decide::AcmeBypass;
 use tracing::{info, warn};
 
-use super::Source;
-use super::listeners::Listeners;
+use super::{Parts, Source};
 use crate::config::{Config, Route};
 use crate::conn::Shared;
 use crate::observe::metrics::Reload;
 
 /// Reads the configuration again and says what became of it.
-pub(super) fn reload(source: &Source, shared: &Shared, listeners: &mut Listeners, by: &str) {
+pub(super) fn reload(source: &Source, shared: &Shared, parts: &mut Parts, by: &str) {
     if let Some(log) = &shared.observers.access_log {
         log.reopen();
     }
-    let result = match renew(source, shared, listeners) {
+    let result = match renew(source, shared, parts) {
         Ok(()) => "ok",
         Err(error) => {
             warn!(by, "not reloaded, the old configuration stays:\n{error:#}");
@@ -30,13 +29,15 @@ pub(super) fn reload(source: &Source, shared: &Shared, listeners: &mut Listeners
     shared.observers.metrics.reloads.get_or_create(&Reload { result }).inc();
 }
 
-fn renew(source: &Source, shared: &Shared, listeners: &mut Listeners) -> Result<()> {
+fn renew(source: &Source, shared: &Shared, parts: &mut Parts) -> Result<()> {
     let new = Arc::new(source.load()?);
-    let opened = listeners.open(&new)?;
+    let opened = parts.listeners.open(&new)?;
+    parts.certificates.apply(&new, &shared.config.load())?;
     let old = shared.config.swap(Arc::clone(&new));
     shared.backends.keep(&new);
     shared.resolver.ask(&new.nameservers);
     opened.commit();
+    parts.checks.apply(&new);
     tell(&old, &new);
     Ok(())
 }
@@ -68,7 +69,7 @@ fn by_names(config: &Config) -> BTreeMap<String, &Route> {
         names.sort();
         names.join(",")
     };
-    config.routes.iter().map(|route| (names(route), route)).collect()
+    config.all_routes().map(|route| (names(route), route)).collect()
 }
 
 /// Says what the most open setting allows.

@@ -1,13 +1,11 @@
-//! Watching the file by looking at it, once a second.
-//!
-//! Editors and Kubernetes replace a file rather than write it; what a path leads to is what counts,
-//! and a look answers that without watching every folder on the way (inotify(7), limitations).
+//! Watching the configuration by looking at it, once a second.
 
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use rustix::fs::stat;
 use tokio::time::{Interval, MissedTickBehavior, interval};
+
+use crate::changes::{Version, version};
 
 const EVERY: Duration = Duration::from_secs(1);
 
@@ -18,19 +16,11 @@ pub(super) struct Changes {
     ticks: Interval,
 }
 
-/// What tells one content from another: the file itself, its size, its time of change.
-#[derive(PartialEq)]
-struct Version {
-    inode: u64,
-    size: i64,
-    changed: Option<SystemTime>,
-}
-
 impl Changes {
     pub(super) fn new(path: Option<PathBuf>) -> Self {
         let mut ticks = interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let seen = path.as_ref().and_then(version);
+        let seen = path.as_deref().and_then(version);
         Self { path, seen, ticks }
     }
 
@@ -46,10 +36,4 @@ impl Changes {
             }
         }
     }
-}
-
-fn version(path: &PathBuf) -> Option<Version> {
-    let changed = std::fs::metadata(path).and_then(|file| file.modified()).ok();
-    let status = stat(path).ok()?;
-    Some(Version { inode: status.st_ino, size: status.st_size, changed })
 }

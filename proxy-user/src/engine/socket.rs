@@ -38,7 +38,7 @@ impl Socket {
     }
 
     /// Sends at once, and ends with a reset unless [`super::without_reset`] is called.
-    pub(super) fn arm(&self) -> io::Result<()> {
+    pub(crate) fn arm(&self) -> io::Result<()> {
         match self {
             Self::Tcp(stream) => {
                 stream.set_nodelay(true)?;

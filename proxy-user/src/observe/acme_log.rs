@@ -9,7 +9,7 @@ use std::time::Instant;
 use snisplit_common::limits::Bucket;
 use tracing::info;
 
-use super::Record;
+use super::metrics::Acme;
 
 /// Lines a second, and lines at once.
 const RATE: u32 = 5;
@@ -29,8 +29,8 @@ impl Default for AcmeLog {
 }
 
 impl AcmeLog {
-    pub(crate) fn tell(&self, record: &Record) {
-        let (Some(acme), entry) = (&record.acme, &record.entry) else { return };
+    /// `sni` is the name that was asked for, `route` the one that claims it.
+    pub(crate) fn tell(&self, sni: Option<&str>, route: Option<&str>, acme: &Acme, by: &str) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let (bucket, held_back) = &mut *state;
         if !bucket.take(self.begun.elapsed()) {
@@ -39,8 +39,7 @@ impl AcmeLog {
         }
         let held_back = std::mem::take(held_back);
         drop(state);
-        let (sni, route) = (entry.sni.as_deref(), entry.route.as_deref());
         let (class, decision, reason) = (acme.class, acme.decision, acme.reason);
-        info!(sni, route, class, decision, reason, held_back, "ACME validation");
+        info!(sni, route, class, decision, reason, by, held_back, "ACME validation");
     }
 }

@@ -1,4 +1,4 @@
-//! The admin port: `/metrics` and `/healthz`, read-only, for people and scrapers.
+//! The admin port: `/metrics`, `/healthz` and `/readyz`, read-only, for people and scrapers.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -16,16 +16,19 @@ use super::Metrics;
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Answers until it is dropped.
-pub(crate) async fn serve(listener: TcpListener, metrics: Metrics) {
+/// Answers until it is dropped. `lacking` names what has no certificate yet.
+pub(crate) async fn serve<L>(listener: TcpListener, metrics: Metrics, lacking: L)
+where
+    L: Fn() -> Vec<String> + Clone + Send + 'static,
+{
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let metrics = metrics.clone();
+        let (metrics, lacking) = (metrics.clone(), lacking.clone());
         let service = service_fn(move |request| {
-            let response = answer(&request, &metrics);
+            let response = answer(&request, &metrics, &lacking);
             async move { Ok::<_, Infallible>(response) }
         });
         let connection = http1::Builder::new()
@@ -36,7 +39,11 @@ pub(crate) async fn serve(listener: TcpListener, metrics: Metrics) {
     }
 }
 
-fn answer(request: &Request<Incoming>, metrics: &Metrics) -> Response<Full<Bytes>> {
+fn answer(
+    request: &Request<Incoming>,
+    metrics: &Metrics,
+    lacking: impl Fn() -> Vec<String>,
+) -> Response<Full<Bytes>> {
     let (status, kind, body) = match (request.method(), request.uri().path()) {
         (&Method::GET | &Method::HEAD, "/metrics") => {
             (StatusCode::OK, OPENMETRICS, metrics.encode())
@@ -44,8 +51,15 @@ fn answer(request: &Request<Incoming>, metrics: &Metrics) -> Response<Full<Bytes
         (&Method::GET | &Method::HEAD, "/healthz") => {
             (StatusCode::OK, "text/plain", String::from("ok\n"))
         }
+        (&Method::GET | &Method::HEAD, "/readyz") => match lacking().as_slice() {
+            [] => (StatusCode::OK, "text/plain", String::from("ok\n")),
+            names => {
+                let words = format!("no certificate yet: {}\n", names.join(" "));
+                (StatusCode::SERVICE_UNAVAILABLE, "text/plain", words)
+            }
+        },
         (&Method::GET | &Method::HEAD, _) => {
-            (StatusCode::NOT_FOUND, "text/plain", String::from("/metrics /healthz\n"))
+            (StatusCode::NOT_FOUND, "text/plain", String::from("/metrics /healthz /readyz\n"))
         }
         _ => (StatusCode::METHOD_NOT_ALLOWED, "text/plain", String::from("read-only\n")),
     };

@@ -35,6 +35,10 @@ pub(crate) struct Observers {
 pub(crate) enum Outcome {
     /// Forwarded to its end; the engine's word for it.
     Carried(&'static str),
+    /// A CA's validation was answered here.
+    Answered,
+    /// A handshake with us failed, or was not done in time.
+    HandshakeFailed,
     /// Refused with an alert, for this reason.
     Refused(&'static str),
     /// The client left before its hello was whole.
@@ -164,6 +168,8 @@ impl Outcome {
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Carried(end) => end,
+            Self::Answered => "answered",
+            Self::HandshakeFailed => "handshake_failed",
             Self::Refused(_) => "refused",
             Self::ClientGone => "client_gone",
             Self::Idle => "idle",

@@ -1,0 +1,115 @@
+//! No combination of routes lets a validation reach anybody but the owner of its name: random tables
+//! against an oracle that knows nothing of how the table is built.
+
+use proptest::prelude::*;
+use snisplit_common::decide::{
+    AcmeBypass, AcmePolicy, Certificates, Decision, Managed, Policy, decide,
+};
+use snisplit_common::hello::{Hello, Sni};
+use snisplit_common::name::{Pattern, ServerName};
+use snisplit_common::routes::{Claim, Routes};
+
+#[derive(Clone, Debug)]
+struct Route {
+    number: usize,
+    acme: AcmePolicy,
+}
+
+impl Policy for Route {
+    fn acme(&self) -> AcmePolicy {
+        self.acme
+    }
+}
+
+/// Names of ours and how we claim them.
+struct Own(Vec<String>);
+
+impl Certificates for Own {
+    type Held = ();
+
+    fn pending(&self, _: &ServerName) -> Option<()> {
+        None
+    }
+
+    fn managed(&self, name: &ServerName) -> Option<Managed<()>> {
+        let claim = specificity(&self.0, name)?;
+        let claim = if claim == 0 { Claim::Exact } else { Claim::Wildcard };
+        Some(Managed { claim, held: Some(()) })
+    }
+}
+
+/// 0 for a name in full, 1 for its wildcard, 2 for the catch-all: straight from the text.
+fn specificity(patterns: &[String], name: &ServerName) -> Option<usize> {
+    let parent = name.as_str().split_once('.').map(|(_, rest)| format!("*.{rest}"));
+    let rank = |pattern: &String| match pattern.as_str() {
+        text if text == name.as_str() => Some(0),
+        text if Some(text) == parent.as_deref() => Some(1),
+        "*" => Some(2),
+        _ => None,
+    };
+    patterns.iter().filter_map(rank).min()
+}
+
+fn pattern() -> impl Strategy<Value = String> {
+    prop_oneof!["[ab]\\.t", "[ab]\\.[ab]\\.t", "\\*\\.[ab]\\.t", "\\*\\.t", "\\*"]
+}
+
+fn policy() -> impl Strategy<Value = AcmePolicy> {
+    prop_oneof![
+        4 => Just(AcmePolicy::Auto),
+        1 => Just(AcmePolicy::Backend),
+        1 => Just(AcmePolicy::Local),
+        1 => Just(AcmePolicy::Refuse),
+    ]
+}
+
+fn validation_of(name: ServerName) -> Hello {
+    Hello {
+        sni: Sni::Name(name),
+        alpn: vec![b"acme-tls/1".to_vec()],
+        versions: vec![],
+        early_data: false,
+        ech: false,
+        wire_len: 0,
+        records: 1,
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(20_000))]
+
+    #[test]
+    fn a_validation_reaches_the_owner_or_nobody(
+        rows in prop::collection::vec((prop::collection::vec(pattern(), 1..4), policy()), 1..6),
+        own in prop::collection::vec(prop_oneof!["[ab]\\.t", "\\*\\.[ab]\\.t"], 0..2),
+        bypass in prop_oneof![
+            Just(AcmeBypass::Owned), Just(AcmeBypass::Never), Just(AcmeBypass::Always)
+        ],
+        name in prop_oneof!["[ab]\\.t", "[ab]\\.[ab]\\.t", "[ab]\\.[ab]\\.[ab]\\.t"],
+    ) {
+        let parsed = |row: &Vec<String>| row.iter().map(|p| p.parse::<Pattern>().unwrap()).collect();
+        let entries = rows.iter().enumerate().map(|(number, (row, acme))| {
+            (parsed(row), Route { number, acme: *acme })
+        });
+        // Two routes with one name are no configuration; neither is a name of ours that is routed.
+        let Ok(routes) = Routes::new(entries) else { return Ok(()) };
+        prop_assume!(own.iter().all(|ours| rows.iter().all(|(row, _)| !row.contains(ours))));
+        let name = ServerName::parse(name.as_bytes()).unwrap();
+        let ranked = rows.iter().enumerate().filter_map(|(number, (row, _))| {
+            Some((specificity(row, &name)?, number))
+        });
+        let owner = ranked.min();
+        let ours = specificity(&own, &name);
+        let verdict = decide(&validation_of(name), &routes, bypass, &Own(own));
+        if let Decision::Forward(route) = verdict.decision {
+            let (rank, number) = owner.expect("somebody");
+            prop_assert_eq!(route.number, number, "only the most specific route");
+            prop_assert!(ours.is_none_or(|ours| ours > rank), "never a name of ours");
+            prop_assert!(!matches!(route.acme, AcmePolicy::Local | AcmePolicy::Refuse));
+            // A catch-all gets one only where the operator said so in as many words.
+            let said_so = route.acme == AcmePolicy::Backend || bypass == AcmeBypass::Always;
+            prop_assert!(rank < 2 || said_so);
+            prop_assert!(bypass != AcmeBypass::Never || route.acme == AcmePolicy::Backend);
+        }
+    }
+}

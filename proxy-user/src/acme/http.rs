@@ -1,0 +1,100 @@
+//! HTTP to the CA: with a deadline for each request, the roots that the operator names, and an ear
+//! for `Retry-After`.
+
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context as _, Result};
+use hyper::Request;
+use hyper::body::Bytes;
+use hyper::header::{HeaderMap, RETRY_AFTER};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use instant_acme::{BodyWrapper, BytesResponse, Error, HttpClient};
+use rustls::crypto::aws_lc_rs::default_provider;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
+use tokio::time::timeout;
+
+/// How long one request may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// When the CA wants to be asked again after an error; cloning shares it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct RetryAfter(Arc<Mutex<Option<SystemTime>>>);
+
+impl RetryAfter {
+    /// What the last error said, once.
+    pub(super) fn take(&self) -> Option<SystemTime> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn note(&self, at: Option<SystemTime>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = at;
+    }
+}
+
+/// A client for instant-acme.
+pub(super) struct Http {
+    client: Client<HttpsConnector<HttpConnector>, BodyWrapper<Bytes>>,
+    retry_after: RetryAfter,
+}
+
+impl Http {
+    pub(super) fn new(ca_file: Option<&Path>, retry_after: RetryAfter) -> Result<Self> {
+        let builder = match ca_file {
+            Some(path) => HttpsConnectorBuilder::new().with_tls_config(trusting(path)?),
+            None => HttpsConnectorBuilder::new()
+                .with_provider_and_native_roots(default_provider())
+                .context("the system has no root certificates (package ca-certificates)")?,
+        };
+        let connector = builder.https_only().enable_http1().build();
+        Ok(Self { client: Client::builder(TokioExecutor::new()).build(connector), retry_after })
+    }
+}
+
+fn trusting(path: &Path) -> Result<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    let context = || format!("acme.ca_file: {}", path.display());
+    for certificate in CertificateDer::pem_file_iter(path).with_context(context)? {
+        roots.add(certificate.with_context(context)?).with_context(context)?;
+    }
+    Ok(ClientConfig::builder_with_provider(Arc::new(default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth())
+}
+
+impl HttpClient for Http {
+    fn request(
+        &self,
+        request: Request<BodyWrapper<Bytes>>,
+    ) -> Pin<Box<dyn Future<Output = Result<BytesResponse, Error>> + Send>> {
+        let (asked, retry_after) = (self.client.request(request), self.retry_after.clone());
+        Box::pin(async move {
+            let answered =
+                timeout(PATIENCE, asked).await.map_err(|late| Error::Other(late.into()))?;
+            let response = answered.map_err(|error| Error::Other(error.into()))?;
+            let is_error =
+                response.status().is_client_error() || response.status().is_server_error();
+            if is_error {
+                retry_after.note(when(response.headers()));
+            }
+            Ok(BytesResponse::from(response))
+        })
+    }
+}
+
+/// RFC 9110 §10.2.3: seconds, or a date.
+fn when(headers: &HeaderMap) -> Option<SystemTime> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    match text.parse() {
+        Ok(seconds) => Some(SystemTime::now() + Duration::from_secs(seconds)),
+        Err(_) => httpdate::parse_http_date(text).ok(),
+    }
+}

@@ -1,0 +1,174 @@
+//! What this agent can prove: certificates for the names it terminates, and answers to challenges
+//! while an order runs.
+//!
+//! `acme` and the file watcher put in, connections take out; a certificate that is put in is served
+//! to the next connection.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use rustls::ServerConfig;
+use rustls::crypto::aws_lc_rs::{Ticketer, default_provider};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use snisplit_common::name::ServerName;
+
+use crate::config::{Config, Terminate};
+use facts::Facts;
+
+pub(crate) mod challenge;
+pub(crate) mod facts;
+pub(crate) mod files;
+
+/// All of them; cloning shares them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Keyring(Arc<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// By the first name of a `[[terminate]]`.
+    served: ArcSwap<HashMap<String, Arc<Served>>>,
+    tls_challenges: Mutex<HashMap<ServerName, Arc<ServerConfig>>>,
+    /// Key authorizations by name and token.
+    http_challenges: Mutex<HashMap<(ServerName, String), String>>,
+}
+
+/// One certificate and how it is served.
+#[derive(Debug)]
+struct Served {
+    slot: Arc<Slot>,
+    alpn: Vec<Vec<u8>>,
+    config: Arc<ServerConfig>,
+}
+
+/// Holds a certificate that may be replaced while it is served.
+#[derive(Debug, Default)]
+struct Slot(ArcSwapOption<Installed>);
+
+#[derive(Debug)]
+struct Installed {
+    key: Arc<CertifiedKey>,
+    facts: Facts,
+}
+
+impl ResolvesServerCert for Slot {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.0.load().as_ref()?.key))
+    }
+}
+
+/// An answer to a challenge; dropping it takes it back.
+pub(crate) struct Pending {
+    keyring: Keyring,
+    key: Key,
+}
+
+enum Key {
+    Tls(ServerName),
+    Http(ServerName, String),
+}
+
+impl Keyring {
+    /// Serves what a configuration terminates, with the certificates that are there already.
+    pub(crate) fn apply(&self, config: &Config) -> Result<(), rustls::Error> {
+        let before = self.0.served.load_full();
+        let mut served = HashMap::new();
+        for one in config.terminates.iter() {
+            let label = one.route.label.clone();
+            let entry = match before.get(&label) {
+                Some(same) if same.alpn == one.alpn => Arc::clone(same),
+                other => Arc::new(serve(one, other.map(|other| Arc::clone(&other.slot)))?),
+            };
+            served.insert(label, entry);
+        }
+        self.0.served.store(Arc::new(served));
+        Ok(())
+    }
+
+    /// From now on this is the certificate of a `[[terminate]]`.
+    pub(crate) fn install(&self, label: &str, key: CertifiedKey, facts: Facts) {
+        if let Some(served) = self.0.served.load().get(label) {
+            served.slot.0.store(Some(Arc::new(Installed { key: Arc::new(key), facts })));
+        }
+    }
+
+    /// How to terminate ordinary traffic to a name, once there is a certificate for it.
+    pub(crate) fn serving(&self, label: &str, name: &ServerName) -> Option<Arc<ServerConfig>> {
+        let served = self.0.served.load();
+        let served = served.get(label)?;
+        let installed = served.slot.0.load();
+        installed.as_ref()?.facts.cover(name).then(|| Arc::clone(&served.config))
+    }
+
+    /// The first names of those that have no certificate yet.
+    pub(crate) fn lacking(&self) -> Vec<String> {
+        let served = self.0.served.load();
+        let lacks = served.iter().filter(|(_, served)| served.slot.0.load().is_none());
+        let mut labels: Vec<String> = lacks.map(|(label, _)| label.clone()).collect();
+        labels.sort();
+        labels
+    }
+
+    /// Answers TLS-ALPN-01 validations of a name.
+    pub(crate) fn answer_tls(&self, name: &ServerName, config: ServerConfig) -> Pending {
+        lock(&self.0.tls_challenges).insert(name.clone(), Arc::new(config));
+        Pending { keyring: self.clone(), key: Key::Tls(name.clone()) }
+    }
+
+    /// The answer to a TLS-ALPN-01 validation of exactly this name.
+    pub(crate) fn tls_answer(&self, name: &ServerName) -> Option<Arc<ServerConfig>> {
+        lock(&self.0.tls_challenges).get(name).cloned()
+    }
+
+    /// Answers HTTP-01 validations of a name.
+    pub(crate) fn answer_http(&self, name: &ServerName, token: &str, answer: &str) -> Pending {
+        let key = (name.clone(), token.to_owned());
+        lock(&self.0.http_challenges).insert(key.clone(), answer.to_owned());
+        Pending { keyring: self.clone(), key: Key::Http(key.0, key.1) }
+    }
+
+    /// The answer to an HTTP-01 validation of exactly this name and token.
+    pub(crate) fn http_answer(&self, name: &ServerName, token: &str) -> Option<String> {
+        lock(&self.0.http_challenges).get(&(name.clone(), token.to_owned())).cloned()
+    }
+}
+
+fn serve(one: &Terminate, slot: Option<Arc<Slot>>) -> Result<Served, rustls::Error> {
+    let slot = slot.unwrap_or_default();
+    let builder = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?;
+    let resolver: Arc<dyn ResolvesServerCert> = slot.clone();
+    let mut config = builder.with_no_client_auth().with_cert_resolver(resolver);
+    config.alpn_protocols.clone_from(&one.alpn);
+    // Tickets rather than a table of sessions: nothing is held for a client that is gone.
+    config.ticketer = Ticketer::new()?;
+    config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    Ok(Served { slot, alpn: one.alpn.clone(), config: Arc::new(config) })
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        match &self.key {
+            Key::Tls(name) => _ = lock(&self.keyring.0.tls_challenges).remove(name),
+            Key::Http(name, token) => {
+                let key = (name.clone(), token.clone());
+                lock(&self.keyring.0.http_challenges).remove(&key);
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Pending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.key {
+            Key::Tls(name) => write!(f, "Pending(tls-alpn-01, {name})"),
+            Key::Http(name, _) => write!(f, "Pending(http-01, {name})"),
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

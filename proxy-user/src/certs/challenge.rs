@@ -1,0 +1,37 @@
+//! The certificate that answers a TLS-ALPN-01 validation, RFC 8737 §3.
+
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use rcgen::{CertificateParams, CustomExtension, DistinguishedName, KeyPair};
+use rustls::ServerConfig;
+use rustls::crypto::aws_lc_rs::default_provider;
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::server::NoServerSessionStorage;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use snisplit_common::name::ServerName;
+
+/// Serves it for a name: self-signed, the name as its only subject, the digest of the key
+/// authorization in a critical `acmeIdentifier`; the protocol is `acme-tls/1` and no other.
+pub(crate) fn server(name: &ServerName, digest: &[u8]) -> Result<ServerConfig> {
+    let mut params = CertificateParams::new(vec![name.to_string()])?;
+    params.distinguished_name = DistinguishedName::new();
+    params.custom_extensions = vec![CustomExtension::new_acme_identifier(digest)];
+    let key = KeyPair::generate()?;
+    let certificate = params.self_signed(&key).context("sign the challenge's certificate")?;
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    let provider = default_provider();
+    let key = provider.key_provider.load_private_key(key)?;
+    // Not `with_single_cert`: it verifies that the two match, and stumbles over the critical
+    // extension that makes this certificate what it is.
+    let pair = CertifiedKey::new(vec![certificate.der().clone()], key);
+    let mut config = ServerConfig::builder_with_provider(Arc::new(provider))
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(pair)));
+    config.alpn_protocols = vec![b"acme-tls/1".to_vec()];
+    // A validation is no session to come back to.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(config)
+}

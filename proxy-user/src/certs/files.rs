@@ -1,0 +1,87 @@
+//! Certificates and keys in PEM files, read again when they change.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::crypto::aws_lc_rs::default_provider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
+use snisplit_common::name::Pattern;
+use tokio::time::sleep;
+use tracing::{info, warn};
+
+use super::Keyring;
+use super::facts::Facts;
+use crate::changes::{Version, version};
+use crate::config::Config;
+use crate::config::terminate::Certificate;
+
+/// How often files are looked at.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// Reads a chain and its key; they must belong together.
+pub(crate) fn load(cert: &Path, key: &Path) -> Result<(CertifiedKey, Facts), String> {
+    let read = |path: &Path| {
+        std::fs::read(path).map_err(|error| format!("{} cannot be read: {error}", path.display()))
+    };
+    let chain = read(cert)?;
+    let secret = read(key)?;
+    pair(&chain, &secret).map_err(|why| format!("{} and {}: {why}", cert.display(), key.display()))
+}
+
+/// The same from what the files hold.
+pub(crate) fn pair(chain: &[u8], key: &[u8]) -> Result<(CertifiedKey, Facts), String> {
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain).collect();
+    let chain = chain.map_err(|why| format!("the certificate is no PEM: {why}"))?;
+    if chain.is_empty() {
+        return Err("there is no certificate".into());
+    }
+    let key = PrivateKeyDer::from_pem_slice(key).map_err(|why| format!("the key: {why}"))?;
+    let facts = Facts::of(&chain[0])?;
+    let pair = CertifiedKey::from_der(chain, key, &default_provider());
+    Ok((pair.map_err(|why| why.to_string())?, facts))
+}
+
+/// Whether the files are good for all the names, and if not, why.
+pub(crate) fn covers(cert: &Path, key: &Path, names: &[Pattern]) -> Result<(), String> {
+    let (_, facts) = load(cert, key)?;
+    match names.iter().find(|name| !facts.cover_all(name)) {
+        Some(name) => {
+            Err(format!("{} is for {}, not for \"{name}\"", cert.display(), facts.names.join(", ")))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Installs what the configuration names, and installs it again whenever a file changes; until it is
+/// dropped.
+pub(crate) async fn keep(config: Arc<Config>, keyring: Keyring) {
+    let mut watched: Vec<(String, [PathBuf; 2], Option<[Version; 2]>)> = Vec::new();
+    for one in config.terminates.iter() {
+        if let Certificate::Files { cert, key } = &one.certificate {
+            watched.push((one.route.label.clone(), [cert.clone(), key.clone()], None));
+        }
+    }
+    while !watched.is_empty() {
+        for (label, [cert, key], seen) in &mut watched {
+            let now = version(cert).zip(version(key)).map(|(cert, key)| [cert, key]);
+            if now.is_none() || *seen == now {
+                continue;
+            }
+            match load(cert, key) {
+                Ok((pair, facts)) => {
+                    if seen.is_some() {
+                        info!(name = %label, cert = %cert.display(), "certificate read again");
+                    }
+                    keyring.install(label, pair, facts);
+                }
+                // Perhaps only one of the two is written yet; the next change is looked at anew.
+                Err(why) => warn!(name = %label, "the old certificate stays: {why}"),
+            }
+            *seen = now;
+        }
+        sleep(EVERY).await;
+    }
+}

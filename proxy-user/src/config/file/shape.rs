@@ -1,0 +1,132 @@
+//! The sections of the file and their keys, as serde reads them.
+
+use serde::Deserialize;
+use toml::Spanned;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct File {
+    pub(super) engine: Option<Spanned<String>>,
+    pub(super) acme_bypass: Option<Spanned<String>>,
+    pub(super) drain: Option<Spanned<String>>,
+    pub(super) access_log: Option<Spanned<String>>,
+    pub(super) access_log_format: Option<Spanned<String>>,
+    #[serde(default)]
+    pub(super) nameservers: Vec<Spanned<String>>,
+    #[serde(default)]
+    pub(super) listener: Vec<Spanned<Listener>>,
+    #[serde(default)]
+    pub(super) route: Vec<Spanned<Route>>,
+    #[serde(default)]
+    pub(super) terminate: Vec<Spanned<Terminate>>,
+    pub(super) acme: Option<Spanned<Acme>>,
+    pub(super) http: Option<Http>,
+    #[serde(default)]
+    pub(super) limits: Limits,
+    #[serde(default)]
+    pub(super) admin: Admin,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Listener {
+    pub(super) address: Spanned<String>,
+    pub(super) hello_timeout: Option<Spanned<String>>,
+    #[serde(default)]
+    pub(super) proxy_protocol_from: Vec<Spanned<String>>,
+    pub(super) starttls: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Route {
+    pub(super) sni: Vec<Spanned<String>>,
+    pub(super) backends: Vec<Spanned<String>>,
+    pub(super) acme: Option<Spanned<String>>,
+    pub(super) send_proxy: Option<Spanned<String>>,
+    pub(super) source: Option<Spanned<String>>,
+    #[serde(default)]
+    pub(super) http_backends: Vec<Spanned<String>>,
+    pub(super) balance: Option<Spanned<String>>,
+    pub(super) check: Option<Spanned<String>>,
+    pub(super) check_interval: Option<Spanned<String>>,
+    pub(super) rise: Option<Spanned<i64>>,
+    pub(super) fall: Option<Spanned<i64>>,
+    pub(super) slow_start: Option<Spanned<String>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Limits {
+    pub(super) hello_bytes: Option<Spanned<i64>>,
+    pub(super) dial_timeout: Option<Spanned<String>>,
+    pub(super) answer_timeout: Option<Spanned<String>>,
+    pub(super) max_connections: Option<Spanned<i64>>,
+    pub(super) max_peeking: Option<Spanned<i64>>,
+    pub(super) per_source: Option<Spanned<i64>>,
+    pub(super) accept_rate: Option<Spanned<i64>>,
+    pub(super) idle_timeout: Option<Spanned<String>>,
+    pub(super) keepalive: Option<Spanned<String>>,
+    pub(super) user_timeout: Option<Spanned<String>>,
+    #[serde(default)]
+    pub(super) backends_allowed: Vec<Spanned<String>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Admin {
+    pub(super) address: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Terminate {
+    pub(super) sni: Vec<Spanned<String>>,
+    pub(super) backends: Vec<Spanned<String>>,
+    pub(super) challenge: Option<Spanned<String>>,
+    pub(super) cert: Option<Spanned<String>>,
+    pub(super) key: Option<Spanned<String>>,
+    #[serde(default)]
+    pub(super) alpn: Vec<Spanned<String>>,
+    pub(super) send_proxy: Option<Spanned<String>>,
+    pub(super) source: Option<Spanned<String>>,
+    pub(super) balance: Option<Spanned<String>>,
+    pub(super) check: Option<Spanned<String>>,
+    pub(super) check_interval: Option<Spanned<String>>,
+    pub(super) rise: Option<Spanned<i64>>,
+    pub(super) fall: Option<Spanned<i64>>,
+    pub(super) slow_start: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Http {
+    pub(super) address: Spanned<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Acme {
+    pub(super) directory: Option<Spanned<String>>,
+    #[serde(default)]
+    pub(super) contact: Vec<Spanned<String>>,
+    pub(super) ca_file: Option<Spanned<String>>,
+    pub(super) state_dir: Option<Spanned<String>>,
+    pub(super) profile: Option<Spanned<String>>,
+    pub(super) eab_kid: Option<Spanned<String>>,
+    pub(super) eab_hmac: Option<Spanned<String>>,
+    pub(super) dns: Option<Spanned<Dns>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Dns {
+    pub(super) provider: Spanned<String>,
+    pub(super) server: Option<Spanned<String>>,
+    pub(super) zone: Option<Spanned<String>>,
+    pub(super) tsig_name: Option<Spanned<String>>,
+    pub(super) tsig_secret: Option<Spanned<String>>,
+    pub(super) tsig_algorithm: Option<Spanned<String>>,
+    pub(super) program: Option<Spanned<String>>,
+    pub(super) propagation_timeout: Option<Spanned<String>>,
+}

@@ -1,0 +1,121 @@
+//! `[[route]]`: names, the back ends they go to, and how these are dialled.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use snisplit_common::balance::Balance;
+use snisplit_common::decide::{AcmePolicy, Policy};
+use snisplit_common::name::Pattern;
+use snisplit_common::proxy_protocol::Version;
+
+use super::Origin;
+
+/// Names and the back ends they go to.
+#[derive(Debug)]
+pub struct Route {
+    /// The first name, which stands for the route in logs and counters.
+    pub label: String,
+    /// `sni`
+    pub names: Vec<Pattern>,
+    /// `backends`
+    pub backends: Vec<Backend>,
+    /// `http_backends`: where HTTP-01 validations of its names go.
+    pub http_backends: Vec<Backend>,
+    /// `acme`
+    pub acme: AcmePolicy,
+    /// `send_proxy`; `None` for `off`.
+    pub send_proxy: Option<Version>,
+    /// `source`
+    pub source: Source,
+    /// `balance`
+    pub balance: Balance,
+    /// `check`; `None` for `off`.
+    pub check: Option<Check>,
+    /// `check_interval`
+    pub check_interval: Duration,
+    /// `rise`: answers in a row that make a back end up.
+    pub rise: u32,
+    /// `fall`: failures in a row that make it down.
+    pub fall: u32,
+    /// `slow_start`: how long a back end that came up takes to its full share; 0 for `off`.
+    pub slow_start: Duration,
+    /// Where it was written.
+    pub origin: Origin,
+    pub(super) turn: AtomicUsize,
+}
+
+/// Where connections go, and how many of them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Backend {
+    /// Where it is.
+    pub place: Place,
+    /// Its share beside the others of its route, 0 to 256; 0 is nothing unless no other answers.
+    pub weight: u16,
+}
+
+/// The address that a back end sees.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Source {
+    /// The agent's own.
+    #[default]
+    Own,
+    /// The client's (IP_TRANSPARENT); `snisplit net` sets up the way back.
+    Client,
+}
+
+/// How a back end is asked whether it is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Check {
+    /// By a TCP connection.
+    Tcp,
+    /// By a TLS handshake with the route's first exact name.
+    Tls,
+}
+
+/// Where a back end is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Place {
+    /// An address and port.
+    Address(SocketAddr),
+    /// A host name, resolved as often as its TTL says, and a port.
+    Name(String, u16),
+    /// A unix socket on this host, by its absolute path.
+    Unix(PathBuf),
+}
+
+impl Policy for Route {
+    fn acme(&self) -> AcmePolicy {
+        self.acme
+    }
+}
+
+impl Route {
+    /// Whether a connection would fare the same on the other route of the same names.
+    pub fn does_the_same(&self, other: &Self) -> bool {
+        self.backends == other.backends
+            && self.http_backends == other.http_backends
+            && self.acme == other.acme
+            && (self.send_proxy, self.source) == (other.send_proxy, other.source)
+            && self.balance == other.balance
+            && (self.check, self.check_interval) == (other.check, other.check_interval)
+            && (self.rise, self.fall, self.slow_start) == (other.rise, other.fall, other.slow_start)
+    }
+
+    /// The number of this connection on the route.
+    pub fn take_turn(&self) -> usize {
+        self.turn.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.place {
+            Place::Address(address) => write!(f, "{address}"),
+            Place::Name(host, port) => write!(f, "{host}:{port}"),
+            Place::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}

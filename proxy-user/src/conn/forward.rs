@@ -1,0 +1,106 @@
+//! Hands a connection to a back end of its route, unread.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use snisplit_common::alert::Alert;
+use snisplit_common::hello::Hello;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep};
+
+use super::connect::Connector;
+use super::dial::{Dial, Dialled, NoBackend, Preface, Replay};
+use super::offer::Offer;
+use super::{Scene, close, note, preface};
+use crate::config::{Route, Source};
+use crate::engine::{End, Pair, Tally, Tier};
+use crate::observe::metrics::Declined;
+use crate::observe::{Outcome, Record};
+
+pub(super) async fn forward(
+    client: TcpStream,
+    (hello, replay): (&Hello, Replay),
+    route: &Route,
+    scene: Scene<'_>,
+    record: &mut Record,
+) -> Outcome {
+    // A CA validates a name several times at once; none of these is anybody's flow.
+    let flow = match hello.is_acme_validation() {
+        true => Ok(None),
+        false => scene.begin(record).map(Some),
+    };
+    let _flow = match flow {
+        Ok(flow) => flow,
+        Err(full) => return close::turn_away(client, full, record),
+    };
+    let header = preface::header(route, hello, &client, record);
+    let offer = |patience| Offer { client: &client, hello: hello.wire_len, patience };
+    let offer = scene.config.limits.answer_timeout.map(offer);
+    match dial(route, Preface { header: &header, replay, offer }, scene, record).await {
+        Ok(dialled) => carry(client, dialled, scene, record).await,
+        Err(NoBackend) => close::refuse(client, Alert::InternalError, "no_backend", record).await,
+    }
+}
+
+/// Dials a back end of the route and takes the time.
+pub(super) async fn dial(
+    route: &Route,
+    preface: Preface<'_>,
+    scene: Scene<'_>,
+    record: &mut Record,
+) -> Result<Dialled, NoBackend> {
+    let Scene { config, shared, .. } = scene;
+    let from = record.entry.client.ip();
+    let dial = Dial {
+        connector: Connector {
+            limits: &config.limits,
+            resolver: &shared.resolver,
+            from: (route.source == Source::Client).then_some(from),
+        },
+        door: &shared.door,
+        backends: &shared.backends,
+        metrics: scene.metrics(),
+    };
+    note::dial(dial.backend(route, from, preface), record).await
+}
+
+async fn carry(
+    client: TcpStream,
+    dialled: Dialled,
+    scene: Scene<'_>,
+    record: &mut Record,
+) -> Outcome {
+    let Dialled { socket, place, told, _counted, _own } = dialled;
+    record.entry.backend = Some(place);
+    scene.tally.tell(told, 0);
+    let Ok(pair) = Pair::new(client, socket, Arc::clone(scene.tally)) else {
+        return Outcome::ClientGone;
+    };
+    let declined = |tier: Tier, reason| {
+        let labels = Declined { engine: tier.name(), reason };
+        scene.metrics().declined.get_or_create(&labels).inc();
+    };
+    unless_idle(scene.shared.ladder.carry(scene.config.engine, pair, declined), scene).await
+}
+
+/// Carries a flow to its end, unless no byte moves for `idle_timeout`.
+pub(super) async fn unless_idle(carried: impl Future<Output = End>, scene: Scene<'_>) -> Outcome {
+    match scene.config.limits.idle_timeout {
+        None => Outcome::Carried(carried.await.name()),
+        Some(limit) => tokio::select! {
+            end = carried => Outcome::Carried(end.name()),
+            () = idle(scene.tally, limit) => Outcome::Idle,
+        },
+    }
+}
+
+/// Waits until no byte has moved for `limit`, give or take a quarter of it.
+async fn idle(tally: &Tally, limit: Duration) {
+    let mut last = (tally.read(), Instant::now());
+    while last.1.elapsed() < limit {
+        sleep(limit / 4).await;
+        if tally.read() != last.0 {
+            last = (tally.read(), Instant::now());
+        }
+    }
+}

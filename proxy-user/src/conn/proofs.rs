@@ -1,0 +1,40 @@
+//! What this agent holds, as a decision wants to know it.
+
+use std::sync::Arc;
+
+use rustls::ServerConfig;
+use snisplit_common::decide::{Certificates, Managed};
+use snisplit_common::name::ServerName;
+
+use crate::certs::Keyring;
+use crate::config::{Config, Terminate};
+
+/// The names of a configuration and the certificates that are there for them.
+#[derive(Clone, Copy)]
+pub(crate) struct Proofs<'p> {
+    pub(crate) config: &'p Config,
+    pub(crate) keyring: &'p Keyring,
+}
+
+/// What a connection is terminated with.
+pub(crate) enum Held<'p> {
+    /// The answer to a CA's validation.
+    Challenge(Arc<ServerConfig>),
+    /// The certificate of a name, and where its traffic goes.
+    Certificate(&'p Terminate, Arc<ServerConfig>),
+}
+
+impl<'p> Certificates for Proofs<'p> {
+    type Held = Held<'p>;
+
+    fn pending(&self, name: &ServerName) -> Option<Held<'p>> {
+        self.keyring.tls_answer(name).map(Held::Challenge)
+    }
+
+    fn managed(&self, name: &ServerName) -> Option<Managed<Held<'p>>> {
+        let owner = self.config.terminates.owner(Some(name))?;
+        let serving = self.keyring.serving(&owner.route.route.label, name);
+        let held = serving.map(|config| Held::Certificate(owner.route, config));
+        Some(Managed { claim: owner.claim, held })
+    }
+}
