@@ -67,11 +67,23 @@ impl Dns {
         self.runs.pid()
     }
 
+    /// All its records.
+    pub fn zone(&self) -> String {
+        let done = self.knotc(&["zone-read", &self.zone]);
+        String::from_utf8_lossy(&done.stdout).into_owned()
+    }
+
+    /// Where `knotc` talks to it.
+    pub fn control_socket(&self) -> &str {
+        &self.control
+    }
+
     fn control(&self, words: &[&str]) {
         let done = self.knotc(words);
         let said = String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned();
         let had_none_before = words[0] == "zone-unset" && said.contains("no such");
-        assert!(done.status.success() || had_none_before, "knotc {words:?}: {said}");
+        let log = self.runs.log();
+        assert!(done.status.success() || had_none_before, "knotc {words:?}: {said}\n{log}");
     }
 
     fn knotc(&self, words: &[&str]) -> Output {

@@ -4,12 +4,16 @@
 //! sleeps; everything waits for a condition with a deadline.
 
 pub mod agent;
+pub mod ari;
 pub mod dns;
 pub mod flow;
 pub mod hello;
 pub mod lab;
+pub mod pebble;
 pub mod peer;
 pub mod stream;
+pub mod tenant;
+pub mod tls;
 pub mod wait;
 
 /// Counts the running test as skipped, loudly: `cargo xtask test` lists all of these, and fails if

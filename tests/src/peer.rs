@@ -5,6 +5,8 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::lab::{Lab, backend};
 use crate::wait::until;
 
@@ -51,6 +53,11 @@ impl Peer {
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
 }
 
 impl Drop for Peer {
@@ -76,6 +83,7 @@ pub fn identity(lab: &Lab, name: &str) -> Identity {
     let mut command = Command::new("openssl");
     command.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]);
     command.args(["-nodes", "-days", "2", "-subj", &format!("/CN={name}")]);
+    command.args(["-addext", "basicConstraints=critical,CA:FALSE"]);
     command.args(["-addext", &format!("subjectAltName=DNS:{name}"), "-keyout"]);
     let done = command.arg(&key).arg("-out").arg(&cert).output().unwrap();
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
@@ -102,6 +110,11 @@ pub fn nginx_behind_proxy(lab: &Lab, port: u16, name: &str) -> Peer {
     nginx_with(lab, at, name, "ssl proxy_protocol", "$proxy_protocol_addr")
 }
 
+/// nginx without TLS.
+pub fn nginx_plain(lab: &Lab, port: u16, word: &str) -> Peer {
+    nginx_with(lab, (&backend(port).to_string(), port), "plain.test", "", word)
+}
+
 /// nginx for `a.test` on a unix socket; it answers on a port too, which says that it is there.
 pub fn nginx_on(lab: &Lab, socket: &str, port: u16) -> Peer {
     let also = format!("ssl; listen {}", backend(port));
@@ -111,9 +124,10 @@ pub fn nginx_on(lab: &Lab, socket: &str, port: u16) -> Peer {
 fn nginx_with(lab: &Lab, (at, port): (&str, u16), name: &str, listen: &str, word: &str) -> Peer {
     let Identity { cert, key } = identity(lab, name);
     let (cert, key) = (cert.display(), key.display());
-    let folder = lab.folder().display();
+    // It gives its folder away to nobody.
+    let folder = lab.folder().join(format!("nginx-{port}")).display().to_string();
     let config = format!(
-        "daemon off; master_process off; pid {folder}/nginx-{port}.pid; error_log stderr;
+        "daemon off; master_process off; pid {folder}.pid; error_log stderr;
          events {{}}
          http {{
            access_log off; client_body_temp_path {folder}; proxy_temp_path {folder};

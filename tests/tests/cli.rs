@@ -78,6 +78,11 @@ fn explain_says_route_line_decision_and_why() {
         &["--sni", "victim.test", "--alpn", "acme-tls/1"],
         &["--sni", "a.test", "--alpn", "acme-tls/1", "--acme-bypass", "never"],
         &["--sni", "victim.test", "--alpn", "acme-tls/1", "--acme-bypass", "always"],
+        &["--sni", "front.test"],
+        &["--sni", "front.test", "--alpn", "acme-tls/1"],
+        &["--sni", "own.wild.test"],
+        &["--sni", "any.zone.test"],
+        &["--sni", "x.b.test"],
         &["--sni", "a.test."],
         &[],
         &["--hello", "../greetings/chromium.bin"],
@@ -100,6 +105,8 @@ fn wrong_flags_are_named() {
         &["--listen", "[::]:443", "--route", "a.test=10.0.0.1:443;acme=maybe"],
         &["--listen", "[::]:443", "--route", "a.test=10.0.0.1:443;send_proxi=v2"],
         &["--listen", "[::]:443", "--route", "a.test=h:1", "--route", "b.test,a.test=h:2"],
+        &["--listen", "[::]:443", "--terminate", "a.test=127.0.0.1:80"],
+        &["--listen", "[::]:443", "--terminate", "a.test=127.0.0.1:80;acme=auto"],
         &["--engine", "warp", "--drain", "soon", "--hello-bytes", "12"],
     ] {
         let output = snisplit(&[&["run"], words].concat());

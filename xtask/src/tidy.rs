@@ -14,12 +14,14 @@ const FUNCTION_LINES: usize = 40;
 const KERNEL_FUNCTION_LINES: usize = 60;
 
 /// Which of our own modules a module may name (design §2): all others are forbidden to it.
-const IMPORTS: [(&str, &[&str]); 6] = [
+const IMPORTS: [(&str, &[&str]); 8] = [
     ("proxy-user/src/engine", &["engine", "kernel", "sys"]),
-    ("proxy-user/src/conn", &["conn", "engine", "observe", "config", "sys"]),
+    ("proxy-user/src/conn", &["conn", "engine", "observe", "certs", "config", "dns", "sys"]),
     ("proxy-user/src/observe", &["observe"]),
     ("proxy-user/src/kernel", &["kernel"]),
-    ("proxy-user/src/config", &["config", "engine", "observe"]),
+    ("proxy-user/src/config", &["config", "certs", "engine", "observe"]),
+    ("proxy-user/src/certs", &["certs", "changes", "config"]),
+    ("proxy-user/src/acme", &["acme", "certs", "config", "dns"]),
     ("proxy-user/src/net", &["config", "sys"]),
 ];
 

@@ -8,15 +8,17 @@ use anyhow::Result;
 use super::{debian, say};
 use crate::run::{cache, loud};
 
-const PACKAGES: [&str; 12] = [
+const PACKAGES: [&str; 14] = [
     "curl",
     "gnutls-bin",
     "haproxy",
     "iproute2",
     "knot",
+    "lego",
     "libnginx-mod-stream",
     "nginx",
     "openssl",
+    "pebble",
     "postgresql",
     "procps",
     "python3-venv",

@@ -8,6 +8,8 @@ use snisplit_tests::agent::{self, Agent};
 use snisplit_tests::lab::{BACKEND, CLIENT, Lab, PROXY, backend};
 use snisplit_tests::peer::{caddy, curl, nginx, openssl, s_client};
 
+mod two_tier;
+
 const ROUTES: [&str; 8] = [
     "--route",
     "a.test=10.91.2.2:8001",
@@ -26,7 +28,7 @@ fn main() {
     println!("                                              Caddy :8002    b.test");
     println!("                                              openssl :8003  *.a.test");
     println!("                                              openssl :8004  * (whatever is left)");
-    println!("\nEach back end has its own certificate and key; snisplit has none.\n");
+    println!("\nEach back end has its own certificate and key; snisplit has none of these.\n");
     let lab = Lab::new();
     let _servers = [
         nginx(&lab, 8001, "a.test", "nginx here"),
@@ -38,6 +40,7 @@ fn main() {
     for engine in ["splice", "copy"] {
         sessions.extend(by_engine(&lab, engine));
     }
+    two_tier::tell();
     summary(&sessions);
 }
 

@@ -1,0 +1,100 @@
+//! A TLS client whose hello can be cut as one likes, and that takes any certificate.
+
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::aws_lc_rs::default_provider;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, Error, SignatureScheme};
+
+/// How the first flight goes out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// As TLS made it.
+    Whole,
+    /// A segment for each byte.
+    Segments,
+    /// A record for each byte of the message, RFC 8446 §5.1.
+    Records,
+}
+
+/// Connects with this ALPN, whatever the certificate, the hello cut so.
+pub fn client(name: &str, alpn: &[&str]) -> ClientConnection {
+    let provider = Arc::new(default_provider());
+    let builder =
+        ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let verifier = Arc::new(Anything);
+    let mut config = builder
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_no_client_auth();
+    config.alpn_protocols = alpn.iter().map(|one| one.as_bytes().to_vec()).collect();
+    let name = ServerName::try_from(name.to_owned()).unwrap();
+    ClientConnection::new(Arc::new(config), name).unwrap()
+}
+
+/// Sends the client's first flight.
+pub fn greet(tls: &mut ClientConnection, mut stream: &TcpStream, cut: Cut) {
+    let mut flight = Vec::new();
+    tls.write_tls(&mut flight).unwrap();
+    let pieces: Vec<Vec<u8>> = match cut {
+        Cut::Whole => vec![flight],
+        Cut::Segments => flight.iter().map(|byte| vec![*byte]).collect(),
+        Cut::Records => {
+            let header = &flight[..3];
+            flight[5..].iter().map(|byte| [header, &[0, 1, *byte]].concat()).collect()
+        }
+    };
+    pieces.iter().for_each(|piece| stream.write_all(piece).unwrap());
+}
+
+/// Shakes hands; then what the server says until it ends the stream.
+pub fn finish(tls: &mut ClientConnection, mut stream: &TcpStream) -> io::Result<Vec<u8>> {
+    while tls.is_handshaking() {
+        tls.complete_io(&mut stream)?;
+    }
+    let mut said = Vec::new();
+    let _until_it_ends = rustls::Stream::new(tls, &mut stream).read_to_end(&mut said)?;
+    Ok(said)
+}
+
+#[derive(Debug)]
+struct Anything;
+
+impl ServerCertVerifier for Anything {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        default_provider().signature_verification_algorithms.supported_schemes()
+    }
+}
