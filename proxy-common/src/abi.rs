@@ -1,34 +1,153 @@
 //! The contract with the kernel programs: names, sizes and layouts that both sides are built from.
 //!
 //! Everything here is `repr(C)` or `repr(u32)`, without `bool` and without padding, so that
-//! `bpftool map dump` prints field and variant names from BTF.
+//! `bpftool map dump` prints field and variant names from BTF. A socket is known by its cookie
+//! (`SO_COOKIE`), which no other one of this boot has.
+
+/// Changes whenever a layout or a meaning does.
+pub const ABI_VERSION: u32 = 1;
 
 /// The verdict program's name in the object and in `bpftool prog`; the kernel keeps 15 bytes.
 pub const VERDICT_PROGRAM: &str = "sni_verdict";
 
-/// Sockets whose received data the verdict program sees, by socket cookie.
+/// [`ABI_VERSION`], one entry.
+pub const ABI_MAP: &str = "abi";
+/// Sockets that may be redirected to, by cookie; no program is attached.
+pub const TARGETS_MAP: &str = "targets";
+/// Sockets whose received data the verdict program sees, by cookie.
 pub const SOURCES_MAP: &str = "sources";
-
-/// How many sockets `sources` holds.
-pub const SOURCES_MAX: usize = 1024;
-
+/// One [`Flow`] for each direction, by the cookie of the socket that receives.
+pub const FLOWS_MAP: &str = "flows";
+/// [`Event`]s for user space.
+pub const EVENTS_MAP: &str = "events";
 /// Counters, one slot for each [`Count`], one set for each CPU.
 pub const COUNTERS_MAP: &str = "counters";
 
-/// Slots of [`COUNTERS_MAP`].
+/// Sockets at once, two for each flow; the loader may make it less.
+pub const SOCKETS_MAX: usize = 262_144;
+/// Bytes of the event ring.
+pub const EVENTS_BYTES: usize = 1 << 20;
+
+/// Bytes of one direction that may wait in the kernel for the peer's socket before user space is asked
+/// to take the direction over. Until it has, the sender meets no resistance.
+pub const BACKLOG_SOFT: u32 = 1 << 20;
+/// Bytes at which nothing more is redirected, whether it has or not.
+pub const BACKLOG_HARD: u32 = 4 << 20;
+
+/// Globals of the program: offsets in kernel structures, from the kernel's BTF.
+pub const SKB_SEQ_OFFSET: &str = "SKB_SEQ_OFFSET";
+/// Of `write_seq` in `tcp_sock`.
+pub const WRITE_SEQ_OFFSET: &str = "WRITE_SEQ_OFFSET";
+/// Of `copied_seq` in `tcp_sock`.
+pub const COPIED_SEQ_OFFSET: &str = "COPIED_SEQ_OFFSET";
+
+/// One direction of a flow, for the program and for people.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Flow {
+    /// The cookie of the socket that sends it on.
+    pub peer: u64,
+    /// Bytes that the kernel redirected.
+    pub redirected: u64,
+    /// Bytes that were left to user space.
+    pub passed: u64,
+    /// Seconds since 1970 when the flow began.
+    pub opened: u64,
+    /// The sender's `write_seq` when the first byte came.
+    pub base: u32,
+    /// The next sequence number that is expected.
+    pub next_seq: u32,
+    /// What becomes of its bytes.
+    pub state: State,
+    /// Which way it goes.
+    pub direction: Direction,
+    /// The client's address; IPv4 as `::ffff:a.b.c.d`.
+    pub client: [u8; 16],
+    /// The back end's address likewise.
+    pub backend: [u8; 16],
+    /// The client's port.
+    pub client_port: u32,
+    /// The back end's port.
+    pub backend_port: u32,
+}
+
+/// What becomes of the bytes of a direction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u32)]
+pub enum State {
+    /// None came yet.
+    #[default]
+    Armed = 0,
+    /// The kernel redirects them.
+    Spliced = 1,
+    /// Its peer is slow: user space is asked to take the direction over, for good.
+    Leaving = 2,
+    /// It has not in time: nothing more is redirected, and bytes are left to it one by one.
+    Spilling = 3,
+    /// Their order is in doubt: nothing is forwarded any more, and the flow is reset.
+    Poisoned = 4,
+}
+
+/// Which way bytes go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Direction {
+    /// From the client to the back end.
+    #[default]
+    Up = 0,
+    /// From the back end to the client.
+    Down = 1,
+}
+
+/// Something that only user space can deal with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Event {
+    /// The socket that received.
+    pub cookie: u64,
+    /// What happened.
+    pub kind: EventKind,
+    /// No padding.
+    pub reserved: u32,
+}
+
+/// What happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum EventKind {
+    /// User space is to carry this direction from now on.
+    Leave = 0,
+    /// The flow must be reset.
+    Poison = 1,
+}
+
+/// Slots of [`COUNTERS_MAP`]: how socket buffers fared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Count {
-    /// Socket buffers that were passed on to the socket's own reader.
-    Passed = 0,
-    /// Bytes in them.
-    PassedBytes = 1,
-    /// Socket buffers without data: a FIN on its own.
-    Empty = 2,
+    /// Redirected.
+    Redirected = 0,
+    /// Left to user space because it was too slow to take over.
+    Passed = 1,
+    /// Dropped, and the flow poisoned: the peer's socket is not to be found.
+    NoTarget = 2,
+    /// Left to user space because the socket belongs to no flow.
+    NoFlow = 3,
+    /// Without data: a FIN on its own.
+    Empty = 4,
+    /// Redirected after bytes that had been forwarded already were cut off in front.
+    Trimmed = 5,
+    /// Dropped, and the flow poisoned: a sequence number that cannot be.
+    BadSequence = 6,
+    /// Dropped, and the flow poisoned: kernel memory could not be read, or the cut failed.
+    Unreadable = 7,
+    /// Events that the ring had no room for.
+    EventLost = 8,
 }
 
 /// How many slots there are.
-pub const COUNTS: usize = 3;
+pub const COUNTS: usize = 9;
 
-const _: () = assert!(Count::Empty as usize + 1 == COUNTS);
+const _: () = assert!(Count::EventLost as usize + 1 == COUNTS);
+const _: () = assert!(size_of::<Flow>() == 88 && size_of::<Event>() == 16);
 const _: () = assert!(VERDICT_PROGRAM.len() <= 15 && COUNTERS_MAP.len() <= 15);

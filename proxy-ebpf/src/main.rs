@@ -1,48 +1,157 @@
 //! The kernel programs of snisplit.
 //!
-//! One so far: a stream verdict that counts what it sees and passes it on. `snisplit doctor` loads
-//! and attaches it to prove that compiler, linker, verifier and sockmap work on a host. It never
-//! drops: what it cannot account for is still the socket's.
+//! `sni_verdict` forwards what one socket of a flow receives to the other one, in the kernel. A byte
+//! is redirected once and in order, or left to user space; where neither is certain, the flow is
+//! poisoned and user space resets it. It counts why.
 
 #![no_std]
 #![no_main]
 
-use aya_ebpf::bindings::sk_action::SK_PASS;
-use aya_ebpf::btf_maps::{PerCpuArray, SockHash};
+use aya_ebpf::bindings::sk_action::{SK_DROP, SK_PASS};
+use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, RingBuf, SockHash};
 use aya_ebpf::macros::{btf_map, stream_verdict};
 use aya_ebpf::programs::SkBuffContext;
-use aya_log_ebpf::debug;
-use snisplit_common::abi::{COUNTS, Count, SOURCES_MAX};
+use aya_log_ebpf::{debug, warn};
+use snisplit_common::abi::{
+    BACKLOG_HARD, BACKLOG_SOFT, COUNTS, Count, EVENTS_BYTES, Event, EventKind, Flow, SOCKETS_MAX,
+    State,
+};
 
-/// Sockets that the verdict program watches, by cookie.
+mod helpers;
+
+/// Entries are allocated when they are needed.
+const NO_PREALLOC: usize = aya_ebpf::bindings::BPF_F_NO_PREALLOC as usize;
+
+#[btf_map(name = "abi")]
+static ABI: Array<u32, 1> = Array::new();
+
+#[btf_map(name = "targets")]
+static TARGETS: SockHash<u64, SOCKETS_MAX> = SockHash::new();
+
 #[btf_map(name = "sources")]
-static SOURCES: SockHash<u64, SOURCES_MAX> = SockHash::new();
+static SOURCES: SockHash<u64, SOCKETS_MAX> = SockHash::new();
 
-/// One slot for each `Count`.
+#[btf_map(name = "flows")]
+static FLOWS: HashMap<u64, Flow, SOCKETS_MAX, NO_PREALLOC> = HashMap::new();
+
+#[btf_map(name = "events")]
+static EVENTS: RingBuf<Event, EVENTS_BYTES> = RingBuf::new();
+
 #[btf_map(name = "counters")]
 static COUNTERS: PerCpuArray<u64, COUNTS> = PerCpuArray::new();
 
 #[stream_verdict]
 fn sni_verdict(ctx: SkBuffContext) -> u32 {
-    match ctx.len() {
-        // A FIN on its own. Passing it is what tells the reader of the end.
-        0 => {
-            add(Count::Empty, 1);
-            debug!(&ctx, "end of stream");
-        }
-        len => {
-            add(Count::Passed, 1);
-            add(Count::PassedBytes, len.into());
+    let len = ctx.len();
+    if len == 0 {
+        // A FIN on its own, of which TCP has told already. Redirected or passed, it could meet a
+        // backlog, whose work takes an empty buffer for EPIPE (sk_psock_backlog, net/core/skmsg.c).
+        count(Count::Empty);
+        debug!(&ctx, "end of stream");
+        return SK_DROP;
+    }
+    let cookie = helpers::cookie(&ctx);
+    let Some(flow) = FLOWS.get_ptr_mut(cookie) else {
+        count(Count::NoFlow);
+        return SK_PASS;
+    };
+    // SAFETY: the entry lives until this program ends (RCU), and what is written here is written by
+    // this program only: the socket's lock is held while it runs for this cookie.
+    let flow = unsafe { &mut *flow };
+    match forward(&ctx, cookie, flow, len) {
+        Ok(verdict) => verdict,
+        Err(why) => {
+            count(why);
+            if flow.state != State::Poisoned {
+                flow.state = State::Poisoned;
+                warn!(&ctx, "flow {} poisoned: {}", cookie, why as u32);
+                tell(cookie, EventKind::Poison);
+            }
+            SK_DROP
         }
     }
-    SK_PASS
 }
 
-fn add(count: Count, n: u64) {
+/// Redirects a buffer, or leaves it to user space. An error is a doubt.
+fn forward(ctx: &SkBuffContext, cookie: u64, flow: &mut Flow, len: u32) -> Result<u32, Count> {
+    match flow.state {
+        State::Poisoned => return Err(Count::BadSequence),
+        State::Armed => begin(cookie, flow)?,
+        State::Spliced | State::Spilling | State::Leaving => {}
+    }
+    let fresh = trim(ctx, flow.next_seq, len)?;
+    flow.next_seq = flow.next_seq.wrapping_add(fresh);
+    if flow.state != State::Spilling {
+        give_up_if_slow(cookie, flow, fresh)?;
+    }
+    if flow.state == State::Spilling {
+        count(Count::Passed);
+        flow.passed += u64::from(fresh);
+        return Ok(SK_PASS);
+    }
+    if TARGETS.redirect_skb(ctx, flow.peer, 0) != SK_PASS.into() {
+        return Err(Count::NoTarget);
+    }
+    flow.redirected += u64::from(fresh);
+    count(if fresh == len { Count::Redirected } else { Count::Trimmed });
+    Ok(SK_PASS)
+}
+
+/// Gives the direction to user space if its peer is slow: by asking it to take over, and if it does
+/// not in time, by redirecting nothing more.
+fn give_up_if_slow(cookie: u64, flow: &mut Flow, fresh: u32) -> Result<(), Count> {
+    let write_seq = helpers::write_seq(flow.peer).ok_or(Count::NoTarget)?;
+    let handed = write_seq.wrapping_sub(flow.base);
+    let backlog = (flow.redirected as u32).wrapping_sub(handed).wrapping_add(fresh);
+    let state = match backlog {
+        0..=BACKLOG_SOFT => return Ok(()),
+        0..=BACKLOG_HARD => State::Leaving,
+        _ => State::Spilling,
+    };
+    if flow.state != state {
+        flow.state = state;
+        tell(cookie, EventKind::Leave);
+    }
+    Ok(())
+}
+
+/// The first buffer of a direction: from now on its numbers are known.
+fn begin(cookie: u64, flow: &mut Flow) -> Result<(), Count> {
+    flow.next_seq = helpers::copied_seq(cookie).ok_or(Count::Unreadable)?;
+    flow.base = helpers::write_seq(flow.peer).ok_or(Count::Unreadable)?;
+    flow.state = State::Spliced;
+    Ok(())
+}
+
+/// Cuts off what was forwarded already, and says how many bytes are left.
+///
+/// `tcp_read_skb` hands over whole buffers whatever their sequence number, and a retransmission may
+/// begin before the bytes that are new in it.
+fn trim(ctx: &SkBuffContext, next_seq: u32, len: u32) -> Result<u32, Count> {
+    let seq = helpers::sequence(ctx).ok_or(Count::Unreadable)?;
+    let overlap = next_seq.wrapping_sub(seq);
+    if overlap == 0 {
+        return Ok(len);
+    }
+    // A gap shows as an overlap of nearly 2^32.
+    if overlap >= len {
+        return Err(Count::BadSequence);
+    }
+    helpers::cut_front(ctx, overlap).ok_or(Count::Unreadable)?;
+    Ok(len - overlap)
+}
+
+fn tell(cookie: u64, kind: EventKind) {
+    if EVENTS.output(Event { cookie, kind, reserved: 0 }, 0).is_err() {
+        count(Count::EventLost);
+    }
+}
+
+fn count(count: Count) {
     if let Some(slot) = COUNTERS.get_ptr_mut(count as u32) {
         // SAFETY: the slot belongs to this CPU, and a verdict program is not preempted by itself
         // there (the sockmap runs it with migration disabled under the socket's lock).
-        unsafe { *slot += n };
+        unsafe { *slot += 1 };
     }
 }
 

@@ -36,6 +36,8 @@ pub use terminate::Terminate;
 /// Everything `run` needs to know.
 #[derive(Debug)]
 pub struct Config {
+    /// `instance`: the name of this agent among others of the host.
+    pub instance: String,
     /// `engine`
     pub engine: Choice,
     /// `acme_bypass`
@@ -106,6 +108,8 @@ pub const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 pub const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// Answers, and failures, in a row that change what is believed of a back end.
 pub const RISE_FALL: (u32, u32) = (2, 3);
+/// The name of an agent that is given none.
+pub const INSTANCE: &str = "default";
 /// The time a drain may take unless the config says otherwise.
 pub const DRAIN: Duration = Duration::from_secs(30);
 

@@ -41,7 +41,6 @@ use proofs::{Held, Proofs};
 use resolve::Resolver;
 
 /// What every connection of the agent shares.
-#[derive(Debug)]
 pub(crate) struct Shared {
     /// Swapped at a reload; a connection keeps the one it was accepted under.
     pub(crate) config: ArcSwap<Config>,

@@ -29,6 +29,7 @@ use crate::observe::{AccessLog, AcmeLog, Metrics, admin};
 
 mod certificates;
 mod checks;
+mod engines;
 mod listeners;
 mod reload;
 mod watch;
@@ -59,7 +60,8 @@ pub fn run(source: &Source) -> Result<()> {
 
 async fn serve(source: &Source, config: Config) -> Result<()> {
     let mut signals = Signals::new()?;
-    let shared = Arc::new(shared(config)?);
+    let (ladder, _pins) = engines::ladder(&config).await?;
+    let shared = Arc::new(shared(config, ladder)?);
     let tasks = TaskTracker::new();
     let mut parts = Parts {
         listeners: Listeners::new(Arc::clone(&shared), tasks.clone()),
@@ -87,11 +89,11 @@ async fn serve(source: &Source, config: Config) -> Result<()> {
     Ok(())
 }
 
-fn shared(config: Config) -> Result<Shared> {
+fn shared(config: Config, ladder: Ladder) -> Result<Shared> {
     let keyring = Keyring::default();
     let observers = observers(&config, &keyring)?;
     Ok(Shared {
-        ladder: Ladder::default(),
+        ladder,
         door: Door::default(),
         backends: Backends::new(observers.metrics.clone()),
         resolver: Resolver::new(observers.metrics.clone()),

@@ -4,9 +4,10 @@
 //! back as they were. After the first byte there is no handing back. `copy` is the reference; every
 //! other engine gives the same bytes, half-closes, resets and tally.
 
+use std::fmt;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use socket2::SockRef;
@@ -17,8 +18,10 @@ use crate::sys;
 
 pub(crate) mod copy;
 mod ladder;
+pub(crate) mod probe;
 mod relay;
 mod socket;
+pub(crate) mod sockmap;
 pub(crate) mod splice;
 
 pub(crate) use ladder::{Choice, Ladder};
@@ -43,6 +46,8 @@ pub enum Tier {
     Copy,
     /// splice(2) through a pooled pipe.
     Splice,
+    /// A verdict program on a socket map.
+    Sockmap,
 }
 
 impl Tier {
@@ -51,6 +56,7 @@ impl Tier {
         match self {
             Self::Copy => "copy",
             Self::Splice => "splice",
+            Self::Sockmap => "sockmap",
         }
     }
 }
@@ -75,6 +81,30 @@ pub(crate) struct Tally {
     /// Bytes from the back end that the client's socket took.
     down: AtomicU64,
     tier: OnceLock<Tier>,
+    /// Counts what moves where user space does not see it.
+    meter: Mutex<Option<Meter>>,
+}
+
+struct Meter(Box<dyn Fn() -> (u64, u64) + Send>);
+
+impl fmt::Debug for Meter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Meter")
+    }
+}
+
+/// A meter that is read; dropping it adds what it says to the tally.
+struct Metered<'t>(&'t Tally);
+
+impl Drop for Metered<'_> {
+    fn drop(&mut self) {
+        let meter = self.0.meter().take();
+        if let Some(Meter(count)) = meter {
+            let (up, down) = count();
+            self.0.up.fetch_add(up, Ordering::Relaxed);
+            self.0.down.fetch_add(down, Ordering::Relaxed);
+        }
+    }
 }
 
 /// How a carried connection ended.
@@ -157,7 +187,18 @@ impl Tally {
 
     /// Bytes up and down.
     pub(crate) fn read(&self) -> (u64, u64) {
-        (self.up.load(Ordering::Relaxed), self.down.load(Ordering::Relaxed))
+        let (up, down) = self.meter().as_ref().map_or((0, 0), |Meter(count)| count());
+        (up + self.up.load(Ordering::Relaxed), down + self.down.load(Ordering::Relaxed))
+    }
+
+    fn meter(&self) -> MutexGuard<'_, Option<Meter>> {
+        self.meter.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads `count` too, up and down, until the answer is dropped.
+    fn metered(&self, count: impl Fn() -> (u64, u64) + Send + 'static) -> Metered<'_> {
+        *self.meter() = Some(Meter(Box::new(count)));
+        Metered(self)
     }
 
     /// The engine that carries the flow, once one does.
@@ -180,7 +221,7 @@ impl End {
 /// Waits until the peer has what was sent before the reset: a reset discards the send queue.
 ///
 /// The kernel has no event for an empty send queue, hence the short looks with growing pauses.
-async fn flush(survivor: &Socket) {
+async fn flush(survivor: &impl AsFd) {
     let deadline = Instant::now() + RESET_FLUSH;
     let mut pause = Duration::from_micros(200);
     while Instant::now() < deadline && sys::unacknowledged(survivor).is_ok_and(|bytes| bytes > 0) {

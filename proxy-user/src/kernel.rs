@@ -1,23 +1,44 @@
 //! The kernel programs, loaded and attached. The only module that says `aya`.
 
-use std::net::TcpStream;
-use std::os::fd::AsRawFd;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use aya::maps::{MapData, MapError, PerCpuArray, SockHash};
+use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf, SockHash};
 use aya::programs::{ProgramError, SkSkb};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use aya_log::EbpfLogger;
 use log::Log;
+use rustix::fs::statfs;
 use rustix::net::sockopt::socket_cookie;
-use snisplit_common::abi::{COUNTERS_MAP, Count, SOURCES_MAP, VERDICT_PROGRAM};
+use snisplit_common::abi::{
+    ABI_MAP, ABI_VERSION, COPIED_SEQ_OFFSET, COUNTERS_MAP, Count, EVENTS_MAP, EventKind, FLOWS_MAP,
+    Flow, SKB_SEQ_OFFSET, SOURCES_MAP, TARGETS_MAP, VERDICT_PROGRAM, WRITE_SEQ_OFFSET,
+};
 use thiserror::Error;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tracing::level_filters::LevelFilter;
 
+use crate::sys;
+
+mod layout;
+mod offsets;
+
+use layout::Bytes;
+use offsets::Offsets;
+
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/snisplit-ebpf"));
+
+/// The maps that people look at.
+pub(crate) const PINNED: [&str; 3] = [ABI_MAP, FLOWS_MAP, COUNTERS_MAP];
 
 /// Why the kernel does not do what it should.
 #[derive(Debug, Error)]
 pub(crate) enum KernelError {
+    #[error("the kernel's types (BTF) do not say where TCP keeps its numbers: {0}")]
+    Offsets(String),
     #[error("the object does not load (CAP_BPF and CAP_NET_ADMIN are needed)")]
     Load(#[from] EbpfError),
     #[error("the object lacks `{0}`")]
@@ -28,42 +49,122 @@ pub(crate) enum KernelError {
     Map(#[from] MapError),
     #[error("the program's log does not open")]
     Log(#[from] aya_log::Error),
-    #[error("a socket has no cookie")]
-    Socket(#[from] std::io::Error),
+    #[error("a socket or a ring does not work")]
+    Socket(#[from] io::Error),
 }
 
 /// The verdict program on its socket map. Dropping it detaches it.
-pub(crate) struct VerdictProgram {
-    sources: SockHash<MapData, u64>,
+pub(crate) struct Verdict {
+    maps: Mutex<Maps>,
     counters: PerCpuArray<MapData, u64>,
-    log: EbpfLogger<&'static dyn Log>,
-    _loaded: Ebpf,
+    log: Mutex<EbpfLogger<&'static dyn Log>>,
+    _loaded: Mutex<Ebpf>,
 }
 
-impl VerdictProgram {
+struct Maps {
+    targets: SockHash<MapData, u64>,
+    sources: SockHash<MapData, u64>,
+    flows: HashMap<MapData, u64, Bytes>,
+}
+
+/// What the program tells, as it happens.
+pub(crate) struct Events(AsyncFd<RingBuf<MapData>>);
+
+/// Where maps can be pinned.
+pub(crate) const BPFFS: &str = "/sys/fs/bpf";
+
+/// Whether it is mounted.
+pub(crate) fn has_bpffs() -> bool {
+    /// linux/magic.h
+    const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
+    statfs(BPFFS).is_ok_and(|mounted| mounted.f_type as u64 == BPF_FS_MAGIC)
+}
+
+/// The cookie of a socket, by which the program knows it.
+pub(crate) fn cookie(socket: impl AsFd) -> Result<u64, KernelError> {
+    Ok(socket_cookie(socket).map_err(io::Error::from)?)
+}
+
+impl Verdict {
     /// Loads and attaches. The level is a constant of the loaded program: at `OFF` the verifier
-    /// removes the log statements, so they cost nothing.
-    pub(crate) fn load(level: LevelFilter) -> Result<Self, KernelError> {
+    /// removes the log statements, so they cost nothing. `pins` is a folder of a bpffs for the maps
+    /// that people look at; nothing of those names may be in it.
+    pub(crate) fn load(
+        level: LevelFilter,
+        pins: Option<&Path>,
+    ) -> Result<(Self, Events), KernelError> {
         let level = ebpf_level(level);
-        let mut ebpf =
-            EbpfLoader::new().override_global(aya_log::LEVEL, &level, true).load(OBJECT)?;
+        let Offsets { skb_seq, write_seq, copied_seq } = Offsets::of_this_kernel()?;
+        let mut loader = EbpfLoader::new();
+        for (name, folder) in PINNED.iter().zip(pins.into_iter().cycle()) {
+            loader.map_pin_path(name, folder.join(name));
+        }
+        let mut ebpf = loader
+            .override_global(aya_log::LEVEL, &level, true)
+            .override_global(SKB_SEQ_OFFSET, &skb_seq, true)
+            .override_global(WRITE_SEQ_OFFSET, &write_seq, true)
+            .override_global(COPIED_SEQ_OFFSET, &copied_seq, true)
+            .load(OBJECT)?;
         let log = EbpfLogger::init(&mut ebpf)?;
         let mut take = |name| ebpf.take_map(name).ok_or(KernelError::Missing(name));
+        let mut abi: Array<MapData, u32> = take(ABI_MAP)?.try_into()?;
+        abi.set(0, ABI_VERSION, 0)?;
         let sources: SockHash<MapData, u64> = take(SOURCES_MAP)?.try_into()?;
+        let ring = RingBuf::try_from(take(EVENTS_MAP)?)?;
+        let events = sys::watch(ring, Interest::READABLE)?;
         let counters = take(COUNTERS_MAP)?.try_into()?;
+        let maps = Maps {
+            targets: take(TARGETS_MAP)?.try_into()?,
+            flows: take(FLOWS_MAP)?.try_into()?,
+            sources,
+        };
         let program: &mut SkSkb = ebpf
             .program_mut(VERDICT_PROGRAM)
             .ok_or(KernelError::Missing(VERDICT_PROGRAM))?
             .try_into()?;
         program.load()?;
-        program.attach(sources.fd())?;
-        Ok(Self { sources, counters, log, _loaded: ebpf })
+        program.attach(maps.sources.fd())?;
+        let (maps, log, _loaded) = (Mutex::new(maps), Mutex::new(log), Mutex::new(ebpf));
+        Ok((Self { maps, counters, log, _loaded }, Events(events)))
     }
 
-    /// Shows the program everything that the socket receives from now on.
-    pub(crate) fn watch(&mut self, socket: &TcpStream) -> Result<(), KernelError> {
-        let cookie = socket_cookie(socket).map_err(std::io::Error::from)?;
-        Ok(self.sources.insert(cookie, socket.as_raw_fd(), 0)?)
+    fn maps(&self) -> MutexGuard<'_, Maps> {
+        self.maps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a socket one that can be redirected to.
+    pub(crate) fn add_target(&self, cookie: u64, socket: &impl AsRawFd) -> Result<(), KernelError> {
+        Ok(self.maps().targets.insert(cookie, socket.as_raw_fd(), 0)?)
+    }
+
+    /// Shows the program everything that a socket receives from now on.
+    pub(crate) fn add_source(&self, cookie: u64, socket: &impl AsRawFd) -> Result<(), KernelError> {
+        Ok(self.maps().sources.insert(cookie, socket.as_raw_fd(), 0)?)
+    }
+
+    /// The program sees no more of what a socket receives; it can still be redirected to.
+    pub(crate) fn remove_source(&self, cookie: u64) {
+        let _gone_already = self.maps().sources.remove(&cookie);
+    }
+
+    /// Takes a socket out altogether. One that was closed has gone by itself.
+    pub(crate) fn remove_socket(&self, cookie: u64) {
+        self.remove_source(cookie);
+        let _gone_already = self.maps().targets.remove(&cookie);
+    }
+
+    /// Notes a direction before its socket becomes a source.
+    pub(crate) fn add_flow(&self, cookie: u64, flow: Flow) -> Result<(), KernelError> {
+        Ok(self.maps().flows.insert(cookie, layout::encode(&flow), 0)?)
+    }
+
+    /// What became of a direction so far.
+    pub(crate) fn flow(&self, cookie: u64) -> Option<Flow> {
+        self.maps().flows.get(&cookie, 0).ok().map(|bytes| layout::decode(&bytes))
+    }
+
+    pub(crate) fn remove_flow(&self, cookie: u64) {
+        let _gone_already = self.maps().flows.remove(&cookie);
     }
 
     /// A counter, summed over all CPUs.
@@ -71,9 +172,32 @@ impl VerdictProgram {
         Ok(self.counters.get(&(count as u32), 0)?.iter().sum())
     }
 
+    /// Events that the ring had no room for.
+    pub(crate) fn events_lost(&self) -> u64 {
+        self.count(Count::EventLost).unwrap_or_default()
+    }
+
     /// Passes on what the program has logged.
-    pub(crate) fn flush_log(&mut self) {
-        self.log.flush();
+    pub(crate) fn flush_log(&self) {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).flush();
+    }
+}
+
+impl Events {
+    /// Waits for the next ones: whose, and what.
+    pub(crate) async fn next(&mut self) -> io::Result<Vec<(u64, EventKind)>> {
+        loop {
+            let mut ready = self.0.readable_mut().await?;
+            let ring = ready.get_inner_mut();
+            let mut events = Vec::new();
+            while let Some(item) = ring.next() {
+                events.extend(layout::event(&item));
+            }
+            ready.clear_ready();
+            if !events.is_empty() {
+                return Ok(events);
+            }
+        }
     }
 }
 

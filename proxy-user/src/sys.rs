@@ -5,9 +5,19 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
 use libc::{SO_RCVLOWAT, SOL_SOCKET, c_int, socklen_t};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// linux/sockios.h gives the terminal's code another name.
 const SIOCOUTQ: libc::Ioctl = libc::TIOCOUTQ;
+
+/// Has tokio watch a descriptor of its owner's.
+pub(crate) fn watch<T: AsFd + AsRawFd>(owner: T, interest: Interest) -> io::Result<AsyncFd<T>> {
+    // SAFETY: the descriptor must stay the same open one until it is deregistered. `AsFd` promises
+    // that of an owner while it lives (std::os::fd, I/O safety), and `AsyncFd` holds the owner and
+    // deregisters before it lets go of it.
+    unsafe { AsyncFd::register_with_interest(owner, interest) }.map_err(io::Error::from)
+}
 
 /// Bytes that were written to a socket and that its peer has not acknowledged, tcp(7); of a unix
 /// socket, bytes that its peer has not read.
@@ -20,6 +30,45 @@ pub(crate) fn unacknowledged(socket: impl AsFd) -> io::Result<usize> {
         0 => Ok(usize::try_from(queued).unwrap_or_default()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Gives memory that is free back to the kernel, malloc_trim(3).
+pub(crate) fn trim_heap() {
+    // SAFETY: takes a number and touches nothing of ours.
+    let _nothing_to_give = unsafe { libc::malloc_trim(0) };
+}
+
+/// What TCP says of a connection, as far as it is of use here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TcpInfo {
+    /// `TCP_ESTABLISHED` and so on, include/net/tcp_states.h.
+    pub(crate) state: u8,
+    /// Bytes that the peer has acknowledged, and one for a SYN or FIN of ours.
+    pub(crate) bytes_acked: u64,
+    /// Bytes that arrived in order, and one for a FIN.
+    pub(crate) bytes_received: u64,
+}
+
+/// `TCP_INFO`, tcp(7); the layout is `struct tcp_info` in include/uapi/linux/tcp.h.
+pub(crate) fn tcp_info(socket: impl AsFd) -> io::Result<TcpInfo> {
+    let mut raw = [0_u8; 136];
+    let mut len = raw.len() as socklen_t;
+    let fd = socket.as_fd().as_raw_fd();
+    let to = raw.as_mut_ptr().cast();
+    // SAFETY: getsockopt writes at most `len` bytes, which is the size of `raw`.
+    let failed =
+        unsafe { libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, to, &raw mut len) };
+    if failed != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if (len as usize) < raw.len() {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    let number = |at: usize| {
+        let bytes = raw[at..].first_chunk();
+        bytes.map_or(0, |bytes| u64::from_ne_bytes(*bytes))
+    };
+    Ok(TcpInfo { state: raw[0], bytes_acked: number(120), bytes_received: number(128) })
 }
 
 /// Sets how many unread bytes make a socket readable, socket(7). The kernel also widens the

@@ -8,8 +8,7 @@ use super::limits::{self, DraftLimits};
 use super::problem::{Problem, Problems};
 use super::routes::{self, DraftRoute};
 use super::terminate::{DraftTerminate, Means};
-use super::{Config, DRAIN, HELLO_TIMEOUT, Listener, Origin, value};
-use crate::engine::Choice;
+use super::{Config, DRAIN, HELLO_TIMEOUT, INSTANCE, Listener, Origin, value};
 
 /// A value and where it was written.
 #[derive(Clone, Debug)]
@@ -21,6 +20,7 @@ pub(super) struct Item<T> {
 /// A configuration that is not understood yet.
 #[derive(Debug, Default)]
 pub(super) struct Draft {
+    pub(super) instance: Option<Item<String>>,
     pub(super) engine: Option<Item<String>>,
     pub(super) acme_bypass: Option<Item<String>>,
     pub(super) drain: Option<Item<String>>,
@@ -49,9 +49,8 @@ pub(super) struct DraftListener {
 pub(super) fn build(draft: Draft) -> Result<Config, Problems> {
     let mut wrong = Wrong(Vec::new());
     let means = Means::of(&draft);
-    let engine = wrong.opt("engine", draft.engine, |text| {
-        text.parse::<Choice>().map_err(|why| format!("\"{text}\" {why}"))
-    });
+    let instance = wrong.opt("instance", draft.instance, |text| value::instance(&text));
+    let engine = wrong.opt("engine", draft.engine, |text| value::engine(&text));
     let acme_bypass = wrong.opt("acme_bypass", draft.acme_bypass, |t| value::acme_bypass(&t));
     let drain = wrong.opt("drain", draft.drain, |text| value::duration(&text));
     let format = draft.access_log_format;
@@ -68,6 +67,7 @@ pub(super) fn build(draft: Draft) -> Result<Config, Problems> {
     let tables = routes::build(draft.routes, draft.terminates, means, &mut wrong);
     match (tables, wrong.0) {
         (Some((routes, terminates)), wrong) if wrong.is_empty() => Ok(Config {
+            instance: instance.unwrap_or_else(|| INSTANCE.into()),
             engine: engine.unwrap_or_default(),
             acme_bypass: acme_bypass.unwrap_or_default(),
             drain: drain.unwrap_or(DRAIN),

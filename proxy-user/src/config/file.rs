@@ -56,6 +56,7 @@ impl Place<'_> {
     fn draft(&self, file: File) -> Draft {
         let listeners = file.listener.into_iter().map(Spanned::into_inner);
         Draft {
+            instance: self.some(file.instance),
             engine: self.some(file.engine),
             acme_bypass: self.some(file.acme_bypass),
             drain: self.some(file.drain),

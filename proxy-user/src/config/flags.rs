@@ -15,7 +15,11 @@ mod text;
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Configuration (wins over the file)")]
 pub struct Overrides {
-    /// Engine: auto, splice or copy [default: auto]
+    /// Name of this agent among others of the host, for its pins in bpffs [default: default]
+    #[arg(long, value_name = "NAME")]
+    instance: Option<String>,
+
+    /// Engine: auto, splice, sockmap or copy [default: auto]
     #[arg(long, value_name = "ENGINE")]
     engine: Option<String>,
 
@@ -143,6 +147,7 @@ pub struct Overrides {
 
 impl Overrides {
     pub(super) fn lay_over(&self, draft: &mut Draft) {
+        set(&mut draft.instance, "--instance", self.instance.as_ref());
         set(&mut draft.engine, "--engine", self.engine.as_ref());
         set(&mut draft.acme_bypass, "--acme-bypass", self.acme_bypass.as_ref());
         set(&mut draft.hello_timeout, "--hello-timeout", self.hello_timeout.as_ref());

@@ -91,7 +91,7 @@ pub(super) fn build(draft: DraftTerminate, means: Means, wrong: &mut Wrong) -> O
     let origin = route.origin.clone();
     let check_at = route.check.as_ref().map_or(&origin, |item| &item.origin).clone();
     let route = routes::route(route, wrong);
-    let alpn = wrong.all("terminate.alpn", alpn, |text| value::protocol(&text));
+    let alpn = wrong.all("terminate.alpn", alpn, |text| protocol(&text));
     let route = route?;
     if route.check == Some(Check::Tls) {
         let text = "these back ends speak no TLS; one of off, tcp";
@@ -115,7 +115,7 @@ fn ordered(
     wrong: &mut Wrong,
 ) -> Certificate {
     let place = asked.as_ref().map_or(&route.origin, |item| &item.origin).clone();
-    let challenge = wrong.opt("terminate.challenge", asked, |text| value::challenge(&text));
+    let challenge = wrong.opt("terminate.challenge", asked, |text| self::challenge(&text));
     let challenge = challenge.unwrap_or(Challenge::TlsAlpn01);
     let lacks = lacks(challenge, means, &route.names);
     let problem = |text| Problem::new(&place, "terminate.challenge", text);
@@ -167,4 +167,22 @@ fn lacks(challenge: Challenge, means: Means, names: &[Pattern]) -> Vec<String> {
     let dns = (challenge == Challenge::Dns01 && means.acme && !means.dns)
         .then(|| String::from("dns-01 needs [acme.dns] with a provider"));
     [wild, acme, http, dns].into_iter().flatten().collect()
+}
+
+fn challenge(text: &str) -> Result<Challenge, String> {
+    let all = [Challenge::TlsAlpn01, Challenge::Http01, Challenge::Dns01];
+    all.into_iter()
+        .find(|challenge| challenge.name() == text)
+        .ok_or_else(|| format!("\"{text}\" is unknown; one of tls-alpn-01, http-01, dns-01"))
+}
+
+/// A protocol for ALPN, RFC 7301.
+fn protocol(text: &str) -> Result<Vec<u8>, String> {
+    match text {
+        "acme-tls/1" => {
+            Err("acme-tls/1 is answered by itself, and only while an order runs".into())
+        }
+        _ if (1..=255).contains(&text.len()) => Ok(text.as_bytes().to_vec()),
+        _ => Err(format!("\"{text}\" is no protocol; write one like \"h2\" or \"http/1.1\"")),
+    }
 }

@@ -11,10 +11,23 @@ use snisplit_common::limits::HELLO_BYTES_MAX;
 use snisplit_common::name::{Pattern, ServerName};
 use snisplit_common::proxy_protocol::Version;
 
+use crate::engine::Choice;
 use crate::observe::access_log::Format;
 
-use super::terminate::Challenge;
 use super::{Backend, Check, Place, Source, Starttls};
+
+/// A name that can be one of a folder.
+pub(super) fn instance(text: &str) -> Result<String, String> {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    match (1..=32).contains(&text.len()) && text.bytes().all(is_plain) {
+        true => Ok(text.to_owned()),
+        false => Err(format!("\"{text}\" is no name; up to 32 letters, digits, - and _")),
+    }
+}
+
+pub(super) fn engine(text: &str) -> Result<Choice, String> {
+    text.parse().map_err(|why| format!("\"{text}\" {why}"))
+}
 
 pub(super) fn acme_bypass(text: &str) -> Result<AcmeBypass, String> {
     match text {
@@ -172,24 +185,6 @@ fn place(text: &str) -> Result<Place, String> {
         Ok(name) => Ok(Place::Name(name.as_str().into(), port)),
         Err(_) if host.contains(':') => wrong("put brackets around an IPv6 address: \"[::1]:443\""),
         Err(why) => wrong(&format!("its host {why}")),
-    }
-}
-
-pub(super) fn challenge(text: &str) -> Result<Challenge, String> {
-    let all = [Challenge::TlsAlpn01, Challenge::Http01, Challenge::Dns01];
-    all.into_iter()
-        .find(|challenge| challenge.name() == text)
-        .ok_or_else(|| format!("\"{text}\" is unknown; one of tls-alpn-01, http-01, dns-01"))
-}
-
-/// A protocol for ALPN, RFC 7301.
-pub(super) fn protocol(text: &str) -> Result<Vec<u8>, String> {
-    match text {
-        "acme-tls/1" => {
-            Err("acme-tls/1 is answered by itself, and only while an order runs".into())
-        }
-        _ if (1..=255).contains(&text.len()) => Ok(text.as_bytes().to_vec()),
-        _ => Err(format!("\"{text}\" is no protocol; write one like \"h2\" or \"http/1.1\"")),
     }
 }
 

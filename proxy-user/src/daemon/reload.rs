@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use snisplit_common::decide::AcmeBypass;
 use tracing::{info, warn};
 
@@ -31,6 +31,9 @@ pub(super) fn reload(source: &Source, shared: &Shared, parts: &mut Parts, by: &s
 
 fn renew(source: &Source, shared: &Shared, parts: &mut Parts) -> Result<()> {
     let new = Arc::new(source.load()?);
+    if !shared.ladder.offers(new.engine) {
+        bail!("engine: {} was not loaded at the start; restart to use it", new.engine);
+    }
     let opened = parts.listeners.open(&new)?;
     parts.certificates.apply(&new, &shared.config.load())?;
     let old = shared.config.swap(Arc::clone(&new));
@@ -53,9 +56,10 @@ fn tell(old: &Config, new: &Config) {
     let changed: Vec<&String> = after.iter().filter(is_changed).map(|(names, _)| names).collect();
     let (added, removed) = (only(&after, &before), only(&before, &after));
     info!(routes = after.len(), ?added, ?removed, ?changed, "reloaded");
-    let at_start = |c: &Config| (c.admin, c.access_log.clone(), c.access_log_format);
+    let at_start =
+        |c: &Config| (c.admin, c.access_log.clone(), c.access_log_format, c.instance.clone());
     if at_start(old) != at_start(new) {
-        warn!("admin, access_log and access_log_format take effect at the next start");
+        warn!("admin, access_log, access_log_format and instance take effect at the next start");
     }
     if old.acme_bypass != new.acme_bypass {
         warn_of_bypass(new);

@@ -5,10 +5,11 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::relay::{Carrier, Filled, relay};
-use super::{End, Engine, Pair, Socket, Tier};
+use super::{End, Engine, Pair, Tier};
 
 /// Bytes in a buffer: one system call moves as much as a GRO super-packet holds.
 const BUFFER: usize = 64 * 1024;
@@ -61,7 +62,7 @@ pub(super) struct CopyCarrier {
 }
 
 impl Carrier for CopyCarrier {
-    fn fill(&mut self, from: &Socket) -> io::Result<Filled> {
+    fn fill(&mut self, from: BorrowedFd<'_>) -> io::Result<Filled> {
         let buffer = self.buffer.get_or_insert_with(|| self.engine.take());
         let (bytes, _) = rustix::io::retry_on_intr(|| {
             rustix::net::recv(from, &mut buffer[..], rustix::net::RecvFlags::empty())
@@ -70,7 +71,7 @@ impl Carrier for CopyCarrier {
         Ok(Filled { bytes, all: bytes > 0 && bytes < BUFFER })
     }
 
-    fn drain(&mut self, to: &Socket) -> io::Result<usize> {
+    fn drain(&mut self, to: BorrowedFd<'_>) -> io::Result<usize> {
         let held = self.buffer.as_deref().map_or(&[][..], |buffer| &buffer[self.start..self.end]);
         let bytes = rustix::io::retry_on_intr(|| {
             rustix::net::send(to, held, rustix::net::SendFlags::NOSIGNAL)

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::copy::Copy;
+use super::sockmap::Sockmap;
 use super::splice::Splice;
 use super::{End, Engine, Pair, Tier};
 
@@ -25,7 +26,8 @@ impl FromStr for Choice {
             "auto" => Ok(Self::Auto),
             "copy" => Ok(Self::Only(Tier::Copy)),
             "splice" => Ok(Self::Only(Tier::Splice)),
-            _ => Err("is no engine; one of auto, splice, copy"),
+            "sockmap" => Ok(Self::Only(Tier::Sockmap)),
+            _ => Err("is no engine; one of auto, splice, sockmap, copy"),
         }
     }
 }
@@ -40,23 +42,40 @@ impl fmt::Display for Choice {
 }
 
 /// All engines and the order to try them in.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Ladder {
+    /// Loaded at the start, if it was asked for.
+    sockmap: Option<Sockmap>,
     splice: Splice,
     copy: Copy,
 }
 
 impl Choice {
+    fn wants(self, tier: Tier) -> bool {
+        self.order().contains(&tier)
+    }
+
     /// The engines to try, best first; `copy`, which never declines, is the last.
     pub const fn order(self) -> &'static [Tier] {
         match self {
             Self::Auto | Self::Only(Tier::Splice) => &[Tier::Splice, Tier::Copy],
+            Self::Only(Tier::Sockmap) => &[Tier::Sockmap, Tier::Splice, Tier::Copy],
             Self::Only(Tier::Copy) => &[Tier::Copy],
         }
     }
 }
 
 impl Ladder {
+    /// With the engine that needs the kernel's help.
+    pub(crate) fn with_sockmap(sockmap: Sockmap) -> Self {
+        Self { sockmap: Some(sockmap), ..Self::default() }
+    }
+
+    /// Whether it can do what a configuration asks for.
+    pub(crate) fn offers(&self, choice: Choice) -> bool {
+        !choice.wants(Tier::Sockmap) || self.sockmap.is_some()
+    }
+
     /// Carries a pair to its end. Tells `declined` which engine handed it back, and why.
     pub(crate) async fn carry(
         &self,
@@ -64,7 +83,16 @@ impl Ladder {
         mut pair: Pair,
         declined: impl Fn(Tier, &'static str),
     ) -> End {
-        if choice.order().contains(&Tier::Splice) {
+        if let Some(sockmap) = self.sockmap.as_ref().filter(|_| choice.wants(Tier::Sockmap)) {
+            match sockmap.carry(pair).await {
+                Ok(end) => return end,
+                Err(back) => {
+                    declined(Tier::Sockmap, back.reason);
+                    pair = back.pair;
+                }
+            }
+        }
+        if choice.wants(Tier::Splice) {
             match self.splice.carry(pair).await {
                 Ok(end) => return end,
                 Err(back) => {

@@ -5,6 +5,7 @@
 //! that came before it.
 
 use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -17,9 +18,9 @@ use super::{End, Pair, Side, Socket};
 /// Holds the bytes between a read and a write. Holds no resource while it holds no bytes.
 pub(super) trait Carrier {
     /// Takes what the socket has. `Ok(Filled { bytes: 0, .. })` is the end of stream.
-    fn fill(&mut self, from: &Socket) -> io::Result<Filled>;
+    fn fill(&mut self, from: BorrowedFd<'_>) -> io::Result<Filled>;
     /// Gives what it can to the socket and says how many bytes that were.
-    fn drain(&mut self, to: &Socket) -> io::Result<usize>;
+    fn drain(&mut self, to: BorrowedFd<'_>) -> io::Result<usize>;
     /// Bytes taken and not given.
     fn held(&self) -> usize;
     /// Nothing is held and nothing is coming: give back the buffer or pipe.
@@ -122,7 +123,7 @@ fn fill<C: Carrier>(carrier: &mut C, from: &Socket) -> io::Result<Option<Filled>
     // An error of kind WouldBlock makes tokio wait for the next event, so it also stands for "that
     // was all": it saves the read that would find nothing.
     let more = from.try_io(Interest::READABLE, || {
-        let filled = got.insert(carrier.fill(from)?);
+        let filled = got.insert(carrier.fill(from.as_fd())?);
         if filled.all { Err(ErrorKind::WouldBlock.into()) } else { Ok(()) }
     });
     match more {
@@ -133,7 +134,7 @@ fn fill<C: Carrier>(carrier: &mut C, from: &Socket) -> io::Result<Option<Filled>
 
 async fn drain<C: Carrier>(carrier: &mut C, to: &Socket, moved: &AtomicU64) -> io::Result<()> {
     while carrier.held() > 0 {
-        match to.try_io(Interest::WRITABLE, || carrier.drain(to)) {
+        match to.try_io(Interest::WRITABLE, || carrier.drain(to.as_fd())) {
             Ok(bytes) => {
                 moved.fetch_add(bytes as u64, Ordering::Relaxed);
             }

@@ -4,12 +4,12 @@
 //! more. A pipe that still holds bytes when its flow breaks is closed: it must not meet another.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::copy::{Copy, CopyCarrier};
 use super::relay::{Carrier, Filled, relay};
-use super::{Declined, End, Engine, Pair, Socket, Tier};
+use super::{Declined, End, Engine, Pair, Tier};
 use rustix::pipe::{PipeFlags, SpliceFlags};
 
 /// Bytes asked for at once, and of pipe; above fs.pipe-max-size the kernel's default must do.
@@ -51,8 +51,13 @@ impl Engine for Splice {
 }
 
 impl Splice {
-    fn carrier(&self) -> SpliceCarrier {
+    pub(super) fn carrier(&self) -> SpliceCarrier {
         SpliceCarrier { engine: self.clone(), pipe: None, spare: self.copy.carrier() }
+    }
+
+    /// Copies instead, for bytes that splice(2) does not see.
+    pub(super) fn spare(&self) -> CopyCarrier {
+        self.copy.carrier()
     }
 
     fn take(&self) -> io::Result<Pipe> {
@@ -78,7 +83,7 @@ impl Pipe {
 }
 
 /// One direction's pipe, while there is something in it.
-struct SpliceCarrier {
+pub(super) struct SpliceCarrier {
     engine: Splice,
     pipe: Option<Pipe>,
     /// Carries a burst for which there is no pipe (descriptors ran out in mid-flow).
@@ -86,7 +91,7 @@ struct SpliceCarrier {
 }
 
 impl Carrier for SpliceCarrier {
-    fn fill(&mut self, from: &Socket) -> io::Result<Filled> {
+    fn fill(&mut self, from: BorrowedFd<'_>) -> io::Result<Filled> {
         let pipe = match self.pipe.take().map_or_else(|| self.engine.take(), Ok) {
             Ok(pipe) => self.pipe.insert(pipe),
             Err(_) => return self.spare.fill(from),
@@ -96,7 +101,7 @@ impl Carrier for SpliceCarrier {
         Ok(Filled { bytes, all: bytes > 0 && bytes < SLOTS })
     }
 
-    fn drain(&mut self, to: &Socket) -> io::Result<usize> {
+    fn drain(&mut self, to: BorrowedFd<'_>) -> io::Result<usize> {
         if self.spare.held() > 0 {
             return self.spare.drain(to);
         }

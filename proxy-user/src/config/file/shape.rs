@@ -6,6 +6,7 @@ use toml::Spanned;
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct File {
+    pub(super) instance: Option<Spanned<String>>,
     pub(super) engine: Option<Spanned<String>>,
     pub(super) acme_bypass: Option<Spanned<String>>,
     pub(super) drain: Option<Spanned<String>>,

@@ -1,0 +1,95 @@
+//! The kernel's helpers, each behind a function that cannot be called wrongly.
+
+use core::ptr;
+
+use aya_ebpf::cty::c_void;
+use aya_ebpf::helpers::generated::{
+    bpf_get_socket_cookie, bpf_map_lookup_elem, bpf_probe_read_kernel, bpf_sk_release,
+    bpf_skc_to_tcp_sock,
+};
+use aya_ebpf::programs::SkBuffContext;
+use aya_ebpf::{EbpfContext as _, Global};
+
+use super::TARGETS;
+
+/// Of the sequence number in an `sk_buff` that TCP owns (`TCP_SKB_CB`, include/net/tcp.h).
+#[unsafe(no_mangle)]
+static SKB_SEQ_OFFSET: Global<u32> = Global::new(0);
+/// Of `write_seq` in a `tcp_sock`: the end of what was handed to it.
+#[unsafe(no_mangle)]
+static WRITE_SEQ_OFFSET: Global<u32> = Global::new(0);
+/// Of `copied_seq` in a `tcp_sock`: the beginning of what was not read.
+#[unsafe(no_mangle)]
+static COPIED_SEQ_OFFSET: Global<u32> = Global::new(0);
+
+/// Most bytes that one call of `bpf_skb_adjust_room` takes away (sk_skb_adjust_room, net/core/filter.c).
+const ADJUST_MAX: u32 = 0xfff;
+/// Calls that take away as much as a GRO super-packet holds.
+const ADJUST_CALLS: u32 = 17;
+
+/// The cookie of the socket that received.
+pub(crate) fn cookie(ctx: &SkBuffContext) -> u64 {
+    // SAFETY: the helper reads the socket of the context that the kernel gave us.
+    unsafe { bpf_get_socket_cookie(ctx.as_ptr()) }
+}
+
+/// The sequence number of the first byte in the buffer.
+pub(crate) fn sequence(ctx: &SkBuffContext) -> Option<u32> {
+    let offset = SKB_SEQ_OFFSET.load() as usize;
+    // SAFETY: the context of this program type is the `sk_buff` itself; the address is read as
+    // kernel memory and never dereferenced here.
+    read_u32(unsafe { ctx.as_ptr().byte_add(offset) })
+}
+
+/// The end of what was handed to a target's TCP.
+pub(crate) fn write_seq(target: u64) -> Option<u32> {
+    of_target(target, WRITE_SEQ_OFFSET.load())
+}
+
+/// The beginning of what was not taken from a target.
+pub(crate) fn copied_seq(target: u64) -> Option<u32> {
+    of_target(target, COPIED_SEQ_OFFSET.load())
+}
+
+fn of_target(cookie: u64, offset: u32) -> Option<u32> {
+    // SAFETY: a map is known by the address of its static, and the key is on our stack.
+    let socket = unsafe {
+        bpf_map_lookup_elem(ptr::from_ref(&TARGETS).cast_mut().cast(), (&raw const cookie).cast())
+    };
+    if socket.is_null() {
+        return None;
+    }
+    // SAFETY: the look-up gave a referenced socket.
+    let tcp = unsafe { bpf_skc_to_tcp_sock(socket) };
+    let number = match tcp.is_null() {
+        true => None,
+        // SAFETY: read as kernel memory, never dereferenced here.
+        false => read_u32(unsafe { tcp.cast::<c_void>().byte_add(offset as usize) }),
+    };
+    // SAFETY: the reference that the look-up took, given back once.
+    unsafe { bpf_sk_release(socket) };
+    number
+}
+
+fn read_u32(from: *mut c_void) -> Option<u32> {
+    let mut number = 0_u32;
+    // SAFETY: the helper writes four bytes to `number`, and checks the address it reads.
+    match unsafe { bpf_probe_read_kernel((&raw mut number).cast(), 4, from) } {
+        0 => Some(number),
+        _ => None,
+    }
+}
+
+/// Takes bytes away in front.
+pub(crate) fn cut_front(ctx: &SkBuffContext, bytes: u32) -> Option<()> {
+    let mut left = bytes;
+    for _ in 0..ADJUST_CALLS {
+        if left == 0 {
+            break;
+        }
+        let step = if left > ADJUST_MAX { ADJUST_MAX } else { left };
+        ctx.skb.adjust_room(-(step as i32), 0, 0).ok()?;
+        left -= step;
+    }
+    (left == 0).then_some(())
+}

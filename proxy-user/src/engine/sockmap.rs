@@ -1,0 +1,158 @@
+//! The kernel forwards: a verdict program on a socket map redirects what one socket receives to the
+//! other. User space only ends flows, and relays what a slow receiver leaves to it.
+//!
+//! Order of arming: targets first, sources second, then a kick for the bytes that wait already; each
+//! step is race-free under the socket's lock, and nothing is read before. Why, and every trap on the
+//! way, stands in `proxy-ebpf` and ARCHITECTURE.md.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use snisplit_common::abi::{Direction, Flow};
+use tokio::net::TcpStream;
+use tracing::level_filters::LevelFilter;
+
+use super::splice::Splice;
+use super::{Declined, End, Engine, Pair, Side, Socket, Tier};
+use crate::kernel::{KernelError, Verdict};
+use crate::sys;
+
+mod flow;
+mod keeper;
+mod lane;
+
+use flow::{Account, Armed};
+use keeper::Keeper;
+use lane::Lane;
+
+/// include/net/tcp_states.h
+const TCP_ESTABLISHED: u8 = 1;
+
+/// Forwards by sockmap; cloning shares it.
+#[derive(Clone)]
+pub(crate) struct Sockmap {
+    verdict: Arc<Verdict>,
+    keeper: Arc<Keeper>,
+    /// For directions that the kernel gives up.
+    splice: Splice,
+}
+
+impl Sockmap {
+    /// Loads the program, and begins to listen to it. Needs a running tokio.
+    pub(crate) fn load(log: LevelFilter, pins: Option<&Path>) -> Result<Self, KernelError> {
+        let (verdict, events) = Verdict::load(log, pins)?;
+        let verdict = Arc::new(verdict);
+        let keeper = Arc::new(Keeper::start(Arc::clone(&verdict), events)?);
+        Ok(Self { verdict, keeper, splice: Splice::default() })
+    }
+
+    /// The program's counters and log.
+    pub(crate) fn verdict(&self) -> &Verdict {
+        &self.verdict
+    }
+
+    /// Everything up to the kick. `Err` is the pair as it was, and why.
+    fn arm(&self, pair: Pair) -> Result<Armed, Declined> {
+        let Pair { client: Socket::Tcp(client), backend: Socket::Tcp(backend), .. } = &pair else {
+            return Err(Declined { pair, reason: "not_tcp" });
+        };
+        // A half-closed socket cannot become a source (sock_map_sk_state_allowed).
+        let is_open = |socket: &TcpStream| {
+            sys::tcp_info(socket).is_ok_and(|info| info.state == TCP_ESTABLISHED)
+        };
+        if !is_open(client) || !is_open(backend) {
+            return Err(Declined { pair, reason: "half_closed" });
+        }
+        let account = match self.enter(client, backend) {
+            Ok(account) => account,
+            Err(reason) => return Err(Declined { pair, reason }),
+        };
+        match pair {
+            Pair { client: Socket::Tcp(client), backend: Socket::Tcp(backend), tally } => {
+                Ok(Armed { client, backend, tally, account })
+            }
+            pair => Err(Declined { pair, reason: "not_tcp" }),
+        }
+    }
+
+    /// Puts both sockets into the maps, or leaves nothing of them there.
+    fn enter(&self, client: &TcpStream, backend: &TcpStream) -> Result<Account, &'static str> {
+        let verdict = &self.verdict;
+        let lanes = self.prepare(client, backend).map_err(|_| "no_account")?;
+        let account = Account::new(Arc::clone(verdict), lanes);
+        let [up, down] = lanes;
+        let targets = verdict
+            .add_target(up.cookie, client)
+            .and_then(|()| verdict.add_target(down.cookie, backend));
+        targets.map_err(|_| "no_room")?;
+        // From here on bytes may move. Who closes its side in this very instant cannot be a source
+        // any more; that is handed back only if the other one has not begun.
+        verdict.add_source(down.cookie, backend).map_err(|_| "no_source")?;
+        verdict.add_source(up.cookie, client).map_err(|_| {
+            let is_untouched = |flow: &Flow| flow.redirected == 0 && flow.passed == 0;
+            verdict.remove_socket(down.cookie);
+            match verdict.flow(down.cookie).is_some_and(|flow| is_untouched(&flow)) {
+                true => "no_source",
+                false => BEGUN,
+            }
+        })?;
+        Ok(account)
+    }
+
+    /// The accounts of both directions, on both sides of the kernel's line.
+    fn prepare(&self, client: &TcpStream, backend: &TcpStream) -> Result<[Lane; 2], KernelError> {
+        let up = Lane::open(Side::Client, client, backend)?;
+        let down = Lane::open(Side::Backend, backend, client)?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let (from, to) = (client.peer_addr()?, backend.peer_addr()?);
+        let flow = |peer, direction| Flow {
+            peer,
+            opened: now.as_secs(),
+            direction,
+            client: octets(from),
+            client_port: from.port().into(),
+            backend: octets(to),
+            backend_port: to.port().into(),
+            ..Flow::default()
+        };
+        let added = self
+            .verdict
+            .add_flow(up.cookie, flow(down.cookie, Direction::Up))
+            .and_then(|()| self.verdict.add_flow(down.cookie, flow(up.cookie, Direction::Down)));
+        if added.is_err() {
+            self.verdict.remove_flow(up.cookie);
+        }
+        added.map(|()| [up, down])
+    }
+}
+
+/// Not handed back: a byte has moved.
+const BEGUN: &str = "begun";
+
+fn octets(address: SocketAddr) -> [u8; 16] {
+    match address.ip() {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    }
+}
+
+impl Engine for Sockmap {
+    type Declined = Declined;
+
+    async fn carry(&self, pair: Pair) -> Result<End, Declined> {
+        let tally = Arc::clone(&pair.tally);
+        let armed = match self.arm(pair) {
+            Ok(armed) => armed,
+            Err(Declined { pair, reason: BEGUN }) => {
+                // In doubt: dropping the pair resets both.
+                pair.settle(Tier::Sockmap);
+                return Ok(End::ClientReset);
+            }
+            Err(declined) => return Err(declined),
+        };
+        let _once = tally.tier.set(Tier::Sockmap);
+        Ok(armed.run(self).await)
+    }
+}
