@@ -7,6 +7,9 @@ use crate::hello::Hello;
 use crate::lab::{Lab, backend};
 use crate::stream::{accept, connect, listen, read_some, write};
 
+/// What every engine must do alike is tested on each of these.
+pub const ENGINES: [&str; 3] = ["copy", "splice", "sockmap"];
+
 /// One flow through the agent, its greeting already at the back end.
 #[derive(Debug)]
 pub struct Flow {

@@ -61,6 +61,31 @@ impl Lab {
         });
     }
 
+    /// Loses so many of a hundred TCP packets, at random, each way on both links, and doubles two more
+    /// on their way to the proxy. This kernel has no `sch_netem`; netfilter does it as well.
+    pub fn impair(&self, percent: u32) {
+        let lose = format!("\"lo\" meta l4proto tcp numgen random mod 100 < {percent} drop");
+        let proxy = format!(
+            "table inet sp {{
+               chain in {{ type filter hook prerouting priority raw; iifname != {lose}; }}
+               chain out {{ type filter hook output priority raw; oifname != {lose}; }}
+             }}"
+        );
+        self.proxy(|| nft(&proxy));
+        let double = |link: &str| {
+            format!(
+                "table netdev sp {{
+                   chain out {{
+                     type filter hook egress device {link} priority 0;
+                     meta l4proto tcp numgen random mod 100 < 2 dup to {link};
+                   }}
+                 }}"
+            )
+        };
+        self.client(|| nft(&double("to-1001")));
+        self.backends(|| nft(&double("to-2001")));
+    }
+
     /// Gives the back ends one more address.
     pub fn add_backend_address(&self, address: IpAddr) {
         let prefix = if address.is_ipv4() { 24 } else { 64 };
@@ -173,6 +198,13 @@ fn join(left: (&Namespace, Ipv4Addr, u16), right: (&Namespace, Ipv4Addr, u16)) {
         }
         ip(&["-n", name, "link", "set", link, "up"]);
     }
+}
+
+fn nft(rules: &str) {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&file, rules).unwrap();
+    let done = Command::new("nft").arg("-f").arg(file.path()).output().unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
 }
 
 fn ip(words: &[&str]) {

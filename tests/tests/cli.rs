@@ -125,7 +125,7 @@ fn doctor_loads_and_runs_the_kernel_program() {
     let output = lab.proxy(|| command.output()).unwrap();
     let text = said(&output);
     assert!(output.status.success(), "{text}");
-    assert!(text.contains("counted 4 bytes and an end of stream"), "{text}");
+    assert!(text.contains("ok    engine sockmap   flows over loopback"), "{text}");
     assert!(text.contains("DEBUG end of stream"), "the kernel program's own log: {text}");
     assert!(text.contains("ok    engine splice"), "{text}");
 
@@ -143,6 +143,6 @@ fn doctor_says_why_not() {
     let output = lab.proxy(|| command.output()).unwrap();
     let text = said(&output);
     assert_eq!(output.status.code(), Some(1), "{text}");
-    assert!(text.contains("NO    kernel programs"), "{text}");
+    assert!(text.contains("NO    engine sockmap"), "{text}");
     assert!(text.contains("CAP_BPF"), "{text}");
 }

@@ -4,12 +4,12 @@ use std::io::ErrorKind;
 use std::thread;
 use std::time::Duration;
 
-use snisplit_tests::flow::Flow;
+use snisplit_tests::flow::{ENGINES, Flow};
 use snisplit_tests::stream::{Noise, ending, finish, hash_all, read_all, read_some, reset, write};
 use snisplit_tests::wait::{pass, until};
 
 fn on_each_engine(test: impl Fn(Flow)) {
-    for engine in ["copy", "splice"] {
+    for engine in ENGINES {
         test(Flow::open(engine));
     }
 }

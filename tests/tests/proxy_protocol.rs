@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::process::Command;
 
 use snisplit_tests::agent::{self, Agent};
+use snisplit_tests::flow::ENGINES;
 use snisplit_tests::hello::Hello;
 use snisplit_tests::lab::{Lab, backend};
 use snisplit_tests::peer::{Peer, curl, haproxy, identity, nginx_behind_proxy, written};
@@ -74,7 +75,7 @@ fn nginx_behind_us_learns_the_client() {
         let lab = Lab::new();
         let _nginx = nginx_behind_proxy(&lab, 8001, "a.test");
         let route = format!("a.test=10.91.2.2:8001;send_proxy={version}");
-        for engine in ["copy", "splice"] {
+        for engine in ENGINES {
             let agent = Agent::start(&lab, &["--engine", engine, "--route", &route]);
             let done = curl(&lab, "https://a.test/", &[]);
             assert_eq!(String::from_utf8_lossy(&done.stdout), "10.91.1.2", "{done:?}");

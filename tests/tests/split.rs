@@ -3,6 +3,7 @@
 use std::process::{Command, Stdio};
 
 use snisplit_tests::agent::{self, Agent};
+use snisplit_tests::flow::ENGINES;
 use snisplit_tests::lab::{BACKEND6, CLIENT, Lab, PROXY6, backend, has_ipv6};
 use snisplit_tests::peer::{caddy, curl, nginx, openssl, s_client, traefik};
 use snisplit_tests::skip;
@@ -21,7 +22,7 @@ fn four_kinds_of_back_end_by_name() {
     let more = ["traefik.test=10.91.2.2:8003", "*.test=10.91.2.2:8004"];
     let flags: Vec<&str> =
         routes.iter().chain(&more).flat_map(|route| ["--route", *route]).collect();
-    for engine in ["copy", "splice"] {
+    for engine in ENGINES {
         let agent = Agent::start(&lab, &[&flags[..], &["--engine", engine]].concat());
         for version in ["1.2", "1.3"] {
             each_answers(&lab, &agent, engine, version);
@@ -92,7 +93,7 @@ fn ipv6_on_both_sides() {
 fn early_data_reaches_the_back_end() {
     let lab = Lab::new();
     let server = openssl(&lab, backend(8001), "a.test", &["-early_data", "-no_anti_replay"]);
-    for engine in ["copy", "splice"] {
+    for engine in ENGINES {
         let agent = Agent::start(&lab, &["--engine", engine, "--route", "a.test=10.91.2.2:8001"]);
         let session = lab.folder().join(format!("session-{engine}"));
         let session = session.to_str().unwrap();

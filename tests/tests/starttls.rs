@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use snisplit_tests::agent::{self, Agent};
+use snisplit_tests::flow::ENGINES;
 use snisplit_tests::lab::{Lab, backend};
 use snisplit_tests::peer::{Peer, identity};
 use snisplit_tests::stream::{connect, finish, read_all, read_some, write};
@@ -80,7 +81,7 @@ fn psql_reaches_the_server_of_its_server_name() {
     let _servers =
         [server(&lab, &template, 8001, "a.test"), server(&lab, &template, 8002, "b.test")];
     let routes = ["--route", "a.test=10.91.2.2:8001", "--route", "b.test=10.91.2.2:8002"];
-    for engine in ["copy", "splice"] {
+    for engine in ENGINES {
         let more = ["--starttls", "postgres", "--engine", engine];
         let agent = Agent::start(&lab, &[&routes[..], &more].concat());
         for name in ["a.test", "b.test"] {

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::process::{Command, Output};
 
 use snisplit_tests::agent::{self, Agent, PORT, binary};
+use snisplit_tests::flow::ENGINES;
 use snisplit_tests::hello::Hello;
 use snisplit_tests::lab::{BACKEND6, CLIENT, Lab, PROXY6, backend, has_ipv6};
 use snisplit_tests::stream::{accept, connect, finish, listen, read_all, read_some, write};
@@ -34,7 +35,7 @@ fn a_back_end_sees_the_client_itself() {
     assert!(there.status.success(), "{}", text(&there));
     assert_eq!(text(&net(&lab, "apply", &flags)), "", "there is nothing left to do");
 
-    for engine in ["copy", "splice"] {
+    for engine in ENGINES {
         let agent = Agent::start(&lab, &["--engine", engine, "--route", BOTH]);
         for way in ways() {
             flow(&lab, &agent, engine, way);

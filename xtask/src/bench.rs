@@ -13,7 +13,7 @@ use crate::suite;
 /// Everything below this line of the page is written anew.
 const MARK: &str = "<!-- cargo xtask bench -->\n";
 const REFERENCE: &str = "haproxy";
-const CANDIDATES: [&str; 4] = ["direct", "copy", "splice", "haproxy"];
+const CANDIDATES: [&str; 5] = ["direct", "copy", "splice", "sockmap", "haproxy"];
 
 pub(crate) fn run(rounds: usize, seconds: u64) -> Result<()> {
     let out = root().join("target/bench.json");

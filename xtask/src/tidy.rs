@@ -18,7 +18,7 @@ const IMPORTS: [(&str, &[&str]); 8] = [
     ("proxy-user/src/engine", &["engine", "kernel", "sys"]),
     ("proxy-user/src/conn", &["conn", "engine", "observe", "certs", "config", "dns", "sys"]),
     ("proxy-user/src/observe", &["observe"]),
-    ("proxy-user/src/kernel", &["kernel"]),
+    ("proxy-user/src/kernel", &["kernel", "sys"]),
     ("proxy-user/src/config", &["config", "certs", "engine", "observe"]),
     ("proxy-user/src/certs", &["certs", "changes", "config"]),
     ("proxy-user/src/acme", &["acme", "certs", "config", "dns"]),

@@ -8,7 +8,8 @@ use anyhow::Result;
 use super::{debian, say};
 use crate::run::{cache, loud};
 
-const PACKAGES: [&str; 14] = [
+const PACKAGES: [&str; 16] = [
+    "bpftool",
     "curl",
     "gnutls-bin",
     "haproxy",
@@ -16,6 +17,7 @@ const PACKAGES: [&str; 14] = [
     "knot",
     "lego",
     "libnginx-mod-stream",
+    "nftables",
     "nginx",
     "openssl",
     "pebble",

@@ -22,7 +22,7 @@ use candidate::Candidate;
 mod candidate;
 mod siege;
 
-const CANDIDATES: [&str; 4] = ["direct", "copy", "splice", "haproxy"];
+const CANDIDATES: [&str; 5] = ["direct", "copy", "splice", "sockmap", "haproxy"];
 const BACKEND_PORT: u16 = 8001;
 
 /// What the client asks for behind its hello, in nine bytes of one letter.

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use snisplit_tests::agent::{self, Agent};
 use snisplit_tests::hello::Hello;
 use snisplit_tests::lab::Lab;
-use snisplit_tests::wait::pass;
+use snisplit_tests::wait::{pass, until};
 
 use crate::{Load, measure};
 
@@ -33,6 +33,9 @@ fn round(lab: &Lab, hello: &[u8], time: Duration) -> Value {
     let rate = || measure(lab, LOAD, agent::address(), hello, time).0;
     let (quiet, before) = (rate(), agent.resident());
     let crowd = gather(lab);
+    until("the agent to have let them all in", || {
+        (agent.descriptors("socket:") > BAD).then_some(())
+    });
     let over = AtomicBool::new(false);
     let besieged = thread::scope(|scope| {
         scope.spawn(|| drip(&crowd, &over));

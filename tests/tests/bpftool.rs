@@ -1,0 +1,93 @@
+//! What a person sees of the kernel's work with nothing but bpftool, by the README's own commands.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+use snisplit_tests::agent::binary;
+use snisplit_tests::flow::Flow;
+use snisplit_tests::stream::{finish, read_all, read_some, write};
+use snisplit_tests::wait::until;
+
+/// The README's commands, for the instance of this test, with JSON for an answer.
+fn commands(instance: &str) -> Vec<Vec<String>> {
+    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
+    let readme = fs::read_to_string(readme).unwrap();
+    let lines = readme.lines().filter_map(|line| line.strip_prefix("bpftool "));
+    let words = |line: &str| {
+        let command =
+            line.split(" #").next().unwrap().replace("/default/", &format!("/{instance}/"));
+        command.split_whitespace().map(str::to_owned).collect()
+    };
+    lines.map(words).collect()
+}
+
+fn bpftool(words: &[String]) -> Value {
+    let mut command = Command::new("bpftool");
+    let done = command.arg("-j").args(words).output().unwrap();
+    assert!(done.status.success(), "bpftool {words:?}: {}", String::from_utf8_lossy(&done.stdout));
+    serde_json::from_slice(&done.stdout).unwrap()
+}
+
+/// The values of the flows that are there.
+fn values(command: &[String]) -> Vec<Value> {
+    let seen = bpftool(command);
+    seen.as_array().unwrap().iter().map(|one| one["formatted"]["value"].clone()).collect()
+}
+
+#[test]
+fn the_commands_of_the_readme_show_the_flows() {
+    let instance = "sp-bpftool";
+    let all = commands(instance);
+    let [flows, counters, program] = all.as_slice() else { panic!("{all:?}") };
+    let flow = Flow::open_with("sockmap", &["--instance", instance]);
+    write(&flow.client, b"up");
+    assert_eq!(read_some(&flow.backend, 2), b"up");
+    write(&flow.backend, b"and down");
+    assert_eq!(read_some(&flow.client, 8), b"and down");
+
+    let seen = values(flows);
+    let of = |direction: &str| {
+        let found = seen.iter().find(|value| value["direction"] == direction);
+        found.unwrap_or_else(|| panic!("{seen:?}"))
+    };
+    let (up, down) = (of("Up"), of("Down"));
+    assert_eq!(seen.len(), 2, "{seen:?}");
+    assert_eq!((&up["redirected"], &down["redirected"]), (&(flow.hello + 2).into(), &8.into()));
+    assert_eq!((&up["state"], &down["state"]), (&"Spliced".into(), &"Spliced".into()));
+    let port = flow.client.local_addr().unwrap().port();
+    assert_eq!((&up["client_port"], &up["backend_port"]), (&port.into(), &8001.into()));
+    let counted = bpftool(counters);
+    assert!(counted.as_array().unwrap().len() >= 9, "{counted}");
+    let shown = bpftool(program);
+    assert!(shown.to_string().contains("sni_verdict"), "{shown}");
+
+    finish(&flow.client);
+    assert_eq!(read_all(&flow.backend), b"");
+    finish(&flow.backend);
+    assert_eq!(read_all(&flow.client), b"");
+    flow.ends(2, 8, "closed");
+    until("the flow to be gone", || values(flows).is_empty().then_some(()));
+}
+
+#[test]
+fn pins_are_private_and_go_with_their_agent() {
+    let instance = "sp-pins";
+    let flow = Flow::open_with("sockmap", &["--instance", instance]);
+    let folder = Path::new("/sys/fs/bpf/snisplit").join(instance);
+    let mode = fs::metadata(&folder).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
+    let mut second = Command::new(binary());
+    second.args(["run", "--listen", "127.0.0.1:0", "--route", "a.test=127.0.0.1:1"]);
+    second.args(["--engine", "sockmap", "--instance", instance]);
+    let said = second.output().unwrap();
+    let said = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(said.contains("another snisplit runs as \"sp-pins\""), "{said}");
+    finish(&flow.client);
+    finish(&flow.backend);
+    assert_eq!((read_all(&flow.client), read_all(&flow.backend)), (vec![], vec![]));
+    flow.agent.signal(rustix::process::Signal::TERM);
+    until("the pins to be gone", || (!folder.exists()).then_some(()));
+}
