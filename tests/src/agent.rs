@@ -68,7 +68,10 @@ impl Agent {
 
     fn spawn(lab: &Lab, program: &[&str], flags: &[&str]) -> Self {
         let listen = if has_ipv6() { format!("[::]:{PORT}") } else { format!("0.0.0.0:{PORT}") };
-        Self::launch(lab, &[program, &["run", "--listen", &listen], flags].concat())
+        // Tests that run side by side are agents of one host.
+        let instance = ["--instance", lab.names()[1]];
+        let named = if flags.contains(&instance[0]) { &[][..] } else { &instance };
+        Self::launch(lab, &[program, &["run", "--listen", &listen], named, flags].concat())
     }
 
     fn launch(lab: &Lab, words: &[&str]) -> Self {

@@ -86,6 +86,29 @@ impl Lab {
         self.backends(|| nft(&double("to-2001")));
     }
 
+    /// Drops what these rules say, such as `in iifname "to-1002" drop`, and nothing that former ones
+    /// said. `in` is before routing, `out` behind it.
+    pub fn drop_at_proxy(&self, rules: &[&str]) {
+        let chain = |name: &str, hook: &str| {
+            let own = rules.iter().filter_map(|rule| rule.strip_prefix(name));
+            let own: String = own.map(|rule| rule.replace(" drop", " counter drop;")).collect();
+            format!("chain {name} {{ type filter hook {hook} priority raw; {own} }}")
+        };
+        let (inward, outward) = (chain("in", "prerouting"), chain("out", "output"));
+        let table = format!("table inet spcut {{\n{inward}\n{outward}\n}}");
+        self.proxy(|| nft(&format!("table inet spcut\ndelete table inet spcut\n{table}")));
+    }
+
+    /// How many packets were dropped by a chain's rules so far.
+    pub fn dropped(&self, chain: &str) -> u64 {
+        let mut list = Command::new("nft");
+        list.args(["-j", "list", "chain", "inet", "spcut", chain]);
+        let done = self.proxy(|| list.output()).unwrap();
+        let text = String::from_utf8_lossy(&done.stdout).into_owned();
+        let counts = text.split("\"packets\": ").skip(1);
+        counts.filter_map(|rest| rest.split([',', '}']).next()?.trim().parse::<u64>().ok()).sum()
+    }
+
     /// Gives the back ends one more address.
     pub fn add_backend_address(&self, address: IpAddr) {
         let prefix = if address.is_ipv4() { 24 } else { 64 };

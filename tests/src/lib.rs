@@ -8,6 +8,7 @@ pub mod ari;
 pub mod dns;
 pub mod flow;
 pub mod hello;
+pub mod kernel;
 pub mod lab;
 pub mod pebble;
 pub mod peer;

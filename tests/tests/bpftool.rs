@@ -8,6 +8,7 @@ use std::process::Command;
 use serde_json::Value;
 use snisplit_tests::agent::binary;
 use snisplit_tests::flow::Flow;
+use snisplit_tests::kernel::bpftool;
 use snisplit_tests::stream::{finish, read_all, read_some, write};
 use snisplit_tests::wait::until;
 
@@ -24,16 +25,13 @@ fn commands(instance: &str) -> Vec<Vec<String>> {
     lines.map(words).collect()
 }
 
-fn bpftool(words: &[String]) -> Value {
-    let mut command = Command::new("bpftool");
-    let done = command.arg("-j").args(words).output().unwrap();
-    assert!(done.status.success(), "bpftool {words:?}: {}", String::from_utf8_lossy(&done.stdout));
-    serde_json::from_slice(&done.stdout).unwrap()
+fn ask(words: &[String]) -> Value {
+    bpftool(&words.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
 /// The values of the flows that are there.
 fn values(command: &[String]) -> Vec<Value> {
-    let seen = bpftool(command);
+    let seen = ask(command);
     seen.as_array().unwrap().iter().map(|one| one["formatted"]["value"].clone()).collect()
 }
 
@@ -59,9 +57,9 @@ fn the_commands_of_the_readme_show_the_flows() {
     assert_eq!((&up["state"], &down["state"]), (&"Spliced".into(), &"Spliced".into()));
     let port = flow.client.local_addr().unwrap().port();
     assert_eq!((&up["client_port"], &up["backend_port"]), (&port.into(), &8001.into()));
-    let counted = bpftool(counters);
+    let counted = ask(counters);
     assert!(counted.as_array().unwrap().len() >= 9, "{counted}");
-    let shown = bpftool(program);
+    let shown = ask(program);
     assert!(shown.to_string().contains("sni_verdict"), "{shown}");
 
     finish(&flow.client);

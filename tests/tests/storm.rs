@@ -3,15 +3,14 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use serde_json::Value;
 use snisplit_tests::agent::{self, Agent};
 use snisplit_tests::flow::ENGINES;
 use snisplit_tests::hello::Hello;
+use snisplit_tests::kernel::counter;
 use snisplit_tests::lab::{Lab, backend};
 use snisplit_tests::stream::{connect, listen};
 use snisplit_tests::wait::{pass, until};
@@ -108,16 +107,6 @@ fn serve(listener: &TcpListener, hello: usize, over: &AtomicBool) {
         stream.write_all(b"!").unwrap();
         converse(&stream, seed, 1);
     }
-}
-
-/// A counter of the kernel program, by its place in `abi::Count`.
-fn counter(instance: &str, slot: usize) -> u64 {
-    let path = format!("/sys/fs/bpf/snisplit/{instance}/counters");
-    let mut bpftool = Command::new("bpftool");
-    let done = bpftool.args(["-j", "map", "dump", "pinned", &path]).output().unwrap();
-    let dump: Value = serde_json::from_slice(&done.stdout).unwrap();
-    let values = dump[slot]["formatted"]["values"].as_array().unwrap();
-    values.iter().map(|one| one["value"].as_u64().unwrap()).sum()
 }
 
 fn storm(engine: &'static str, flows: usize, loss: u32) {
