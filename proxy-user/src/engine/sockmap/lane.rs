@@ -131,7 +131,8 @@ impl Lane {
     /// Whether the sender's TCP has everything so far, the kernel's backlog included.
     fn is_handed(&self, to: &TcpStream, sent: u64) -> Result<bool, Broken> {
         let handed = handed(to).map_err(|_| Broken::To)?;
-        Ok(handed - self.handed >= sent)
+        // Fewer than at first: an acknowledgement came between the two looks.
+        Ok(handed.saturating_sub(self.handed) >= sent)
     }
 
     /// Whether every byte before the receiver's end is with the sender's TCP.
