@@ -5,7 +5,7 @@
 //! (`SO_COOKIE`), which no other one of this boot has.
 
 /// Changes whenever a layout or a meaning does.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// The verdict program's name in the object and in `bpftool prog`; the kernel keeps 15 bytes.
 pub const VERDICT_PROGRAM: &str = "sni_verdict";
@@ -28,11 +28,16 @@ pub const SOCKETS_MAX: usize = 262_144;
 /// Bytes of the event ring.
 pub const EVENTS_BYTES: usize = 1 << 20;
 
-/// Bytes of one direction that may wait in the kernel for the peer's socket before user space is asked
-/// to take the direction over. Until it has, the sender meets no resistance.
-pub const BACKLOG_SOFT: u32 = 1 << 20;
-/// Bytes at which nothing more is redirected, whether it has or not.
-pub const BACKLOG_HARD: u32 = 4 << 20;
+/// Bytes of memory that one direction may have waiting in the kernel for the peer's socket before user
+/// space is asked to take the direction over. Until it has, the sender meets no resistance.
+pub const BACKLOG_SOFT: u64 = 1 << 20;
+/// Bytes of memory at which nothing more is redirected, whether it has or not.
+pub const BACKLOG_HARD: u64 = 4 << 20;
+/// Bytes of memory that a buffer is taken to need besides its data: `sk_buff`, `skb_shared_info` and
+/// headers. A flow of single bytes consists of little else.
+pub const BUFFER_OVERHEAD: u64 = 1 << 10;
+/// What [`Flow::mean_len`] is counted in, and how many buffers it looks back.
+pub const MEAN_OF: u32 = 16;
 
 /// Globals of the program: offsets in kernel structures, from the kernel's BTF.
 pub const SKB_SEQ_OFFSET: &str = "SKB_SEQ_OFFSET";
@@ -66,9 +71,11 @@ pub struct Flow {
     /// The back end's address likewise.
     pub backend: [u8; 16],
     /// The client's port.
-    pub client_port: u32,
+    pub client_port: u16,
     /// The back end's port.
-    pub backend_port: u32,
+    pub backend_port: u16,
+    /// Bytes in a buffer of late, on average, in sixteenths of a byte.
+    pub mean_len: u32,
 }
 
 /// What becomes of the bytes of a direction.

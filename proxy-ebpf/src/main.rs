@@ -13,8 +13,8 @@ use aya_ebpf::macros::{btf_map, stream_verdict};
 use aya_ebpf::programs::SkBuffContext;
 use aya_log_ebpf::{debug, warn};
 use snisplit_common::abi::{
-    BACKLOG_HARD, BACKLOG_SOFT, COUNTS, Count, EVENTS_BYTES, Event, EventKind, Flow, SOCKETS_MAX,
-    State,
+    BACKLOG_HARD, BACKLOG_SOFT, BUFFER_OVERHEAD, COUNTS, Count, EVENTS_BYTES, Event, EventKind,
+    Flow, MEAN_OF, SOCKETS_MAX, State,
 };
 
 mod helpers;
@@ -76,7 +76,7 @@ fn sni_verdict(ctx: SkBuffContext) -> u32 {
 fn forward(ctx: &SkBuffContext, cookie: u64, flow: &mut Flow, len: u32) -> Result<u32, Count> {
     match flow.state {
         State::Poisoned => return Err(Count::BadSequence),
-        State::Armed => begin(cookie, flow)?,
+        State::Armed => begin(cookie, flow, len)?,
         State::Spliced | State::Spilling | State::Leaving => {}
     }
     let fresh = trim(ctx, flow.next_seq, len)?;
@@ -103,7 +103,9 @@ fn give_up_if_slow(cookie: u64, flow: &mut Flow, fresh: u32) -> Result<(), Count
     let write_seq = helpers::write_seq(flow.peer).ok_or(Count::NoTarget)?;
     let handed = write_seq.wrapping_sub(flow.base);
     let backlog = (flow.redirected as u32).wrapping_sub(handed).wrapping_add(fresh);
-    let state = match backlog {
+    flow.mean_len = flow.mean_len - flow.mean_len / MEAN_OF + fresh;
+    let buffers = u64::from(backlog) / u64::from(flow.mean_len / MEAN_OF).max(1);
+    let state = match u64::from(backlog) + buffers * BUFFER_OVERHEAD {
         0..=BACKLOG_SOFT => return Ok(()),
         0..=BACKLOG_HARD => State::Leaving,
         _ => State::Spilling,
@@ -116,7 +118,8 @@ fn give_up_if_slow(cookie: u64, flow: &mut Flow, fresh: u32) -> Result<(), Count
 }
 
 /// The first buffer of a direction: from now on its numbers are known.
-fn begin(cookie: u64, flow: &mut Flow) -> Result<(), Count> {
+fn begin(cookie: u64, flow: &mut Flow, len: u32) -> Result<(), Count> {
+    flow.mean_len = len.wrapping_mul(MEAN_OF);
     flow.next_seq = helpers::copied_seq(cookie).ok_or(Count::Unreadable)?;
     flow.base = helpers::write_seq(flow.peer).ok_or(Count::Unreadable)?;
     flow.state = State::Spliced;
@@ -149,8 +152,8 @@ fn tell(cookie: u64, kind: EventKind) {
 
 fn count(count: Count) {
     if let Some(slot) = COUNTERS.get_ptr_mut(count as u32) {
-        // SAFETY: the slot belongs to this CPU, and a verdict program is not preempted by itself
-        // there (the sockmap runs it with migration disabled under the socket's lock).
+        // SAFETY: the slot is this CPU's, and never goes. A softirq that runs this for another
+        // socket in the middle of it may cost a count, and nothing else.
         unsafe { *slot += 1 };
     }
 }

@@ -1,8 +1,10 @@
-//! What the kernel program counts, as bpftool reads it.
+//! What the kernel counts, as bpftool and ss read it.
 
 use std::process::Command;
 
 use serde_json::Value;
+
+use crate::lab::Lab;
 
 /// bpftool's answer as JSON.
 pub fn bpftool(words: &[&str]) -> Value {
@@ -18,4 +20,24 @@ pub fn counter(instance: &str, slot: usize) -> u64 {
     let dump = bpftool(&["map", "dump", "pinned", &path]);
     let values = dump[slot]["formatted"]["values"].as_array().unwrap();
     values.iter().map(|one| one["value"].as_u64().unwrap()).sum()
+}
+
+/// The directions of an instance's flows (`abi::Flow`).
+pub fn flows(instance: &str) -> Vec<Value> {
+    let path = format!("/sys/fs/bpf/snisplit/{instance}/flows");
+    let dump = bpftool(&["map", "dump", "pinned", &path]);
+    dump.as_array().unwrap().iter().map(|entry| entry["formatted"]["value"].clone()).collect()
+}
+
+/// Bytes that the buffers of the proxy's sockets take, packets' overhead included (`skmem` of ss:
+/// what was received, what waits to be sent, and the socket's own backlog).
+pub fn socket_memory(lab: &Lab) -> u64 {
+    let done = lab.proxy(|| Command::new("ss").args(["-tmnOH"]).output()).unwrap();
+    let text = String::from_utf8(done.stdout).unwrap();
+    let fields = text.split(&['(', ',', ')'][..]);
+    let of = |field: &str| {
+        let digits = ["r", "w", "bl"].iter().find_map(|kind| field.strip_prefix(kind))?;
+        digits.parse::<u64>().ok()
+    };
+    fields.filter_map(of).sum()
 }

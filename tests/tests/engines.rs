@@ -173,36 +173,6 @@ fn bytes_that_come_one_by_one_stay_in_order() {
     });
 }
 
-#[test]
-fn a_slow_reader_throttles_the_sender() {
-    on_each_engine(|flow| {
-        let Flow { client, backend, agent, .. } = &flow;
-        let sent = thread::scope(|scope| {
-            let sending = scope.spawn(|| {
-                let hash = Noise::default().send(backend, 64_000_000);
-                finish(backend);
-                hash
-            });
-            // Nobody reads: the sender must come to a halt with most of it unsent.
-            let mut last = u64::MAX;
-            until("the sender to be throttled", || {
-                pass(Duration::from_millis(200));
-                let queued = agent.resident();
-                std::mem::replace(&mut last, queued).eq(&queued).then_some(())
-            });
-            assert!(!sending.is_finished(), "64 MB must not fit into the queues");
-            assert!(agent.resident() < 64 << 20, "{} bytes", agent.resident());
-            let got = hash_all(client);
-            finish(client);
-            let sent = sending.join().unwrap();
-            assert_eq!(got, (64_000_000, sent));
-            sent
-        });
-        assert_ne!(sent, [0; 32]);
-        flow.ends(0, 64_000_000, "closed");
-    });
-}
-
 /// "Idle flows hold no pipe": fifty flows that have said something both ways and wait. Two pipes of
 /// two descriptors each are what one busy flow needs; the pool hands the same ones on.
 #[test]

@@ -112,9 +112,9 @@ impl Sockmap {
             opened: now.as_secs(),
             direction,
             client: octets(from),
-            client_port: from.port().into(),
+            client_port: from.port(),
             backend: octets(to),
-            backend_port: to.port().into(),
+            backend_port: to.port(),
             ..Flow::default()
         };
         let added = self

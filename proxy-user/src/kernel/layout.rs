@@ -23,6 +23,7 @@ pub(super) fn encode(flow: &Flow) -> Bytes {
     put(offset_of!(Flow, backend), &flow.backend);
     put(offset_of!(Flow, client_port), &flow.client_port.to_ne_bytes());
     put(offset_of!(Flow, backend_port), &flow.backend_port.to_ne_bytes());
+    put(offset_of!(Flow, mean_len), &flow.mean_len.to_ne_bytes());
     bytes
 }
 
@@ -41,8 +42,9 @@ pub(super) fn decode(bytes: &Bytes) -> Flow {
         },
         client: at(bytes, offset_of!(Flow, client)),
         backend: at(bytes, offset_of!(Flow, backend)),
-        client_port: u32::from_ne_bytes(at(bytes, offset_of!(Flow, client_port))),
-        backend_port: u32::from_ne_bytes(at(bytes, offset_of!(Flow, backend_port))),
+        client_port: u16::from_ne_bytes(at(bytes, offset_of!(Flow, client_port))),
+        backend_port: u16::from_ne_bytes(at(bytes, offset_of!(Flow, backend_port))),
+        mean_len: u32::from_ne_bytes(at(bytes, offset_of!(Flow, mean_len))),
     }
 }
 
@@ -86,6 +88,7 @@ mod tests {
             backend: [9; 16],
             client_port: 443,
             backend_port: 8443,
+            mean_len: 16,
         };
         assert_eq!(decode(&encode(&flow)), flow);
         assert_eq!(decode(&[0xff; size_of::<Flow>()]).state, State::Poisoned);

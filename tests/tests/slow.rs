@@ -1,0 +1,62 @@
+//! Readers that do not read: the sender is throttled, and what waits in between stays small.
+
+use std::thread;
+use std::time::Duration;
+
+use snisplit_tests::flow::{ENGINES, Flow};
+use snisplit_tests::kernel::{flows, socket_memory};
+use snisplit_tests::stream::{Noise, finish, hash_all, read_all, write};
+use snisplit_tests::wait::{pass, until};
+
+#[test]
+fn a_slow_reader_throttles_the_sender() {
+    for engine in ENGINES {
+        let flow = Flow::open(engine);
+        let Flow { client, backend, agent, .. } = &flow;
+        let at_rest = agent.resident();
+        thread::scope(|scope| {
+            let sending = scope.spawn(|| {
+                let hash = Noise::default().send(backend, 64_000_000);
+                finish(backend);
+                hash
+            });
+            // Nobody reads: the sender must come to a halt with most of it unsent.
+            let (mut last, mut most) = (u64::MAX, 0);
+            until("the sender to be throttled", || {
+                pass(Duration::from_millis(200));
+                let held = socket_memory(flow.lab()) + agent.resident().saturating_sub(at_rest);
+                most = most.max(held);
+                std::mem::replace(&mut last, held).eq(&held).then_some(())
+            });
+            assert!(!sending.is_finished(), "64 MB must not fit into the queues");
+            // TCP's own buffers may take 10 MiB, of which a sockmap socket never needs so much.
+            let limit = if flow.engine == "sockmap" { 8 } else { 12 };
+            assert!(most < limit << 20, "{most} bytes in the agent and its sockets");
+            let got = hash_all(client);
+            finish(client);
+            assert_eq!(got, (64_000_000, sending.join().unwrap()));
+        });
+        flow.ends(0, 64_000_000, "closed");
+    }
+}
+
+/// A byte in a packet of its own takes a thousand in the kernel: what waits there is counted in
+/// memory, not in bytes.
+#[test]
+fn single_bytes_do_not_fill_the_kernel() {
+    let flow = Flow::open("sockmap");
+    let Flow { client, backend, .. } = &flow;
+    // Nobody reads: first TCP's own buffers fill up.
+    let (many, single) = (900_000, 300_000);
+    write(client, &vec![0; many]);
+    (0..single).for_each(|_| write(client, b"x"));
+    let directions = flows(flow.lab().names()[1]);
+    let up = directions.iter().find(|flow| flow["direction"] == "Up").unwrap();
+    let redirected = up["redirected"].as_u64().unwrap() as usize;
+    assert!(redirected < flow.hello + many + single / 10, "{up}");
+    finish(client);
+    assert_eq!(read_all(backend).len(), many + single);
+    finish(backend);
+    assert_eq!(read_all(client), b"");
+    flow.ends(many + single, 0, "closed");
+}
