@@ -2,7 +2,7 @@
 //! any order. Every byte is checked at both ends. `SNISPLIT_STORM` is how many; CI runs a few.
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use snisplit_tests::agent::{self, Agent};
 use snisplit_tests::flow::ENGINES;
 use snisplit_tests::hello::Hello;
 use snisplit_tests::kernel::counter;
-use snisplit_tests::lab::{Lab, backend};
+use snisplit_tests::lab::{Lab, PROXY6, backend, has_ipv6};
 use snisplit_tests::stream::{connect, listen};
 use snisplit_tests::wait::{pass, until};
 
@@ -109,15 +109,26 @@ fn serve(listener: &TcpListener, hello: usize, over: &AtomicBool) {
     }
 }
 
+/// Where clients come in, the way on, and who listens there: IPv4 and IPv6 mixed, if there is any.
+fn ways(lab: &Lab) -> (Vec<SocketAddr>, &'static str, TcpListener) {
+    let entrances = vec![agent::address()];
+    if !has_ipv6() {
+        return (entrances, "a.test=10.91.2.2:8001", listen(lab, backend(8001)));
+    }
+    let six = SocketAddr::new(PROXY6.into(), agent::PORT);
+    let listener = listen(lab, (Ipv6Addr::UNSPECIFIED, 8001).into());
+    ([entrances, vec![six]].concat(), "a.test=10.91.2.2:8001,[fd91:2::2]:8001", listener)
+}
+
 fn storm(engine: &'static str, flows: usize, loss: u32) {
     let lab = Lab::new();
     if loss > 0 {
         lab.impair(loss);
     }
     let instance = format!("sp-storm-{loss}");
-    let told = ["--engine", engine, "--route", "a.test=10.91.2.2:8001", "--instance", &instance];
-    let agent = Agent::start(&lab, &told);
-    let listener = listen(&lab, backend(8001));
+    let (entrances, route, listener) = ways(&lab);
+    let agent =
+        Agent::start(&lab, &["--engine", engine, "--route", route, "--instance", &instance]);
     listener.set_nonblocking(true).unwrap();
     let hello = Hello::new().sni(b"a.test").bytes();
     let (next, over) = (AtomicUsize::new(0), AtomicBool::new(false));
@@ -131,7 +142,7 @@ fn storm(engine: &'static str, flows: usize, loss: u32) {
                     while let seed @ 0.. = next.fetch_add(1, Ordering::Relaxed)
                         && seed < flows
                     {
-                        let mut stream = connect(&lab, agent::address());
+                        let mut stream = connect(&lab, entrances[seed % entrances.len()]);
                         let seed = seed as u64 + 1;
                         stream.write_all(&[&hello[..], &seed.to_be_bytes()].concat()).unwrap();
                         stream.read_exact(&mut [0; 1]).unwrap();
