@@ -44,7 +44,7 @@ fn tables(measured: &Value) -> String {
     );
     let titles = [
         ("rate", "Rate: median (median of the ratios to HAProxy in the same round)"),
-        ("cpu", "CPU of the whole machine: s/GB, or s per 1,000 connections; median (ratio)"),
+        ("cpu", "CPU of the whole machine: s/GB, or s per 1,000 of the rest; median (ratio)"),
     ];
     for (key, title) in titles {
         let _ = write!(page, "\n### {title}\n\n| |");

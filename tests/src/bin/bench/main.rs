@@ -24,12 +24,16 @@ mod siege;
 
 const CANDIDATES: [&str; 5] = ["direct", "copy", "splice", "sockmap", "haproxy"];
 const BACKEND_PORT: u16 = 8001;
+/// Bytes of a reply, and of a message in an exchange.
+const MESSAGE: usize = 64;
 
 /// What the client asks for behind its hello, in nine bytes of one letter.
 #[derive(Clone, Copy)]
 enum Load {
     /// Connect, hello, 64 bytes of reply, close; so many at once.
     Connections(usize),
+    /// 64 bytes up, and 64 down once they are there, again and again; so many at once.
+    Exchanges(usize),
     /// A stream down, so many at once.
     Down(usize),
     /// A stream up, so many at once.
@@ -37,12 +41,20 @@ enum Load {
 }
 
 impl Load {
-    const ALL: [Self; 5] =
-        [Self::Connections(32), Self::Down(1), Self::Down(8), Self::Up(1), Self::Up(8)];
+    const ALL: [Self; 7] = [
+        Self::Connections(32),
+        Self::Exchanges(1),
+        Self::Exchanges(64),
+        Self::Down(1),
+        Self::Down(8),
+        Self::Up(1),
+        Self::Up(8),
+    ];
 
     fn name(self) -> String {
         match self {
             Self::Connections(n) => format!("connections, {n} at once"),
+            Self::Exchanges(n) => format!("64 B to and fro, {n} flow(s)"),
             Self::Down(n) => format!("{n} flow(s) down"),
             Self::Up(n) => format!("{n} flow(s) up"),
         }
@@ -50,14 +62,14 @@ impl Load {
 
     fn unit(self) -> &'static str {
         match self {
-            Self::Connections(_) => "/s",
+            Self::Connections(_) | Self::Exchanges(_) => "/s",
             Self::Down(_) | Self::Up(_) => "Gbit/s",
         }
     }
 
     fn flows(self) -> usize {
         match self {
-            Self::Connections(n) | Self::Down(n) | Self::Up(n) => n,
+            Self::Connections(n) | Self::Exchanges(n) | Self::Down(n) | Self::Up(n) => n,
         }
     }
 }
@@ -128,7 +140,11 @@ fn serve(listener: &TcpListener, hello: usize) {
 fn answer(mut stream: TcpStream, hello: usize, buffer: &mut [u8]) -> io::Result<()> {
     stream.read_exact(&mut buffer[..hello + 9])?;
     match buffer[hello] {
-        b'c' => stream.write_all(&buffer[..64]),
+        b'c' => stream.write_all(&buffer[..MESSAGE]),
+        b'e' => loop {
+            stream.read_exact(&mut buffer[..MESSAGE])?;
+            stream.write_all(&buffer[..MESSAGE])?;
+        },
         b'd' => loop {
             stream.write_all(buffer)?;
         },
@@ -140,7 +156,7 @@ fn answer(mut stream: TcpStream, hello: usize, buffer: &mut [u8]) -> io::Result<
     }
 }
 
-/// The rate, and CPU seconds: for each GB, or for each thousand connections.
+/// The rate, and CPU seconds: for each GB, or for each thousand connections or exchanges.
 fn measure(lab: &Lab, load: Load, to: SocketAddr, hello: &[u8], time: Duration) -> (f64, f64) {
     let done = AtomicU64::new(0);
     let (cpu, begun) = (cpu_seconds(), Instant::now());
@@ -156,7 +172,7 @@ fn measure(lab: &Lab, load: Load, to: SocketAddr, hello: &[u8], time: Duration) 
     let (took, cpu) = (begun.elapsed().as_secs_f64(), cpu_seconds() - cpu);
     let done = done.load(Ordering::Relaxed) as f64;
     match load {
-        Load::Connections(_) => (done / took, cpu / (done / 1e3)),
+        Load::Connections(_) | Load::Exchanges(_) => (done / took, cpu / (done / 1e3)),
         Load::Down(_) | Load::Up(_) => (done * 8.0 / took / 1e9, cpu / (done / 1e9)),
     }
 }
@@ -173,7 +189,15 @@ fn drive(load: Load, to: SocketAddr, hello: &[u8], end: Instant, done: &AtomicU6
             while Instant::now() < end {
                 let mut reply = Vec::new();
                 ask(b'c').read_to_end(&mut reply).unwrap();
-                assert_eq!(reply.len(), 64);
+                assert_eq!(reply.len(), MESSAGE);
+                done.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        Load::Exchanges(_) => {
+            let mut stream = ask(b'e');
+            while Instant::now() < end {
+                stream.write_all(&[0; MESSAGE]).unwrap();
+                stream.read_exact(&mut [0; MESSAGE]).unwrap();
                 done.fetch_add(1, Ordering::Relaxed);
             }
         }
