@@ -8,7 +8,7 @@ use std::process::Command;
 use serde_json::Value;
 use snisplit_tests::agent::binary;
 use snisplit_tests::flow::Flow;
-use snisplit_tests::kernel::bpftool;
+use snisplit_tests::kernel::{bpftool, entries};
 use snisplit_tests::stream::{finish, read_all, read_some, write};
 use snisplit_tests::wait::until;
 
@@ -53,6 +53,7 @@ fn the_commands_of_the_readme_show_the_flows() {
     };
     let (up, down) = (of("Up"), of("Down"));
     assert_eq!(seen.len(), 2, "{seen:?}");
+    assert_eq!(entries(flow.agent.pid()), 6, "two in each map");
     assert_eq!((&up["redirected"], &down["redirected"]), (&(flow.hello + 2).into(), &8.into()));
     assert_eq!((&up["state"], &down["state"]), (&"Spliced".into(), &"Spliced".into()));
     let port = flow.client.local_addr().unwrap().port();
