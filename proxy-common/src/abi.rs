@@ -5,7 +5,7 @@
 //! (`SO_COOKIE`), which no other one of this boot has.
 
 /// Changes whenever a layout or a meaning does.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// The verdict program's name in the object and in `bpftool prog`; the kernel keeps 15 bytes.
 pub const VERDICT_PROGRAM: &str = "sni_verdict";
@@ -18,6 +18,8 @@ pub const TARGETS_MAP: &str = "targets";
 pub const SOURCES_MAP: &str = "sources";
 /// One [`Flow`] for each direction, by the cookie of the socket that receives.
 pub const FLOWS_MAP: &str = "flows";
+/// The names behind the numbers in [`Flow::route`].
+pub const ROUTES_MAP: &str = "routes";
 /// [`Event`]s for user space.
 pub const EVENTS_MAP: &str = "events";
 /// Counters, one slot for each [`Count`], one set for each CPU.
@@ -25,6 +27,10 @@ pub const COUNTERS_MAP: &str = "counters";
 
 /// Sockets at once, two for each flow; the loader may make it less.
 pub const SOCKETS_MAX: usize = 262_144;
+/// Routes at once; flows of more have number 0.
+pub const ROUTES_MAX: usize = 16_384;
+/// Bytes of a route's name that are kept.
+pub const NAME_MAX: usize = 64;
 /// Bytes of the event ring.
 pub const EVENTS_BYTES: usize = 1 << 20;
 
@@ -38,6 +44,12 @@ pub const BACKLOG_HARD: u64 = 4 << 20;
 pub const BUFFER_OVERHEAD: u64 = 1 << 10;
 /// What [`Flow::mean_len`] is counted in, and how many buffers it looks back.
 pub const MEAN_OF: u32 = 16;
+
+/// Bytes that a direction may move within [`PACE_NS`] before the choice `auto` takes it for bulk, which
+/// splice(2) carries better (docs/benchmarks.md).
+pub const BULK: u64 = 8 << 20;
+/// Nanoseconds that the pace is measured over.
+pub const PACE_NS: u64 = 1_000_000_000;
 
 /// Globals of the program: offsets in kernel structures, from the kernel's BTF.
 pub const SKB_SEQ_OFFSET: &str = "SKB_SEQ_OFFSET";
@@ -58,6 +70,12 @@ pub struct Flow {
     pub passed: u64,
     /// Seconds since 1970 when the flow began.
     pub opened: u64,
+    /// Bytes within [`PACE_NS`] at which the direction is given to user space; 0 is never.
+    pub bulk: u64,
+    /// Bytes redirected since `paced_from`.
+    pub paced: u64,
+    /// Nanoseconds since boot (`CLOCK_MONOTONIC`) that `paced` counts from.
+    pub paced_from: u64,
     /// The sender's `write_seq` when the first byte came.
     pub base: u32,
     /// The next sequence number that is expected.
@@ -76,6 +94,18 @@ pub struct Flow {
     pub backend_port: u16,
     /// Bytes in a buffer of late, on average, in sixteenths of a byte.
     pub mean_len: u32,
+    /// Its key in `routes`.
+    pub route: u32,
+    /// No padding.
+    pub reserved: u32,
+}
+
+/// A route, for people: its first name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Route {
+    /// Zeros behind its end.
+    pub name: [u8; NAME_MAX],
 }
 
 /// What becomes of the bytes of a direction.
@@ -87,7 +117,7 @@ pub enum State {
     Armed = 0,
     /// The kernel redirects them.
     Spliced = 1,
-    /// Its peer is slow: user space is asked to take the direction over, for good.
+    /// Its peer is slow, or it is bulk: user space is asked to take the direction over, for good.
     Leaving = 2,
     /// It has not in time: nothing more is redirected, and bytes are left to it one by one.
     Spilling = 3,
@@ -153,8 +183,23 @@ pub enum Count {
 }
 
 /// How many slots there are.
-pub const COUNTS: usize = 9;
+pub const COUNTS: usize = Count::ALL.len();
+
+impl Count {
+    /// Each with its words for people.
+    pub const ALL: [(Self, &'static str); 9] = [
+        (Self::Redirected, "redirected"),
+        (Self::Passed, "left to user space, which was too slow to take over"),
+        (Self::NoTarget, "dropped: the peer's socket was not to be found"),
+        (Self::NoFlow, "left to user space: of no flow"),
+        (Self::Empty, "without data: a FIN on its own"),
+        (Self::Trimmed, "redirected after what had been forwarded already was cut off"),
+        (Self::BadSequence, "dropped: a sequence number that cannot be"),
+        (Self::Unreadable, "dropped: kernel memory could not be read, or the cut failed"),
+        (Self::EventLost, "events that the ring had no room for"),
+    ];
+}
 
 const _: () = assert!(Count::EventLost as usize + 1 == COUNTS);
-const _: () = assert!(size_of::<Flow>() == 88 && size_of::<Event>() == 16);
+const _: () = assert!(size_of::<Flow>() == 120 && size_of::<Event>() == 16);
 const _: () = assert!(VERDICT_PROGRAM.len() <= 15 && COUNTERS_MAP.len() <= 15);

@@ -19,6 +19,8 @@ pub mod health;
 #[cfg(not(target_arch = "bpf"))]
 pub mod hello;
 #[cfg(not(target_arch = "bpf"))]
+pub mod kernels;
+#[cfg(not(target_arch = "bpf"))]
 pub mod limits;
 #[cfg(not(target_arch = "bpf"))]
 pub mod name;

@@ -4,8 +4,8 @@ use core::ptr;
 
 use aya_ebpf::cty::c_void;
 use aya_ebpf::helpers::generated::{
-    bpf_get_socket_cookie, bpf_map_lookup_elem, bpf_probe_read_kernel, bpf_sk_release,
-    bpf_skc_to_tcp_sock,
+    bpf_get_socket_cookie, bpf_ktime_get_coarse_ns, bpf_map_lookup_elem, bpf_probe_read_kernel,
+    bpf_sk_release, bpf_skc_to_tcp_sock,
 };
 use aya_ebpf::programs::SkBuffContext;
 use aya_ebpf::{EbpfContext as _, Global};
@@ -31,6 +31,12 @@ const ADJUST_CALLS: u32 = 17;
 pub(crate) fn cookie(ctx: &SkBuffContext) -> u64 {
     // SAFETY: the helper reads the socket of the context that the kernel gave us.
     unsafe { bpf_get_socket_cookie(ctx.as_ptr()) }
+}
+
+/// Nanoseconds since boot, as of the last tick.
+pub(crate) fn monotonic_ns() -> u64 {
+    // SAFETY: takes nothing and touches nothing.
+    unsafe { bpf_ktime_get_coarse_ns() }
 }
 
 /// The sequence number of the first byte in the buffer.

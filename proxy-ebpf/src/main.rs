@@ -14,7 +14,7 @@ use aya_ebpf::programs::SkBuffContext;
 use aya_log_ebpf::{debug, warn};
 use snisplit_common::abi::{
     BACKLOG_HARD, BACKLOG_SOFT, BUFFER_OVERHEAD, COUNTS, Count, EVENTS_BYTES, Event, EventKind,
-    Flow, MEAN_OF, SOCKETS_MAX, State,
+    Flow, MEAN_OF, PACE_NS, ROUTES_MAX, Route, SOCKETS_MAX, State,
 };
 
 mod helpers;
@@ -33,6 +33,10 @@ static SOURCES: SockHash<u64, SOCKETS_MAX> = SockHash::new();
 
 #[btf_map(name = "flows")]
 static FLOWS: HashMap<u64, Flow, SOCKETS_MAX, NO_PREALLOC> = HashMap::new();
+
+/// For people; the program does not look at it.
+#[btf_map(name = "routes")]
+static ROUTES: HashMap<u32, Route, ROUTES_MAX, NO_PREALLOC> = HashMap::new();
 
 #[btf_map(name = "events")]
 static EVENTS: RingBuf<Event, EVENTS_BYTES> = RingBuf::new();
@@ -84,6 +88,9 @@ fn forward(ctx: &SkBuffContext, cookie: u64, flow: &mut Flow, len: u32) -> Resul
     if flow.state != State::Spilling {
         give_up_if_slow(cookie, flow, fresh)?;
     }
+    if flow.bulk != 0 && flow.state == State::Spliced {
+        give_up_if_bulk(cookie, flow, fresh);
+    }
     if flow.state == State::Spilling {
         count(Count::Passed);
         flow.passed += u64::from(fresh);
@@ -115,6 +122,20 @@ fn give_up_if_slow(cookie: u64, flow: &mut Flow, fresh: u32) -> Result<(), Count
         tell(cookie, EventKind::Leave);
     }
     Ok(())
+}
+
+/// Asks user space to take over a direction that moves much: it has the better means for that.
+fn give_up_if_bulk(cookie: u64, flow: &mut Flow, fresh: u32) {
+    let now = helpers::monotonic_ns();
+    if now.wrapping_sub(flow.paced_from) > PACE_NS {
+        flow.paced_from = now;
+        flow.paced = 0;
+    }
+    flow.paced += u64::from(fresh);
+    if flow.paced > flow.bulk {
+        flow.state = State::Leaving;
+        tell(cookie, EventKind::Leave);
+    }
 }
 
 /// The first buffer of a direction: from now on its numbers are known.

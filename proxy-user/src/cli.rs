@@ -59,6 +59,12 @@ pub enum Verb {
         #[command(subcommand)]
         what: Net,
     },
+    /// Say whether an agent runs, with which engine, and what it has in the kernel. Works while the
+    /// agent is stopped or hangs, and fails if none runs
+    Status(Instance),
+    /// List the flows that the kernel carries: addresses, route, bytes, age. Those that splice or
+    /// copy carries are in the metrics and, when they end, in the access log
+    Flows(Instance),
     /// Say what this host can do, and for each "no", the reason
     Doctor {
         /// Log level of the kernel programs while they are tried: off, error, warn, info, debug
@@ -90,6 +96,18 @@ pub enum Net {
     Apply(Setup),
     /// Remove all of them
     Remove,
+}
+
+/// Which agent.
+#[derive(clap::Args, Debug)]
+pub struct Instance {
+    /// Its name (`instance` in its configuration)
+    #[arg(long, default_value = crate::config::INSTANCE, value_name = "NAME")]
+    pub instance: String,
+
+    /// Answer in JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Where the configuration comes from.

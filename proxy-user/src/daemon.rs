@@ -36,6 +36,7 @@ mod watch;
 
 use certificates::Certificates;
 use checks::Checks;
+use engines::Engines;
 use listeners::Listeners;
 
 /// Where the configuration comes from, and comes from again at a reload.
@@ -60,7 +61,9 @@ pub fn run(source: &Source) -> Result<()> {
 
 async fn serve(source: &Source, config: Config) -> Result<()> {
     let mut signals = Signals::new()?;
-    let (ladder, _pins) = engines::ladder(&config).await?;
+    let engines = Engines::load(&config).await?;
+    let _note = engines.announce(&config);
+    let Engines { ladder, pins: _pins, .. } = engines;
     let shared = Arc::new(shared(config, ladder)?);
     let tasks = TaskTracker::new();
     let mut parts = Parts {

@@ -7,7 +7,7 @@
 use std::fmt;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use socket2::SockRef;
@@ -18,13 +18,14 @@ use crate::sys;
 
 pub(crate) mod copy;
 mod ladder;
+mod pace;
 pub(crate) mod probe;
 mod relay;
 mod socket;
 pub(crate) mod sockmap;
 pub(crate) mod splice;
 
-pub(crate) use ladder::{Choice, Ladder};
+pub(crate) use ladder::{Choice, Ladder, Listener};
 pub(crate) use socket::Socket;
 
 /// How long bytes on their way to the surviving peer may take before the reset follows them.
@@ -71,6 +72,10 @@ pub(crate) struct Pair {
     client: Socket,
     backend: Socket,
     tally: Arc<Tally>,
+    /// Its route's number among the pins.
+    route: u32,
+    /// Whether a direction that turns bulk is to leave the kernel.
+    may_turn_bulk: bool,
 }
 
 /// The account of a flow while it runs, for whoever watches it, and when it has ended.
@@ -80,7 +85,7 @@ pub(crate) struct Tally {
     up: AtomicU64,
     /// Bytes from the back end that the client's socket took.
     down: AtomicU64,
-    tier: OnceLock<Tier>,
+    tier: Mutex<Option<Tier>>,
     /// Counts what moves where user space does not see it.
     meter: Mutex<Option<Meter>>,
 }
@@ -140,12 +145,12 @@ impl Pair {
         tally: Arc<Tally>,
     ) -> std::io::Result<Self> {
         backend.arm()?;
-        Ok(Self { client: Socket::Tcp(client), backend, tally })
+        Ok(Self { client: Socket::Tcp(client), backend, tally, route: 0, may_turn_bulk: false })
     }
 
-    /// An engine takes the flow for good.
+    /// An engine takes the flow.
     fn settle(&self, tier: Tier) {
-        let _once = self.tally.tier.set(tier);
+        self.tally.settle(tier);
     }
 
     fn socket(&self, side: Side) -> &Socket {
@@ -201,9 +206,13 @@ impl Tally {
         Metered(self)
     }
 
-    /// The engine that carries the flow, once one does.
+    fn settle(&self, tier: Tier) {
+        *self.tier.lock().unwrap_or_else(PoisonError::into_inner) = Some(tier);
+    }
+
+    /// The engine that took the flow last, once one has.
     pub(crate) fn tier(&self) -> Option<Tier> {
-        self.tier.get().copied()
+        *self.tier.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

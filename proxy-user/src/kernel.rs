@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf, SockHash};
@@ -14,7 +14,7 @@ use rustix::fs::statfs;
 use rustix::net::sockopt::socket_cookie;
 use snisplit_common::abi::{
     ABI_MAP, ABI_VERSION, COPIED_SEQ_OFFSET, COUNTERS_MAP, Count, EVENTS_MAP, EventKind, FLOWS_MAP,
-    Flow, SKB_SEQ_OFFSET, SOURCES_MAP, TARGETS_MAP, VERDICT_PROGRAM, WRITE_SEQ_OFFSET,
+    Flow, ROUTES_MAP, SKB_SEQ_OFFSET, SOURCES_MAP, TARGETS_MAP, VERDICT_PROGRAM, WRITE_SEQ_OFFSET,
 };
 use thiserror::Error;
 use tokio::io::Interest;
@@ -25,14 +25,17 @@ use crate::sys;
 
 mod layout;
 mod offsets;
+pub(crate) mod pinned;
+mod routes;
 
 use layout::Bytes;
 use offsets::Offsets;
+use routes::Routes;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/snisplit-ebpf"));
 
 /// The maps that people look at.
-pub(crate) const PINNED: [&str; 3] = [ABI_MAP, FLOWS_MAP, COUNTERS_MAP];
+pub(crate) const PINNED: [&str; 4] = [ABI_MAP, FLOWS_MAP, ROUTES_MAP, COUNTERS_MAP];
 
 /// Why the kernel does not do what it should.
 #[derive(Debug, Error)]
@@ -49,6 +52,10 @@ pub(crate) enum KernelError {
     Map(#[from] MapError),
     #[error("the program's log does not open")]
     Log(#[from] aya_log::Error),
+    #[error(
+        "the pins are of ABI version {0}, this snisplit is of {ABI_VERSION}: use the one that runs"
+    )]
+    Abi(u32),
     #[error("a socket or a ring does not work")]
     Socket(#[from] io::Error),
 }
@@ -57,6 +64,7 @@ pub(crate) enum KernelError {
 pub(crate) struct Verdict {
     maps: Mutex<Maps>,
     counters: PerCpuArray<MapData, u64>,
+    routes: Mutex<Routes>,
     log: Mutex<EbpfLogger<&'static dyn Log>>,
     _loaded: Mutex<Ebpf>,
 }
@@ -72,6 +80,11 @@ pub(crate) struct Events(AsyncFd<RingBuf<MapData>>);
 
 /// Where maps can be pinned.
 pub(crate) const BPFFS: &str = "/sys/fs/bpf";
+
+/// Where the maps of an instance are pinned.
+pub(crate) fn pins(instance: &str) -> PathBuf {
+    Path::new(BPFFS).join("snisplit").join(instance)
+}
 
 /// Whether it is mounted.
 pub(crate) fn has_bpffs() -> bool {
@@ -113,6 +126,7 @@ impl Verdict {
         let ring = RingBuf::try_from(take(EVENTS_MAP)?)?;
         let events = sys::watch(ring, Interest::READABLE)?;
         let counters = take(COUNTERS_MAP)?.try_into()?;
+        let routes = Mutex::new(Routes::new(take(ROUTES_MAP)?.try_into()?));
         let maps = Maps {
             targets: take(TARGETS_MAP)?.try_into()?,
             flows: take(FLOWS_MAP)?.try_into()?,
@@ -125,7 +139,7 @@ impl Verdict {
         program.load()?;
         program.attach(maps.sources.fd())?;
         let (maps, log, _loaded) = (Mutex::new(maps), Mutex::new(log), Mutex::new(ebpf));
-        Ok((Self { maps, counters, log, _loaded }, Events(events)))
+        Ok((Self { maps, counters, routes, log, _loaded }, Events(events)))
     }
 
     fn maps(&self) -> MutexGuard<'_, Maps> {
@@ -165,6 +179,11 @@ impl Verdict {
 
     pub(crate) fn remove_flow(&self, cookie: u64) {
         let _gone_already = self.maps().flows.remove(&cookie);
+    }
+
+    /// The number of a route of this name; 0 if there is no more room for it.
+    pub(crate) fn route(&self, name: &str) -> u32 {
+        self.routes.lock().unwrap_or_else(PoisonError::into_inner).number(name)
     }
 
     /// A counter, summed over all CPUs.

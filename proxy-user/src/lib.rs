@@ -12,6 +12,7 @@ pub mod doctor;
 pub mod explain;
 pub mod inspect;
 pub mod net;
+pub mod status;
 
 mod acme;
 mod certs;
@@ -21,4 +22,5 @@ mod dns;
 mod engine;
 mod kernel;
 mod observe;
+mod presence;
 mod sys;

@@ -1,12 +1,15 @@
 //! The `snisplit` binary: parse the command line, do one verb, say how it went.
 
+use std::fmt::Display;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
-use snisplit::cli::{Certs, Cli, Net, Setup, Verb};
+use serde::Serialize;
+use snisplit::cli::{Certs, Cli, Instance, Net, Setup, Verb};
 use snisplit::config::{Config, Overrides, Problems};
 use snisplit::daemon::Source;
+use snisplit::status::{Flows, Status};
 use snisplit::{daemon, doctor, explain, inspect, net};
 use tracing::level_filters::LevelFilter;
 
@@ -38,7 +41,9 @@ fn level(cli: &Cli) -> LevelFilter {
         | Verb::Check { .. }
         | Verb::Explain(_)
         | Verb::Certs { .. }
-        | Verb::Net { .. } => cli.log,
+        | Verb::Net { .. }
+        | Verb::Status(_)
+        | Verb::Flows(_) => cli.log,
     }
 }
 
@@ -63,9 +68,23 @@ fn act(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Net { what: Net::Check(setup) } => return net::check(&load(&setup)?),
         Verb::Net { what: Net::Apply(setup) } => net::apply(&load(&setup)?)?,
         Verb::Net { what: Net::Remove } => net::remove()?,
+        Verb::Status(Instance { instance, json }) => {
+            let status = Status::of(&instance)?;
+            tell(&status, json)?;
+            return Ok(if status.is_running() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        Verb::Flows(Instance { instance, json }) => tell(&Flows::of(&instance)?, json)?,
         Verb::Doctor { ebpf_log } => return doctor::run(ebpf_log),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn tell<T: Display + Serialize>(what: &T, json: bool) -> anyhow::Result<()> {
+    match json {
+        true => println!("{}", serde_json::to_string_pretty(what)?),
+        false => print!("{what}"),
+    }
+    Ok(())
 }
 
 fn load(setup: &Setup) -> Result<Config, Problems> {

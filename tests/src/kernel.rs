@@ -29,23 +29,21 @@ pub fn flows(instance: &str) -> Vec<Value> {
     dump.as_array().unwrap().iter().map(|entry| entry["formatted"]["value"].clone()).collect()
 }
 
-/// Entries of the maps that a process holds and that flows come and go in: `flows`, `targets` and
-/// `sources`.
+/// Entries of the maps of a process that flows come and go in: `flows`, `targets` and `sources`.
 pub fn entries(pid: u32) -> usize {
-    const HASH: &str = "1";
-    const SOCKHASH: &str = "18";
     let infos = std::fs::read_dir(format!("/proc/{pid}/fdinfo")).unwrap();
-    let of_map = |info: std::io::Result<std::fs::DirEntry>| {
+    let id_of_map = |info: std::io::Result<std::fs::DirEntry>| {
         let text = std::fs::read_to_string(info.ok()?.path()).ok()?;
-        let field = |name| Some(text.lines().find_map(|line| line.strip_prefix(name))?.trim());
-        let kind = field("map_type:")?;
-        let id = field("map_id:")?.to_owned();
-        [HASH, SOCKHASH].contains(&kind).then_some(id)
+        text.lines().find_map(|line| line.strip_prefix("map_id:")).map(|id| id.trim().to_owned())
     };
-    let maps: std::collections::BTreeSet<String> = infos.filter_map(of_map).collect();
+    let maps: std::collections::BTreeSet<String> = infos.filter_map(id_of_map).collect();
+    let is_of_flows = |id: &&String| {
+        let map = bpftool(&["map", "show", "id", id]);
+        ["flows", "targets", "sources"].contains(&map["name"].as_str().unwrap_or_default())
+    };
+    let maps: Vec<&String> = maps.iter().filter(is_of_flows).collect();
     assert_eq!(maps.len(), 3, "{maps:?}");
-    let of = |id: &String| bpftool(&["map", "dump", "id", id]).as_array().unwrap().len();
-    maps.iter().map(of).sum()
+    maps.iter().map(|id| bpftool(&["map", "dump", "id", id]).as_array().unwrap().len()).sum()
 }
 
 /// Bytes that the buffers of the proxy's sockets take, packets' overhead included (`skmem` of ss:

@@ -12,9 +12,10 @@ use crate::run::{as_root, cargo, loud, root, words};
 use crate::setup;
 
 /// Namespaces for mounts, network and processes: whatever a run leaves dies with them. `/run/netns`
-/// is their own, so that names cannot meet the host's.
-const FRESH: &str = "mkdir -p /run/netns && mount -t tmpfs sp-netns /run/netns && \
-    mount -t bpf bpf /sys/fs/bpf && ip link set lo up && exec \"$@\"";
+/// and `/run/snisplit` are their own, so that names cannot meet the host's.
+const FRESH: &str = "mkdir -p /run/netns /run/snisplit && mount -t tmpfs sp-netns /run/netns && \
+    mount -t tmpfs sp-run /run/snisplit && mount -t bpf bpf /sys/fs/bpf && ip link set lo up && \
+    exec \"$@\"";
 
 /// Unit tests as the user, then the root suite. Skips are counted; a run of skips only has failed.
 pub(crate) fn test(filter: Option<&str>) -> Result<()> {

@@ -13,9 +13,9 @@ use super::dial::{Dial, Dialled, NoBackend, Preface, Replay};
 use super::offer::Offer;
 use super::{Scene, close, note, preface};
 use crate::config::{Route, Source};
-use crate::engine::{End, Pair, Tally, Tier};
-use crate::observe::metrics::Declined;
-use crate::observe::{Outcome, Record};
+use crate::engine::{End, Listener, Pair, Tally, Tier};
+use crate::observe::metrics::{Declined, Moved};
+use crate::observe::{Metrics, Outcome, Record};
 
 pub(super) async fn forward(
     client: TcpStream,
@@ -37,7 +37,7 @@ pub(super) async fn forward(
     let offer = |patience| Offer { client: &client, hello: hello.wire_len, patience };
     let offer = scene.config.limits.answer_timeout.map(offer);
     match dial(route, Preface { header: &header, replay, offer }, scene, record).await {
-        Ok(dialled) => carry(client, dialled, scene, record).await,
+        Ok(dialled) => carry(client, dialled, route, scene, record).await,
         Err(NoBackend) => close::refuse(client, Alert::InternalError, "no_backend", record).await,
     }
 }
@@ -67,6 +67,7 @@ pub(super) async fn dial(
 async fn carry(
     client: TcpStream,
     dialled: Dialled,
+    route: &Route,
     scene: Scene<'_>,
     record: &mut Record,
 ) -> Outcome {
@@ -76,11 +77,20 @@ async fn carry(
     let Ok(pair) = Pair::new(client, socket, Arc::clone(scene.tally)) else {
         return Outcome::ClientGone;
     };
-    let declined = |tier: Tier, reason| {
-        let labels = Declined { engine: tier.name(), reason };
-        scene.metrics().declined.get_or_create(&labels).inc();
-    };
-    unless_idle(scene.shared.ladder.carry(scene.config.engine, pair, declined), scene).await
+    let carried =
+        scene.shared.ladder.carry(scene.config.engine, (pair, &route.label), scene.metrics());
+    unless_idle(carried, scene).await
+}
+
+impl Listener for Metrics {
+    fn declined(&self, by: Tier, why: &'static str) {
+        let labels = Declined { engine: by.name(), reason: why };
+        self.declined.get_or_create(&labels).inc();
+    }
+
+    fn moved(&self, to: Tier) {
+        self.moved.get_or_create(&Moved { engine: to.name() }).inc();
+    }
 }
 
 /// Carries a flow to its end, unless no byte moves for `idle_timeout`.

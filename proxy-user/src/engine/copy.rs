@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::relay::{Carrier, Filled, relay};
+use super::relay::{Carrier, Filled, Relayed, relay};
 use super::{End, Engine, Pair, Tier};
 
 /// Bytes in a buffer: one system call moves as much as a GRO super-packet holds.
@@ -30,8 +30,11 @@ impl Engine for Copy {
 
     async fn carry(&self, pair: Pair) -> Result<End, Infallible> {
         pair.settle(Tier::Copy);
-        let end = relay(&pair, self.carrier(), self.carrier()).await;
-        Ok(pair.close(end).await)
+        loop {
+            if let Relayed::Ended(end) = relay(&pair, self.carrier(), self.carrier(), None).await {
+                return Ok(pair.close(end).await);
+            }
+        }
     }
 }
 

@@ -4,14 +4,15 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::copy::Copy;
+use super::pace::Pace;
 use super::sockmap::Sockmap;
-use super::splice::Splice;
-use super::{End, Engine, Pair, Tier};
+use super::splice::{Carried, Splice};
+use super::{Declined, End, Engine, Pair, Tier};
 
 /// What the operator asked for (`engine`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Choice {
-    /// The engine that the benchmarks favour (docs/benchmarks.md), then the ones below it.
+    /// For each flow what the benchmarks favour (docs/benchmarks.md), of what works on this kernel.
     #[default]
     Auto,
     /// This one first; `copy` still stands beneath it.
@@ -44,25 +45,30 @@ impl fmt::Display for Choice {
 /// All engines and the order to try them in.
 #[derive(Default)]
 pub(crate) struct Ladder {
-    /// Loaded at the start, if it was asked for.
+    /// Loaded at the start, if it works and is not ruled out.
     sockmap: Option<Sockmap>,
     splice: Splice,
     copy: Copy,
 }
 
 impl Choice {
-    fn wants(self, tier: Tier) -> bool {
-        self.order().contains(&tier)
-    }
-
-    /// The engines to try, best first; `copy`, which never declines, is the last.
+    /// The engines in question, first choice first; `copy`, which never declines, is the last.
     pub const fn order(self) -> &'static [Tier] {
         match self {
-            Self::Auto | Self::Only(Tier::Splice) => &[Tier::Splice, Tier::Copy],
+            Self::Auto => &[Tier::Splice, Tier::Sockmap, Tier::Copy],
+            Self::Only(Tier::Splice) => &[Tier::Splice, Tier::Copy],
             Self::Only(Tier::Sockmap) => &[Tier::Sockmap, Tier::Splice, Tier::Copy],
             Self::Only(Tier::Copy) => &[Tier::Copy],
         }
     }
+}
+
+/// Hears what becomes of a pair on its way.
+pub(crate) trait Listener {
+    /// An engine handed it back, and why.
+    fn declined(&self, by: Tier, why: &'static str);
+    /// Another engine carries it on.
+    fn moved(&self, to: Tier);
 }
 
 impl Ladder {
@@ -71,36 +77,75 @@ impl Ladder {
         Self { sockmap: Some(sockmap), ..Self::default() }
     }
 
-    /// Whether it can do what a configuration asks for.
+    /// Whether it can do what a configuration demands; `auto` takes what there is.
     pub(crate) fn offers(&self, choice: Choice) -> bool {
-        !choice.wants(Tier::Sockmap) || self.sockmap.is_some()
+        choice != Choice::Only(Tier::Sockmap) || self.sockmap.is_some()
     }
 
-    /// Carries a pair to its end. Tells `declined` which engine handed it back, and why.
+    /// Carries a pair of this route to its end.
     pub(crate) async fn carry(
         &self,
         choice: Choice,
-        mut pair: Pair,
-        declined: impl Fn(Tier, &'static str),
+        (mut pair, route): (Pair, &str),
+        heard: &impl Listener,
     ) -> End {
-        if let Some(sockmap) = self.sockmap.as_ref().filter(|_| choice.wants(Tier::Sockmap)) {
-            match sockmap.carry(pair).await {
-                Ok(end) => return end,
-                Err(back) => {
-                    declined(Tier::Sockmap, back.reason);
-                    pair = back.pair;
-                }
+        let sockmap = self.sockmap.as_ref();
+        if let Some(sockmap) = sockmap {
+            pair.route = sockmap.route(route);
+        }
+        match choice {
+            Choice::Only(Tier::Copy) => self.copy(pair).await,
+            Choice::Only(Tier::Splice) => self.splice(pair, heard).await,
+            Choice::Only(Tier::Sockmap) => match sockmap {
+                Some(sockmap) => self.sockmap(sockmap, pair, heard).await,
+                None => self.splice(pair, heard).await,
+            },
+            Choice::Auto => match sockmap {
+                Some(sockmap) => self.auto(sockmap, pair, heard).await,
+                None => self.splice(pair, heard).await,
+            },
+        }
+    }
+
+    /// Splices, until the flow has proved to be one of small messages; then the kernel forwards each
+    /// direction, until it turns bulk. The reason is in docs/benchmarks.md.
+    async fn auto(&self, sockmap: &Sockmap, pair: Pair, heard: &impl Listener) -> End {
+        let pace = Pace::default();
+        match self.splice.carry_until_ripe(pair, Some(&pace)).await {
+            Ok(Carried::Ended(end)) => end,
+            Ok(Carried::Ripe(mut pair)) => {
+                pair.may_turn_bulk = true;
+                heard.moved(Tier::Sockmap);
+                self.sockmap(sockmap, pair, heard).await
+            }
+            Err(Declined { pair, reason }) => {
+                heard.declined(Tier::Splice, reason);
+                self.copy(pair).await
             }
         }
-        if choice.wants(Tier::Splice) {
-            match self.splice.carry(pair).await {
-                Ok(end) => return end,
-                Err(back) => {
-                    declined(Tier::Splice, back.reason);
-                    pair = back.pair;
-                }
+    }
+
+    async fn sockmap(&self, sockmap: &Sockmap, pair: Pair, heard: &impl Listener) -> End {
+        match sockmap.carry(pair).await {
+            Ok(end) => end,
+            Err(Declined { pair, reason }) => {
+                heard.declined(Tier::Sockmap, reason);
+                self.splice(pair, heard).await
             }
         }
+    }
+
+    async fn splice(&self, pair: Pair, heard: &impl Listener) -> End {
+        match self.splice.carry(pair).await {
+            Ok(end) => end,
+            Err(Declined { pair, reason }) => {
+                heard.declined(Tier::Splice, reason);
+                self.copy(pair).await
+            }
+        }
+    }
+
+    async fn copy(&self, pair: Pair) -> End {
         let Ok(end) = self.copy.carry(pair).await;
         end
     }

@@ -6,15 +6,18 @@
 
 use std::cell::Cell;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use snisplit_common::abi::Count;
+use snisplit_common::kernels::known_fault;
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
+use tracing::level_filters::LevelFilter;
 
 use super::sockmap::Sockmap;
 use super::{End, Engine as _, Pair, Socket, Tally};
@@ -26,8 +29,25 @@ const BYTES: usize = 16 << 20;
 /// Of what waits before the hand-over: all, and those that were read.
 const EARLY: (usize, usize) = (200, 50);
 
-/// Tries it; an error says what is wrong.
-pub(crate) async fn probe(engine: &Sockmap) -> Result<()> {
+/// Loads the engine and tries it; an error says what is wrong, and whether that is known of this
+/// kernel's version. Needs a running tokio.
+pub(crate) async fn proved(log: LevelFilter, pins: Option<&Path>) -> Result<Sockmap> {
+    let engine = Sockmap::load(log, pins)?;
+    let tried = probe(&engine).await;
+    engine.verdict().flush_log();
+    match (tried, fault()) {
+        (Ok(()), _) => Ok(engine),
+        (Err(error), Some(known)) => Err(error.context(known)),
+        (Err(error), None) => Err(error),
+    }
+}
+
+/// What is known to be wrong with the version of this kernel.
+pub(crate) fn fault() -> Option<&'static str> {
+    known_fault(&rustix::system::uname().release().to_string_lossy())
+}
+
+async fn probe(engine: &Sockmap) -> Result<()> {
     timeout(PATIENCE, carry(engine, Ipv4Addr::LOCALHOST.into()))
         .await
         .context("a flow over IPv4 stalled")?

@@ -13,6 +13,7 @@ use rustix::net::Shutdown;
 use tokio::io::Interest;
 use tokio::select;
 
+use super::pace::Pace;
 use super::{End, Pair, Side, Socket};
 
 /// Holds the bytes between a read and a write. Holds no resource while it holds no bytes.
@@ -47,24 +48,39 @@ enum Half {
     Write,
 }
 
-/// Carries both directions to their end.
-pub(super) async fn relay<C: Carrier>(pair: &Pair, up: C, down: C) -> End {
+/// What a relay came to.
+pub(super) enum Relayed {
+    Ended(End),
+    /// A flow of small messages at an instant when nothing of it is in user space.
+    Ripe,
+}
+
+/// How a direction was left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Left {
+    Ended,
+    Ripe,
+}
+
+/// Carries both directions to their end, or until `pace`, if there is one, says that they are ripe.
+pub(super) async fn relay<C: Carrier>(pair: &Pair, up: C, down: C, pace: Option<&Pace>) -> Relayed {
     let broken = AtomicBool::new(false);
-    let up = pump(pair, Side::Client, up, &broken);
-    let down = pump(pair, Side::Backend, down, &broken);
+    let up = pump(pair, Side::Client, up, &broken, pace);
+    let down = pump(pair, Side::Backend, down, &broken, pace);
     let (mut up, mut down) = (pin!(up), pin!(down));
     let (first, from) = select! {
-        ended = &mut up => (ended, Side::Client),
-        ended = &mut down => (ended, Side::Backend),
+        left = &mut up => (left, Side::Client),
+        left = &mut down => (left, Side::Backend),
     };
     let mut other = match from {
         Side::Client => down,
         Side::Backend => up,
     };
-    let ended = match first {
-        Ok(()) => select! {
+    let left = match first {
+        Ok(Left::Ripe) => Ok(Left::Ripe),
+        Ok(Left::Ended) => select! {
             biased;
-            ended = &mut other => ended,
+            left = &mut other => left,
             // Nobody reads this side any more, and it can still break.
             () = failure(pair.socket(from)) => Err(Broken { side: from, by: Half::Write }),
         },
@@ -75,10 +91,11 @@ pub(super) async fn relay<C: Carrier>(pair: &Pair, up: C, down: C) -> End {
         }
         Err(broken) => Err(broken),
     };
-    match ended {
-        Ok(()) => End::Closed,
-        Err(Broken { side: Side::Client, .. }) => End::ClientReset,
-        Err(Broken { side: Side::Backend, .. }) => End::BackendReset,
+    match left {
+        Ok(Left::Ripe) => Relayed::Ripe,
+        Ok(Left::Ended) => Relayed::Ended(End::Closed),
+        Err(Broken { side: Side::Client, .. }) => Relayed::Ended(End::ClientReset),
+        Err(Broken { side: Side::Backend, .. }) => Relayed::Ended(End::BackendReset),
     }
 }
 
@@ -88,7 +105,8 @@ async fn pump<C: Carrier>(
     side: Side,
     mut carrier: C,
     broken: &AtomicBool,
-) -> Result<(), Broken> {
+    pace: Option<&Pace>,
+) -> Result<Left, Broken> {
     let (to_side, moved) = match side {
         Side::Client => (Side::Backend, &pair.tally.up),
         Side::Backend => (Side::Client, &pair.tally.down),
@@ -101,18 +119,23 @@ async fn pump<C: Carrier>(
     };
     loop {
         from.ready(Interest::READABLE).await.map_err(cannot_read)?;
-        match fill(&mut carrier, from).map_err(cannot_read)? {
-            None => carrier.rest(),
+        let Some(Filled { bytes, all }) = fill(&mut carrier, from).map_err(cannot_read)? else {
+            carrier.rest();
+            continue;
+        };
+        pace.inspect(|pace| pace.taken());
+        match bytes {
             // A side that the other direction found dead reads as ended; that is no end of stream.
-            Some(Filled { bytes: 0, .. }) if broken.load(Ordering::Relaxed) => return Ok(()),
-            Some(Filled { bytes: 0, .. }) => return end_of_stream(to).map_err(cannot_write),
-            Some(Filled { all, .. }) => {
-                drain(&mut carrier, to, moved).await.map_err(cannot_write)?;
-                if all {
-                    // No read follows that would find nothing and say so.
-                    carrier.rest();
-                }
-            }
+            0 if broken.load(Ordering::Relaxed) => return Ok(Left::Ended),
+            0 => return end_of_stream(to).map(|()| Left::Ended).map_err(cannot_write),
+            _ => drain(&mut carrier, to, moved).await.map_err(cannot_write)?,
+        }
+        if all {
+            // No read follows that would find nothing and say so.
+            carrier.rest();
+        }
+        if pace.is_some_and(|pace| pace.given(bytes)) {
+            return Ok(Left::Ripe);
         }
     }
 }

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use snisplit_common::abi::{Direction, Flow};
+use snisplit_common::abi::{BULK, Direction, Flow};
 use tokio::net::TcpStream;
 use tracing::level_filters::LevelFilter;
 
@@ -53,34 +53,49 @@ impl Sockmap {
         &self.verdict
     }
 
+    /// The number of a route, for the pins.
+    pub(super) fn route(&self, name: &str) -> u32 {
+        self.verdict.route(name)
+    }
+
     /// Everything up to the kick. `Err` is the pair as it was, and why.
-    fn arm(&self, pair: Pair) -> Result<Armed, Declined> {
+    fn arm(&self, pair: Pair) -> Result<Armed, Box<Declined>> {
+        let declined = |pair, reason| Box::new(Declined { pair, reason });
         let Pair { client: Socket::Tcp(client), backend: Socket::Tcp(backend), .. } = &pair else {
-            return Err(Declined { pair, reason: "not_tcp" });
+            return Err(declined(pair, "not_tcp"));
         };
         // A half-closed socket cannot become a source (sock_map_sk_state_allowed).
         let is_open = |socket: &TcpStream| {
             sys::tcp_info(socket).is_ok_and(|info| info.state == TCP_ESTABLISHED)
         };
         if !is_open(client) || !is_open(backend) {
-            return Err(Declined { pair, reason: "half_closed" });
+            return Err(declined(pair, "half_closed"));
         }
-        let account = match self.enter(client, backend) {
+        let account = match self.enter(
+            client,
+            backend,
+            (pair.route, if pair.may_turn_bulk { BULK } else { 0 }),
+        ) {
             Ok(account) => account,
-            Err(reason) => return Err(Declined { pair, reason }),
+            Err(reason) => return Err(declined(pair, reason)),
         };
         match pair {
-            Pair { client: Socket::Tcp(client), backend: Socket::Tcp(backend), tally } => {
+            Pair { client: Socket::Tcp(client), backend: Socket::Tcp(backend), tally, .. } => {
                 Ok(Armed { client, backend, tally, account })
             }
-            pair => Err(Declined { pair, reason: "not_tcp" }),
+            pair => Err(declined(pair, "not_tcp")),
         }
     }
 
     /// Puts both sockets into the maps, or leaves nothing of them there.
-    fn enter(&self, client: &TcpStream, backend: &TcpStream) -> Result<Account, &'static str> {
+    fn enter(
+        &self,
+        client: &TcpStream,
+        backend: &TcpStream,
+        about: (u32, u64),
+    ) -> Result<Account, &'static str> {
         let verdict = &self.verdict;
-        let lanes = self.prepare(client, backend).map_err(|_| "no_account")?;
+        let lanes = self.prepare(client, backend, about).map_err(|_| "no_account")?;
         let account = Account::new(Arc::clone(verdict), lanes);
         let [up, down] = lanes;
         let targets = verdict
@@ -102,7 +117,12 @@ impl Sockmap {
     }
 
     /// The accounts of both directions, on both sides of the kernel's line.
-    fn prepare(&self, client: &TcpStream, backend: &TcpStream) -> Result<[Lane; 2], KernelError> {
+    fn prepare(
+        &self,
+        client: &TcpStream,
+        backend: &TcpStream,
+        (route, bulk): (u32, u64),
+    ) -> Result<[Lane; 2], KernelError> {
         let up = Lane::open(Side::Client, client, backend)?;
         let down = Lane::open(Side::Backend, backend, client)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -111,6 +131,8 @@ impl Sockmap {
             peer,
             opened: now.as_secs(),
             direction,
+            route,
+            bulk,
             client: octets(from),
             client_port: from.port(),
             backend: octets(to),
@@ -145,14 +167,14 @@ impl Engine for Sockmap {
         let tally = Arc::clone(&pair.tally);
         let armed = match self.arm(pair) {
             Ok(armed) => armed,
-            Err(Declined { pair, reason: BEGUN }) => {
+            Err(back) if back.reason == BEGUN => {
                 // In doubt: dropping the pair resets both.
-                pair.settle(Tier::Sockmap);
+                back.pair.settle(Tier::Sockmap);
                 return Ok(End::ClientReset);
             }
-            Err(declined) => return Err(declined),
+            Err(back) => return Err(*back),
         };
-        let _once = tally.tier.set(Tier::Sockmap);
+        tally.settle(Tier::Sockmap);
         Ok(armed.run(self).await)
     }
 }

@@ -8,7 +8,8 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::copy::{Copy, CopyCarrier};
-use super::relay::{Carrier, Filled, relay};
+use super::pace::Pace;
+use super::relay::{Carrier, Filled, Relayed, relay};
 use super::{Declined, End, Engine, Pair, Tier};
 use rustix::pipe::{PipeFlags, SpliceFlags};
 
@@ -39,18 +40,41 @@ struct Pipe {
 impl Engine for Splice {
     type Declined = Declined;
 
-    async fn carry(&self, pair: Pair) -> Result<End, Declined> {
+    async fn carry(&self, mut pair: Pair) -> Result<End, Declined> {
+        loop {
+            match self.carry_until_ripe(pair, None).await? {
+                Carried::Ended(end) => return Ok(end),
+                Carried::Ripe(same) => pair = same,
+            }
+        }
+    }
+}
+
+/// What became of a pair.
+pub(super) enum Carried {
+    Ended(End),
+    /// Still running, and nothing of it is in user space: another engine may carry it on.
+    Ripe(Pair),
+}
+
+impl Splice {
+    /// Carries a pair to its end, or until it has proved to be one of small messages.
+    pub(super) async fn carry_until_ripe(
+        &self,
+        pair: Pair,
+        pace: Option<&Pace>,
+    ) -> Result<Carried, Declined> {
         match self.take() {
             Ok(pipe) => self.give(pipe),
             Err(_) => return Err(Declined { pair, reason: "no_pipe" }),
         }
         pair.settle(Tier::Splice);
-        let end = relay(&pair, self.carrier(), self.carrier()).await;
-        Ok(pair.close(end).await)
+        match relay(&pair, self.carrier(), self.carrier(), pace).await {
+            Relayed::Ended(end) => Ok(Carried::Ended(pair.close(end).await)),
+            Relayed::Ripe => Ok(Carried::Ripe(pair)),
+        }
     }
-}
 
-impl Splice {
     pub(super) fn carrier(&self) -> SpliceCarrier {
         SpliceCarrier { engine: self.clone(), pipe: None, spare: self.copy.carrier() }
     }

@@ -15,6 +15,9 @@ pub(super) fn encode(flow: &Flow) -> Bytes {
     put(offset_of!(Flow, redirected), &flow.redirected.to_ne_bytes());
     put(offset_of!(Flow, passed), &flow.passed.to_ne_bytes());
     put(offset_of!(Flow, opened), &flow.opened.to_ne_bytes());
+    put(offset_of!(Flow, bulk), &flow.bulk.to_ne_bytes());
+    put(offset_of!(Flow, paced), &flow.paced.to_ne_bytes());
+    put(offset_of!(Flow, paced_from), &flow.paced_from.to_ne_bytes());
     put(offset_of!(Flow, base), &flow.base.to_ne_bytes());
     put(offset_of!(Flow, next_seq), &flow.next_seq.to_ne_bytes());
     put(offset_of!(Flow, state), &(flow.state as u32).to_ne_bytes());
@@ -24,6 +27,7 @@ pub(super) fn encode(flow: &Flow) -> Bytes {
     put(offset_of!(Flow, client_port), &flow.client_port.to_ne_bytes());
     put(offset_of!(Flow, backend_port), &flow.backend_port.to_ne_bytes());
     put(offset_of!(Flow, mean_len), &flow.mean_len.to_ne_bytes());
+    put(offset_of!(Flow, route), &flow.route.to_ne_bytes());
     bytes
 }
 
@@ -33,6 +37,9 @@ pub(super) fn decode(bytes: &Bytes) -> Flow {
         redirected: u64::from_ne_bytes(at(bytes, offset_of!(Flow, redirected))),
         passed: u64::from_ne_bytes(at(bytes, offset_of!(Flow, passed))),
         opened: u64::from_ne_bytes(at(bytes, offset_of!(Flow, opened))),
+        bulk: u64::from_ne_bytes(at(bytes, offset_of!(Flow, bulk))),
+        paced: u64::from_ne_bytes(at(bytes, offset_of!(Flow, paced))),
+        paced_from: u64::from_ne_bytes(at(bytes, offset_of!(Flow, paced_from))),
         base: u32::from_ne_bytes(at(bytes, offset_of!(Flow, base))),
         next_seq: u32::from_ne_bytes(at(bytes, offset_of!(Flow, next_seq))),
         state: state(u32::from_ne_bytes(at(bytes, offset_of!(Flow, state)))),
@@ -45,6 +52,8 @@ pub(super) fn decode(bytes: &Bytes) -> Flow {
         client_port: u16::from_ne_bytes(at(bytes, offset_of!(Flow, client_port))),
         backend_port: u16::from_ne_bytes(at(bytes, offset_of!(Flow, backend_port))),
         mean_len: u32::from_ne_bytes(at(bytes, offset_of!(Flow, mean_len))),
+        route: u32::from_ne_bytes(at(bytes, offset_of!(Flow, route))),
+        reserved: 0,
     }
 }
 
@@ -80,6 +89,9 @@ mod tests {
             redirected: 2,
             passed: u64::MAX,
             opened: 4,
+            bulk: 11,
+            paced: 12,
+            paced_from: 13,
             base: 5,
             next_seq: u32::MAX,
             state: State::Spilling,
@@ -89,6 +101,8 @@ mod tests {
             client_port: 443,
             backend_port: 8443,
             mean_len: 16,
+            route: 17,
+            reserved: 0,
         };
         assert_eq!(decode(&encode(&flow)), flow);
         assert_eq!(decode(&[0xff; size_of::<Flow>()]).state, State::Poisoned);

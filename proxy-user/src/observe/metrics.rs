@@ -20,6 +20,7 @@ pub(crate) struct Metrics {
     pub(crate) acme: Family<Acme, Counter>,
     pub(crate) bytes: Family<Bytes, Counter<u64, AtomicU64>>,
     pub(crate) declined: Family<Declined, Counter>,
+    pub(crate) moved: Family<Moved, Counter>,
     pub(crate) dial_failures: Family<Dial, Counter>,
     pub(crate) backend_up: Family<Dial, Gauge>,
     pub(crate) dns_stale: Family<Name, Counter>,
@@ -68,6 +69,12 @@ pub(crate) struct Bytes {
 pub(crate) struct Declined {
     pub(crate) engine: &'static str,
     pub(crate) reason: &'static str,
+}
+
+/// Labels of `snisplit_engine_moved_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Moved {
+    pub(crate) engine: &'static str,
 }
 
 /// Labels of `snisplit_dial_failures_total` and `snisplit_backend_up`.
@@ -131,6 +138,7 @@ impl Metrics {
         all.register("acme_decisions", "TLS-ALPN-01 validations decided, by class of name", m.acme);
         all.register("forwarded_bytes", "Bytes delivered, both directions", m.bytes);
         all.register("engine_declined", "Connections an engine handed back untouched", m.declined);
+        all.register("engine_moved", "Connections moved on to another engine", m.moved);
         let hello = "Time from accept to a whole ClientHello";
         all.register_with_unit("hello", hello, Unit::Seconds, m.hello_seconds.0);
     }

@@ -1,0 +1,187 @@
+//! `snisplit status` and `snisplit flows`: read from the agent's note and its pins, so they answer
+//! while it is stopped or hangs.
+
+use std::fmt;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+use snisplit_common::abi::{Count, Direction, Flow, State};
+
+use crate::kernel::pinned::Pinned;
+use crate::kernel::{self, pins};
+use crate::presence::Presence;
+
+/// What there is to say of an instance.
+#[derive(Debug, Serialize)]
+pub struct Status {
+    instance: String,
+    /// `None`: no agent of that name runs.
+    agent: Option<Presence>,
+    /// `None`: it has nothing in the kernel.
+    kernel: Option<InKernel>,
+}
+
+/// What the kernel carries, and how its buffers fared.
+#[derive(Debug, Serialize)]
+struct InKernel {
+    flows: usize,
+    /// Bytes of the flows that run.
+    up: u64,
+    down: u64,
+    buffers: Vec<(&'static str, u64)>,
+}
+
+/// A flow that the kernel carries.
+#[derive(Debug, Serialize)]
+struct Carried {
+    engine: &'static str,
+    client: SocketAddr,
+    backend: SocketAddr,
+    route: String,
+    /// Bytes that the kernel carried.
+    up: u64,
+    down: u64,
+    up_state: &'static str,
+    down_state: &'static str,
+    /// Seconds.
+    age: u64,
+}
+
+/// All flows of an instance that the kernel carries, oldest first.
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
+pub struct Flows(Vec<Carried>);
+
+impl Status {
+    /// Asks.
+    pub fn of(instance: &str) -> Result<Self> {
+        let agent = Presence::of(instance).context("the agent's note cannot be read")?;
+        let kernel = read(instance)?.map(|pinned| InKernel::of(&pinned));
+        Ok(Self { instance: instance.into(), agent, kernel })
+    }
+
+    /// Whether an agent of that name runs.
+    pub const fn is_running(&self) -> bool {
+        self.agent.is_some()
+    }
+}
+
+impl InKernel {
+    fn of(pinned: &Pinned) -> Self {
+        let sum = |direction| {
+            let flows = pinned.flows.values().filter(|flow| flow.direction == direction);
+            flows.map(bytes).sum()
+        };
+        let words = Count::ALL.iter().map(|(count, words)| (*words, pinned.count(*count)));
+        Self {
+            flows: pinned.flows.values().filter(|flow| flow.direction == Direction::Up).count(),
+            up: sum(Direction::Up),
+            down: sum(Direction::Down),
+            buffers: words.collect(),
+        }
+    }
+}
+
+impl Flows {
+    /// Asks.
+    pub fn of(instance: &str) -> Result<Self> {
+        let pinned = read(instance)?.with_context(|| {
+            format!("{}: nothing is pinned there; `snisplit status` says why", at(instance))
+        })?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let of = |up: &Flow| {
+            let down = pinned.flows.get(&up.peer);
+            Carried {
+                engine: "sockmap",
+                client: address(up.client, up.client_port),
+                backend: address(up.backend, up.backend_port),
+                route: pinned.route(up).into(),
+                up: bytes(up),
+                down: down.map_or(0, bytes),
+                up_state: word(up.state),
+                down_state: down.map_or("gone", |down| word(down.state)),
+                age: now.saturating_sub(up.opened),
+            }
+        };
+        let ups = pinned.flows.values().filter(|flow| flow.direction == Direction::Up);
+        let mut all: Vec<Carried> = ups.map(of).collect();
+        all.sort_by_key(|flow| std::cmp::Reverse(flow.age));
+        Ok(Self(all))
+    }
+}
+
+/// `None` if nothing is pinned.
+fn read(instance: &str) -> Result<Option<Pinned>> {
+    let folder = pins(instance);
+    match kernel::has_bpffs() && folder.exists() {
+        true => Pinned::read(&folder).with_context(|| at(instance)).map(Some),
+        false => Ok(None),
+    }
+}
+
+fn at(instance: &str) -> String {
+    Path::display(&pins(instance)).to_string()
+}
+
+const fn bytes(flow: &Flow) -> u64 {
+    flow.redirected + flow.passed
+}
+
+fn address(ip: [u8; 16], port: u16) -> SocketAddr {
+    (Ipv6Addr::from(ip).to_canonical(), port).into()
+}
+
+const fn word(state: State) -> &'static str {
+    match state {
+        State::Armed => "armed",
+        State::Spliced => "spliced",
+        State::Leaving => "leaving",
+        State::Spilling => "spilling",
+        State::Poisoned => "poisoned",
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { instance, agent, kernel } = self;
+        match agent {
+            Some(Presence { version, pid, started, engine, sockmap }) => {
+                let age = UNIX_EPOCH + Duration::from_secs(*started);
+                let age = Duration::from_secs(age.elapsed().unwrap_or_default().as_secs());
+                let age = humantime::format_duration(age);
+                writeln!(f, "instance  {instance}: snisplit {version}, process {pid}, for {age}")?;
+                writeln!(f, "engine    {engine}")?;
+                writeln!(f, "sockmap   {sockmap}")?;
+            }
+            None => writeln!(f, "instance  {instance}: no agent of that name runs here")?,
+        }
+        let Some(InKernel { flows, up, down, buffers }) = kernel else {
+            return writeln!(f, "kernel    nothing in {}", at(instance));
+        };
+        writeln!(f, "kernel    {flows} flows, {up} bytes up, {down} bytes down")?;
+        let told = buffers.iter().filter(|(_, number)| *number > 0);
+        told.enumerate().try_for_each(|(index, (words, number))| {
+            let title = if index == 0 { "buffers" } else { "" };
+            writeln!(f, "{title:<9} {number} {words}")
+        })
+    }
+}
+
+impl fmt::Display for Flows {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for flow in &self.0 {
+            let Carried { engine, client, backend, route, up, down, .. } = flow;
+            let age = humantime::format_duration(Duration::from_secs(flow.age));
+            let (up_state, down_state) = (flow.up_state, flow.down_state);
+            writeln!(
+                f,
+                "{client} -> {backend}  {route}  {engine}  up {up} ({up_state})  down {down} \
+                 ({down_state})  {age}"
+            )?;
+        }
+        Ok(())
+    }
+}

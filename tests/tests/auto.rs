@@ -1,0 +1,124 @@
+//! `engine = "auto"`: which engine a flow gets, that moving it costs no byte, and what `status` and
+//! `flows` show of it.
+
+use std::process::Command;
+use std::thread;
+
+use rustix::process::Signal;
+use serde_json::Value;
+use snisplit_tests::agent::binary;
+use snisplit_tests::flow::Flow;
+use snisplit_tests::kernel;
+use snisplit_tests::stream::{Noise, finish, hash_all, read_all, read_some, write};
+use snisplit_tests::wait::until;
+
+const BULK: usize = 100_000_000;
+const MOVED: &str = "snisplit_engine_moved_total{engine=\"sockmap\"}";
+
+/// Messages to and fro, each heard before the next is said. Bytes each way.
+fn chat(flow: &Flow, messages: usize) -> usize {
+    let Flow { client, backend, .. } = flow;
+    for number in 0..messages {
+        let said = number.to_be_bytes();
+        write(client, &said);
+        assert_eq!(read_some(backend, said.len()), said);
+        write(backend, &said);
+        assert_eq!(read_some(client, said.len()), said);
+    }
+    messages * size_of::<usize>()
+}
+
+fn download(flow: &Flow) {
+    let Flow { client, backend, .. } = flow;
+    thread::scope(|scope| {
+        let sent = scope.spawn(|| {
+            let hash = Noise::default().send(backend, BULK);
+            finish(backend);
+            hash
+        });
+        assert_eq!(hash_all(client), (BULK, sent.join().unwrap()));
+    });
+}
+
+fn direction(flow: &Flow, which: &str) -> Option<Value> {
+    let all = kernel::flows(flow.lab().names()[1]);
+    all.into_iter().find(|one| one["direction"] == which)
+}
+
+#[test]
+fn a_flow_of_few_messages_and_one_of_bulk_stay_on_splice() {
+    let flow = Flow::open("auto");
+    chat(&flow, 20);
+    download(&flow);
+    assert_eq!(direction(&flow, "Up"), None);
+    finish(&flow.client);
+    assert_eq!(read_all(&flow.backend), b"");
+    let record = flow.agent.record();
+    assert_eq!((&record["engine"], &record["outcome"]), (&"splice".into(), &"closed".into()));
+}
+
+/// splice, then the kernel, then one direction on splice again; not a byte lost at either passage.
+#[test]
+fn a_flow_of_small_messages_moves_to_the_kernel_and_bulk_moves_back() {
+    let flow = Flow::open("auto");
+    let mut said = chat(&flow, 100);
+    let carried = |which| direction(&flow, which).unwrap()["redirected"].as_u64().unwrap();
+    assert_eq!(flow.agent.metric(flow.lab(), MOVED), 1.0);
+    assert!(carried("Up") > 0 && carried("Down") > 0);
+    said += chat(&flow, 100);
+    download(&flow);
+    let down = direction(&flow, "Down").unwrap();
+    assert_eq!(down["state"], "Leaving", "{down}");
+    assert!(down["redirected"].as_u64().unwrap() < BULK as u64 / 2, "{down}");
+    assert_eq!(direction(&flow, "Up").unwrap()["state"], "Spliced", "judged by itself");
+    finish(&flow.client);
+    assert_eq!(read_all(&flow.backend), b"");
+    let record = flow.agent.record();
+    assert_eq!((&record["engine"], &record["outcome"]), (&"sockmap".into(), &"closed".into()));
+    assert_eq!(record["up"], said + flow.hello, "{record}");
+    assert_eq!(record["down"], said + BULK, "{record}");
+    until("its entries to be gone", || (kernel::entries(flow.agent.pid()) == 0).then_some(()));
+}
+
+fn ask(verb: &str, instance: &str) -> (bool, Value) {
+    let mut command = Command::new(binary());
+    let done = command.args([verb, "--instance", instance, "--json"]).output().unwrap();
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    (done.status.success(), serde_json::from_slice(&done.stdout).unwrap_or(said.into()))
+}
+
+#[test]
+fn status_and_flows_answer_while_the_agent_hangs() {
+    let flow = Flow::open("sockmap");
+    let instance = flow.lab().names()[1];
+    let said = chat(&flow, 3);
+    flow.agent.signal(Signal::STOP);
+
+    let (runs, status) = ask("status", instance);
+    assert!(runs, "{status}");
+    assert_eq!(status["agent"]["pid"], flow.agent.pid());
+    assert_eq!(status["agent"]["engine"], "sockmap");
+    let trial = status["agent"]["sockmap"].as_str().unwrap();
+    assert!(trial.starts_with("works: tried on this kernel"), "{trial}");
+    assert_eq!(status["kernel"]["flows"], 1);
+    assert_eq!(status["kernel"]["up"], said + flow.hello);
+
+    let (_, flows) = ask("flows", instance);
+    let [one] = flows.as_array().unwrap().as_slice() else { panic!("{flows}") };
+    assert_eq!(one["client"], flow.client.local_addr().unwrap().to_string());
+    assert_eq!((&one["backend"], &one["route"]), (&"10.91.2.2:8001".into(), &"a.test".into()));
+    assert_eq!((&one["up"], &one["down"]), (&(said + flow.hello).into(), &said.into()));
+    assert_eq!((&one["up_state"], &one["engine"]), (&"spliced".into(), &"sockmap".into()));
+
+    flow.agent.signal(Signal::KILL);
+    until("the dead agent to be known as dead", || (!ask("status", instance).0).then_some(()));
+}
+
+#[test]
+fn status_without_an_agent_says_so() {
+    let (runs, status) = ask("status", "sp-nobody");
+    assert!(!runs);
+    assert_eq!((&status["agent"], &status["kernel"]), (&Value::Null, &Value::Null));
+    let (ok, said) = ask("flows", "sp-nobody");
+    assert!(!ok && said.to_string().contains("/sys/fs/bpf/snisplit/sp-nobody"), "{said}");
+}
