@@ -170,7 +170,7 @@ pub enum Count {
     NoTarget = 2,
     /// Left to user space because the socket belongs to no flow.
     NoFlow = 3,
-    /// Without data: a FIN on its own.
+    /// Without data of its own: a FIN.
     Empty = 4,
     /// Redirected after bytes that had been forwarded already were cut off in front.
     Trimmed = 5,
@@ -192,7 +192,7 @@ impl Count {
         (Self::Passed, "left to user space, which was too slow to take over"),
         (Self::NoTarget, "dropped: the peer's socket was not to be found"),
         (Self::NoFlow, "left to user space: of no flow"),
-        (Self::Empty, "without data: a FIN on its own"),
+        (Self::Empty, "without data of their own: a FIN"),
         (Self::Trimmed, "redirected after what had been forwarded already was cut off"),
         (Self::BadSequence, "dropped: a sequence number that cannot be"),
         (Self::Unreadable, "dropped: kernel memory could not be read, or the cut failed"),

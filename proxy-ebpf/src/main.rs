@@ -84,6 +84,11 @@ fn forward(ctx: &SkBuffContext, cookie: u64, flow: &mut Flow, len: u32) -> Resul
         State::Spliced | State::Spilling | State::Leaving => {}
     }
     let fresh = trim(ctx, flow.next_seq, len)?;
+    if fresh == 0 {
+        // Sent again together with a FIN, which alone was new.
+        count(Count::Empty);
+        return Ok(SK_DROP);
+    }
     flow.next_seq = flow.next_seq.wrapping_add(fresh);
     if flow.state != State::Spilling {
         give_up_if_slow(cookie, flow, fresh)?;
@@ -158,7 +163,7 @@ fn trim(ctx: &SkBuffContext, next_seq: u32, len: u32) -> Result<u32, Count> {
         return Ok(len);
     }
     // A gap shows as an overlap of nearly 2^32.
-    if overlap >= len {
+    if overlap > len {
         return Err(Count::BadSequence);
     }
     helpers::cut_front(ctx, overlap).ok_or(Count::Unreadable)?;

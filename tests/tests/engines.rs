@@ -1,10 +1,13 @@
 //! What every engine must do alike. Each test runs once for each engine.
 
 use std::io::ErrorKind;
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
+use snisplit_tests::agent::PORT;
 use snisplit_tests::flow::{ENGINES, Flow};
+use snisplit_tests::lab::Lab;
 use snisplit_tests::stream::{Noise, ending, finish, hash_all, read_all, read_some, reset, write};
 use snisplit_tests::wait::{pass, until};
 
@@ -149,6 +152,31 @@ fn a_reset_after_a_half_close_is_a_reset() {
         });
         assert_eq!(agent.record()["outcome"], "client_reset");
     });
+}
+
+/// A FIN says that all has been said: a reset behind it takes nothing of that back.
+#[test]
+fn a_reset_behind_an_end_of_stream_takes_nothing_back() {
+    on_each_engine(|flow| {
+        // More than the back end's socket takes while nobody reads.
+        let sent = vec![7; 3_000_000];
+        write(&flow.client, &sent);
+        finish(&flow.client);
+        until("all of it to be acknowledged", || is_fin_acknowledged(flow.lab()).then_some(()));
+        let Flow { client, backend, agent, hello, .. } = flow;
+        reset(client);
+        assert_eq!(ending(&backend), (sent.clone(), Ok(())));
+        let record = agent.record();
+        assert_eq!(record["outcome"], "client_reset", "{record}");
+        assert_eq!(record["up"], sent.len() + hello, "{record}");
+    });
+}
+
+/// Whether the other side has acknowledged the end of stream of the lab's client.
+fn is_fin_acknowledged(lab: &Lab) -> bool {
+    let mut ss = Command::new("ss");
+    let done = lab.client(|| ss.args(["-tnOH", "state", "fin-wait-2"]).output()).unwrap();
+    String::from_utf8_lossy(&done.stdout).contains(&format!(":{PORT}"))
 }
 
 #[test]

@@ -22,6 +22,7 @@ use crate::sys;
 mod flow;
 mod keeper;
 mod lane;
+mod quiet;
 
 use flow::{Account, Armed};
 use keeper::Keeper;

@@ -5,18 +5,21 @@
 //! of them waits until it is empty.
 
 use std::net::Shutdown;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use snisplit_common::abi::State;
 use tokio::net::TcpStream;
+use tokio::select;
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use super::super::splice::Splice;
-use super::super::{End, RESET_FLUSH, Side, Tally, flush, without_reset};
+use super::super::{End, Side, Tally, flush, without_reset};
 use super::Sockmap;
-use super::lane::{Broken, Condition, Lane, PAUSE, Quiet, Sockets, condition};
+use super::lane::{Broken, Lane, PAUSE};
+use super::quiet::{Condition, Quiet, Sockets, condition};
 use crate::kernel::Verdict;
 use crate::sys;
 
@@ -81,9 +84,8 @@ impl Armed {
         }
         let splice = &engine.splice;
         let flow = Running { splice, client: &client, backend: &backend, account: &account };
-        let (up, down) = (watched.bell.clone(), watched.bell.clone());
-        match tokio::try_join!(flow.lane(0, up), flow.lane(1, down)) {
-            Ok(((), ())) => {
+        match flow.lanes(&watched.bell).await {
+            Ok(()) => {
                 [&client, &backend].into_iter().for_each(without_reset);
                 End::Closed
             }
@@ -107,38 +109,61 @@ impl<'f> Running<'f> {
         }
     }
 
-    /// One direction, until its end has been passed on; `Err` is the side that broke.
-    async fn lane(&self, index: usize, mut bell: watch::Receiver<()>) -> Result<(), Side> {
+    /// Both directions, until both ends have been passed on; `Err` is the side that broke.
+    async fn lanes(&self, bell: &watch::Receiver<()>) -> Result<(), Side> {
+        let [up, down] = self.account.lanes;
+        let (mut up_ends, mut down_ends) =
+            (pin!(self.lane(0, bell.clone())), pin!(self.lane(1, bell.clone())));
+        let (first, lane, other_lane, other_ends) = select! {
+            ended = &mut up_ends => (ended, up, down, down_ends),
+            ended = &mut down_ends => (ended, down, up, up_ends),
+        };
+        match first {
+            Ok(()) => other_ends.await.map_err(|broken| other_lane.broken(broken)),
+            Err(Broken::To) => {
+                // The dead side may have said something before it died: that still has a reader.
+                let _also_broken = other_ends.await;
+                Err(lane.broken(Broken::To))
+            }
+            Err(Broken::From) => Err(lane.broken(Broken::From)),
+        }
+    }
+
+    /// One direction, until its end has been passed on.
+    async fn lane(&self, index: usize, mut bell: watch::Receiver<()>) -> Result<(), Broken> {
         let lane = self.account.lanes[index];
         let (verdict, sockets) = (&self.account.verdict, self.sockets(lane));
-        let side = |broken| match (broken, lane.side) {
-            (Broken::From, side) => side,
-            (Broken::To, Side::Client) => Side::Backend,
-            (Broken::To, Side::Backend) => Side::Client,
-        };
         let mut pause = PAUSE.0;
         loop {
             bell.mark_unchanged();
             if condition(sockets.to) == Condition::Broken {
-                return Err(side(Broken::To));
+                return Err(Broken::To);
             }
             // What a broken socket said before is still delivered.
-            match lane.flow(verdict).map_err(side)?.state {
+            match lane.flow(verdict)?.state {
                 State::Spilling | State::Leaving => {
-                    self.leave(index).await.map_err(side)?;
+                    self.leave(index).await?;
                     break;
                 }
                 State::Armed | State::Spliced | State::Poisoned => {}
             }
             match condition(sockets.from) {
-                Condition::Broken => return Err(side(Broken::From)),
-                Condition::Open => _ = bell.changed().await,
-                Condition::Ended if lane.is_drained(verdict, sockets).map_err(side)? => break,
-                Condition::Ended => {
-                    sleep(pause).await;
-                    pause = (pause * 2).min(PAUSE.1);
+                Condition::Open => {
+                    _ = bell.changed().await;
+                    continue;
                 }
+                // A reset behind an end of stream takes nothing of that back (`SOCK_DONE`, as read(2)
+                // sees it).
+                Condition::Broken if !lane.has_ended(verdict, sockets.from)? => {
+                    return Err(Broken::From);
+                }
+                Condition::Broken | Condition::Ended => {}
             }
+            if lane.is_drained(verdict, sockets)? {
+                break;
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(PAUSE.1);
         }
         let _reset_meanwhile = sockets.to.shutdown(Shutdown::Write);
         Ok(())
@@ -146,9 +171,8 @@ impl<'f> Running<'f> {
 
     async fn leave(&self, index: usize) -> Result<(), Broken> {
         let Account { verdict, lanes, relayed } = self.account;
-        let told = |bytes| _ = relayed[index].fetch_add(bytes as u64, Ordering::Relaxed);
         let sockets = self.sockets(lanes[index]);
-        lanes[index].leave(verdict, sockets, self.splice, told).await
+        lanes[index].leave(verdict, sockets, self.splice, &relayed[index]).await
     }
 
     /// The survivor gets what the kernel took for it; then dropping both resets both.
@@ -158,8 +182,7 @@ impl<'f> Running<'f> {
             Side::Backend => (1, self.client, End::BackendReset),
         };
         let lane = self.account.lanes[index];
-        let handed = lane.wait_handed(&self.account.verdict, survivor);
-        if let Ok(Ok(())) = timeout(RESET_FLUSH, handed).await {
+        if lane.wait_handed(&self.account.verdict, survivor).await.is_ok() {
             flush(survivor).await;
         }
         end

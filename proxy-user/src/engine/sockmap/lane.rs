@@ -2,20 +2,18 @@
 
 use std::io;
 use std::net::TcpStream;
-use std::ops::Deref;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Arc, OnceLock};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use snisplit_common::abi::{Flow, State};
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::time::sleep;
 
 use super::super::Side;
 use super::super::relay::Carrier;
 use super::super::splice::Splice;
+use super::quiet::{Condition, Sockets, condition};
 use crate::kernel::{self, KernelError, Verdict};
 use crate::sys;
 
@@ -41,84 +39,18 @@ pub(super) enum Broken {
     To,
 }
 
-/// A socket that tokio does not watch until it must: it would wake for every packet.
-#[derive(Debug)]
-pub(super) struct Quiet {
-    socket: Arc<TcpStream>,
-    /// Both directions of a flow may need it.
-    watched: OnceLock<AsyncFd<Arc<TcpStream>>>,
-}
-
-/// The two sockets of a direction.
-#[derive(Clone, Copy)]
-pub(super) struct Sockets<'s> {
-    pub(super) from: &'s Quiet,
-    pub(super) to: &'s Quiet,
-}
-
-impl Quiet {
-    /// Takes a socket out of tokio's sight.
-    pub(super) fn new(socket: tokio::net::TcpStream) -> io::Result<Self> {
-        Ok(Self { socket: Arc::new(socket.into_std()?), watched: OnceLock::new() })
-    }
-
-    fn watched(&self) -> io::Result<&AsyncFd<Arc<TcpStream>>> {
-        if self.watched.get().is_none() {
-            let both = Interest::READABLE | Interest::WRITABLE;
-            // Both directions run in one task, so nobody else sets it in between.
-            let _ours = self.watched.set(sys::watch(Arc::clone(&self.socket), both)?);
-        }
-        self.watched.get().ok_or_else(|| io::ErrorKind::Other.into())
-    }
-}
-
-impl Deref for Quiet {
-    type Target = TcpStream;
-
-    fn deref(&self) -> &TcpStream {
-        &self.socket
-    }
-}
-
-impl AsFd for Quiet {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
-    }
-}
-
-/// What a socket has come to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Condition {
-    Open,
-    /// Its peer sends no more.
-    Ended,
-    Broken,
-}
-
-/// Asks without taking the error off the socket.
-pub(super) fn condition(socket: &TcpStream) -> Condition {
-    let mut polled = [PollFd::new(socket, PollFlags::RDHUP)];
-    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
-    let asked = rustix::io::retry_on_intr(|| poll(&mut polled, Some(&at_once)));
-    let found = polled[0].revents();
-    match asked {
-        Ok(_) if found.contains(PollFlags::ERR) => Condition::Broken,
-        Ok(_) if found.intersects(PollFlags::RDHUP | PollFlags::HUP) => Condition::Ended,
-        Ok(_) => Condition::Open,
-        Err(_) => Condition::Broken,
-    }
-}
-
 impl Lane {
     /// Takes stock of two sockets that nobody reads or writes meanwhile.
     pub(super) fn open(side: Side, from: &impl AsFd, to: &impl AsFd) -> Result<Self, KernelError> {
         let cookie = kernel::cookie(from)?;
-        // Two looks that agree have nothing in between.
-        let handed = agreed(|| handed(to))?;
-        let read = agreed(|| {
-            let received = sys::tcp_info(from)?.bytes_received;
-            Ok(received - rustix::io::ioctl_fionread(from)?)
-        })?;
+        let handed = steady(
+            || Ok(sys::tcp_info(to)?.bytes_acked),
+            |acked| Ok(acked + sys::unacknowledged(to)? as u64),
+        )?;
+        let read = steady(
+            || Ok(sys::tcp_info(from)?.bytes_received),
+            |received| Ok(received.saturating_sub(rustix::io::ioctl_fionread(from)?)),
+        )?;
         Ok(Self { side, cookie, handed, read })
     }
 
@@ -135,17 +67,30 @@ impl Lane {
         Ok(handed.saturating_sub(self.handed) >= sent)
     }
 
+    /// Which side a broken socket of this direction is.
+    pub(super) const fn broken(&self, which: Broken) -> Side {
+        match (which, self.side) {
+            (Broken::From, side) => side,
+            (Broken::To, Side::Client) => Side::Backend,
+            (Broken::To, Side::Backend) => Side::Client,
+        }
+    }
+
+    /// Whether the receiver's end has come and every byte before it has gone through the program.
+    pub(super) fn has_ended(&self, verdict: &Verdict, from: &TcpStream) -> Result<bool, Broken> {
+        // The FIN counts as a byte, and may be known before the bytes in front of it.
+        let received = sys::tcp_info(from).map_err(|_| Broken::From)?.bytes_received;
+        Ok(self.flow(verdict)?.redirected + 1 == received - self.read)
+    }
+
     /// Whether every byte before the receiver's end is with the sender's TCP.
     pub(super) fn is_drained(
         &self,
         verdict: &Verdict,
         sockets: Sockets<'_>,
     ) -> Result<bool, Broken> {
-        // The FIN counts as a byte, and may be known before the bytes in front of it have gone
-        // through the program.
-        let received = sys::tcp_info(sockets.from).map_err(|_| Broken::From)?.bytes_received;
-        let redirected = self.flow(verdict)?.redirected;
-        Ok(redirected + 1 == received - self.read && self.is_handed(sockets.to, redirected)?)
+        Ok(self.has_ended(verdict, sockets.from)?
+            && self.is_handed(sockets.to, self.flow(verdict)?.redirected)?)
     }
 
     /// Carries the rest of a direction that the program has given up, to its end, behind what the
@@ -160,17 +105,34 @@ impl Lane {
         verdict: &Verdict,
         sockets: Sockets<'_>,
         splice: &Splice,
-        told: impl Fn(usize),
+        relayed: &AtomicU64,
     ) -> Result<(), Broken> {
         verdict.remove_source(self.cookie);
+        // Whoever runs the program for this socket holds its lock, which this takes: nobody does now.
+        let _barrier = sys::tcp_info(sockets.from);
         let is_left_bytes = self.flow(verdict)?.passed > 0;
         if is_left_bytes {
             verdict.add_source(self.cookie, &**sockets.from).map_err(|_| Broken::From)?;
         }
         self.wait_handed(verdict, sockets.to).await?;
-        match is_left_bytes {
-            true => pump(sockets, splice.spare(), told).await,
-            false => pump(sockets, splice.carrier(), told).await,
+        let mut pause = PAUSE.0;
+        loop {
+            match is_left_bytes {
+                true => pump(sockets, splice.spare(), relayed).await?,
+                false => pump(sockets, splice.carrier(), relayed).await?,
+            }
+            let received = sys::tcp_info(sockets.from).map_err(|_| Broken::From)?.bytes_received;
+            let redirected = self.flow(verdict)?.redirected;
+            if self.read + redirected + relayed.load(Ordering::Relaxed) + 1 == received {
+                return Ok(());
+            }
+            // What was left to us may still be on its way to where recv(2) looks (sk_psock_backlog), and
+            // behind a FIN recv(2) does not wait for it. Nothing else can be missing.
+            if !is_left_bytes {
+                return Err(Broken::From);
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(PAUSE.1);
         }
     }
 
@@ -198,7 +160,7 @@ impl Lane {
 async fn pump(
     Sockets { from, to }: Sockets<'_>,
     mut carrier: impl Carrier,
-    told: impl Fn(usize),
+    relayed: &AtomicU64,
 ) -> Result<(), Broken> {
     let reading = from.watched().map_err(|_| Broken::From)?;
     let writing = to.watched().map_err(|_| Broken::To)?;
@@ -210,7 +172,7 @@ async fn pump(
         while carrier.held() > 0 {
             let drained =
                 writing.async_io(Interest::WRITABLE, |to| carrier.drain(to.as_fd())).await;
-            told(drained.map_err(|_| Broken::To)?);
+            relayed.fetch_add(drained.map_err(|_| Broken::To)? as u64, Ordering::Relaxed);
         }
         carrier.rest();
     }
@@ -223,14 +185,20 @@ fn handed(to: impl AsFd) -> io::Result<u64> {
     Ok(acked + sys::unacknowledged(&to)? as u64)
 }
 
-fn agreed(mut look: impl FnMut() -> io::Result<u64>) -> io::Result<u64> {
-    let mut last = look()?;
+/// What `look` finds while a counter that only grows stands still: peers may send and acknowledge at
+/// any time.
+fn steady(
+    counter: impl Fn() -> io::Result<u64>,
+    look: impl Fn(u64) -> io::Result<u64>,
+) -> io::Result<u64> {
+    let mut before = counter()?;
     for _ in 0..100 {
-        let now = look()?;
-        if now == last {
-            return Ok(now);
+        let found = look(before)?;
+        let after = counter()?;
+        if before == after {
+            return Ok(found);
         }
-        last = now;
+        before = after;
     }
     Err(io::ErrorKind::TimedOut.into())
 }
