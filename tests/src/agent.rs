@@ -33,6 +33,16 @@ pub fn binary() -> String {
     std::env::var("SNISPLIT_BIN").expect("SNISPLIT_BIN: run these tests by `cargo xtask test`")
 }
 
+/// The engine of agents whose test does not name one: `cargo xtask test --engine`, else the default.
+fn engine_asked_for() -> Option<String> {
+    std::env::var("SNISPLIT_TEST_ENGINE").ok()
+}
+
+/// What the record of a short flow says when the test did not name an engine.
+pub fn default_engine() -> String {
+    engine_asked_for().unwrap_or_else(|| "splice".into())
+}
+
 impl Agent {
     /// Starts the agent in the lab with these flags, besides a listener and an access log, and
     /// waits until it is ready.
@@ -68,15 +78,20 @@ impl Agent {
 
     fn spawn(lab: &Lab, program: &[&str], flags: &[&str]) -> Self {
         let listen = if has_ipv6() { format!("[::]:{PORT}") } else { format!("0.0.0.0:{PORT}") };
-        // Tests that run side by side are agents of one host.
-        let instance = ["--instance", lab.names()[1]];
-        let named = if flags.contains(&instance[0]) { &[][..] } else { &instance };
-        Self::launch(lab, &[program, &["run", "--listen", &listen], named, flags].concat())
+        Self::launch(lab, &[program, &["run", "--listen", &listen], flags].concat())
     }
 
     fn launch(lab: &Lab, words: &[&str]) -> Self {
         let mut command = Command::new(words[0]);
-        command.args(&words[1..]).env("NO_COLOR", "1").stdin(Stdio::null());
+        command.args(&words[1..]);
+        if let Some(engine) = engine_asked_for().filter(|_| !words.contains(&"--engine")) {
+            command.args(["--engine", &engine]);
+        }
+        // Tests that run side by side are agents of one host.
+        if !words.contains(&"--instance") {
+            command.args(["--instance", lab.names()[1]]);
+        }
+        command.env("NO_COLOR", "1").stdin(Stdio::null());
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = lab.proxy(|| command.spawn()).unwrap();
         let records = records(child.stdout.take().unwrap());

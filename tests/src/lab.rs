@@ -1,14 +1,13 @@
 //! Three namespaces in a row: client | proxy | back ends. Gone when the `Lab` is dropped.
 
-use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
 
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tempfile::TempDir;
+
+use crate::impair::{self, Cable, Fates, Impairment};
+use crate::namespace::{Namespace, ip};
 
 /// The proxy, as the client sees it.
 pub const PROXY: Ipv4Addr = Ipv4Addr::new(10, 91, 1, 1);
@@ -24,6 +23,7 @@ pub const BACKEND6: Ipv6Addr = Ipv6Addr::new(0xfd91, 2, 0, 0, 0, 0, 0, 2);
 /// The topology and a folder for whatever the peers write.
 #[derive(Debug)]
 pub struct Lab {
+    cables: Vec<Cable>,
     client: Namespace,
     proxy: Namespace,
     backends: Namespace,
@@ -33,25 +33,48 @@ pub struct Lab {
 impl Lab {
     /// Builds the namespaces and joins them.
     pub fn new() -> Self {
+        Self::joined(veth)
+    }
+
+    /// The same with bad lines instead of good ones.
+    pub fn impaired(how: Impairment) -> Self {
+        let mut cables = Vec::new();
+        let mut lab = Self::joined(|ends| {
+            let ends = ends.map(|end| end.namespace.run(|| impair::end(end.link)));
+            cables.push(Cable::new(ends, how));
+        });
+        lab.cables = cables;
+        lab
+    }
+
+    fn joined(mut lay: impl FnMut([End<'_>; 2])) -> Self {
         let lab = Self {
+            cables: Vec::new(),
             client: Namespace::new("c"),
             proxy: Namespace::new("p"),
             backends: Namespace::new("b"),
             folder: TempDir::with_prefix("sp-").unwrap(),
         };
-        join((&lab.client, CLIENT, 0x1002), (&lab.proxy, PROXY, 0x1001));
-        join((&lab.proxy, Ipv4Addr::new(10, 91, 2, 1), 0x2001), (&lab.backends, BACKEND, 0x2002));
+        let Self { client, proxy, backends, .. } = &lab;
+        join((client, CLIENT, 0x1002), (proxy, PROXY, 0x1001), &mut lay);
+        let towards_backends = (proxy, Ipv4Addr::new(10, 91, 2, 1), 0x2001);
+        join(towards_backends, (backends, BACKEND, 0x2002), &mut lay);
         lab
+    }
+
+    /// What the bad lines did so far: towards the client, towards the back ends.
+    pub fn fates(&self) -> impl Iterator<Item = &Fates> {
+        self.cables.iter().map(Cable::fates)
     }
 
     /// Makes the proxy the router between client and back ends, whose packets it forwards.
     pub fn route_through(&self) {
-        ip(&["-n", &self.client.name, "route", "add", "default", "via", &PROXY.to_string()]);
-        ip(&["-n", &self.backends.name, "route", "add", "default", "via", "10.91.2.1"]);
+        ip(&["-n", self.client.name(), "route", "add", "default", "via", &PROXY.to_string()]);
+        ip(&["-n", self.backends.name(), "route", "add", "default", "via", "10.91.2.1"]);
         if has_ipv6() {
             for (namespace, router) in [(&self.client, "fd91:1::1"), (&self.backends, "fd91:2::1")]
             {
-                ip(&["-n", &namespace.name, "-6", "route", "add", "default", "via", router]);
+                ip(&["-n", namespace.name(), "-6", "route", "add", "default", "via", router]);
             }
         }
         self.proxy(|| {
@@ -59,31 +82,6 @@ impl Lab {
                 let _no_ipv6 = std::fs::write(format!("/proc/sys/net/{switch}"), "1");
             }
         });
-    }
-
-    /// Loses so many of a hundred TCP packets, at random, each way on both links, and doubles two more
-    /// on their way to the proxy. This kernel has no `sch_netem`; netfilter does it as well.
-    pub fn impair(&self, percent: u32) {
-        let lose = format!("\"lo\" meta l4proto tcp numgen random mod 100 < {percent} drop");
-        let proxy = format!(
-            "table inet sp {{
-               chain in {{ type filter hook prerouting priority raw; iifname != {lose}; }}
-               chain out {{ type filter hook output priority raw; oifname != {lose}; }}
-             }}"
-        );
-        self.proxy(|| nft(&proxy));
-        let double = |link: &str| {
-            format!(
-                "table netdev sp {{
-                   chain out {{
-                     type filter hook egress device {link} priority 0;
-                     meta l4proto tcp numgen random mod 100 < 2 dup to {link};
-                   }}
-                 }}"
-            )
-        };
-        self.client(|| nft(&double("to-1001")));
-        self.backends(|| nft(&double("to-2001")));
     }
 
     /// Drops what these rules say, such as `in iifname "to-1002" drop`, and nothing that former ones
@@ -114,13 +112,13 @@ impl Lab {
         let prefix = if address.is_ipv4() { 24 } else { 64 };
         let link = ["dev", "to-2001"];
         let address = format!("{address}/{prefix}");
-        ip(&[&["-n", &self.backends.name, "addr", "add", &address][..], &link].concat());
+        ip(&[&["-n", self.backends.name(), "addr", "add", &address][..], &link].concat());
     }
 
     /// Takes the cable out, or puts it back in, between the proxy and the back ends.
     pub fn cable(&self, is_in: bool) {
         let state = if is_in { "up" } else { "down" };
-        ip(&["-n", &self.backends.name, "link", "set", "to-2001", state]);
+        ip(&["-n", self.backends.name(), "link", "set", "to-2001", state]);
     }
 
     /// Runs something as the client. Sockets and children made there stay there.
@@ -141,7 +139,7 @@ impl Lab {
     /// Runs something in the namespace of this name.
     pub fn inside<T: Send>(&self, name: &str, act: impl FnOnce() -> T + Send) -> T {
         let all = [&self.client, &self.proxy, &self.backends];
-        all.into_iter().find(|one| one.name == name).expect("one of `names`").run(act)
+        all.into_iter().find(|one| one.name() == name).expect("one of `names`").run(act)
     }
 
     /// A folder of this lab's own.
@@ -151,7 +149,7 @@ impl Lab {
 
     /// Names of the namespaces: client, proxy, back ends.
     pub fn names(&self) -> [&str; 3] {
-        [&self.client.name, &self.proxy.name, &self.backends.name]
+        [self.client.name(), self.proxy.name(), self.backends.name()]
     }
 }
 
@@ -171,50 +169,30 @@ pub fn backend(port: u16) -> SocketAddr {
     (IpAddr::V4(BACKEND), port).into()
 }
 
-#[derive(Debug)]
-struct Namespace {
-    name: String,
+/// Where a link ends.
+struct End<'n> {
+    namespace: &'n Namespace,
+    link: &'n str,
 }
 
-impl Namespace {
-    fn new(role: &str) -> Self {
-        static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("sp-{}-{number}{role}", std::process::id());
-        ip(&["netns", "add", &name]);
-        ip(&["-n", &name, "link", "set", "lo", "up"]);
-        Self { name }
-    }
-
-    fn run<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
-        let path = Path::new("/run/netns").join(&self.name);
-        let inside = move || {
-            let namespace = File::open(path).unwrap();
-            let kind = Some(LinkNameSpaceType::Network);
-            move_into_link_name_space(std::os::fd::AsFd::as_fd(&namespace), kind).unwrap();
-            act()
-        };
-        thread::scope(|scope| match scope.spawn(inside).join() {
-            Ok(done) => done,
-            Err(panic) => std::panic::resume_unwind(panic),
-        })
-    }
+/// A good line.
+fn veth([left, right]: [End<'_>; 2]) {
+    let peer = ["type", "veth", "peer", "name", right.link, "netns", right.namespace.name()];
+    ip(&[&["-n", left.namespace.name(), "link", "add", left.link][..], &peer].concat());
 }
 
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        ip(&["netns", "delete", &self.name]);
-    }
-}
-
-/// A veth pair; `number` is what tells the ends' IPv6 addresses apart.
-fn join(left: (&Namespace, Ipv4Addr, u16), right: (&Namespace, Ipv4Addr, u16)) {
+/// A link, which `lay` lays; `number` is what tells the ends' IPv6 addresses apart.
+fn join(
+    left: (&Namespace, Ipv4Addr, u16),
+    right: (&Namespace, Ipv4Addr, u16),
+    lay: &mut impl FnMut([End<'_>; 2]),
+) {
     let (left_name, right_name) = (format!("to-{:x}", right.2), format!("to-{:x}", left.2));
-    let peer = ["type", "veth", "peer", "name", &right_name, "netns", &right.0.name];
-    ip(&[&["-n", &left.0.name, "link", "add", &left_name][..], &peer].concat());
+    let end = |namespace, link| End { namespace, link };
+    lay([end(left.0, &left_name), end(right.0, &right_name)]);
     for ((namespace, v4, number), link) in [(left, &left_name), (right, &right_name)] {
         let v6 = format!("fd91:{}::{}/64", number >> 12, number & 0xf);
-        let name = namespace.name.as_str();
+        let name = namespace.name();
         ip(&["-n", name, "addr", "add", &format!("{v4}/24"), "dev", link]);
         if has_ipv6() {
             ip(&["-n", name, "addr", "add", &v6, "dev", link, "nodad"]);
@@ -228,9 +206,4 @@ fn nft(rules: &str) {
     std::fs::write(&file, rules).unwrap();
     let done = Command::new("nft").arg("-f").arg(file.path()).output().unwrap();
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-}
-
-fn ip(words: &[&str]) {
-    let done = Command::new("ip").args(words).output().unwrap();
-    assert!(done.status.success(), "ip {words:?}: {}", String::from_utf8_lossy(&done.stderr));
 }

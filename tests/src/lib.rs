@@ -5,11 +5,14 @@
 
 pub mod agent;
 pub mod ari;
+pub mod dice;
 pub mod dns;
 pub mod flow;
 pub mod hello;
+pub mod impair;
 pub mod kernel;
 pub mod lab;
+mod namespace;
 pub mod pebble;
 pub mod peer;
 pub mod stream;

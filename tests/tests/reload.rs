@@ -142,8 +142,9 @@ fn a_text_log_follows_its_name() {
         let whole = |text: &String| text.ends_with("outcome=closed\n");
         until("a line", || fs::read_to_string(path).ok().filter(whole))
     };
+    let engine = format!(" engine={} ", agent::default_engine());
     let first = line(&log);
-    assert!(first.contains(" sni=a.test ") && first.contains(" engine=splice "), "{first}");
+    assert!(first.contains(" sni=a.test ") && first.contains(&engine), "{first}");
     assert!(!first.contains("alert="), "what is not known is left out: {first}");
     fs::rename(&log, &moved).unwrap();
     agent.signal(Signal::HUP);
@@ -166,6 +167,7 @@ fn a_thousand_reloads_under_load() {
     let (stop, served) = (AtomicBool::new(false), AtomicUsize::new(0));
     let warm = thread::scope(|scope| {
         scope.spawn(|| answer(&listener, &stop));
+        let over = Over(&setting.lab, &stop);
         let load = scope.spawn(|| ask(&setting.lab, &hello, &served, &stop));
         let mut warm = 0;
         for count in 1..=1_000 {
@@ -178,15 +180,24 @@ fn a_thousand_reloads_under_load() {
             }
         }
         until("enough connections", || (served.load(Ordering::Relaxed) > 200).then_some(()));
-        stop.store(true, Ordering::Relaxed);
+        drop(over);
         load.join().unwrap();
-        // Lets the back end's accept return.
-        drop(setting.lab.backends(|| TcpStream::connect(backend(8001))));
         warm
     });
     assert!(agent.resident() < warm + (8 << 20), "{warm} -> {}", agent.resident());
     write(&running, b"never cut");
     assert_eq!(read_some(&echo_of_running, hello.len() + 9)[hello.len()..], *b"never cut");
+}
+
+/// Ends the load and the back end, also when the test fails.
+struct Over<'a>(&'a Lab, &'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.1.store(true, Ordering::Relaxed);
+        // Lets the back end's accept return.
+        drop(self.0.backends(|| TcpStream::connect(backend(8001))));
+    }
 }
 
 fn answer(listener: &TcpListener, stop: &AtomicBool) {

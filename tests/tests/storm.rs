@@ -7,9 +7,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use serde_json::Value;
 use snisplit_tests::agent::{self, Agent};
+use snisplit_tests::dice::Dice;
 use snisplit_tests::flow::ENGINES;
 use snisplit_tests::hello::Hello;
+use snisplit_tests::impair::Impairment;
 use snisplit_tests::kernel::counter;
 use snisplit_tests::lab::{Lab, PROXY6, backend, has_ipv6};
 use snisplit_tests::stream::{connect, listen};
@@ -17,47 +20,57 @@ use snisplit_tests::wait::{pass, until};
 
 /// Clients at once.
 const AT_ONCE: usize = 24;
-/// Bytes of a direction, at most.
-const BYTES: u64 = 150_000;
 
-/// xorshift64*: what a seed means is the same at both ends.
-#[derive(Clone)]
-struct Dice(u64);
+/// A SYN that is lost three times is late by 7 s.
+const PATIENT: [&str; 4] = ["--hello-timeout", "20s", "--dial-timeout", "20s"];
 
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32) % sides
-    }
-
-    fn of(seed: u64, side: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (side + 1) << 40 | 1)
-    }
+/// A kind of storm.
+#[derive(Clone, Copy)]
+struct Storm {
+    engine: &'static str,
+    flows: usize,
+    /// What the lines lose, of a hundred; `None` is a good line.
+    loss: Option<u64>,
+    manner: Manner,
 }
 
+/// How one speaks.
+#[derive(Clone, Copy)]
+struct Manner {
+    /// Bytes of a direction, at most.
+    most: u64,
+    /// The largest piece that is written at once, one of these at random.
+    pieces: [u64; 5],
+    /// One in how many pieces is followed by a pause.
+    pause: u64,
+}
+
+/// From single bytes to more than a socket takes.
+const ALL_SIZES: Manner = Manner { most: 150_000, pieces: [1, 3, 200, 5_000, 60_000], pause: 12 };
+/// What `auto` takes for a flow of small messages, and what overlaps when it is sent again.
+const SMALL: Manner = Manner { most: 30_000, pieces: [1, 3, 20, 200, 400], pause: 2 };
+
 /// What one side says: always the same for a seed.
-fn speech(seed: u64, side: u64) -> Vec<u8> {
+fn speech(seed: u64, side: u64, most: u64) -> Vec<u8> {
     let mut dice = Dice::of(seed, side);
     let len = match dice.roll(4) {
         0 => dice.roll(40),
-        _ => dice.roll(BYTES),
+        _ => dice.roll(most),
     };
     (0..len).map(|_| dice.roll(256) as u8).collect()
 }
 
 /// Says it in pieces, and ends the direction.
-fn say(mut stream: &TcpStream, seed: u64, side: u64) {
-    let speech = speech(seed, side);
+fn say(mut stream: &TcpStream, seed: u64, side: u64, manner: Manner) {
+    let speech = speech(seed, side, manner.most);
     let mut dice = Dice::of(seed, side + 2);
     let mut rest = &speech[..];
     while !rest.is_empty() {
-        let most = [1, 3, 200, 5_000, 60_000][dice.roll(5) as usize];
+        let most = manner.pieces[dice.roll(5) as usize];
         let (piece, after) = rest.split_at((1 + dice.roll(most) as usize).min(rest.len()));
         stream.write_all(piece).unwrap();
         rest = after;
-        if dice.roll(12) == 0 {
+        if dice.roll(manner.pause) == 0 {
             pass(Duration::from_millis(dice.roll(5)));
         }
     }
@@ -68,12 +81,13 @@ fn say(mut stream: &TcpStream, seed: u64, side: u64) {
 }
 
 /// Hears all of it, sometimes slowly.
-fn hear(mut stream: &TcpStream, seed: u64, side: u64) {
+fn hear(mut stream: &TcpStream, seed: u64, side: u64, most: u64) {
     let mut dice = Dice::of(seed, side + 4);
     let mut heard: Vec<u8> = Vec::new();
     let mut buffer = vec![0; 1 + dice.roll(30_000) as usize];
     loop {
-        let bytes = stream.read(&mut buffer).unwrap();
+        let heard_of = |error| panic!("seed {seed}, {:?}: {error}", stream.local_addr());
+        let bytes = stream.read(&mut buffer).unwrap_or_else(heard_of);
         if bytes == 0 {
             break;
         }
@@ -82,17 +96,29 @@ fn hear(mut stream: &TcpStream, seed: u64, side: u64) {
             pass(Duration::from_millis(dice.roll(8)));
         }
     }
-    assert!(heard == speech(seed, side), "seed {seed}: {} bytes heard", heard.len());
+    assert!(
+        heard == speech(seed, side, most),
+        "seed {seed}, {:?}: {} bytes heard",
+        stream.local_addr(),
+        heard.len()
+    );
 }
 
-fn converse(stream: &TcpStream, seed: u64, side: u64) {
+fn converse(stream: &TcpStream, seed: u64, side: u64, manner: Manner) {
     thread::scope(|scope| {
-        scope.spawn(|| say(stream, seed, side));
-        hear(stream, seed, 1 - side);
+        scope.spawn(|| say(stream, seed, side, manner));
+        hear(stream, seed, 1 - side, manner.most);
     });
 }
 
-fn serve(listener: &TcpListener, hello: usize, over: &AtomicBool) {
+fn greet(mut stream: &TcpStream, hello: &[u8], seed: u64) {
+    stream.write_all(&[hello, &seed.to_be_bytes()].concat()).unwrap();
+    let mut word = [0];
+    stream.read_exact(&mut word).unwrap();
+    assert_eq!(word, *b"!", "an alert: the flow was refused");
+}
+
+fn serve(listener: &TcpListener, hello: usize, manner: Manner, over: &AtomicBool) {
     while !over.load(Ordering::Relaxed) {
         let Ok((mut stream, _)) = listener.accept() else {
             pass(Duration::from_millis(1));
@@ -105,7 +131,7 @@ fn serve(listener: &TcpListener, hello: usize, over: &AtomicBool) {
         let seed = u64::from_be_bytes(first[hello..].try_into().unwrap());
         // Like a ServerHello: nobody ends before it, so every flow is handed over alive.
         stream.write_all(b"!").unwrap();
-        converse(&stream, seed, 1);
+        converse(&stream, seed, 1, manner);
     }
 }
 
@@ -120,79 +146,103 @@ fn ways(lab: &Lab) -> (Vec<SocketAddr>, &'static str, TcpListener) {
     ([entrances, vec![six]].concat(), "a.test=10.91.2.2:8001,[fd91:2::2]:8001", listener)
 }
 
-fn storm(engine: &'static str, flows: usize, loss: u32) {
-    let lab = Lab::new();
-    if loss > 0 {
-        lab.impair(loss);
-    }
-    let instance = format!("sp-storm-{loss}");
+fn storm(storm: Storm) {
+    let Storm { engine, flows, loss, manner } = storm;
+    let lab = match loss {
+        Some(percent) => Lab::impaired(Impairment::of_loss(percent)),
+        None => Lab::new(),
+    };
+    let at_once = if loss.is_some() { 3 * AT_ONCE } else { AT_ONCE };
     let (entrances, route, listener) = ways(&lab);
     let agent =
-        Agent::start(&lab, &["--engine", engine, "--route", route, "--instance", &instance]);
+        Agent::start(&lab, &[&["--engine", engine, "--route", route][..], &PATIENT].concat());
     listener.set_nonblocking(true).unwrap();
     let hello = Hello::new().sni(b"a.test").bytes();
     let (next, over) = (AtomicUsize::new(0), AtomicBool::new(false));
     thread::scope(|scope| {
-        let servers: Vec<_> = (0..AT_ONCE + 4)
-            .map(|_| scope.spawn(|| serve(&listener, hello.len(), &over)))
+        let servers: Vec<_> = (0..at_once + 4)
+            .map(|_| scope.spawn(|| serve(&listener, hello.len(), manner, &over)))
             .collect();
-        let clients: Vec<_> = (0..AT_ONCE)
+        let clients: Vec<_> = (0..at_once)
             .map(|_| {
                 scope.spawn(|| {
                     while let seed @ 0.. = next.fetch_add(1, Ordering::Relaxed)
                         && seed < flows
                     {
-                        let mut stream = connect(&lab, entrances[seed % entrances.len()]);
-                        let seed = seed as u64 + 1;
-                        stream.write_all(&[&hello[..], &seed.to_be_bytes()].concat()).unwrap();
-                        stream.read_exact(&mut [0; 1]).unwrap();
-                        converse(&stream, seed, 0);
+                        let stream = connect(&lab, entrances[seed % entrances.len()]);
+                        greet(&stream, &hello, seed as u64 + 1);
+                        converse(&stream, seed as u64 + 1, 0, manner);
                     }
                 })
             })
             .collect();
-        let ended: Vec<_> = clients.into_iter().map(thread::ScopedJoinHandle::join).collect();
+        let clients: Vec<_> = clients.into_iter().map(thread::ScopedJoinHandle::join).collect();
         over.store(true, Ordering::Relaxed);
-        let ended =
-            ended.into_iter().chain(servers.into_iter().map(thread::ScopedJoinHandle::join));
-        assert!(ended.into_iter().all(|one| one.is_ok()), "{engine}");
+        let servers = servers.into_iter().map(thread::ScopedJoinHandle::join);
+        let failed = clients.into_iter().chain(servers).filter(Result::is_err).count();
+        assert!(failed == 0, "{engine}, not ended in order: {:#?}", odd_records(&agent));
     });
-    inspect(&lab, &agent, (engine, &instance), (flows, loss));
+    inspect(&lab, &agent, storm);
+}
+
+/// What the agent says of flows that were not closed.
+fn odd_records(agent: &Agent) -> Vec<Value> {
+    let records = std::iter::from_fn(|| agent.record_within(Duration::from_secs(1)));
+    records.filter(|record| record["outcome"] != "closed").collect()
 }
 
 /// All ended in order, by the engine that was asked for, without a doubt and without a leak.
-fn inspect(
-    lab: &Lab,
-    agent: &Agent,
-    (engine, instance): (&str, &str),
-    (flows, loss): (usize, u32),
-) {
+fn inspect(lab: &Lab, agent: &Agent, Storm { engine, flows, loss, .. }: Storm) {
     let closed = "snisplit_connections_ended_total{outcome=\"closed\"}";
     until("all to be closed", || (agent.metric(lab, closed) == flows as f64).then_some(()));
     let labels = "engine=\"sockmap\",reason=\"half_closed\"";
     let declined = agent.metric(lab, &format!("snisplit_engine_declined_total{{{labels}}}"));
-    assert!(declined == 0.0, "{declined} flows were not carried by what they should");
+    assert!(
+        engine == "auto" || declined == 0.0,
+        "{declined} flows were not carried as they should"
+    );
     assert!(agent.descriptors("socket:") < 20, "no socket is left");
-    if engine == "sockmap" {
+    if ["sockmap", "auto"].contains(&engine) {
+        let instance = lab.names()[1];
         let [trimmed, doubtful, unreadable] = [5, 6, 7].map(|slot| counter(instance, slot));
-        eprintln!("{flows} flows, {loss} % lost: {trimmed} buffers were trimmed");
+        let moved = agent.metric(lab, "snisplit_engine_moved_total{engine=\"sockmap\"}");
+        eprintln!("{engine}: {flows} flows, {moved} moved, {trimmed} buffers were trimmed");
         assert_eq!((doubtful, unreadable), (0, 0), "no flow was in doubt");
+        assert!(engine == "sockmap" || moved > 0.0, "no flow moved");
     }
+    let mut lines = 0;
+    for fates in lab.fates() {
+        eprintln!("{fates}");
+        assert!(!fates.counts().contains(&0), "{fates}");
+        lines += 1;
+    }
+    assert_eq!(lines, if loss.is_some() { 2 } else { 0 });
+}
+
+/// How many flows; CI runs a few.
+fn flows(few: usize) -> usize {
+    let many = std::env::var("SNISPLIT_STORM").ok().and_then(|text| text.parse().ok());
+    many.unwrap_or(few)
 }
 
 #[test]
 fn every_byte_of_many_odd_flows() {
-    let flows = std::env::var("SNISPLIT_STORM").ok().and_then(|text| text.parse().ok());
     for engine in ENGINES {
-        storm(engine, flows.unwrap_or(400), 0);
+        storm(Storm { engine, flows: flows(400), loss: None, manner: ALL_SIZES });
     }
+}
+
+/// Flows that `auto` moves to the kernel in the middle of a conversation.
+#[test]
+fn every_byte_of_flows_that_change_their_engine() {
+    storm(Storm { engine: "auto", flows: flows(400), loss: None, manner: SMALL });
+    storm(Storm { engine: "auto", flows: flows(60), loss: Some(1), manner: SMALL });
 }
 
 /// Retransmissions that overlap what has been forwarded are what a sockmap forwards twice.
 #[test]
-fn every_byte_over_links_that_lose_and_double_packets() {
-    let flows = std::env::var("SNISPLIT_STORM").ok().and_then(|text| text.parse().ok());
-    for loss in [1, 4] {
-        storm("sockmap", flows.unwrap_or(60), loss);
+fn every_byte_over_bad_lines() {
+    for (loss, manner) in [(1, ALL_SIZES), (4, SMALL)] {
+        storm(Storm { engine: "sockmap", flows: flows(60), loss: Some(loss), manner });
     }
 }
