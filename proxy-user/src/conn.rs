@@ -103,26 +103,30 @@ async fn live(client: TcpStream, scene: Scene<'_>, record: &mut Record) -> Outco
         Err(full) => return close::turn_away(client, full, record),
     };
     let mut peek = Peek::new(&client, listener.hello_timeout);
-    let (hello, replay) = match greet(&mut peek, &listener, config, record).await {
+    // Each phase has its memory on the heap, and gives it back: a flow that runs holds what it needs.
+    let (hello, replay) = match Box::pin(greet(&mut peek, &listener, config, record)).await {
         Ok(greeting) => greeting,
-        Err(why) => return close::without_hello(client, why, record).await,
+        Err(why) => return Box::pin(close::without_hello(client, why, record)).await,
     };
     drop((peek, waiting));
     if shared.door.is_own(from) {
-        return close::refuse(client, Alert::InternalError, "loop", record).await;
+        return Box::pin(close::refuse(client, Alert::InternalError, "loop", record)).await;
     }
     note::hello(&hello, record);
     let proofs = Proofs { config, keyring: &shared.keyring };
     let verdict = decide(&hello, &config.routes, config.acme_bypass, &proofs);
     note::verdict(&hello, &verdict, &shared.acme_log, record);
     match verdict.decision {
-        Decision::Terminate(Held::Challenge(answer)) => terminate::answer(client, answer).await,
+        Decision::Terminate(Held::Challenge(answer)) => {
+            Box::pin(terminate::answer(client, answer)).await
+        }
         Decision::Terminate(Held::Certificate(one, server)) => {
             let patience = listener.hello_timeout;
-            terminate::decrypt(client, &hello, (one, server, patience), scene, record).await
+            let terms = (one, server, patience);
+            Box::pin(terminate::decrypt(client, &hello, terms, scene, record)).await
         }
         Decision::Refuse(alert) => {
-            close::refuse(client, alert, verdict.reason.name(), record).await
+            Box::pin(close::refuse(client, alert, verdict.reason.name(), record)).await
         }
         Decision::Forward(route) => {
             forward::forward(client, (&hello, replay), route, scene, record).await

@@ -49,8 +49,7 @@ pub fn explain(config: &Config, asked: &Explain) -> Result<String> {
     line(&mut out, "decision", &decision(&verdict));
     line(&mut out, "because", verdict.reason.sentence());
     if matches!(verdict.decision, Decision::Forward(_)) {
-        let engines: Vec<_> = config.engine.order().iter().map(|tier| tier.name()).collect();
-        line(&mut out, "engine", &engines.join(", else "));
+        line(&mut out, "engine", config.engine.sentence());
     }
     if !hello.is_acme_validation() {
         let validation = Hello { alpn: vec![b"acme-tls/1".to_vec()], ..hello };

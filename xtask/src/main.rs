@@ -30,6 +30,10 @@ enum Verb {
     Test {
         /// Only tests whose name contains this
         filter: Option<String>,
+        /// The engine of agents whose test names none. Without it the root suite runs with the default
+        /// and then, the tests that name their engine left out, once more with sockmap
+        #[arg(long)]
+        engine: Option<String>,
     },
     /// Check the house rules: imports, sizes, unsafe, waiting
     Tidy,
@@ -43,6 +47,9 @@ enum Verb {
         /// Seconds that each measurement takes
         #[arg(long, default_value_t = 2)]
         seconds: u64,
+        /// Draw what was measured last, from target/bench.json
+        #[arg(long)]
+        again: bool,
     },
     /// Fuzz a target of tests/fuzz, seeded with the recorded greetings
     Fuzz {
@@ -71,12 +78,12 @@ fn act(verb: Verb) -> Result<()> {
         Verb::Setup => setup::all().map(drop),
         Verb::Demo => suite::in_lab("demo", &[]),
         Verb::Lab => suite::in_lab("lab", &[]),
-        Verb::Test { filter } => {
+        Verb::Test { filter, engine } => {
             tidy::check()?;
-            suite::test(filter.as_deref())
+            suite::test(filter.as_deref(), engine.as_deref())
         }
         Verb::Tidy => tidy::check(),
-        Verb::Bench { rounds, seconds } => bench::run(rounds, seconds),
+        Verb::Bench { rounds, seconds, again } => bench::run(rounds, seconds, again),
         Verb::Fuzz { target, seconds } => fuzz::run(&target, seconds),
         Verb::Ci => {
             run::loud(run::cargo().args(["fmt", "--check"]))?;
@@ -84,7 +91,7 @@ fn act(verb: Verb) -> Result<()> {
             let clippy = ["clippy", "--workspace", "--exclude", "snisplit-ebpf", "--all-targets"];
             run::loud(run::cargo().args(clippy).args(["--", "-D", "warnings"]))?;
             tidy::check()?;
-            suite::test(None)
+            suite::test(None, None)
         }
     }
 }

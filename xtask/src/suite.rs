@@ -17,8 +17,14 @@ const FRESH: &str = "mkdir -p /run/netns /run/snisplit && mount -t tmpfs sp-netn
     mount -t tmpfs sp-run /run/snisplit && mount -t bpf bpf /sys/fs/bpf && ip link set lo up && \
     exec \"$@\"";
 
-/// Unit tests as the user, then the root suite. Skips are counted; a run of skips only has failed.
-pub(crate) fn test(filter: Option<&str>) -> Result<()> {
+/// Test files that name the engine of every agent they start, or start none.
+const ENGINES_NAMED: [&str; 8] =
+    ["auto", "bpftool", "cli", "engines", "leaks", "overlap", "slow", "storm"];
+
+/// Unit tests as the user, then the root suite: all of it with the engine asked for, else with the
+/// default and then, where that is another test, with sockmap. Skips are counted; a run of skips only
+/// has failed.
+pub(crate) fn test(filter: Option<&str>, engine: Option<&str>) -> Result<()> {
     let peers = setup::all()?;
     let mut total = Total::default();
     let unit = ["test", "--workspace", "--exclude", "snisplit-ebpf", "--exclude", "snisplit-tests"];
@@ -28,12 +34,18 @@ pub(crate) fn test(filter: Option<&str>) -> Result<()> {
     let agent = build_agent("dev")?;
     let skips = root().join("target/skipped-tests");
     let _none_before = std::fs::remove_file(&skips);
-    for executable in executables(&["--tests"])? {
-        let mut command = fresh(&agent, &peers);
-        command.arg(format!("SNISPLIT_SKIPS={}", skips.display())).args(INSIDE);
-        command.arg(&executable).args(filter).args(["--test-threads", "3"]);
-        eprintln!("+ {} (as root, in fresh namespaces)", executable.display());
-        total.run(&mut command)?;
+    let executables = executables(&["--tests"])?;
+    let passes = if engine.is_some() { &[engine][..] } else { &[None, Some("sockmap")] };
+    for (pass, engine) in passes.iter().enumerate() {
+        for executable in executables.iter().filter(|path| pass == 0 || !names_engines(path)) {
+            let mut command = fresh(&agent, &peers);
+            command.arg(format!("SNISPLIT_SKIPS={}", skips.display()));
+            command.args(engine.map(|name| format!("SNISPLIT_TEST_ENGINE={name}"))).args(INSIDE);
+            command.arg(executable).args(filter).args(["--test-threads", "3"]);
+            let with = engine.map(|name| format!(", engine {name}")).unwrap_or_default();
+            eprintln!("+ {} (as root, in fresh namespaces{with})", executable.display());
+            total.run(&mut command)?;
+        }
     }
     total.skipped = match std::fs::read_to_string(&skips) {
         Ok(text) => {
@@ -47,6 +59,12 @@ pub(crate) fn test(filter: Option<&str>) -> Result<()> {
     ensure!(total.failed == 0, "tests failed");
     ensure!(passed > 0, "no test ran");
     Ok(())
+}
+
+/// `…/deps/storm-0123456789abcdef` is of `storm`.
+fn names_engines(executable: &Path) -> bool {
+    let file = executable.file_name().unwrap_or_default().to_string_lossy();
+    file.rsplit_once('-').is_some_and(|(test, _hash)| ENGINES_NAMED.contains(&test))
 }
 
 /// Runs a program of the `tests` crate in fresh namespaces, on our standard streams.

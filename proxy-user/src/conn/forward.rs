@@ -36,9 +36,12 @@ pub(super) async fn forward(
     let header = preface::header(route, hello, &client, record);
     let offer = |patience| Offer { client: &client, hello: hello.wire_len, patience };
     let offer = scene.config.limits.answer_timeout.map(offer);
-    match dial(route, Preface { header: &header, replay, offer }, scene, record).await {
-        Ok(dialled) => carry(client, dialled, route, scene, record).await,
-        Err(NoBackend) => close::refuse(client, Alert::InternalError, "no_backend", record).await,
+    let preface = Preface { header: &header, replay, offer };
+    match Box::pin(dial(route, preface, scene, record)).await {
+        Ok(dialled) => Box::pin(carry(client, dialled, route, scene, record)).await,
+        Err(NoBackend) => {
+            Box::pin(close::refuse(client, Alert::InternalError, "no_backend", record)).await
+        }
     }
 }
 

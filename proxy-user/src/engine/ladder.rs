@@ -52,13 +52,15 @@ pub(crate) struct Ladder {
 }
 
 impl Choice {
-    /// The engines in question, first choice first; `copy`, which never declines, is the last.
-    pub const fn order(self) -> &'static [Tier] {
+    /// Which engines carry a flow, in words.
+    pub const fn sentence(self) -> &'static str {
         match self {
-            Self::Auto => &[Tier::Splice, Tier::Sockmap, Tier::Copy],
-            Self::Only(Tier::Splice) => &[Tier::Splice, Tier::Copy],
-            Self::Only(Tier::Sockmap) => &[Tier::Sockmap, Tier::Splice, Tier::Copy],
-            Self::Only(Tier::Copy) => &[Tier::Copy],
+            Self::Auto => {
+                "splice, else copy; sockmap, where it works, once a flow is one of small messages"
+            }
+            Self::Only(Tier::Splice) => "splice, else copy",
+            Self::Only(Tier::Sockmap) => "sockmap, else splice, else copy",
+            Self::Only(Tier::Copy) => "copy",
         }
     }
 }
@@ -111,7 +113,8 @@ impl Ladder {
     /// direction, until it turns bulk. The reason is in docs/benchmarks.md.
     async fn auto(&self, sockmap: &Sockmap, pair: Pair, heard: &impl Listener) -> End {
         let pace = Pace::default();
-        match self.splice.carry_until_ripe(pair, Some(&pace)).await {
+        // On the heap, and gone when the kernel takes over.
+        match Box::pin(self.splice.carry_until_ripe(pair, Some(&pace))).await {
             Ok(Carried::Ended(end)) => end,
             Ok(Carried::Ripe(mut pair)) => {
                 pair.may_turn_bulk = true;

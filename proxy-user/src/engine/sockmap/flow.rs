@@ -142,7 +142,7 @@ impl<'f> Running<'f> {
             // What a broken socket said before is still delivered.
             match lane.flow(verdict)?.state {
                 State::Spilling | State::Leaving => {
-                    self.leave(index).await?;
+                    Box::pin(self.leave(index)).await?;
                     break;
                 }
                 State::Armed | State::Spliced | State::Poisoned => {}

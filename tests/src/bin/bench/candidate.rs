@@ -1,73 +1,157 @@
-//! The candidates of the benchmark, each started as its users would start it.
+//! The candidates of the benchmark, each started as its users would start it, with a thread or a
+//! worker for each core.
 
-use std::fs;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr};
 use std::process::{Child, Command, Stdio};
 
+use rustix::process::{Pid, Signal, kill_process};
 use snisplit_tests::agent::{self, Agent};
 use snisplit_tests::lab::{Lab, PROXY, backend};
+use snisplit_tests::peer::{packaged, written};
 use snisplit_tests::wait::until;
 
-use crate::BACKEND_PORT;
+use crate::links::{DIRECT, Translation};
+use crate::load::reply;
+
+/// In the order of the tables.
+pub(crate) const ALL: [&str; 10] = [
+    "direct",
+    "forward",
+    "copy",
+    "splice",
+    "sockmap",
+    "auto",
+    "haproxy",
+    "haproxy-splice",
+    "nginx",
+    "traefik",
+];
+
+/// Where `forward` listens.
+const NAT: u16 = 8443;
 
 /// What stands between client and back end; dropping it ends it.
 pub(crate) enum Candidate {
+    /// A cable of its own between client and back end.
     Direct,
-    Agent { _runs: Agent },
-    Haproxy(Child),
+    /// The kernel forwards packets, with both addresses translated (nftables).
+    Forward {
+        _until_dropped: Translation,
+    },
+    Agent(Agent),
+    Peer(Child),
 }
 
 impl Candidate {
-    pub(crate) fn start(lab: &Lab, name: &str) -> Self {
+    /// Starts one in front of this port of the back end, and waits until it brings answers.
+    pub(crate) fn start(lab: &Lab, name: &str, port: u16, hello: &[u8]) -> Self {
+        let candidate = Self::begin(lab, name, port);
+        let to = candidate.address(port);
+        until(name, || lab.client(|| reply(to, hello)).ok());
+        candidate
+    }
+
+    fn begin(lab: &Lab, name: &str, port: u16) -> Self {
+        let haproxy = |more| Self::Peer(begin(lab, haproxy(lab, port, more)));
         match name {
             "direct" => Self::Direct,
-            "haproxy" => Self::Haproxy(haproxy(lab)),
+            "forward" => {
+                Self::Forward { _until_dropped: Translation::start(lab, NAT, backend(port)) }
+            }
+            "haproxy" => haproxy(""),
+            "haproxy-splice" => haproxy(" option splice-auto\n"),
+            "nginx" => Self::Peer(begin(lab, nginx(lab, port))),
+            "traefik" => Self::Peer(begin(lab, traefik(lab, port))),
             engine => {
-                let flags = ["--engine", engine, "--route", "a.test=10.91.2.2:8001"];
-                Self::Agent { _runs: Agent::start_plain(lab, &flags) }
+                let route = format!("a.test={}", backend(port));
+                let crowd = ["--per-source", "20000"];
+                let flags = [&["--engine", engine, "--route", &route][..], &crowd].concat();
+                Self::Agent(Agent::start_plain(lab, &flags))
             }
         }
     }
 
-    pub(crate) fn address(&self) -> SocketAddr {
+    /// Where the client goes.
+    pub(crate) fn address(&self, port: u16) -> SocketAddr {
         match self {
-            Self::Direct => backend(BACKEND_PORT),
-            Self::Agent { .. } | Self::Haproxy(_) => agent::address(),
+            Self::Direct => (IpAddr::V4(DIRECT), port).into(),
+            Self::Forward { .. } => (IpAddr::V4(PROXY), NAT).into(),
+            Self::Agent(_) | Self::Peer(_) => agent::address(),
+        }
+    }
+
+    /// Its process, whose children are part of it.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        match self {
+            Self::Direct | Self::Forward { .. } => None,
+            Self::Agent(agent) => Some(agent.pid()),
+            Self::Peer(child) => Some(child.id()),
         }
     }
 }
 
 impl Drop for Candidate {
     fn drop(&mut self) {
-        if let Self::Haproxy(child) = self {
-            let _gone_already = child.kill();
+        if let Self::Peer(child) = self {
+            // By a signal that a master passes on to its workers.
+            let _gone_already = kill_process(Pid::from_child(child), Signal::TERM);
             let _reaped = child.wait();
         }
     }
 }
 
-/// HAProxy, as its manual routes by SNI; two threads like the agent's two workers.
-fn haproxy(lab: &Lab) -> Child {
+fn begin(lab: &Lab, mut command: Command) -> Child {
+    command.stdout(Stdio::null()).stderr(Stdio::null()).current_dir(lab.folder());
+    lab.proxy(|| command.spawn()).unwrap()
+}
+
+/// As its manual routes by SNI.
+fn haproxy(lab: &Lab, port: u16, more: &str) -> Command {
     let config = format!(
-        "global\n maxconn 4000\ndefaults\n mode tcp\n timeout connect 5s\n timeout client 1m\n \
-         timeout server 1m\n\
+        "global\n maxconn 9000\n maxpipes 200\ndefaults\n mode tcp\n timeout connect 5s\n timeout client 1m\n \
+         timeout server 1m\n{more}\
          frontend f\n bind {PROXY}:{}\n tcp-request inspect-delay 5s\n \
          tcp-request content accept if {{ req.ssl_hello_type 1 }}\n \
          use_backend b if {{ req.ssl_sni -i a.test }}\n\
          backend b\n server s {}\n",
         agent::PORT,
-        backend(BACKEND_PORT)
+        backend(port)
     );
-    let file = lab.folder().join("haproxy.cfg");
-    fs::write(&file, config).unwrap();
     let mut command = Command::new("haproxy");
-    command.arg("-db").arg("-f").arg(file).stdout(Stdio::null()).stderr(Stdio::null());
-    let mut child = lab.proxy(|| command.spawn()).unwrap();
-    until("HAProxy", || {
-        assert!(child.try_wait().unwrap().is_none(), "HAProxy does not run");
-        lab.proxy(|| TcpStream::connect((PROXY, agent::PORT))).ok()
-    });
-    child
+    command.arg("-db").arg("-f").arg(written(lab, "haproxy.cfg", &config));
+    command
+}
+
+fn nginx(lab: &Lab, port: u16) -> Command {
+    let folder = lab.folder().display();
+    let config = format!(
+        "load_module /usr/lib/nginx/modules/ngx_stream_module.so;\n\
+         daemon off; user root; worker_processes auto; worker_rlimit_nofile 20000;\n\
+         pid {folder}/nginx.pid; error_log stderr;\n\
+         events {{ worker_connections 20000; }}\n\
+         stream {{\n map $ssl_preread_server_name $to {{ a.test {}; }}\n \
+         server {{ listen {PROXY}:{}; ssl_preread on; proxy_pass $to; tcp_nodelay on; }}\n}}\n",
+        backend(port),
+        agent::PORT,
+    );
+    let mut command = Command::new("nginx");
+    command.arg("-c").arg(written(lab, "nginx.conf", &config)).arg("-p").arg(lab.folder());
+    command
+}
+
+fn traefik(lab: &Lab, port: u16) -> Command {
+    let config = format!(
+        "tcp:\n  routers:\n    a:\n      rule: 'HostSNI(`a.test`)'\n      service: b\n      tls:\n        \
+         passthrough: true\n  services:\n    b:\n      loadBalancer:\n        servers:\n        - \
+         address: '{}'\n",
+        backend(port)
+    );
+    let mut command = Command::new(packaged("traefik"));
+    command.arg(format!("--providers.file.filename={}", written(lab, "t.yml", &config).display()));
+    command.arg(format!("--entrypoints.web.address={PROXY}:{}", agent::PORT));
+    command.args(["--entrypoints.web.transport.respondingtimeouts.readtimeout=0"]);
+    command.args(["--global.checknewversion=false", "--global.sendanonymoususage=false"]);
+    command
 }
 
 pub(crate) fn haproxy_version() -> String {

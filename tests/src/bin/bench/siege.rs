@@ -7,22 +7,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::{Value, json};
 use snisplit_tests::agent::{self, Agent};
 use snisplit_tests::hello::Hello;
 use snisplit_tests::lab::Lab;
 use snisplit_tests::wait::{pass, until};
 
-use crate::{Load, measure};
+use crate::load::{Load, measure};
 
 const BAD: usize = 10_000;
 const LOAD: Load = Load::Connections(32);
 
 pub(crate) fn run(lab: &Lab, hello: &[u8], rounds: u64, time: Duration) -> Value {
-    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    assert!(maximum.is_none_or(|files| files > 12_000), "`ulimit -Hn` is too low for the siege");
-    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
     Value::Array((0..rounds).map(|_| round(lab, hello, time)).collect())
 }
 
@@ -30,7 +26,7 @@ fn round(lab: &Lab, hello: &[u8], time: Duration) -> Value {
     let patient = ["--hello-timeout", "5m", "--max-peeking", "20000", "--per-source", "20000"];
     let route = ["--route", "a.test=10.91.2.2:8001"];
     let agent = Agent::start_plain(lab, &[&patient[..], &route].concat());
-    let rate = || measure(lab, LOAD, agent::address(), hello, time).0;
+    let rate = || measure(lab, LOAD, agent::address(), hello, time).rate;
     let (quiet, before) = (rate(), agent.resident());
     let crowd = gather(lab);
     until("the agent to have let them all in", || {

@@ -1,0 +1,67 @@
+//! Ways between client and back end that are no proxy.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::process::Command;
+
+use snisplit_tests::lab::Lab;
+use snisplit_tests::peer::written;
+
+/// The back ends, on a cable from the client of its own.
+pub(crate) const DIRECT: Ipv4Addr = Ipv4Addr::new(10, 91, 3, 2);
+
+/// The proxy towards the back ends, for translated packets only: from the address of its sockets a
+/// port would meet what the back end remembers of another clock (TIME_WAIT, RFC 7323 §5).
+const OWN: Ipv4Addr = Ipv4Addr::new(10, 91, 2, 9);
+
+/// Lays that cable.
+pub(crate) fn join_directly(lab: &Lab) {
+    let [client, proxy, backends] = lab.names();
+    ip(&format!("-n {proxy} addr add {OWN}/24 dev to-2002"));
+    ip(&format!("-n {client} link add direct type veth peer name direct netns {backends}"));
+    for (namespace, address) in [(client, Ipv4Addr::new(10, 91, 3, 1)), (backends, DIRECT)] {
+        ip(&format!("-n {namespace} addr add {address}/24 dev direct"));
+        ip(&format!("-n {namespace} link set direct up"));
+    }
+}
+
+/// Has the proxy's kernel forward what comes to a port of its, both addresses translated, until it is
+/// dropped: connection tracking would cost the next candidate something.
+pub(crate) struct Translation {
+    namespace: String,
+}
+
+impl Translation {
+    pub(crate) fn start(lab: &Lab, port: u16, to: SocketAddr) -> Self {
+        let table = format!(
+            "table ip sp {{\n\
+             chain in {{\n type nat hook prerouting priority dstnat;\n tcp dport {port} dnat to {to};\n}}\n\
+             chain out {{\n type nat hook postrouting priority srcnat;\n tcp dport {} snat to {OWN};\n}}\n}}\n",
+            to.port()
+        );
+        let file = written(lab, "nat.nft", &table);
+        lab.proxy(|| {
+            fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+            run(Command::new("nft").arg("-f").arg(file));
+            // 20,000 connections a second would fill the table, whose entries stay for two minutes.
+            fs::write("/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_time_wait", "1").unwrap();
+        });
+        Self { namespace: lab.names()[1].to_owned() }
+    }
+}
+
+impl Drop for Translation {
+    fn drop(&mut self) {
+        let words = ["netns", "exec", &self.namespace, "nft", "delete", "table", "ip", "sp"];
+        run(Command::new("ip").args(words));
+    }
+}
+
+fn ip(words: &str) {
+    run(Command::new("ip").args(words.split(' ')));
+}
+
+fn run(command: &mut Command) {
+    let done = command.output().unwrap();
+    assert!(done.status.success(), "{command:?}: {}", String::from_utf8_lossy(&done.stderr));
+}

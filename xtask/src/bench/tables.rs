@@ -1,0 +1,95 @@
+//! The tables of `docs/benchmarks.md`.
+
+use std::fmt::Write as _;
+
+use serde_json::Value;
+
+use super::values::{candidates, median, rows, word};
+
+pub(super) fn all(measured: &Value) -> String {
+    let machine = &measured["machine"];
+    let mut page = format!(
+        "\n{} cores, Linux {}, HAProxy {}; {} rounds of {} s each, interleaved.\n\n\
+         ![Rates as ratios to HAProxy](benchmarks.svg)\n",
+        machine["cores"],
+        word(&machine["kernel"]),
+        word(&machine["haproxy"]),
+        measured["rounds"],
+        measured["seconds"]
+    );
+    let titles = [
+        ("rate", "Rate: median (median of the ratios to HAProxy in the same round)"),
+        ("cpu", "CPU of the whole machine: s/GB, or s per 1,000 of the rest; median (ratio)"),
+        ("p50", "Time of an exchange, µs, 50th percentile: median (ratio)"),
+        ("p99", "Time of an exchange, µs, 99th percentile: median (ratio)"),
+    ];
+    for (key, title) in titles {
+        table(&mut page, measured, (key, title));
+    }
+    idle(&mut page, measured);
+    siege(&mut page, &measured["siege"]);
+    page
+}
+
+fn head(page: &mut String, measured: &Value, title: &str) {
+    let candidates = candidates(measured);
+    let _ = write!(page, "\n### {title}\n\n| |");
+    candidates.iter().for_each(|name| _ = write!(page, " {name} |"));
+    let _ = write!(page, "\n|---|{}\n", "---:|".repeat(candidates.len()));
+}
+
+fn table(page: &mut String, measured: &Value, (key, title): (&str, &str)) {
+    head(page, measured, title);
+    for row in rows(measured, key) {
+        let unit = if key == "rate" { &row.unit } else { "" };
+        let _ = write!(page, "| {} {unit} |", row.load);
+        for name in candidates(measured) {
+            let Some((value, ratio)) = row.of(&name) else {
+                page.push_str(" – |");
+                continue;
+            };
+            let digits = if value < 100.0 { 2 } else { 0 };
+            let _ = write!(page, " {value:.digits$} ({ratio:.2}) |");
+        }
+        page.push('\n');
+    }
+}
+
+/// What flows cost that do nothing.
+fn idle(page: &mut String, measured: &Value) {
+    let idle = &measured["idle"];
+    let title = format!("Memory of an idle flow, bytes ({} at once)", idle["flows"]);
+    head(page, measured, &title);
+    for (key, words) in [("user", "process"), ("kernel", "kernel, both peers included")] {
+        let _ = write!(page, "| {words} |");
+        for name in candidates(measured) {
+            let results = idle["results"].as_array().into_iter().flatten();
+            let found = results.filter(|one| one["candidate"] == name.as_str());
+            let value = found.filter_map(|one| one[key].as_f64()).next().unwrap_or(f64::NAN);
+            let _ = write!(page, " {value:.0} |");
+        }
+        page.push('\n');
+    }
+}
+
+/// What 10,000 bad clients cost the good ones.
+fn siege(page: &mut String, rounds: &Value) {
+    let all = |key: &str| -> Vec<f64> {
+        let rounds = rounds.as_array().into_iter().flatten();
+        rounds.map(|round| round[key].as_f64().unwrap_or(f64::NAN)).collect()
+    };
+    let ratios = all("besieged").iter().zip(all("quiet")).map(|(now, then)| now / then).collect();
+    let megabytes = |key: &str| median(all(key)) / 1e6;
+    let _ = write!(
+        page,
+        "\n### Siege: 10,000 bad clients\n\nA third says nothing, a third drips a byte a second, a \
+         third sends all but the end of a 60 KB hello.\nGood connections, 32 at once: {:.0} /s in \
+         peace, {:.0} /s under siege, ratio {:.2} in the same round.\nThe agent holds {:.0} MB, \
+         {:.0} MB before.\n",
+        median(all("quiet")),
+        median(all("besieged")),
+        median(ratios),
+        megabytes("resident"),
+        megabytes("resident_quiet"),
+    );
+}

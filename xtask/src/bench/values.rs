@@ -1,0 +1,58 @@
+//! What was measured, by load and candidate.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use super::REFERENCE;
+
+/// One load.
+pub(super) struct Row {
+    pub(super) load: String,
+    pub(super) unit: String,
+    /// A value a round, in the order of the rounds.
+    by_candidate: BTreeMap<String, Vec<f64>>,
+}
+
+impl Row {
+    /// The median, and the median of the ratios to the reference in the same round.
+    pub(super) fn of(&self, candidate: &str) -> Option<(f64, f64)> {
+        let (own, base) = (self.by_candidate.get(candidate)?, self.by_candidate.get(REFERENCE)?);
+        let ratios = own.iter().zip(base).map(|(own, base)| own / base).collect();
+        Some((median(own.clone()), median(ratios)))
+    }
+}
+
+/// The rows that have this key, in the order of the benchmark.
+pub(super) fn rows(measured: &Value, key: &str) -> Vec<Row> {
+    let mut rows: Vec<Row> = Vec::new();
+    for result in measured["results"].as_array().into_iter().flatten() {
+        let Some(value) = result[key].as_f64() else { continue };
+        let [load, unit, candidate] = ["load", "unit", "candidate"].map(|key| word(&result[key]));
+        let known = rows.iter().position(|row| row.load == load);
+        let place = known.unwrap_or_else(|| {
+            rows.push(Row { load, unit, by_candidate: BTreeMap::new() });
+            rows.len() - 1
+        });
+        rows[place].by_candidate.entry(candidate).or_default().push(value);
+    }
+    rows
+}
+
+/// Names of the candidates, in the order of the tables.
+pub(super) fn candidates(measured: &Value) -> Vec<String> {
+    measured["candidates"].as_array().into_iter().flatten().map(word).collect()
+}
+
+pub(super) fn word(value: &Value) -> String {
+    value.as_str().unwrap_or("?").to_owned()
+}
+
+pub(super) fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    match values.len() {
+        0 => f64::NAN,
+        n if n % 2 == 1 => values[n / 2],
+        n => f64::midpoint(values[n / 2 - 1], values[n / 2]),
+    }
+}
