@@ -11,6 +11,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use snisplit_common::limits::connections_within;
 use tokio::select;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -22,7 +23,7 @@ use crate::conn::Shared;
 use crate::conn::admit::Door;
 use crate::conn::backends::Backends;
 use crate::conn::resolve::Resolver;
-use crate::engine::Ladder;
+use crate::engine::{Choice, Ladder};
 use crate::net;
 use crate::observe::record::Observers;
 use crate::observe::{AccessLog, AcmeLog, Metrics, admin};
@@ -36,7 +37,6 @@ mod watch;
 
 use certificates::Certificates;
 use checks::Checks;
-use engines::Engines;
 use listeners::Listeners;
 
 /// Where the configuration comes from, and comes from again at a reload.
@@ -61,10 +61,13 @@ pub fn run(source: &Source) -> Result<()> {
 
 async fn serve(source: &Source, config: Config) -> Result<()> {
     let mut signals = Signals::new()?;
-    let engines = Engines::load(&config).await?;
-    let _note = engines.announce(&config);
-    let Engines { ladder, pins: _pins, .. } = engines;
-    let shared = Arc::new(shared(config, ladder)?);
+    let is_auto = config.engine == Choice::Auto;
+    let shared = Arc::new(shared(config)?);
+    // What is asked for by name works before the first connection; `auto` need not wait for it.
+    let _kept = match is_auto {
+        false => Some(engines::load(&shared.config.load_full(), &shared.ladder).await?),
+        true => None,
+    };
     let tasks = TaskTracker::new();
     let mut parts = Parts {
         listeners: Listeners::new(Arc::clone(&shared), tasks.clone()),
@@ -72,6 +75,10 @@ async fn serve(source: &Source, config: Config) -> Result<()> {
         checks: Checks::new(Arc::clone(&shared)),
     };
     begin(&shared, &mut parts)?;
+    let mut meanwhile = JoinSet::new();
+    if is_auto {
+        meanwhile.spawn(engines::load_meanwhile(Arc::clone(&shared)));
+    }
 
     let mut changes = source.changes();
     let by = loop {
@@ -88,15 +95,16 @@ async fn serve(source: &Source, config: Config) -> Result<()> {
     drain(&tasks, drain_time, &mut signals).await;
     shared.cut.cancel();
     tasks.wait().await;
+    meanwhile.shutdown().await;
     info!("stopped");
     Ok(())
 }
 
-fn shared(config: Config, ladder: Ladder) -> Result<Shared> {
+fn shared(config: Config) -> Result<Shared> {
     let keyring = Keyring::default();
     let observers = observers(&config, &keyring)?;
     Ok(Shared {
-        ladder,
+        ladder: Ladder::default(),
         door: Door::default(),
         backends: Backends::new(observers.metrics.clone()),
         resolver: Resolver::new(observers.metrics.clone()),

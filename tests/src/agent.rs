@@ -101,6 +101,12 @@ impl Agent {
         agent
     }
 
+    /// Waits until the kernel's engine has been tried, which `auto` does after it is ready.
+    pub fn with_kernel(self) -> Self {
+        until("the trial", || self.log().contains("sockmap=\"works").then_some(()));
+        self
+    }
+
     /// Warnings are part of this test.
     pub fn may_warn(mut self) -> Self {
         self.may_warn = true;

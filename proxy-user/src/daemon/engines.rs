@@ -1,82 +1,95 @@
 //! The engines that a configuration asks for, loaded and proved before the first connection.
 
 use std::fs::{self, DirBuilder, File};
+use std::future::pending;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail};
 use rustix::fs::{FlockOperation, flock};
+use tokio::runtime::Handle;
+use tokio::task;
 use tracing::level_filters::LevelFilter;
 use tracing::{info, warn};
 
 use crate::config::Config;
+use crate::conn::Shared;
 use crate::engine::{Choice, Ladder, Tier, probe};
 use crate::kernel::{self, PINNED};
 use crate::presence::{Note, Presence};
 use crate::sys;
 
-/// The engines, what the trial of the kernel's came to, and the pins that go with it.
-pub(super) struct Engines {
-    pub(super) ladder: Ladder,
-    pub(super) sockmap: String,
-    pub(super) pins: Option<Pins>,
+/// What must stay as long as the agent runs: the pins, and the note for `snisplit status`.
+pub(super) struct Kept {
+    _pins: Option<Pins>,
+    _note: Option<Note>,
 }
 
-impl Engines {
-    /// Loads and tries what the configuration asks for. `auto` takes the kernel's engine where it
-    /// works, and says why where it does not.
-    pub(super) async fn load(config: &Config) -> Result<Self> {
-        let none = |why| Self { ladder: Ladder::default(), sockmap: why, pins: None };
-        match (config.engine, probe::fault()) {
-            (Choice::Only(Tier::Copy | Tier::Splice), _) => Ok(none("not asked for".into())),
-            (Choice::Only(Tier::Sockmap), fault) => {
-                let why = "engine: sockmap does not work here; `snisplit doctor` says more";
-                let engines =
-                    Self::with_sockmap(Pins::open(&config.instance)?).await.context(why)?;
-                if let Some(fault) = fault {
-                    warn!("sockmap passed its trial, but {fault}; `engine = \"auto\"` avoids it");
-                }
-                Ok(engines)
+/// Loads and tries what the configuration asks for. `auto` takes the kernel's engine where it works,
+/// and says why where it does not; it cannot fail.
+pub(super) async fn load(config: &Config, ladder: &Ladder) -> Result<Kept> {
+    let (sockmap, pins) = match (config.engine, probe::fault()) {
+        (Choice::Only(Tier::Copy | Tier::Splice), _) => ("not asked for".into(), None),
+        (Choice::Only(Tier::Sockmap), fault) => {
+            let why = "engine: sockmap does not work here; `snisplit doctor` says more";
+            let pins = Pins::open(&config.instance)?;
+            let words = prove(ladder, pins.as_ref()).await.context(why)?;
+            if let Some(fault) = fault {
+                warn!("sockmap passed its trial, but {fault}; `engine = \"auto\"` avoids it");
             }
-            (Choice::Auto, Some(fault)) => Ok(none(format!("not used: {fault}"))),
-            (Choice::Auto, None) => {
-                let pins = Pins::open(&config.instance).unwrap_or_else(|why| {
-                    info!("the kernel's maps are not pinned: {why:#}");
-                    None
-                });
-                let tried = Self::with_sockmap(pins).await;
-                Ok(tried.unwrap_or_else(|why| none(format!("does not work here: {why:#}"))))
+            (words, pins)
+        }
+        (Choice::Auto, Some(fault)) => (format!("not used: {fault}"), None),
+        (Choice::Auto, None) => {
+            let pins = Pins::open(&config.instance).unwrap_or_else(|why| {
+                info!("the kernel's maps are not pinned: {why:#}");
+                None
+            });
+            match prove(ladder, pins.as_ref()).await {
+                Ok(words) => (words, pins),
+                Err(why) => (format!("does not work here: {why:#}"), None),
             }
         }
-    }
+    };
+    let pinned = pins.as_ref().map(|pins| pins.folder.display().to_string());
+    info!(sockmap, pinned, "engines");
+    Ok(Kept { _note: announce(config, sockmap), _pins: pins })
+}
 
-    async fn with_sockmap(pins: Option<Pins>) -> Result<Self> {
-        let begun = Instant::now();
-        let folder = pins.as_ref().map(|pins| pins.folder.as_path());
-        let tried = probe::proved(LevelFilter::WARN, folder).await;
-        // Reading the kernel's types took some 80 MB for a moment.
-        sys::trim_heap();
-        let ladder = Ladder::with_sockmap(tried?);
-        let sockmap = format!("works: tried on this kernel in {} ms", begun.elapsed().as_millis());
-        Ok(Self { ladder, sockmap, pins })
-    }
+/// For `auto`: tries while connections are served already. Aborting it gives up what it keeps.
+pub(super) async fn load_meanwhile(shared: Arc<Shared>) {
+    let _kept = load(&shared.config.load_full(), &shared.ladder).await;
+    pending().await
+}
 
-    /// Leaves the note for `snisplit status`. Without one the agent does all it does with one.
-    pub(super) fn announce(&self, config: &Config) -> Option<Note> {
-        let pinned = self.pins.as_ref().map(|pins| pins.folder.display().to_string());
-        info!(sockmap = self.sockmap, pinned, "engines");
-        let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let presence = Presence {
-            version: env!("CARGO_PKG_VERSION").into(),
-            pid: std::process::id(),
-            started: started.as_secs(),
-            engine: config.engine.to_string(),
-            sockmap: self.sockmap.clone(),
-        };
-        let noted = presence.announce(&config.instance);
-        noted.inspect_err(|why| info!(%why, "`snisplit status` will not know this agent")).ok()
-    }
+/// Adds the kernel's engine to the ladder if it works; what to say of it.
+async fn prove(ladder: &Ladder, pins: Option<&Pins>) -> Result<String> {
+    let begun = Instant::now();
+    let folder = pins.map(|pins| pins.folder.as_path());
+    // Reading the kernel's types and the verifier take their time; others go on elsewhere.
+    let tried = task::block_in_place(|| {
+        Handle::current().block_on(probe::proved(LevelFilter::WARN, folder))
+    });
+    // The types took some 80 MB for a moment.
+    sys::trim_heap();
+    ladder.add(tried?);
+    Ok(format!("works: tried on this kernel in {} ms", begun.elapsed().as_millis()))
+}
+
+/// Leaves the note for `snisplit status`. Without one the agent does all it does with one.
+fn announce(config: &Config, sockmap: String) -> Option<Note> {
+    let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let presence = Presence {
+        version: env!("CARGO_PKG_VERSION").into(),
+        pid: std::process::id(),
+        started: started.as_secs(),
+        engine: config.engine.to_string(),
+        sockmap,
+    };
+    let noted = presence.announce(&config.instance);
+    noted.inspect_err(|why| info!(%why, "`snisplit status` will not know this agent")).ok()
 }
 
 /// The folder of this instance's pins, locked; dropping it removes them.

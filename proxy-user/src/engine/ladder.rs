@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::OnceLock;
 
 use super::copy::Copy;
 use super::pace::Pace;
@@ -45,8 +46,8 @@ impl fmt::Display for Choice {
 /// All engines and the order to try them in.
 #[derive(Default)]
 pub(crate) struct Ladder {
-    /// Loaded at the start, if it works and is not ruled out.
-    sockmap: Option<Sockmap>,
+    /// There once it has been proved, if it works and is not ruled out.
+    sockmap: OnceLock<Sockmap>,
     splice: Splice,
     copy: Copy,
 }
@@ -74,61 +75,66 @@ pub(crate) trait Listener {
 }
 
 impl Ladder {
-    /// With the engine that needs the kernel's help.
-    pub(crate) fn with_sockmap(sockmap: Sockmap) -> Self {
-        Self { sockmap: Some(sockmap), ..Self::default() }
+    /// Adds the engine that needs the kernel's help.
+    pub(crate) fn add(&self, sockmap: Sockmap) {
+        let _once = self.sockmap.set(sockmap);
     }
 
     /// Whether it can do what a configuration demands; `auto` takes what there is.
     pub(crate) fn offers(&self, choice: Choice) -> bool {
-        choice != Choice::Only(Tier::Sockmap) || self.sockmap.is_some()
+        choice != Choice::Only(Tier::Sockmap) || self.sockmap.get().is_some()
     }
 
     /// Carries a pair of this route to its end.
     pub(crate) async fn carry(
         &self,
         choice: Choice,
-        (mut pair, route): (Pair, &str),
+        (pair, route): (Pair, &str),
         heard: &impl Listener,
     ) -> End {
-        let sockmap = self.sockmap.as_ref();
-        if let Some(sockmap) = sockmap {
-            pair.route = sockmap.route(route);
-        }
         match choice {
             Choice::Only(Tier::Copy) => self.copy(pair).await,
             Choice::Only(Tier::Splice) => self.splice(pair, heard).await,
-            Choice::Only(Tier::Sockmap) => match sockmap {
-                Some(sockmap) => self.sockmap(sockmap, pair, heard).await,
+            Choice::Only(Tier::Sockmap) => match self.sockmap.get() {
+                Some(sockmap) => self.sockmap(sockmap, (pair, route), heard).await,
                 None => self.splice(pair, heard).await,
             },
-            Choice::Auto => match sockmap {
-                Some(sockmap) => self.auto(sockmap, pair, heard).await,
-                None => self.splice(pair, heard).await,
-            },
+            Choice::Auto => self.auto((pair, route), heard).await,
         }
     }
 
     /// Splices, until the flow has proved to be one of small messages; then the kernel forwards each
     /// direction, until it turns bulk. The reason is in docs/benchmarks.md.
-    async fn auto(&self, sockmap: &Sockmap, pair: Pair, heard: &impl Listener) -> End {
-        let pace = Pace::default();
-        // On the heap, and gone when the kernel takes over.
-        match Box::pin(self.splice.carry_until_ripe(pair, Some(&pace))).await {
-            Ok(Carried::Ended(end)) => end,
-            Ok(Carried::Ripe(mut pair)) => {
-                pair.may_turn_bulk = true;
-                heard.moved(Tier::Sockmap);
-                self.sockmap(sockmap, pair, heard).await
-            }
-            Err(Declined { pair, reason }) => {
-                heard.declined(Tier::Splice, reason);
-                self.copy(pair).await
+    async fn auto(&self, (mut pair, route): (Pair, &str), heard: &impl Listener) -> End {
+        loop {
+            let pace = Pace::default();
+            // On the heap, and gone when the kernel takes over.
+            match Box::pin(self.splice.carry_until_ripe(pair, Some(&pace))).await {
+                Ok(Carried::Ended(end)) => return end,
+                Ok(Carried::Ripe(mut ripe)) => {
+                    if let Some(sockmap) = self.sockmap.get() {
+                        ripe.may_turn_bulk = true;
+                        heard.moved(Tier::Sockmap);
+                        return self.sockmap(sockmap, (ripe, route), heard).await;
+                    }
+                    // Not proved yet, or not to be had here.
+                    pair = ripe;
+                }
+                Err(Declined { pair, reason }) => {
+                    heard.declined(Tier::Splice, reason);
+                    return self.copy(pair).await;
+                }
             }
         }
     }
 
-    async fn sockmap(&self, sockmap: &Sockmap, pair: Pair, heard: &impl Listener) -> End {
+    async fn sockmap(
+        &self,
+        sockmap: &Sockmap,
+        (mut pair, route): (Pair, &str),
+        heard: &impl Listener,
+    ) -> End {
+        pair.route = sockmap.route(route);
         match sockmap.carry(pair).await {
             Ok(end) => end,
             Err(Declined { pair, reason }) => {

@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 use tokio::select;
 use tokio::sync::watch;
 use tokio::time::sleep;
+use tracing::debug;
 
 use super::super::splice::Splice;
 use super::super::{End, Side, Tally, flush, without_reset};
@@ -182,6 +183,9 @@ impl<'f> Running<'f> {
             Side::Backend => (1, self.client, End::BackendReset),
         };
         let lane = self.account.lanes[index];
+        let errors = [self.client, self.backend].map(|socket| socket.take_error());
+        let states = self.account.lanes.map(|lane| self.account.verdict.flow(lane.cookie));
+        debug!(?broken, ?errors, ?states, "the flow is reset");
         if lane.wait_handed(&self.account.verdict, survivor).await.is_ok() {
             flush(survivor).await;
         }
