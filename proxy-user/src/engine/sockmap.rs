@@ -26,7 +26,7 @@ mod quiet;
 
 use flow::{Account, Armed};
 use keeper::Keeper;
-use lane::Lane;
+use lane::{Lane, hold};
 
 /// include/net/tcp_states.h
 const TCP_ESTABLISHED: u8 = 1;
@@ -103,17 +103,20 @@ impl Sockmap {
             .add_target(up.cookie, client)
             .and_then(|()| verdict.add_target(down.cookie, backend));
         targets.map_err(|_| "no_room")?;
-        // From here on bytes may move. Who closes its side in this very instant cannot be a source
-        // any more; that is handed back only if the other one has not begun.
-        verdict.add_source(down.cookie, backend).map_err(|_| "no_source")?;
-        verdict.add_source(up.cookie, client).map_err(|_| {
-            let is_untouched = |flow: &Flow| flow.redirected == 0 && flow.passed == 0;
-            verdict.remove_socket(down.cookie);
-            match verdict.flow(down.cookie).is_some_and(|flow| is_untouched(&flow)) {
-                true => "no_source",
-                false => BEGUN,
-            }
-        })?;
+        // Bytes move when both are sources, by the kick. Who closes its side in this very instant cannot
+        // be one any more, and what has begun then is not handed back.
+        let held = hold(client).and_then(|()| hold(backend));
+        held.map_err(|_| "no_hold")?;
+        let sources = verdict
+            .add_source(down.cookie, backend)
+            .and_then(|()| verdict.add_source(up.cookie, client));
+        if sources.is_err() {
+            verdict.remove_source(down.cookie);
+            let back =
+                [client, backend].map(|socket| sys::set_receive_low_water(socket, 1).is_ok());
+            let is_whole = up.is_untouched(client) && down.is_untouched(backend);
+            return Err(if is_whole && back == [true; 2] { "no_source" } else { BEGUN });
+        }
         Ok(account)
     }
 

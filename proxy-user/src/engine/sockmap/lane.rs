@@ -21,6 +21,9 @@ use crate::sys;
 pub(super) const PAUSE: (Duration, Duration) =
     (Duration::from_micros(200), Duration::from_millis(20));
 
+/// More than arrives while a socket enters or leaves the map; the receive buffer holds as much anyway.
+const HELD: usize = 256 * 1024;
+
 /// A direction, known by the socket that receives.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Lane {
@@ -47,11 +50,13 @@ impl Lane {
             || Ok(sys::tcp_info(to)?.bytes_acked),
             |acked| Ok(acked + sys::unacknowledged(to)? as u64),
         )?;
-        let read = steady(
-            || Ok(sys::tcp_info(from)?.bytes_received),
-            |received| Ok(received.saturating_sub(rustix::io::ioctl_fionread(from)?)),
-        )?;
+        let read = steady_read(from)?;
         Ok(Self { side, cookie, handed, read })
+    }
+
+    /// Whether nothing was taken from the receiver since it was taken stock of.
+    pub(super) fn is_untouched(&self, from: impl AsFd) -> bool {
+        steady_read(from).is_ok_and(|read| read == self.read)
     }
 
     /// The program's account; a poisoned one is a broken receiver.
@@ -107,13 +112,13 @@ impl Lane {
         splice: &Splice,
         relayed: &AtomicU64,
     ) -> Result<(), Broken> {
+        hold(sockets.from).map_err(|_| Broken::From)?;
         verdict.remove_source(self.cookie);
-        // Whoever runs the program for this socket holds its lock, which this takes: nobody does now.
-        let _barrier = sys::tcp_info(sockets.from);
         let is_left_bytes = self.flow(verdict)?.passed > 0;
         if is_left_bytes {
             verdict.add_source(self.cookie, &**sockets.from).map_err(|_| Broken::From)?;
         }
+        sys::set_receive_low_water(sockets.from, 1).map_err(|_| Broken::From)?;
         self.wait_handed(verdict, sockets.to).await?;
         let mut pause = PAUSE.0;
         loop {
@@ -127,7 +132,7 @@ impl Lane {
                 return Ok(());
             }
             // What was left to us may still be on its way to where recv(2) looks (sk_psock_backlog), and
-            // behind a FIN recv(2) does not wait for it. Nothing else can be missing.
+            // behind a FIN recv(2) does not wait for it. Anything else that is missing is lost.
             if !is_left_bytes {
                 return Err(Broken::From);
             }
@@ -183,6 +188,21 @@ async fn pump(
 fn handed(to: impl AsFd) -> io::Result<u64> {
     let acked = sys::tcp_info(&to)?.bytes_acked;
     Ok(acked + sys::unacknowledged(&to)? as u64)
+}
+
+/// Bytes of a socket that were taken from it, by whomever.
+fn steady_read(from: impl AsFd) -> io::Result<u64> {
+    steady(
+        || Ok(sys::tcp_info(&from)?.bytes_received),
+        |received| Ok(received.saturating_sub(rustix::io::ioctl_fionread(&from)?)),
+    )
+}
+
+/// Has what arrives wait in the socket, for an instant: TCP tells nobody of fewer bytes than these
+/// (tcp_data_ready). A buffer that meets a program which is just being taken away is dropped, although
+/// TCP has acknowledged it (sk_psock_verdict_recv, net/core/skmsg.c).
+pub(super) fn hold(socket: impl AsFd) -> io::Result<()> {
+    sys::set_receive_low_water(socket, HELD)
 }
 
 /// What `look` finds while a counter that only grows stands still: peers may send and acknowledge at
