@@ -38,7 +38,6 @@ impl Flow {
         let lab = Lab::new();
         let told = ["--engine", engine, "--route", "a.test=10.91.2.2:8001"];
         let agent = Agent::start(&lab, &[&told[..], flags].concat());
-        let agent = if engine == "auto" { agent.with_kernel() } else { agent };
         let listener = listen(&lab, backend(8001));
         let client = connect(&lab, agent::address());
         let hello = Hello::new().sni(b"a.test").bytes();

@@ -156,7 +156,6 @@ fn storm(storm: Storm) {
     let (entrances, route, listener) = ways(&lab);
     let agent =
         Agent::start(&lab, &[&["--engine", engine, "--route", route][..], &PATIENT].concat());
-    let agent = if engine == "auto" { agent.with_kernel() } else { agent };
     listener.set_nonblocking(true).unwrap();
     let hello = Hello::new().sni(b"a.test").bytes();
     let (next, over) = (AtomicUsize::new(0), AtomicBool::new(false));
