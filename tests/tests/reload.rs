@@ -180,8 +180,9 @@ fn a_thousand_reloads_under_load() {
             }
         }
         until("enough connections", || (served.load(Ordering::Relaxed) > 200).then_some(()));
-        drop(over);
+        stop.store(true, Ordering::Relaxed);
         load.join().unwrap();
+        drop(over);
         warm
     });
     assert!(agent.resident() < warm + (8 << 20), "{warm} -> {}", agent.resident());
