@@ -24,6 +24,9 @@ pub(super) const PAUSE: (Duration, Duration) =
 /// More than arrives while a socket enters or leaves the map; the receive buffer holds as much anyway.
 const HELD: usize = 256 * 1024;
 
+/// include/net/tcp_states.h
+const TCP_CLOSE_WAIT: u8 = 8;
+
 /// A direction, known by the socket that receives.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Lane {
@@ -56,7 +59,9 @@ impl Lane {
 
     /// Whether nothing was taken from the receiver since it was taken stock of.
     pub(super) fn is_untouched(&self, from: impl AsFd) -> bool {
-        steady_read(from).is_ok_and(|read| read == self.read)
+        // A FIN counts as a byte received, and never as one that waits.
+        let fin = sys::tcp_info(&from).is_ok_and(|info| info.state == TCP_CLOSE_WAIT);
+        steady_read(&from).is_ok_and(|read| read == self.read + u64::from(fin))
     }
 
     /// The program's account; a poisoned one is a broken receiver.
