@@ -105,10 +105,10 @@ impl Sockmap {
         targets.map_err(|_| "no_room")?;
         // Bytes move when both are sources, by the kick. Who closes its side in this very instant cannot
         // be one any more, and what has begun then is not handed back.
-        let held = hold(client).and_then(|()| hold(backend));
-        held.map_err(|_| "no_hold")?;
-        let sources = verdict
-            .add_source(down.cookie, backend)
+        let sources = hold(client)
+            .and_then(|()| hold(backend))
+            .map_err(KernelError::from)
+            .and_then(|()| verdict.add_source(down.cookie, backend))
             .and_then(|()| verdict.add_source(up.cookie, client));
         if sources.is_err() {
             verdict.remove_source(down.cookie);
