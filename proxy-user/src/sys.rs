@@ -77,6 +77,11 @@ pub(crate) fn set_receive_low_water(socket: impl AsFd, bytes: usize) -> io::Resu
     set_int(socket, SOL_SOCKET, SO_RCVLOWAT, c_int::try_from(bytes).unwrap_or(c_int::MAX))
 }
 
+/// Says which buffers of a socket keep the size that was set (`SO_BUF_LOCK`, Linux 5.16); 0 is none.
+pub(crate) fn set_buffer_lock(socket: impl AsFd, which: c_int) -> io::Result<()> {
+    set_int(socket, SOL_SOCKET, libc::SO_BUF_LOCK, which)
+}
+
 /// Lets a socket come from an address that is not this host's, ip(7); needs CAP_NET_ADMIN.
 pub(crate) fn set_transparent(socket: impl AsFd, is_v6: bool) -> io::Result<()> {
     match is_v6 {

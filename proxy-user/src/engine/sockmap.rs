@@ -26,7 +26,7 @@ mod quiet;
 
 use flow::{Account, Armed};
 use keeper::Keeper;
-use lane::{Lane, hold};
+use lane::{Lane, bound, hold, unbound};
 
 /// include/net/tcp_states.h
 const TCP_ESTABLISHED: u8 = 1;
@@ -105,15 +105,19 @@ impl Sockmap {
         targets.map_err(|_| "no_room")?;
         // Bytes move when both are sources, by the kick. Who closes its side in this very instant cannot
         // be one any more, and what has begun then is not handed back.
-        let sources = hold(client)
-            .and_then(|()| hold(backend))
+        let both = [client, backend];
+        let sources = both
+            .into_iter()
+            .try_for_each(|socket| hold(socket).and_then(|()| bound(socket)))
             .map_err(KernelError::from)
             .and_then(|()| verdict.add_source(down.cookie, backend))
             .and_then(|()| verdict.add_source(up.cookie, client));
         if sources.is_err() {
             verdict.remove_source(down.cookie);
-            let back =
-                [client, backend].map(|socket| sys::set_receive_low_water(socket, 1).is_ok());
+            let back = both.map(|socket| {
+                unbound(socket);
+                sys::set_receive_low_water(socket, 1).is_ok()
+            });
             let is_whole = up.is_untouched(client) && down.is_untouched(backend);
             return Err(if is_whole && back == [true; 2] { "no_source" } else { BEGUN });
         }

@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 use snisplit_common::abi::{Flow, State};
 use tokio::io::Interest;
 use tokio::time::sleep;
@@ -23,6 +24,11 @@ pub(super) const PAUSE: (Duration, Duration) =
 
 /// More than arrives while a socket enters or leaves the map; the receive buffer holds as much anyway.
 const HELD: usize = 256 * 1024;
+
+/// Bytes of memory that a receiver may hold, of which the window is half at least. It would grow to
+/// `tcp_rmem`'s maximum (32 MiB by now) while the kernel forwards, and a sender could fill all of it
+/// once the other peer stops reading.
+const RECEIVE_BUFFER: usize = 3 << 20;
 
 /// include/net/tcp_states.h
 const TCP_CLOSE_WAIT: u8 = 8;
@@ -119,7 +125,11 @@ impl Lane {
     ) -> Result<(), Broken> {
         hold(sockets.from).map_err(|_| Broken::From)?;
         verdict.remove_source(self.cookie);
-        let is_left_bytes = self.flow(verdict)?.passed > 0;
+        let Flow { passed, bulk, paced, .. } = self.flow(verdict)?;
+        if bulk > 0 && paced > bulk {
+            unbound(sockets.from);
+        }
+        let is_left_bytes = passed > 0;
         if is_left_bytes {
             verdict.add_source(self.cookie, &**sockets.from).map_err(|_| Broken::From)?;
         }
@@ -208,6 +218,17 @@ fn steady_read(from: impl AsFd) -> io::Result<u64> {
 /// TCP has acknowledged it (sk_psock_verdict_recv, net/core/skmsg.c).
 pub(super) fn hold(socket: impl AsFd) -> io::Result<()> {
     sys::set_receive_low_water(socket, HELD)
+}
+
+/// Bounds what a receiver may hold.
+pub(super) fn bound(socket: impl AsFd) -> io::Result<()> {
+    // The kernel takes it twice, for its own overhead (socket(7)).
+    Ok(set_socket_recv_buffer_size_force(socket, RECEIVE_BUFFER / 2)?)
+}
+
+/// Leaves it to TCP again how much a receiver may hold.
+pub(super) fn unbound(socket: impl AsFd) {
+    let _before_linux_5_16 = sys::set_buffer_lock(socket, 0);
 }
 
 /// What `look` finds while a counter that only grows stands still: peers may send and acknowledge at
