@@ -4,6 +4,8 @@
 //! `bpftool map dump` prints field and variant names from BTF. A socket is known by its cookie
 //! (`SO_COOKIE`), which no other one of this boot has.
 
+pub mod packet;
+
 /// Changes whenever a layout or a meaning does.
 pub const ABI_VERSION: u32 = 3;
 

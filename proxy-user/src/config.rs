@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -60,11 +61,25 @@ pub struct Config {
     pub admin: Option<SocketAddr>,
     /// `nameservers`; empty for those of /etc/resolv.conf.
     pub nameservers: Vec<SocketAddr>,
+    /// `[packet]`
+    pub packet: Packet,
     /// `access_log`; `-` is standard output.
     pub access_log: Option<PathBuf>,
     /// `access_log_format`
     pub access_log_format: Format,
 }
+
+/// What the packet engine may have of the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Packet {
+    /// `interfaces`; empty for all Ethernet interfaces with an address.
+    pub interfaces: Vec<String>,
+    /// `ports`: its source ports towards back ends.
+    pub ports: RangeInclusive<u16>,
+}
+
+/// Ports that Linux gives to nobody by itself (`net.ipv4.ip_local_port_range` begins at 32768).
+pub const PACKET_PORTS: RangeInclusive<u16> = 16_384..=32_767;
 
 /// An address to accept on.
 #[derive(Clone, Debug)]

@@ -19,6 +19,7 @@ use crate::observe::{AcmeLog, Metrics, Outcome, Record};
 
 pub(crate) mod accept;
 pub(crate) mod admit;
+pub(crate) mod adopt;
 pub(crate) mod backends;
 mod close;
 pub(crate) mod connect;
@@ -68,6 +69,12 @@ impl<'s> Scene<'s> {
         &self.shared.observers.metrics
     }
 
+    /// What was carried, and by which engine.
+    fn conclude(self, record: &mut Record) {
+        (record.entry.up, record.entry.down) = self.tally.read();
+        record.entry.engine = record.entry.engine.or(self.tally.tier().map(Tier::name));
+    }
+
     /// Counts a flow against its source.
     fn begin(self, record: &Record) -> Result<admit::Flow, admit::Refusal> {
         self.shared.door.begin(record.entry.client.ip(), &self.config.limits)
@@ -89,8 +96,7 @@ pub(crate) async fn serve(
         outcome = live(client, scene, &mut record) => outcome,
         () = shared.cut.cancelled() => Outcome::Cut,
     };
-    (record.entry.up, record.entry.down) = tally.read();
-    record.entry.engine = record.entry.engine.or(tally.tier().map(Tier::name));
+    scene.conclude(&mut record);
 }
 
 async fn live(client: TcpStream, scene: Scene<'_>, record: &mut Record) -> Outcome {

@@ -21,6 +21,7 @@ use crate::certs::Keyring;
 use crate::config::{Config, Overrides};
 use crate::conn::Shared;
 use crate::conn::admit::Door;
+use crate::conn::adopt;
 use crate::conn::backends::Backends;
 use crate::conn::resolve::Resolver;
 use crate::engine::{Choice, Ladder};
@@ -69,6 +70,7 @@ async fn serve(source: &Source, config: Config) -> Result<()> {
         true => None,
     };
     let tasks = TaskTracker::new();
+    adopt::adopt(&shared, &tasks);
     let mut parts = Parts {
         listeners: Listeners::new(Arc::clone(&shared), tasks.clone()),
         certificates: Certificates::new(shared.keyring.clone()),
@@ -79,7 +81,6 @@ async fn serve(source: &Source, config: Config) -> Result<()> {
     if is_auto {
         meanwhile.spawn(engines::load_meanwhile(Arc::clone(&shared)));
     }
-
     let mut changes = source.changes();
     let by = loop {
         select! {

@@ -19,6 +19,7 @@ use crate::sys;
 pub(crate) mod copy;
 mod ladder;
 mod pace;
+pub(crate) mod packet;
 pub(crate) mod probe;
 mod relay;
 mod socket;
@@ -49,6 +50,8 @@ pub enum Tier {
     Splice,
     /// A verdict program on a socket map.
     Sockmap,
+    /// Packets are translated; there are no sockets.
+    Packet,
 }
 
 impl Tier {
@@ -58,6 +61,7 @@ impl Tier {
             Self::Copy => "copy",
             Self::Splice => "splice",
             Self::Sockmap => "sockmap",
+            Self::Packet => "packet",
         }
     }
 }
@@ -76,6 +80,8 @@ pub(crate) struct Pair {
     route: u32,
     /// Whether a direction that turns bulk is to leave the kernel.
     may_turn_bulk: bool,
+    /// Our port towards the back end, if the packet engine may have it.
+    lease: Option<packet::Lease>,
 }
 
 /// The account of a flow while it runs, for whoever watches it, and when it has ended.
@@ -145,7 +151,13 @@ impl Pair {
         tally: Arc<Tally>,
     ) -> std::io::Result<Self> {
         backend.arm()?;
-        Ok(Self { client: Socket::Tcp(client), backend, tally, route: 0, may_turn_bulk: false })
+        let client = Socket::Tcp(client);
+        Ok(Self { client, backend, tally, route: 0, may_turn_bulk: false, lease: None })
+    }
+
+    /// With our port towards the back end.
+    pub(crate) fn with(self, lease: Option<packet::Lease>) -> Self {
+        Self { lease, ..self }
     }
 
     /// An engine takes the flow.
@@ -171,9 +183,7 @@ impl Pair {
     }
 
     fn close_in_order(&self) {
-        for socket in [&self.client, &self.backend] {
-            without_reset(socket);
-        }
+        [&self.client, &self.backend].into_iter().for_each(without_reset);
     }
 }
 

@@ -6,15 +6,19 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf, SockHash};
+use aya::pin::PinError;
+use aya::programs::links::LinkError;
 use aya::programs::{ProgramError, SkSkb};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use aya_log::EbpfLogger;
 use log::Log;
 use rustix::fs::statfs;
 use rustix::net::sockopt::socket_cookie;
+use snisplit_common::abi::packet::PACKET_ABI_VERSION;
 use snisplit_common::abi::{
-    ABI_MAP, ABI_VERSION, COPIED_SEQ_OFFSET, COUNTERS_MAP, Count, EVENTS_MAP, EventKind, FLOWS_MAP,
-    Flow, ROUTES_MAP, SKB_SEQ_OFFSET, SOURCES_MAP, TARGETS_MAP, VERDICT_PROGRAM, WRITE_SEQ_OFFSET,
+    ABI_MAP, ABI_VERSION, COPIED_SEQ_OFFSET, COUNTERS_MAP, Count, EVENTS_MAP, Event, EventKind,
+    FLOWS_MAP, Flow, ROUTES_MAP, SKB_SEQ_OFFSET, SOURCES_MAP, TARGETS_MAP, VERDICT_PROGRAM,
+    WRITE_SEQ_OFFSET,
 };
 use thiserror::Error;
 use tokio::io::Interest;
@@ -23,12 +27,14 @@ use tracing::level_filters::LevelFilter;
 
 use crate::sys;
 
+pub(crate) mod address;
 mod layout;
 mod offsets;
+pub(crate) mod packet;
 pub(crate) mod pinned;
 mod routes;
 
-use layout::Bytes;
+use layout::{FlowBytes, Plain as _, encode};
 use offsets::Offsets;
 use routes::Routes;
 
@@ -56,6 +62,15 @@ pub(crate) enum KernelError {
         "the pins are of ABI version {0}, this snisplit is of {ABI_VERSION}: use the one that runs"
     )]
     Abi(u32),
+    #[error(
+        "the flows in {1} are of a snisplit with packet ABI version {0}, this one is of \
+         {PACKET_ABI_VERSION}: start that one again, or end its flows with `snisplit flows drop`"
+    )]
+    PacketAbi(u32, String),
+    #[error("an interface does not take the program (tcx needs Linux 6.6)")]
+    Link(#[from] LinkError),
+    #[error("a pin does not work")]
+    Pin(#[from] PinError),
     #[error("a socket or a ring does not work")]
     Socket(#[from] io::Error),
 }
@@ -72,7 +87,7 @@ pub(crate) struct Verdict {
 struct Maps {
     targets: SockHash<MapData, u64>,
     sources: SockHash<MapData, u64>,
-    flows: HashMap<MapData, u64, Bytes>,
+    flows: HashMap<MapData, u64, FlowBytes>,
 }
 
 /// What the program tells, as it happens.
@@ -169,12 +184,12 @@ impl Verdict {
 
     /// Notes a direction before its socket becomes a source.
     pub(crate) fn add_flow(&self, cookie: u64, flow: Flow) -> Result<(), KernelError> {
-        Ok(self.maps().flows.insert(cookie, layout::encode(&flow), 0)?)
+        Ok(self.maps().flows.insert(cookie, encode(&flow), 0)?)
     }
 
     /// What became of a direction so far.
     pub(crate) fn flow(&self, cookie: u64) -> Option<Flow> {
-        self.maps().flows.get(&cookie, 0).ok().map(|bytes| layout::decode(&bytes))
+        self.maps().flows.get(&cookie, 0).ok().map(|bytes| Flow::get(&bytes))
     }
 
     pub(crate) fn remove_flow(&self, cookie: u64) {
@@ -210,7 +225,8 @@ impl Events {
             let ring = ready.get_inner_mut();
             let mut events = Vec::new();
             while let Some(item) = ring.next() {
-                events.extend(layout::event(&item));
+                let Event { cookie, kind, .. } = Event::get(&item);
+                events.push((cookie, kind));
             }
             ready.clear_ready();
             if !events.is_empty() {

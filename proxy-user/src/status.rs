@@ -2,7 +2,7 @@
 //! while it is stopped or hangs.
 
 use std::fmt;
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result};
 use serde::Serialize;
 use snisplit_common::abi::{Count, Direction, Flow, State};
 
+use crate::kernel::address::address;
 use crate::kernel::pinned::Pinned;
 use crate::kernel::{self, pins};
 use crate::presence::Presence;
@@ -128,10 +129,6 @@ fn at(instance: &str) -> String {
 
 const fn bytes(flow: &Flow) -> u64 {
     flow.redirected + flow.passed
-}
-
-fn address(ip: [u8; 16], port: u16) -> SocketAddr {
-    (Ipv6Addr::from(ip).to_canonical(), port).into()
 }
 
 const fn word(state: State) -> &'static str {

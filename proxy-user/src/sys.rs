@@ -43,6 +43,16 @@ pub(crate) fn trim_heap() {
 pub(crate) struct TcpInfo {
     /// `TCP_ESTABLISHED` and so on, include/net/tcp_states.h.
     pub(crate) state: u8,
+    /// What both sides agreed on (`TCPI_OPT_TIMESTAMPS` and so on, include/uapi/linux/tcp.h).
+    pub(crate) options: u8,
+    /// The window scale of what the peer says.
+    pub(crate) peer_scale: u8,
+    /// The window scale of what we say.
+    pub(crate) our_scale: u8,
+    /// Bytes that a segment to the peer may have, options with its data.
+    pub(crate) send_mss: u32,
+    /// Bytes that a segment from the peer may have, as we told it.
+    pub(crate) told_mss: u32,
     /// Bytes that the peer has acknowledged, and one for a SYN or FIN of ours.
     pub(crate) bytes_acked: u64,
     /// Bytes that arrived in order, and one for a FIN.
@@ -68,7 +78,24 @@ pub(crate) fn tcp_info(socket: impl AsFd) -> io::Result<TcpInfo> {
         let bytes = raw[at..].first_chunk();
         bytes.map_or(0, |bytes| u64::from_ne_bytes(*bytes))
     };
-    Ok(TcpInfo { state: raw[0], bytes_acked: number(120), bytes_received: number(128) })
+    let half = |at: usize| {
+        let bytes = raw[at..].first_chunk();
+        bytes.map_or(0, |bytes| u32::from_ne_bytes(*bytes))
+    };
+    // Two bit-fields, of which a little-endian machine has the first below.
+    let (first, second) = (raw[6] & 0xf, raw[6] >> 4);
+    let is_little = cfg!(target_endian = "little");
+    let (peer_scale, our_scale) = if is_little { (first, second) } else { (second, first) };
+    Ok(TcpInfo {
+        state: raw[0],
+        options: raw[5],
+        peer_scale,
+        our_scale,
+        send_mss: half(16),
+        told_mss: half(84),
+        bytes_acked: number(120),
+        bytes_received: number(128),
+    })
 }
 
 /// Sets how many unread bytes make a socket readable, socket(7). The kernel also widens the
@@ -80,6 +107,12 @@ pub(crate) fn set_receive_low_water(socket: impl AsFd, bytes: usize) -> io::Resu
 /// Says which buffers of a socket keep the size that was set (`SO_BUF_LOCK`, Linux 5.16); 0 is none.
 pub(crate) fn set_buffer_lock(socket: impl AsFd, which: c_int) -> io::Result<()> {
     set_int(socket, SOL_SOCKET, libc::SO_BUF_LOCK, which)
+}
+
+/// Closes a connection without a word to its peer, tcp(7) and Documentation/networking: one in repair
+/// mode is only forgotten (`__tcp_close`, net/ipv4/tcp.c). Needs CAP_NET_ADMIN.
+pub(crate) fn set_repair(socket: impl AsFd) -> io::Result<()> {
+    set_int(socket, libc::IPPROTO_TCP, libc::TCP_REPAIR, 1)
 }
 
 /// Lets a socket come from an address that is not this host's, ip(7); needs CAP_NET_ADMIN.

@@ -157,13 +157,18 @@ impl Agent {
 
     /// A metric's value by its whole name with labels; 0 if it never counted.
     pub fn metric(&self, lab: &Lab, name: &str) -> f64 {
+        let text = self.metrics(lab);
+        let value = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok();
+        text.lines().find_map(value).unwrap_or(0.0)
+    }
+
+    /// Everything that `/metrics` says.
+    pub fn metrics(&self, lab: &Lab) -> String {
         let text = lab.proxy(|| {
             let url = format!("http://{ADMIN}/metrics");
             Command::new("curl").args(["-sf", "-m", "5", &url]).output().unwrap()
         });
-        let text = String::from_utf8(text.stdout).unwrap();
-        let value = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok();
-        text.lines().find_map(value).unwrap_or(0.0)
+        String::from_utf8(text.stdout).unwrap()
     }
 
     /// Sends a signal.

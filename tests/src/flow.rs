@@ -8,7 +8,11 @@ use crate::lab::{Lab, backend};
 use crate::stream::{accept, connect, listen, read_some, write};
 
 /// What every engine must do alike is tested on each of these.
-pub const ENGINES: [&str; 3] = ["copy", "splice", "sockmap"];
+pub const ENGINES: [&str; 4] = ["copy", "splice", "sockmap", "packet"];
+
+/// Those whose flows have sockets: what the kernel does for these (keep-alive, a reset when they are closed,
+/// netfilter's hooks in front of them), it does for them.
+pub const WITH_SOCKETS: [&str; 3] = ["copy", "splice", "sockmap"];
 
 /// One flow through the agent, its greeting already at the back end.
 #[derive(Debug)]
@@ -23,6 +27,8 @@ pub struct Flow {
     pub engine: &'static str,
     /// Bytes of the greeting.
     pub hello: usize,
+    /// Bytes of the answer.
+    pub answer: usize,
     listener: TcpListener,
     lab: Lab,
 }
@@ -44,7 +50,8 @@ impl Flow {
         write(&client, &hello);
         let backend = accept(&listener);
         assert_eq!(read_some(&backend, hello.len()), hello);
-        Self { client, backend, agent, engine, hello: hello.len(), listener, lab }
+        let answer = answer(engine, &client, &backend);
+        Self { client, backend, agent, engine, hello: hello.len(), answer, listener, lab }
     }
 
     /// One more flow beside this one: client and back end.
@@ -54,6 +61,7 @@ impl Flow {
         write(&client, &hello);
         let backend = accept(&self.listener);
         assert_eq!(read_some(&backend, hello.len()), hello);
+        answer(self.engine, &client, &backend);
         (client, backend)
     }
 
@@ -67,10 +75,22 @@ impl Flow {
     pub fn ends(&self, up: usize, down: usize, outcome: &str) {
         let record = self.agent.record();
         let told = (&record["engine"], &record["up"], &record["down"], &record["outcome"]);
-        let want = (self.engine, up + self.hello, down, outcome);
+        let want = (self.engine, up + self.hello, down + self.answer, outcome);
         assert_eq!(told.0, want.0, "{record}");
         assert_eq!((told.1, told.2), (&want.1.into(), &want.2.into()), "{record}");
         assert_eq!(told.3, want.3, "{record}");
         assert_eq!(record["backend"], "10.91.2.2:8001", "{record}");
     }
+}
+
+/// The packet engine takes a flow when its back end has answered, and before the client says more, as
+/// in TLS.
+fn answer(engine: &str, client: &TcpStream, backend: &TcpStream) -> usize {
+    if engine != "packet" {
+        return 0;
+    }
+    let answer = b"an answer";
+    write(backend, answer);
+    assert_eq!(read_some(client, answer.len()), answer);
+    answer.len()
 }

@@ -15,6 +15,7 @@ pub mod lab;
 mod namespace;
 pub mod pebble;
 pub mod peer;
+pub mod speech;
 pub mod stream;
 pub mod tenant;
 pub mod tls;

@@ -2,7 +2,7 @@
 //! the first ones is lost, what came behind them is lost, and Linux sends both again in one segment
 //! (tcp_retrans_try_collapse).
 
-use snisplit_tests::flow::{ENGINES, Flow};
+use snisplit_tests::flow::{Flow, WITH_SOCKETS};
 use snisplit_tests::kernel::counter;
 use snisplit_tests::stream::{finish, read_all, read_some, write};
 use snisplit_tests::wait::until;
@@ -31,7 +31,7 @@ fn sent_again(engine: &'static str, instance: &str, more: impl Fn(&Flow)) -> Flo
 
 #[test]
 fn what_is_sent_again_in_one_segment_arrives_once() {
-    for engine in ENGINES {
+    for engine in WITH_SOCKETS {
         let instance = "sp-overlap";
         let second = vec![b'b'; 200];
         let flow = sent_again(engine, instance, |flow| write(&flow.client, &second));
@@ -53,7 +53,7 @@ fn what_is_sent_again_in_one_segment_arrives_once() {
 /// Nothing but the FIN is new in that segment.
 #[test]
 fn an_end_of_stream_that_comes_with_old_bytes_is_one() {
-    for engine in ENGINES {
+    for engine in WITH_SOCKETS {
         let instance = "sp-old-and-end";
         let flow = sent_again(engine, instance, |flow| finish(&flow.client));
         let empty = || if engine == "sockmap" { counter(instance, EMPTY) } else { 0 };

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use snisplit_tests::agent::{self, Agent};
-use snisplit_tests::flow::{ENGINES, Flow};
+use snisplit_tests::flow::{ENGINES, Flow, WITH_SOCKETS};
 use snisplit_tests::hello::Hello;
 use snisplit_tests::lab::Lab;
 use snisplit_tests::peer::{Peer, curl, nginx};
@@ -226,7 +226,7 @@ fn a_silent_back_end_is_passed_over() {
 /// `keepalive` on both legs; `user_timeout` ends a flow whose bytes nobody acknowledges.
 #[test]
 fn a_pulled_cable_ends_the_flow() {
-    for engine in ENGINES {
+    for engine in WITH_SOCKETS {
         let flags = ["--keepalive", "33s", "--user-timeout", "1s"];
         let flow = Flow::open_with(engine, &flags);
         let mut ss = Command::new("ss");

@@ -2,19 +2,19 @@
 //! any order. Every byte is checked at both ends. `SNISPLIT_STORM` is how many; CI runs a few.
 
 use std::io::{Read, Write};
-use std::net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use serde_json::Value;
 use snisplit_tests::agent::{self, Agent};
-use snisplit_tests::dice::Dice;
 use snisplit_tests::flow::ENGINES;
 use snisplit_tests::hello::Hello;
 use snisplit_tests::impair::Impairment;
 use snisplit_tests::kernel::counter;
 use snisplit_tests::lab::{Lab, PROXY6, backend, has_ipv6};
+use snisplit_tests::speech::{ALL_SIZES, Manner, SMALL, hear, say};
 use snisplit_tests::stream::{connect, listen};
 use snisplit_tests::wait::{pass, until};
 
@@ -32,76 +32,6 @@ struct Storm {
     /// What the lines lose, of a hundred; `None` is a good line.
     loss: Option<u64>,
     manner: Manner,
-}
-
-/// How one speaks.
-#[derive(Clone, Copy)]
-struct Manner {
-    /// Bytes of a direction, at most.
-    most: u64,
-    /// The largest piece that is written at once, one of these at random.
-    pieces: [u64; 5],
-    /// One in how many pieces is followed by a pause.
-    pause: u64,
-}
-
-/// From single bytes to more than a socket takes.
-const ALL_SIZES: Manner = Manner { most: 150_000, pieces: [1, 3, 200, 5_000, 60_000], pause: 12 };
-/// What `auto` takes for a flow of small messages, and what overlaps when it is sent again.
-const SMALL: Manner = Manner { most: 30_000, pieces: [1, 3, 20, 200, 400], pause: 2 };
-
-/// What one side says: always the same for a seed.
-fn speech(seed: u64, side: u64, most: u64) -> Vec<u8> {
-    let mut dice = Dice::of(seed, side);
-    let len = match dice.roll(4) {
-        0 => dice.roll(40),
-        _ => dice.roll(most),
-    };
-    (0..len).map(|_| dice.roll(256) as u8).collect()
-}
-
-/// Says it in pieces, and ends the direction.
-fn say(mut stream: &TcpStream, seed: u64, side: u64, manner: Manner) {
-    let speech = speech(seed, side, manner.most);
-    let mut dice = Dice::of(seed, side + 2);
-    let mut rest = &speech[..];
-    while !rest.is_empty() {
-        let most = manner.pieces[dice.roll(5) as usize];
-        let (piece, after) = rest.split_at((1 + dice.roll(most) as usize).min(rest.len()));
-        stream.write_all(piece).unwrap();
-        rest = after;
-        if dice.roll(manner.pause) == 0 {
-            pass(Duration::from_millis(dice.roll(5)));
-        }
-    }
-    if dice.roll(3) == 0 {
-        pass(Duration::from_millis(dice.roll(20)));
-    }
-    stream.shutdown(Shutdown::Write).unwrap();
-}
-
-/// Hears all of it, sometimes slowly.
-fn hear(mut stream: &TcpStream, seed: u64, side: u64, most: u64) {
-    let mut dice = Dice::of(seed, side + 4);
-    let mut heard: Vec<u8> = Vec::new();
-    let mut buffer = vec![0; 1 + dice.roll(30_000) as usize];
-    loop {
-        let heard_of = |error| panic!("seed {seed}, {:?}: {error}", stream.local_addr());
-        let bytes = stream.read(&mut buffer).unwrap_or_else(heard_of);
-        if bytes == 0 {
-            break;
-        }
-        heard.extend(&buffer[..bytes]);
-        if dice.roll(40) == 0 {
-            pass(Duration::from_millis(dice.roll(8)));
-        }
-    }
-    assert!(
-        heard == speech(seed, side, most),
-        "seed {seed}, {:?}: {} bytes heard",
-        stream.local_addr(),
-        heard.len()
-    );
 }
 
 fn converse(stream: &TcpStream, seed: u64, side: u64, manner: Manner) {
@@ -135,15 +65,24 @@ fn serve(listener: &TcpListener, hello: usize, manner: Manner, over: &AtomicBool
     }
 }
 
-/// Where clients come in, the way on, and who listens there: IPv4 and IPv6 mixed, if there is any.
-fn ways(lab: &Lab) -> (Vec<SocketAddr>, &'static str, TcpListener) {
-    let entrances = vec![agent::address()];
+/// Where clients come in and what they ask for, the ways on, and who listens there: IPv4 and IPv6 mixed,
+/// if there is any. Packets of the one cannot become packets of the other.
+fn ways(
+    lab: &Lab,
+    engine: &str,
+) -> (Vec<(SocketAddr, &'static str)>, [&'static str; 2], TcpListener) {
+    let four = (agent::address(), "a.test");
     if !has_ipv6() {
-        return (entrances, "a.test=10.91.2.2:8001", listen(lab, backend(8001)));
+        let routes = ["a.test=10.91.2.2:8001", "b.test=10.91.2.2:8001"];
+        return (vec![four], routes, listen(lab, backend(8001)));
     }
-    let six = SocketAddr::new(PROXY6.into(), agent::PORT);
+    let six = (SocketAddr::new(PROXY6.into(), agent::PORT), "b.test");
     let listener = listen(lab, (Ipv6Addr::UNSPECIFIED, 8001).into());
-    ([entrances, vec![six]].concat(), "a.test=10.91.2.2:8001,[fd91:2::2]:8001", listener)
+    let routes = match engine {
+        "packet" => ["a.test=10.91.2.2:8001", "b.test=[fd91:2::2]:8001"],
+        _ => ["a.test=10.91.2.2:8001,[fd91:2::2]:8001", "b.test=10.91.2.2:8001,[fd91:2::2]:8001"],
+    };
+    (vec![four, six], routes, listener)
 }
 
 fn storm(storm: Storm) {
@@ -153,15 +92,16 @@ fn storm(storm: Storm) {
         None => Lab::new(),
     };
     let at_once = if loss.is_some() { 3 * AT_ONCE } else { AT_ONCE };
-    let (entrances, route, listener) = ways(&lab);
-    let agent =
-        Agent::start(&lab, &[&["--engine", engine, "--route", route][..], &PATIENT].concat());
+    let (entrances, [a, b], listener) = ways(&lab, engine);
+    let told = ["--engine", engine, "--route", a, "--route", b];
+    let agent = Agent::start(&lab, &[&told[..], &PATIENT].concat());
     listener.set_nonblocking(true).unwrap();
-    let hello = Hello::new().sni(b"a.test").bytes();
+    let hello = |name: &str| Hello::new().sni(name.as_bytes()).bytes();
+    let length = hello("a.test").len();
     let (next, over) = (AtomicUsize::new(0), AtomicBool::new(false));
     thread::scope(|scope| {
         let servers: Vec<_> = (0..at_once + 4)
-            .map(|_| scope.spawn(|| serve(&listener, hello.len(), manner, &over)))
+            .map(|_| scope.spawn(|| serve(&listener, length, manner, &over)))
             .collect();
         let clients: Vec<_> = (0..at_once)
             .map(|_| {
@@ -169,8 +109,9 @@ fn storm(storm: Storm) {
                     while let seed @ 0.. = next.fetch_add(1, Ordering::Relaxed)
                         && seed < flows
                     {
-                        let stream = connect(&lab, entrances[seed % entrances.len()]);
-                        greet(&stream, &hello, seed as u64 + 1);
+                        let (entrance, name) = entrances[seed % entrances.len()];
+                        let stream = connect(&lab, entrance);
+                        greet(&stream, &hello(name), seed as u64 + 1);
                         converse(&stream, seed as u64 + 1, 0, manner);
                     }
                 })
@@ -210,6 +151,14 @@ fn inspect(lab: &Lab, agent: &Agent, Storm { engine, flows, loss, .. }: Storm) {
         assert_eq!((doubtful, unreadable), (0, 0), "no flow was in doubt");
         assert!(engine == "sockmap" || moved > 0.0, "no flow moved");
     }
+    if engine == "packet" {
+        let by_packet = |line: &&str| line.contains("declined_total{engine=\"packet\"");
+        let metrics = agent.metrics(lab);
+        let stayed: Vec<&str> = metrics.lines().filter(by_packet).collect();
+        eprintln!("{engine}: {flows} flows, with their sockets stayed {stayed:?}");
+        let count = |line: &&str| line.rsplit(' ').next().unwrap().parse::<usize>().unwrap();
+        assert!(stayed.iter().map(count).sum::<usize>() < flows / 10 + 10, "{stayed:?}");
+    }
     let mut lines = 0;
     for fates in lab.fates() {
         eprintln!("{fates}");
@@ -239,10 +188,13 @@ fn every_byte_of_flows_that_change_their_engine() {
     storm(Storm { engine: "auto", flows: flows(60), loss: Some(1), manner: SMALL });
 }
 
-/// Retransmissions that overlap what has been forwarded are what a sockmap forwards twice.
+/// Retransmissions that overlap what has been forwarded are what a sockmap forwards twice; and packets
+/// that nobody between the peers repeats are what the packet engine has to let through in any order.
 #[test]
 fn every_byte_over_bad_lines() {
-    for (loss, manner) in [(1, ALL_SIZES), (4, SMALL)] {
-        storm(Storm { engine: "sockmap", flows: flows(60), loss: Some(loss), manner });
+    for engine in ["sockmap", "packet"] {
+        for (loss, manner) in [(1, ALL_SIZES), (4, SMALL)] {
+            storm(Storm { engine, flows: flows(60), loss: Some(loss), manner });
+        }
     }
 }

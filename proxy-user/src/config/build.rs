@@ -8,7 +8,9 @@ use super::limits::{self, DraftLimits};
 use super::problem::{Problem, Problems};
 use super::routes::{self, DraftRoute};
 use super::terminate::{DraftTerminate, Means};
-use super::{Config, DRAIN, HELLO_TIMEOUT, INSTANCE, Listener, Origin, value};
+use super::{
+    Config, DRAIN, HELLO_TIMEOUT, INSTANCE, Listener, Origin, PACKET_PORTS, Packet, value,
+};
 
 /// A value and where it was written.
 #[derive(Clone, Debug)]
@@ -34,6 +36,8 @@ pub(super) struct Draft {
     pub(super) http: Option<Item<String>>,
     pub(super) limits: DraftLimits,
     pub(super) admin: Option<Item<String>>,
+    pub(super) packet_interfaces: Vec<Item<String>>,
+    pub(super) packet_ports: Option<Item<String>>,
     /// From the flag: for every listener, whatever it says itself.
     pub(super) hello_timeout: Option<Item<String>>,
 }
@@ -56,12 +60,12 @@ pub(super) fn build(draft: Draft) -> Result<Config, Problems> {
     let format = draft.access_log_format;
     let format = wrong.opt("access_log_format", format, |text| value::log_format(&text));
     let nameservers = wrong.all("nameservers", draft.nameservers, |text| value::nameserver(&text));
-    let access_log = draft.access_log.map(|item| PathBuf::from(item.value));
     let hello_timeout =
         wrong.opt("listener.hello_timeout", draft.hello_timeout, |text| value::duration(&text));
     let limits = limits::build(draft.limits, &mut wrong);
     let admin = wrong.opt("admin.address", draft.admin, |text| value::address(&text));
     let listeners = listeners(draft.listeners, hello_timeout, &mut wrong);
+    let packet = packet(draft.packet_interfaces, draft.packet_ports, &mut wrong);
     let acme = draft.acme.and_then(|acme| acme::build(acme, &mut wrong));
     let http = wrong.opt("http.address", draft.http, |text| value::address(&text));
     let tables = routes::build(draft.routes, draft.terminates, means, &mut wrong);
@@ -79,11 +83,18 @@ pub(super) fn build(draft: Draft) -> Result<Config, Problems> {
             limits,
             admin,
             nameservers: nameservers.unwrap_or_default(),
-            access_log,
+            packet,
+            access_log: draft.access_log.map(|item| PathBuf::from(item.value)),
             access_log_format: format.unwrap_or_default(),
         }),
         (_, wrong) => Err(Problems(wrong)),
     }
+}
+
+fn packet(names: Vec<Item<String>>, ports: Option<Item<String>>, wrong: &mut Wrong) -> Packet {
+    let interfaces = names.into_iter().map(|item| item.value).collect();
+    let ports = wrong.opt("packet.ports", ports, |text| value::ports(&text));
+    Packet { interfaces, ports: ports.unwrap_or(PACKET_PORTS) }
 }
 
 /// `for_all` is the flag's hello timeout, which wins over each listener's own.

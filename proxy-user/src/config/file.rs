@@ -70,6 +70,8 @@ impl Place<'_> {
             http: file.http.map(|http| self.item(http.address)),
             limits: self.limits(file.limits),
             admin: self.some(file.admin.address),
+            packet_interfaces: self.all(file.packet.interfaces),
+            packet_ports: self.some(file.packet.ports),
             hello_timeout: None,
         }
     }

@@ -10,6 +10,7 @@ use tokio::net::{TcpSocket, TcpStream, UnixStream};
 use super::resolve::Resolver;
 use crate::config::{Backend, Limits, Place};
 use crate::engine::Socket;
+use crate::engine::packet::{Lease, Packet};
 use crate::sys;
 
 /// What connecting goes by.
@@ -19,13 +20,40 @@ pub(crate) struct Connector<'c> {
     pub(crate) resolver: &'c Resolver,
     /// The address to come from, which need not be ours (`source = "client"`).
     pub(crate) from: Option<IpAddr>,
+    /// For a flow that the packet engine may carry.
+    pub(crate) packet: Option<Fitting<'c>>,
 }
 
-impl Connector<'_> {
+/// A connection that is to fit to a client's.
+#[derive(Clone, Copy)]
+pub(crate) struct Fitting<'c> {
+    pub(crate) engine: &'c Packet,
+    /// Bytes of a segment that the client can take.
+    pub(crate) mss: u32,
+}
+
+/// A connection, and the port that is ours while it lasts.
+pub(crate) struct Connected {
+    pub(crate) socket: Socket,
+    pub(crate) lease: Option<Lease>,
+}
+
+impl From<Socket> for Connected {
+    fn from(socket: Socket) -> Self {
+        Self { socket, lease: None }
+    }
+}
+
+impl<'c> Connector<'c> {
+    /// Comes from an address and a port that the kernel chooses.
+    pub(crate) const fn plain(limits: &'c Limits, resolver: &'c Resolver) -> Self {
+        Self { limits, resolver, from: None, packet: None }
+    }
+
     /// Tries the addresses of a back end one after the other.
-    pub(crate) async fn connect(&self, backend: &Backend) -> io::Result<Socket> {
+    pub(crate) async fn connect(&self, backend: &Backend) -> io::Result<Connected> {
         let addresses = match &backend.place {
-            Place::Unix(path) => return Ok(Socket::Unix(UnixStream::connect(path).await?)),
+            Place::Unix(path) => return Ok(Socket::Unix(UnixStream::connect(path).await?).into()),
             Place::Address(address) => vec![*address],
             Place::Name(host, port) => self.resolver.addresses(host, *port).await?,
         };
@@ -36,15 +64,23 @@ impl Connector<'_> {
                 continue;
             }
             match self.dial(address).await {
-                Ok(stream) => return Ok(Socket::Tcp(stream)),
+                Ok(connected) => return Ok(connected),
                 Err(error) => last = error,
             }
         }
         Err(last)
     }
 
-    async fn dial(&self, to: SocketAddr) -> io::Result<TcpStream> {
-        let Some(from) = self.from else { return TcpStream::connect(to).await };
+    async fn dial(&self, to: SocketAddr) -> io::Result<Connected> {
+        let stream = match (self.from, self.packet) {
+            (Some(from), _) => self.dial_from(from, to).await?,
+            (None, Some(fitting)) => return fitting.dial(to).await,
+            (None, None) => TcpStream::connect(to).await?,
+        };
+        Ok(Socket::Tcp(stream).into())
+    }
+
+    async fn dial_from(&self, from: IpAddr, to: SocketAddr) -> io::Result<TcpStream> {
         let socket = socket2::Socket::new(
             Domain::for_address(to),
             Type::STREAM.nonblocking(),
@@ -70,6 +106,37 @@ impl Connector<'_> {
         }
     }
 }
+
+impl Fitting<'_> {
+    /// Comes from a port of ours, and offers no more than the client can take.
+    async fn dial(self, to: SocketAddr) -> io::Result<Connected> {
+        // Somebody may listen on one, or wait on it for what is late.
+        for lease in (0..PORTS_TRIED).map_while(|_| self.engine.lease(to)) {
+            let socket = socket2::Socket::new(
+                Domain::for_address(to),
+                Type::STREAM.nonblocking(),
+                Some(Protocol::TCP),
+            )?;
+            socket.set_reuse_address(true)?;
+            let any = if to.is_ipv4() { IpAddr::V4(0.into()) } else { IpAddr::V6(0.into()) };
+            if socket.bind(&SocketAddr::new(any, lease.port()).into()).is_err() {
+                continue;
+            }
+            socket.set_tcp_mss(self.mss)?;
+            match TcpSocket::from_std_stream(socket.into()).connect(to).await {
+                Ok(stream) => {
+                    return Ok(Connected { socket: Socket::Tcp(stream), lease: Some(lease) });
+                }
+                Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Socket::Tcp(TcpStream::connect(to).await?).into())
+    }
+}
+
+/// Ports of ours that are tried before one of the kernel's.
+const PORTS_TRIED: usize = 3;
 
 /// The first probe after `idle`, then three more in as much time again.
 pub(super) fn keepalive(idle: Duration) -> TcpKeepalive {

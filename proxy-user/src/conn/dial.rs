@@ -12,10 +12,11 @@ use tracing::debug;
 
 use super::admit::{Door, OwnAddress};
 use super::backends::{Backends, Choice, Connected};
-use super::connect::Connector;
+use super::connect::{self, Connector};
 use super::offer::Offer;
 use crate::config::{Backend, Place, Route};
 use crate::engine::Socket;
+use crate::engine::packet::Lease;
 use crate::observe::Metrics;
 use crate::observe::metrics;
 
@@ -42,6 +43,8 @@ pub(super) struct Preface<'p> {
 /// A connection to a back end, and what must be kept as long as it lasts.
 pub(super) struct Dialled {
     pub(super) socket: Socket,
+    /// Its port, if that is ours.
+    pub(super) lease: Option<Lease>,
     /// Its address, for people.
     pub(super) place: String,
     /// Bytes of the client that it has already.
@@ -104,7 +107,8 @@ impl Dial<'_> {
     }
 
     async fn greet(&self, choice: &Choice<'_>, preface: Preface<'_>) -> io::Result<Dialled> {
-        let mut socket = self.connector.connect(choice.backend).await?;
+        let connect::Connected { mut socket, lease } =
+            self.connector.connect(choice.backend).await?;
         self.connector.keep_alive(&socket)?;
         let (place, _own) = match &socket {
             Socket::Unix(_) => (choice.backend.to_string(), None),
@@ -115,7 +119,7 @@ impl Dial<'_> {
         };
         socket.write_all(preface.header).await?;
         preface.replay.to(&mut socket).await?;
-        Ok(Dialled { socket, place, told: 0, _counted: self.backends.connect(choice), _own })
+        Ok(Dialled { socket, lease, place, told: 0, _counted: self.backends.connect(choice), _own })
     }
 }
 

@@ -8,11 +8,12 @@ use snisplit_common::hello::Hello;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
 
-use super::connect::Connector;
+use super::connect::{Connector, Fitting};
 use super::dial::{Dial, Dialled, NoBackend, Preface, Replay};
 use super::offer::Offer;
 use super::{Scene, close, note, preface};
 use crate::config::{Route, Source};
+use crate::engine::packet::mss_of;
 use crate::engine::{End, Listener, Pair, Tally, Tier};
 use crate::observe::metrics::{Declined, Moved};
 use crate::observe::{Metrics, Outcome, Record};
@@ -37,7 +38,9 @@ pub(super) async fn forward(
     let offer = |patience| Offer { client: &client, hello: hello.wire_len, patience };
     let offer = scene.config.limits.answer_timeout.map(offer);
     let preface = Preface { header: &header, replay, offer };
-    match Box::pin(dial(route, preface, scene, record)).await {
+    let engine = scene.shared.ladder.packet(scene.config.engine);
+    let packet = engine.zip(mss_of(&client)).map(|(engine, mss)| Fitting { engine, mss });
+    match Box::pin(dial(route, (preface, packet), scene, record)).await {
         Ok(dialled) => Box::pin(carry(client, dialled, route, scene, record)).await,
         Err(NoBackend) => {
             Box::pin(close::refuse(client, Alert::InternalError, "no_backend", record)).await
@@ -48,7 +51,7 @@ pub(super) async fn forward(
 /// Dials a back end of the route and takes the time.
 pub(super) async fn dial(
     route: &Route,
-    preface: Preface<'_>,
+    (preface, packet): (Preface<'_>, Option<Fitting<'_>>),
     scene: Scene<'_>,
     record: &mut Record,
 ) -> Result<Dialled, NoBackend> {
@@ -59,6 +62,7 @@ pub(super) async fn dial(
             limits: &config.limits,
             resolver: &shared.resolver,
             from: (route.source == Source::Client).then_some(from),
+            packet,
         },
         door: &shared.door,
         backends: &shared.backends,
@@ -74,14 +78,17 @@ async fn carry(
     scene: Scene<'_>,
     record: &mut Record,
 ) -> Outcome {
-    let Dialled { socket, place, told, _counted, _own } = dialled;
+    let Dialled { socket, lease, place, told, _counted, _own } = dialled;
     record.entry.backend = Some(place);
     scene.tally.tell(told, 0);
     let Ok(pair) = Pair::new(client, socket, Arc::clone(scene.tally)) else {
         return Outcome::ClientGone;
     };
-    let carried =
-        scene.shared.ladder.carry(scene.config.engine, (pair, &route.label), scene.metrics());
+    let carried = scene.shared.ladder.carry(
+        scene.config.engine,
+        (pair.with(lease), &route.label),
+        scene.metrics(),
+    );
     unless_idle(carried, scene).await
 }
 

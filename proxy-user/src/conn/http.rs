@@ -137,11 +137,12 @@ async fn forward(
     config: &Config,
     shared: &Shared,
 ) -> io::Result<Response<Incoming>> {
-    let connector = Connector { limits: &config.limits, resolver: &shared.resolver, from: None };
+    let connector = Connector::plain(&config.limits, &shared.resolver);
     let mut last = io::Error::other("the route names no http_backends");
     for backend in &route.http_backends {
         match timeout(config.limits.dial_timeout, connector.connect(backend)).await {
-            Ok(Ok(socket)) => {
+            Ok(Ok(connected)) => {
+                let socket = connected.socket;
                 let shaken = client::conn::http1::handshake(TokioIo::new(socket)).await;
                 let (mut sender, connection) = shaken.map_err(io::Error::other)?;
                 tokio::spawn(connection);

@@ -64,11 +64,11 @@ pub(super) async fn decrypt(
         return Outcome::HandshakeFailed;
     };
     let preface = Preface { header: &header, replay: Replay::Nothing, offer: None };
-    let Ok(dialled) = forward::dial(&one.route, preface, scene, record).await else {
+    let Ok(dialled) = forward::dial(&one.route, (preface, None), scene, record).await else {
         record.entry.reason = Some("no_backend");
         return Outcome::Refused("no_backend");
     };
-    let Dialled { socket, place, told: _, _counted, _own } = dialled;
+    let Dialled { socket, place, _counted, _own, .. } = dialled;
     record.entry.backend = Some(place);
     if socket.arm().is_err() {
         return Outcome::ClientGone;

@@ -81,7 +81,7 @@ fn questions(route: &Route) -> Vec<Question> {
 async fn ask_on(question: Question, shared: Arc<Shared>) {
     loop {
         let limits = shared.config.load().limits.clone();
-        let connector = Connector { limits: &limits, resolver: &shared.resolver, from: None };
+        let connector = Connector::plain(&limits, &shared.resolver);
         let patience = question.interval.min(limits.dial_timeout);
         let asked = timeout(patience, ask(&question, connector));
         let answered = matches!(asked.await, Ok(Ok(())));
@@ -97,7 +97,7 @@ fn jittered(time: Duration) -> Duration {
 }
 
 async fn ask(question: &Question, connector: Connector<'_>) -> Result<()> {
-    let socket = connector.connect(&question.backend).await?;
+    let socket = connector.connect(&question.backend).await?.socket;
     if question.check == Check::Tls {
         let address = match &socket {
             Socket::Tcp(stream) => stream.peer_addr()?.ip(),

@@ -17,9 +17,11 @@ use tracing::{info, warn};
 use crate::config::Config;
 use crate::conn::Shared;
 use crate::engine::{Choice, Ladder, Tier, probe};
-use crate::kernel::{self, PINNED};
+use crate::kernel;
 use crate::presence::{Note, Presence};
 use crate::sys;
+
+mod packet;
 
 /// What must stay as long as the agent runs: the pins, and the note for `snisplit status`.
 pub(super) struct Kept {
@@ -32,6 +34,12 @@ pub(super) struct Kept {
 pub(super) async fn load(config: &Config, ladder: &Ladder) -> Result<Kept> {
     let (sockmap, pins) = match (config.engine, probe::fault()) {
         (Choice::Only(Tier::Copy | Tier::Splice), _) => ("not asked for".into(), None),
+        (Choice::Only(Tier::Packet), _) => {
+            let pins = Pins::take_over(&config.instance)?;
+            packet::load(config, ladder, pins.as_ref().map(|pins| pins.folder.as_path()))
+                .context("engine: packet does not work here; `snisplit doctor` says more")?;
+            ("not asked for".into(), pins)
+        }
         (Choice::Only(Tier::Sockmap), fault) => {
             let why = "engine: sockmap does not work here; `snisplit doctor` says more";
             let pins = Pins::open(&config.instance)?;
@@ -101,6 +109,21 @@ pub(super) struct Pins {
 impl Pins {
     /// `None` without a bpffs: then `bpftool` has to find the maps by their ids.
     fn open(instance: &str) -> Result<Option<Self>> {
+        let pins = Self::lock(instance)?;
+        // What is left of one that was killed belongs to no flow any more, or to flows that this one
+        // has no engine for.
+        pins.iter().for_each(|pins| remove(&pins.folder, |_| true));
+        Ok(pins)
+    }
+
+    /// Keeps flows that have outlived their agent.
+    fn take_over(instance: &str) -> Result<Option<Self>> {
+        let pins = Self::lock(instance)?;
+        pins.iter().for_each(|pins| remove(&pins.folder, |name| !kernel::packet::is_ours(name)));
+        Ok(pins)
+    }
+
+    fn lock(instance: &str) -> Result<Option<Self>> {
         if !kernel::has_bpffs() {
             return Ok(None);
         }
@@ -111,21 +134,21 @@ impl Pins {
         if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
             bail!("instance: another snisplit runs as \"{instance}\"; give this one its own name");
         }
-        // What is left of one that was killed belongs to no flow any more.
-        remove_all(&folder);
         Ok(Some(Self { folder, _lock: lock }))
     }
 }
 
 impl Drop for Pins {
     fn drop(&mut self) {
-        remove_all(&self.folder);
+        remove(&self.folder, |_| true);
         let _not_ours_alone = fs::remove_dir(&self.folder);
     }
 }
 
-fn remove_all(folder: &Path) {
-    for name in PINNED {
-        let _gone_already = fs::remove_file(folder.join(name));
+fn remove(folder: &Path, which: impl Fn(&str) -> bool) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if which(&entry.file_name().to_string_lossy()) {
+            let _gone_already = fs::remove_file(entry.path());
+        }
     }
 }

@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 
 use super::copy::Copy;
 use super::pace::Pace;
+use super::packet::Packet;
 use super::sockmap::Sockmap;
 use super::splice::{Carried, Splice};
 use super::{Declined, End, Engine, Pair, Tier};
@@ -29,7 +30,8 @@ impl FromStr for Choice {
             "copy" => Ok(Self::Only(Tier::Copy)),
             "splice" => Ok(Self::Only(Tier::Splice)),
             "sockmap" => Ok(Self::Only(Tier::Sockmap)),
-            _ => Err("is no engine; one of auto, splice, sockmap, copy"),
+            "packet" => Ok(Self::Only(Tier::Packet)),
+            _ => Err("is no engine; one of auto, packet, sockmap, splice, copy"),
         }
     }
 }
@@ -48,6 +50,8 @@ impl fmt::Display for Choice {
 pub(crate) struct Ladder {
     /// There once it has been proved, if it works and is not ruled out.
     sockmap: OnceLock<Sockmap>,
+    /// There if it was asked for.
+    packet: OnceLock<Packet>,
     splice: Splice,
     copy: Copy,
 }
@@ -61,6 +65,7 @@ impl Choice {
             }
             Self::Only(Tier::Splice) => "splice, else copy",
             Self::Only(Tier::Sockmap) => "sockmap, else splice, else copy",
+            Self::Only(Tier::Packet) => "packet, else splice, else copy",
             Self::Only(Tier::Copy) => "copy",
         }
     }
@@ -80,9 +85,23 @@ impl Ladder {
         let _once = self.sockmap.set(sockmap);
     }
 
+    /// Adds the engine that has no sockets.
+    pub(crate) fn add_packet(&self, packet: Packet) {
+        let _once = self.packet.set(packet);
+    }
+
+    /// The engine that wants a say in how a back end is dialled, if a flow is to be its.
+    pub(crate) fn packet(&self, choice: Choice) -> Option<&Packet> {
+        self.packet.get().filter(|_| choice == Choice::Only(Tier::Packet))
+    }
+
     /// Whether it can do what a configuration demands; `auto` takes what there is.
     pub(crate) fn offers(&self, choice: Choice) -> bool {
-        choice != Choice::Only(Tier::Sockmap) || self.sockmap.get().is_some()
+        match choice {
+            Choice::Only(Tier::Sockmap) => self.sockmap.get().is_some(),
+            Choice::Only(Tier::Packet) => self.packet.get().is_some(),
+            Choice::Auto | Choice::Only(Tier::Splice | Tier::Copy) => true,
+        }
     }
 
     /// Carries a pair of this route to its end.
@@ -97,6 +116,10 @@ impl Ladder {
             Choice::Only(Tier::Splice) => self.splice(pair, heard).await,
             Choice::Only(Tier::Sockmap) => match self.sockmap.get() {
                 Some(sockmap) => self.sockmap(sockmap, (pair, route), heard).await,
+                None => self.splice(pair, heard).await,
+            },
+            Choice::Only(Tier::Packet) => match self.packet.get() {
+                Some(packet) => self.packets(packet, (pair, route), heard).await,
                 None => self.splice(pair, heard).await,
             },
             Choice::Auto => self.auto((pair, route), heard).await,
@@ -139,6 +162,22 @@ impl Ladder {
             Ok(end) => end,
             Err(Declined { pair, reason }) => {
                 heard.declined(Tier::Sockmap, reason);
+                self.splice(pair, heard).await
+            }
+        }
+    }
+
+    async fn packets(
+        &self,
+        packet: &Packet,
+        (mut pair, route): (Pair, &str),
+        heard: &impl Listener,
+    ) -> End {
+        pair.route = packet.route(route);
+        match packet.carry(pair).await {
+            Ok(end) => end,
+            Err(Declined { pair, reason }) => {
+                heard.declined(Tier::Packet, reason);
                 self.splice(pair, heard).await
             }
         }

@@ -5,7 +5,6 @@
 //! step is race-free under the socket's lock, and nothing is read before. Why, and every trap on the
 //! way, stands in `proxy-ebpf` and ARCHITECTURE.md.
 
-use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -16,6 +15,7 @@ use tracing::level_filters::LevelFilter;
 
 use super::splice::Splice;
 use super::{Declined, End, Engine, Pair, Side, Socket, Tier};
+use crate::kernel::address::octets;
 use crate::kernel::{KernelError, Verdict};
 use crate::sys;
 
@@ -23,10 +23,13 @@ mod flow;
 mod keeper;
 mod lane;
 mod quiet;
+mod stock;
 
 use flow::{Account, Armed};
 use keeper::Keeper;
-use lane::{Lane, bound, hold, unbound};
+use lane::Lane;
+pub(super) use stock::steady_handed as handed;
+use stock::{bound, hold, unbound};
 
 /// include/net/tcp_states.h
 const TCP_ESTABLISHED: u8 = 1;
@@ -141,9 +144,9 @@ impl Sockmap {
             direction,
             route,
             bulk,
-            client: octets(from),
+            client: octets(from.ip()),
             client_port: from.port(),
-            backend: octets(to),
+            backend: octets(to.ip()),
             backend_port: to.port(),
             ..Flow::default()
         };
@@ -160,13 +163,6 @@ impl Sockmap {
 
 /// Not handed back: a byte has moved.
 const BEGUN: &str = "begun";
-
-fn octets(address: SocketAddr) -> [u8; 16] {
-    match address.ip() {
-        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
-        IpAddr::V6(v6) => v6.octets(),
-    }
-}
 
 impl Engine for Sockmap {
     type Declined = Declined;

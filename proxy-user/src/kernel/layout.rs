@@ -1,81 +1,112 @@
-//! The bytes of what the program and we share. aya wants plain bytes or an `unsafe` promise; this
+//! The bytes of what the programs and we share. aya wants plain bytes or an `unsafe` promise; this
 //! side has no use for the promise.
 
 use std::mem::offset_of;
 
+use snisplit_common::abi::packet::{Leg, Splice, SpliceState, Told, Tuple, Way, Why};
 use snisplit_common::abi::{Direction, Event, EventKind, Flow, State};
 
 /// A [`Flow`] as it stands in the map.
-pub(super) type Bytes = [u8; size_of::<Flow>()];
+pub(super) type FlowBytes = [u8; size_of::<Flow>()];
+/// A [`Splice`] likewise.
+pub(super) type SpliceBytes = [u8; size_of::<Splice>()];
+/// A [`Tuple`] likewise.
+pub(super) type TupleBytes = [u8; size_of::<Tuple>()];
+/// A [`Leg`] likewise.
+pub(super) type LegBytes = [u8; size_of::<Leg>()];
 
-pub(super) fn encode(flow: &Flow) -> Bytes {
-    let mut bytes = [0; size_of::<Flow>()];
-    let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
-    put(offset_of!(Flow, peer), &flow.peer.to_ne_bytes());
-    put(offset_of!(Flow, redirected), &flow.redirected.to_ne_bytes());
-    put(offset_of!(Flow, passed), &flow.passed.to_ne_bytes());
-    put(offset_of!(Flow, opened), &flow.opened.to_ne_bytes());
-    put(offset_of!(Flow, bulk), &flow.bulk.to_ne_bytes());
-    put(offset_of!(Flow, paced), &flow.paced.to_ne_bytes());
-    put(offset_of!(Flow, paced_from), &flow.paced_from.to_ne_bytes());
-    put(offset_of!(Flow, base), &flow.base.to_ne_bytes());
-    put(offset_of!(Flow, next_seq), &flow.next_seq.to_ne_bytes());
-    put(offset_of!(Flow, state), &(flow.state as u32).to_ne_bytes());
-    put(offset_of!(Flow, direction), &(flow.direction as u32).to_ne_bytes());
-    put(offset_of!(Flow, client), &flow.client);
-    put(offset_of!(Flow, backend), &flow.backend);
-    put(offset_of!(Flow, client_port), &flow.client_port.to_ne_bytes());
-    put(offset_of!(Flow, backend_port), &flow.backend_port.to_ne_bytes());
-    put(offset_of!(Flow, mean_len), &flow.mean_len.to_ne_bytes());
-    put(offset_of!(Flow, route), &flow.route.to_ne_bytes());
+/// What can be written to bytes and read back.
+pub(super) trait Plain: Sized {
+    /// Writes itself to the front.
+    fn put(&self, to: &mut [u8]);
+    /// Reads itself off the front. A number that is none of ours is the one that is doubted.
+    fn get(from: &[u8]) -> Self;
+}
+
+/// As it stands in a map; `N` is its size.
+pub(super) fn encode<const N: usize>(value: &impl Plain) -> [u8; N] {
+    let mut bytes = [0; N];
+    value.put(&mut bytes);
     bytes
 }
 
-pub(super) fn decode(bytes: &Bytes) -> Flow {
-    Flow {
-        peer: u64::from_ne_bytes(at(bytes, offset_of!(Flow, peer))),
-        redirected: u64::from_ne_bytes(at(bytes, offset_of!(Flow, redirected))),
-        passed: u64::from_ne_bytes(at(bytes, offset_of!(Flow, passed))),
-        opened: u64::from_ne_bytes(at(bytes, offset_of!(Flow, opened))),
-        bulk: u64::from_ne_bytes(at(bytes, offset_of!(Flow, bulk))),
-        paced: u64::from_ne_bytes(at(bytes, offset_of!(Flow, paced))),
-        paced_from: u64::from_ne_bytes(at(bytes, offset_of!(Flow, paced_from))),
-        base: u32::from_ne_bytes(at(bytes, offset_of!(Flow, base))),
-        next_seq: u32::from_ne_bytes(at(bytes, offset_of!(Flow, next_seq))),
-        state: state(u32::from_ne_bytes(at(bytes, offset_of!(Flow, state)))),
-        direction: match u32::from_ne_bytes(at(bytes, offset_of!(Flow, direction))) {
-            0 => Direction::Up,
-            _ => Direction::Down,
-        },
-        client: at(bytes, offset_of!(Flow, client)),
-        backend: at(bytes, offset_of!(Flow, backend)),
-        client_port: u16::from_ne_bytes(at(bytes, offset_of!(Flow, client_port))),
-        backend_port: u16::from_ne_bytes(at(bytes, offset_of!(Flow, backend_port))),
-        mean_len: u32::from_ne_bytes(at(bytes, offset_of!(Flow, mean_len))),
-        route: u32::from_ne_bytes(at(bytes, offset_of!(Flow, route))),
-        reserved: 0,
+macro_rules! numbers {
+    ($($type:ident)*) => {
+        $(impl Plain for $type {
+            fn put(&self, to: &mut [u8]) {
+                to[..size_of::<Self>()].copy_from_slice(&self.to_ne_bytes());
+            }
+
+            fn get(from: &[u8]) -> Self {
+                from.first_chunk().map_or(0, |bytes| Self::from_ne_bytes(*bytes))
+            }
+        })*
+    };
+}
+
+impl<const N: usize> Plain for [u8; N] {
+    fn put(&self, to: &mut [u8]) {
+        to[..N].copy_from_slice(self);
+    }
+
+    fn get(from: &[u8]) -> Self {
+        *from.first_chunk().unwrap_or(&[0; N])
     }
 }
 
-/// A number that is none of ours is a doubt.
-fn state(number: u32) -> State {
-    let all = [State::Armed, State::Spliced, State::Spilling, State::Leaving];
-    all.into_iter().find(|known| *known as u32 == number).unwrap_or(State::Poisoned)
+macro_rules! fields {
+    ($($type:ident { $($field:ident)* })*) => {
+        $(impl Plain for $type {
+            fn put(&self, to: &mut [u8]) {
+                $(self.$field.put(&mut to[offset_of!($type, $field)..]);)*
+            }
+
+            fn get(from: &[u8]) -> Self {
+                Self { $($field: Plain::get(&from[offset_of!($type, $field)..]),)* }
+            }
+        })*
+    };
 }
 
-/// Whose event, and what.
-pub(super) fn event(bytes: &[u8]) -> Option<(u64, EventKind)> {
-    let cookie = bytes.get(offset_of!(Event, cookie)..)?.first_chunk()?;
-    let kind = bytes.get(offset_of!(Event, kind)..)?.first_chunk()?;
-    let (cookie, kind) = (u64::from_ne_bytes(*cookie), u32::from_ne_bytes(*kind));
-    let all = [EventKind::Leave, EventKind::Poison];
-    all.into_iter().find(|known| *known as u32 == kind).map(|kind| (cookie, kind))
+macro_rules! words {
+    ($($type:ident($number:ident) of $all:expr, else $doubted:ident;)*) => {
+        $(impl Plain for $type {
+            fn put(&self, to: &mut [u8]) {
+                (*self as $number).put(to);
+            }
+
+            fn get(from: &[u8]) -> Self {
+                let number = $number::get(from);
+                $all.into_iter().find(|known| *known as $number == number).unwrap_or(Self::$doubted)
+            }
+        })*
+    };
 }
 
-fn at<const N: usize>(bytes: &Bytes, offset: usize) -> [u8; N] {
-    let mut value = [0; N];
-    value.copy_from_slice(&bytes[offset..offset + N]);
-    value
+numbers! { u16 u32 u64 }
+
+words! {
+    State(u32) of [Self::Armed, Self::Spliced, Self::Spilling, Self::Leaving], else Poisoned;
+    Direction(u32) of [Self::Up], else Down;
+    EventKind(u32) of [Self::Leave], else Poison;
+    SpliceState(u64) of Self::ALL, else Fallback;
+    Why(u32) of Self::ALL, else Unasked;
+}
+
+fields! {
+    Flow {
+        peer redirected passed opened bulk paced paced_from base next_seq state direction client
+        backend client_port backend_port mean_len route reserved
+    }
+    Event { cookie kind reserved }
+    Splice { state opened client backend up down due route why reserved }
+    Tuple { source destination source_port destination_port }
+    Leg { splice direction reserved }
+    Way {
+        packets bytes last_seen seq ack stamp echo echo_floor scale_in scale_out start end acked edge fin
+        has_fin reserved
+    }
+    Told { splice state }
 }
 
 #[cfg(test)]
@@ -104,7 +135,22 @@ mod tests {
             route: 17,
             reserved: 0,
         };
-        assert_eq!(decode(&encode(&flow)), flow);
-        assert_eq!(decode(&[0xff; size_of::<Flow>()]).state, State::Poisoned);
+        assert_eq!(Flow::get(&encode::<{ size_of::<Flow>() }>(&flow)), flow);
+        assert_eq!(Flow::get(&[0xff; size_of::<Flow>()]).state, State::Poisoned);
+    }
+
+    #[test]
+    fn what_is_nested_is_decoded_too() {
+        let tuple =
+            Tuple { source: [1; 16], destination: [2; 16], source_port: 3, destination_port: 4 };
+        let splice = Splice {
+            state: SpliceState::BackendReset,
+            client: tuple,
+            down: Way { packets: u64::MAX, acked: 7, has_fin: 1, ..Way::default() },
+            why: Why::NoRoute,
+            ..Splice::default()
+        };
+        assert_eq!(Splice::get(&encode::<{ size_of::<Splice>() }>(&splice)), splice);
+        assert_eq!(Splice::get(&[0xff; size_of::<Splice>()]).state, SpliceState::Fallback);
     }
 }

@@ -20,25 +20,56 @@ pub(super) struct Offsets {
     pub(super) copied_seq: u32,
 }
 
+/// What the packet engine looks at of a `tcp_sock`, by the names of its program's globals.
+pub(super) type SocketOffsets = [(&'static str, u32); 9];
+
 impl Offsets {
     pub(super) fn of_this_kernel() -> Result<Self, KernelError> {
+        let types = Types::of_this_kernel()?;
+        Ok(Self {
+            skb_seq: types.offset("sk_buff", "cb")? + types.offset("tcp_skb_cb", "seq")?,
+            write_seq: types.offset("tcp_sock", "write_seq")?,
+            copied_seq: types.offset("tcp_sock", "copied_seq")?,
+        })
+    }
+}
+
+pub(super) fn of_sockets() -> Result<SocketOffsets, KernelError> {
+    let types = Types::of_this_kernel()?;
+    let tcp = |member| types.offset("tcp_sock", member);
+    let options = tcp("rx_opt")?;
+    Ok([
+        // A `tcp_sock` begins with its `sock`, and that with its `sock_common`.
+        ("SK_STATE_OFFSET", types.offset("sock_common", "skc_state")?),
+        ("RCV_NXT_OFFSET", tcp("rcv_nxt")?),
+        ("COPIED_SEQ_OFFSET", tcp("copied_seq")?),
+        ("SND_UNA_OFFSET", tcp("snd_una")?),
+        ("WRITE_SEQ_OFFSET", tcp("write_seq")?),
+        ("BYTES_ACKED_OFFSET", tcp("bytes_acked")?),
+        ("OUT_OF_ORDER_OFFSET", tcp("out_of_order_queue")?),
+        ("TS_RECENT_OFFSET", options + types.offset("tcp_options_received", "ts_recent")?),
+        ("TS_OFFSET_OFFSET", tcp("tsoffset")?),
+    ])
+}
+
+struct Types(TypeInformation);
+
+impl Types {
+    fn of_this_kernel() -> Result<Self, KernelError> {
         let image = fs::read(VMLINUX)
             .map_err(|error| KernelError::Offsets(format!("{VMLINUX}: {error}")))?;
         let types = TypeInformation::new(&Image(image))
             .map_err(|error| KernelError::Offsets(format!("{VMLINUX}: {error:?}")))?;
-        let offset = |structure: &str, member: &str| {
-            let unknown = || KernelError::Offsets(format!("no {structure}.{member}"));
-            let id = types.id_of(structure).ok_or_else(unknown)?;
-            match types.offset_of(id, member) {
-                Ok((_, Offset::ByteOffset(bytes))) => Ok(bytes),
-                Ok(_) | Err(_) => Err(unknown()),
-            }
-        };
-        Ok(Self {
-            skb_seq: offset("sk_buff", "cb")? + offset("tcp_skb_cb", "seq")?,
-            write_seq: offset("tcp_sock", "write_seq")?,
-            copied_seq: offset("tcp_sock", "copied_seq")?,
-        })
+        Ok(Self(types))
+    }
+
+    fn offset(&self, structure: &str, member: &str) -> Result<u32, KernelError> {
+        let unknown = || KernelError::Offsets(format!("no {structure}.{member}"));
+        let id = self.0.id_of(structure).ok_or_else(unknown)?;
+        match self.0.offset_of(id, member) {
+            Ok((_, Offset::ByteOffset(bytes))) => Ok(bytes),
+            Ok(_) | Err(_) => Err(unknown()),
+        }
     }
 }
 

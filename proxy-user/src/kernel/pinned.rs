@@ -9,8 +9,8 @@ use snisplit_common::abi::{
 };
 
 use super::KernelError;
-use super::layout::{self, Bytes};
-use super::routes::Name;
+use super::layout::{FlowBytes, Plain as _};
+use super::routes::{Name, text};
 
 /// The maps of an instance as they are at this instant.
 #[derive(Debug)]
@@ -30,12 +30,12 @@ impl Pinned {
         if version != ABI_VERSION {
             return Err(KernelError::Abi(version));
         }
-        let flows: HashMap<MapData, u64, Bytes> = Map::HashMap(pin(FLOWS_MAP)?).try_into()?;
+        let flows: HashMap<MapData, u64, FlowBytes> = Map::HashMap(pin(FLOWS_MAP)?).try_into()?;
         let routes: HashMap<MapData, u32, Name> = Map::HashMap(pin(ROUTES_MAP)?).try_into()?;
         let counters: PerCpuArray<MapData, u64> =
             Map::PerCpuArray(pin(COUNTERS_MAP)?).try_into()?;
         let summed = |slot| Ok(counters.get(&slot, 0)?.iter().sum());
-        let flow = |(cookie, bytes): (u64, Bytes)| (cookie, layout::decode(&bytes));
+        let flow = |(cookie, bytes): (u64, FlowBytes)| (cookie, Flow::get(&bytes));
         Ok(Self {
             flows: flows.iter().flatten().map(flow).collect(),
             routes: routes.iter().flatten().map(|(key, name)| (key, text(&name))).collect(),
@@ -51,9 +51,4 @@ impl Pinned {
     pub(crate) fn count(&self, count: Count) -> u64 {
         self.counters.get(count as usize).copied().unwrap_or_default()
     }
-}
-
-fn text(name: &Name) -> String {
-    let end = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
-    String::from_utf8_lossy(&name[..end]).into_owned()
 }

@@ -14,9 +14,21 @@ pub(super) struct Routes {
     known: HashMap<String, u32>,
 }
 
+/// A name as people read it.
+pub(super) fn text(name: &Name) -> String {
+    let end = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
+    String::from_utf8_lossy(&name[..end]).into_owned()
+}
+
 impl Routes {
     pub(super) fn new(map: maps::HashMap<MapData, u32, Name>) -> Self {
-        Self { map, known: HashMap::new() }
+        let known = map.iter().flatten().map(|(number, name)| (text(&name), number)).collect();
+        Self { map, known }
+    }
+
+    /// The name of a number.
+    pub(super) fn name(&self, number: u32) -> Option<String> {
+        self.map.get(&number, 0).ok().map(|name| text(&name))
     }
 
     pub(super) fn number(&mut self, name: &str) -> u32 {

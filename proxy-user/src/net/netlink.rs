@@ -106,7 +106,10 @@ fn ours(message: &RouteNetlinkMessage) -> Option<Piece> {
 }
 
 /// Sends one request and collects what the kernel says until it is done.
-fn ask(request: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+pub(super) fn ask(
+    request: RouteNetlinkMessage,
+    flags: u16,
+) -> io::Result<Vec<RouteNetlinkMessage>> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind_auto()?;
     socket.connect(&Kernel::new(0, 0))?;

@@ -26,6 +26,16 @@ pub(super) struct File {
     pub(super) limits: Limits,
     #[serde(default)]
     pub(super) admin: Admin,
+    #[serde(default)]
+    pub(super) packet: Packet,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Packet {
+    #[serde(default)]
+    pub(super) interfaces: Vec<Spanned<String>>,
+    pub(super) ports: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]

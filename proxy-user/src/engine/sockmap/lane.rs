@@ -1,12 +1,10 @@
 //! One direction of a flow in the kernel: its account, and when it has ended.
 
-use std::io;
 use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 use snisplit_common::abi::{Flow, State};
 use tokio::io::Interest;
 use tokio::time::sleep;
@@ -15,20 +13,13 @@ use super::super::Side;
 use super::super::relay::Carrier;
 use super::super::splice::Splice;
 use super::quiet::{Condition, Sockets, condition};
+use super::stock::{handed, hold, steady_handed, steady_read, unbound};
 use crate::kernel::{self, KernelError, Verdict};
 use crate::sys;
 
 /// Pauses while the kernel empties a backlog: it has no event for that.
 pub(super) const PAUSE: (Duration, Duration) =
     (Duration::from_micros(200), Duration::from_millis(20));
-
-/// More than arrives while a socket enters or leaves the map; the receive buffer holds as much anyway.
-const HELD: usize = 256 * 1024;
-
-/// Bytes of memory that a receiver may hold, of which the window is half at least. It would grow to
-/// `tcp_rmem`'s maximum (32 MiB by now) while the kernel forwards, and a sender could fill all of it
-/// once the other peer stops reading.
-const RECEIVE_BUFFER: usize = 3 << 20;
 
 /// include/net/tcp_states.h
 const TCP_CLOSE_WAIT: u8 = 8;
@@ -55,10 +46,7 @@ impl Lane {
     /// Takes stock of two sockets that nobody reads or writes meanwhile.
     pub(super) fn open(side: Side, from: &impl AsFd, to: &impl AsFd) -> Result<Self, KernelError> {
         let cookie = kernel::cookie(from)?;
-        let handed = steady(
-            || Ok(sys::tcp_info(to)?.bytes_acked),
-            |acked| Ok(acked + sys::unacknowledged(to)? as u64),
-        )?;
+        let handed = steady_handed(to)?;
         let read = steady_read(from)?;
         Ok(Self { side, cookie, handed, read })
     }
@@ -196,55 +184,4 @@ async fn pump(
         }
         carrier.rest();
     }
-}
-
-/// `write_seq` seen from outside: what was acknowledged and what was not. TCP_INFO first: bytes that
-/// are acknowledged in between are then missing, never counted twice.
-fn handed(to: impl AsFd) -> io::Result<u64> {
-    let acked = sys::tcp_info(&to)?.bytes_acked;
-    Ok(acked + sys::unacknowledged(&to)? as u64)
-}
-
-/// Bytes of a socket that were taken from it, by whomever.
-fn steady_read(from: impl AsFd) -> io::Result<u64> {
-    steady(
-        || Ok(sys::tcp_info(&from)?.bytes_received),
-        |received| Ok(received.saturating_sub(rustix::io::ioctl_fionread(&from)?)),
-    )
-}
-
-/// Has what arrives wait in the socket, for an instant: TCP tells nobody of fewer bytes than these
-/// (tcp_data_ready). A buffer that meets a program which is just being taken away is dropped, although
-/// TCP has acknowledged it (sk_psock_verdict_recv, net/core/skmsg.c).
-pub(super) fn hold(socket: impl AsFd) -> io::Result<()> {
-    sys::set_receive_low_water(socket, HELD)
-}
-
-/// Bounds what a receiver may hold.
-pub(super) fn bound(socket: impl AsFd) -> io::Result<()> {
-    // The kernel takes it twice, for its own overhead (socket(7)).
-    Ok(set_socket_recv_buffer_size_force(socket, RECEIVE_BUFFER / 2)?)
-}
-
-/// Leaves it to TCP again how much a receiver may hold.
-pub(super) fn unbound(socket: impl AsFd) {
-    let _before_linux_5_16 = sys::set_buffer_lock(socket, 0);
-}
-
-/// What `look` finds while a counter that only grows stands still: peers may send and acknowledge at
-/// any time.
-fn steady(
-    counter: impl Fn() -> io::Result<u64>,
-    look: impl Fn(u64) -> io::Result<u64>,
-) -> io::Result<u64> {
-    let mut before = counter()?;
-    for _ in 0..100 {
-        let found = look(before)?;
-        let after = counter()?;
-        if before == after {
-            return Ok(found);
-        }
-        before = after;
-    }
-    Err(io::ErrorKind::TimedOut.into())
 }

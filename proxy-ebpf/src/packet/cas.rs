@@ -1,0 +1,30 @@
+//! Compare-and-swap, which Rust's core has not for BPF (`atomic_cas` is off in the target).
+
+use core::arch::asm;
+
+use snisplit_common::abi::packet::{Splice, SpliceState};
+
+/// The state as another CPU may have left it.
+#[inline(always)]
+pub(crate) fn state(splice: *const Splice) -> SpliceState {
+    // SAFETY: the entry lives until this program ends (RCU); every number that is ever written there is
+    // one of the enum's.
+    unsafe { (&raw const (*splice).state).read_volatile() }
+}
+
+/// Moves the state on; the answer is what it was, and whether it was `from`. A full barrier, as every
+/// atomic instruction with a result is (Documentation/bpf/standardization/instruction-set.rst).
+#[inline(always)]
+pub(crate) fn swap(splice: *mut Splice, from: SpliceState, to: SpliceState) -> bool {
+    let mut found = from as u64;
+    // SAFETY: eight aligned bytes of a live entry; a number of the enum is written.
+    unsafe {
+        asm!(
+            "r0 = cmpxchg_64({at} + 0, r0, {to})",
+            at = in(reg) &raw mut (*splice).state,
+            to = in(reg) to as u64,
+            inout("r0") found,
+        );
+    }
+    found == from as u64
+}

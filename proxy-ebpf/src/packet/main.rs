@@ -1,0 +1,168 @@
+//! The kernel programs of the packet engine.
+//!
+//! `sni_in` sees what arrives. A flow that is armed still belongs to two sockets; when its back end
+//! answers, they are looked at, and if they hold nothing any more, packets of the flow are translated
+//! from one leg to the other from then on. `sni_out` sees what this host sends, and gags those two
+//! sockets. `sni_settle` lets user space decide that a flow stays with its sockets.
+
+#![no_std]
+#![no_main]
+#![feature(asm_experimental_arch)]
+
+use aya_ebpf::macros::classifier;
+use aya_ebpf::programs::TcContext;
+use snisplit_common::abi::Direction;
+use snisplit_common::abi::packet::{Fate, Leg, Splice, SpliceState, Tuple, Why};
+
+mod cas;
+mod forward;
+mod headers;
+mod maps;
+mod options;
+mod sockets;
+mod sum;
+mod switch;
+mod track;
+mod translate;
+
+use headers::{ACK, FIN, RST, SYN, Segment};
+use maps::{SPLICES, TUPLES, count, tell};
+
+/// `TCX_NEXT`, and TC_ACT_UNSPEC of older hooks: it is not ours.
+const NEXT: i32 = -1;
+/// `TC_ACT_SHOT`.
+const DROP: i32 = 2;
+
+#[classifier]
+fn sni_in(ctx: TcContext) -> i32 {
+    let Some(segment) = Segment::read(&ctx) else { return NEXT };
+    let Some((leg, splice)) = find(&segment.tuple) else { return NEXT };
+    match cas::state(splice) {
+        SpliceState::Armed => match armed(&ctx, segment, &leg, splice) {
+            true => forward(&ctx, segment, &leg, splice),
+            false => NEXT,
+        },
+        SpliceState::Switching => {
+            count(Fate::Switching);
+            DROP
+        }
+        SpliceState::Fallback => NEXT,
+        SpliceState::Spliced
+        | SpliceState::Closed
+        | SpliceState::ClientReset
+        | SpliceState::BackendReset => forward(&ctx, segment, &leg, splice),
+    }
+}
+
+#[classifier]
+fn sni_out(ctx: TcContext) -> i32 {
+    // SAFETY: the context that the kernel gave us.
+    if unsafe { (*ctx.skb.skb).ingress_ifindex } != 0 {
+        // Sent on, perhaps by us.
+        return NEXT;
+    }
+    let Some(segment) = Segment::read(&ctx) else { return NEXT };
+    segment.reverse();
+    let Some((leg, splice)) = find(&segment.tuple) else { return NEXT };
+    if cas::state(splice) == SpliceState::Armed {
+        if segment.has(FIN) || segment.has(RST) {
+            settle(leg.splice, splice, Why::Ended);
+        }
+        // A barrier: what a socket has received is seen by the CPU that switches, or the switch is seen
+        // here.
+        if cas::swap(splice, SpliceState::Armed, SpliceState::Armed) {
+            return NEXT;
+        }
+    }
+    match cas::state(splice) {
+        SpliceState::Fallback => NEXT,
+        _ => {
+            count(Fate::Gagged);
+            DROP
+        }
+    }
+}
+
+/// Its packet is the number of a flow, behind room for an Ethernet header. The answer is the state that
+/// the flow is in.
+#[classifier]
+fn sni_settle(ctx: TcContext) -> i32 {
+    let Ok(number) = ctx.load::<u64>(headers::ETHERNET as usize) else { return NEXT };
+    let Some(splice) = SPLICES.get_ptr_mut(number) else { return NEXT };
+    settle(number, splice, Why::Wanted);
+    cas::state(splice) as i32
+}
+
+/// Leaves a flow to its sockets, if nobody has decided yet.
+fn settle(number: u64, splice: *mut Splice, why: Why) {
+    if cas::swap(splice, SpliceState::Armed, SpliceState::Fallback) {
+        // SAFETY: the entry lives until this program ends, and who has decided says why.
+        unsafe { (*splice).why = why };
+        tell(number, SpliceState::Fallback);
+    }
+}
+
+#[inline(always)]
+fn find(tuple: &Tuple) -> Option<(Leg, *mut Splice)> {
+    // SAFETY: written by user space before the flow begins, and not changed.
+    let leg = *unsafe { TUPLES.get(tuple) }?;
+    Some((leg, SPLICES.get_ptr_mut(leg.splice)?))
+}
+
+/// Whether the kernel has the flow now.
+#[inline(always)]
+fn armed(ctx: &TcContext, segment: &Segment, leg: &Leg, splice: *mut Splice) -> bool {
+    if segment.has(RST) || segment.has(FIN) {
+        settle(leg.splice, splice, Why::Ended);
+        return false;
+    }
+    leg.direction == Direction::Down
+        && segment.is_whole != 0
+        && segment.payload > 0
+        && switch::switch(ctx, segment, leg.splice, splice)
+}
+
+/// Sends a segment on to the other peer.
+#[inline(never)]
+fn forward(ctx: &TcContext, segment: &Segment, leg: &Leg, splice: *mut Splice) -> i32 {
+    if segment.is_whole == 0 {
+        count(Fate::Malformed);
+        return DROP;
+    }
+    if segment.tcp.flags & (SYN | ACK) == SYN {
+        return begins_anew(segment, splice);
+    }
+    // SAFETY: the entry lives until this program ends, and what is translated by does not change.
+    let entry = unsafe { &*splice };
+    let (way, to) = match leg.direction {
+        Direction::Up => (&entry.up, &entry.backend),
+        Direction::Down => (&entry.down, &entry.client),
+    };
+    let Some(route) = forward::route(ctx, segment.family, to).filter(|_| segment.ttl > 1) else {
+        count(Fate::Unroutable);
+        return DROP;
+    };
+    track::track(segment, leg.splice, leg.direction, splice);
+    let sent =
+        translate::translate(ctx, segment, way, to).and_then(|()| forward::send(ctx, &route));
+    count(if sent.is_some() { Fate::Forwarded } else { Fate::Malformed });
+    sent.unwrap_or(DROP)
+}
+
+/// The peer begins a connection from the address of one that it had. If that has ended, the listener
+/// hears of it.
+fn begins_anew(segment: &Segment, splice: *mut Splice) -> i32 {
+    match cas::state(splice) {
+        SpliceState::Closed | SpliceState::ClientReset | SpliceState::BackendReset => {
+            let _gone_already = TUPLES.remove(&segment.tuple);
+            NEXT
+        }
+        _ => DROP,
+    }
+}
+
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    // The verifier refuses a program that could get here.
+    loop {}
+}

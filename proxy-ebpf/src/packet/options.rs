@@ -1,0 +1,208 @@
+//! TCP options that hold numbers of the flow: SACK blocks (RFC 2018, 2883) and timestamps (RFC 7323).
+
+use core::ptr;
+
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::btf_maps::PerCpuArray;
+use aya_ebpf::cty::{c_long, c_void};
+use aya_ebpf::helpers::generated::{bpf_loop, bpf_skb_load_bytes, bpf_skb_store_bytes};
+use aya_ebpf::macros::btf_map;
+use aya_ebpf::programs::TcContext;
+use snisplit_common::abi::packet::Way;
+
+use crate::headers::OPTIONS;
+use crate::sum::Change;
+
+const END: u8 = 0;
+const NOP: u8 = 1;
+const SACK: u8 = 5;
+const TIMESTAMPS: u8 = 8;
+
+/// More options than fit.
+const MOST: u32 = OPTIONS;
+/// Edges of the blocks in a SACK option: four blocks fit.
+const EDGES: u32 = 8;
+
+/// Options as they stand in a packet, and how far the walk over them has come. It is in a map because
+/// it is too much for the stack, and so that the verifier takes nothing in it for known: one look at one
+/// option is enough for it then.
+#[repr(C)]
+pub(crate) struct Options {
+    /// With room for what is read behind their end.
+    bytes: [u8; OPTIONS as usize + 8],
+    change: Change,
+    length: u32,
+    /// Where the next option begins.
+    at: u32,
+    is_changed: u32,
+    is_malformed: u32,
+    has_stamp: u32,
+    stamp: u32,
+    way: Numbers,
+}
+
+/// What a [`Way`] adds to options.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Numbers {
+    ack: u32,
+    stamp: u32,
+    echo: u32,
+    echo_floor: u32,
+}
+
+/// This CPU's. No program is interrupted by another one: softirqs are off while each of them runs.
+#[btf_map(name = "packet_options")]
+static WORK: PerCpuArray<Options, 1> = PerCpuArray::new();
+
+#[inline(always)]
+fn work() -> Option<&'static mut Options> {
+    // SAFETY: the slot is this CPU's, never goes, and is asked for by one function at a time.
+    WORK.get_ptr_mut(0).map(|work| unsafe { &mut *work })
+}
+
+impl Options {
+    #[inline(always)]
+    pub(crate) fn read(ctx: &TcContext, at: u32, length: u32) -> Option<&'static mut Self> {
+        let this = work()?;
+        this.change = Change::default();
+        (this.length, this.at) = (length, 0);
+        (this.is_changed, this.is_malformed, this.has_stamp) = (0, 0, 0);
+        if length == 0 {
+            return Some(this);
+        }
+        if length > OPTIONS {
+            return None;
+        }
+        let to = this.bytes.as_mut_ptr().cast();
+        // SAFETY: the helper writes `length` bytes, for which there is room.
+        let failed = unsafe { bpf_skb_load_bytes(ctx.as_ptr().cast_const(), at, to, length) };
+        (failed == 0).then_some(this)
+    }
+
+    /// The sender's timestamp, once they are translated.
+    #[inline(always)]
+    pub(crate) const fn stamp(&self) -> Option<u32> {
+        if self.has_stamp == 0 { None } else { Some(self.stamp) }
+    }
+
+    #[inline(always)]
+    pub(crate) fn write(&self, ctx: &TcContext, at: u32) -> Option<()> {
+        if self.is_changed == 0 {
+            return Some(());
+        }
+        let length = self.length;
+        if length == 0 || length > OPTIONS {
+            return None;
+        }
+        let from = self.bytes.as_ptr().cast();
+        // SAFETY: the helper reads `length` bytes, which are there.
+        let failed = unsafe { bpf_skb_store_bytes(ctx.skb.skb, at, from, length, 0) };
+        (failed == 0).then_some(())
+    }
+
+    /// Translates in place; what that changes in the sum. `None`: they cannot be.
+    ///
+    /// Most segments have timestamps and nothing else, in the layout of RFC 7323 appendix A.
+    #[inline(always)]
+    pub(crate) fn translate(&mut self, way: &Way) -> Option<Change> {
+        let Way { ack, stamp, echo, echo_floor, .. } = *way;
+        self.way = Numbers { ack, stamp, echo, echo_floor };
+        if self.length == 12 && self.bytes.first_chunk() == Some(&[NOP, NOP, TIMESTAMPS, 10]) {
+            self.stamps(4);
+        } else if self.length > 0 {
+            // SAFETY: the callback is one, and takes nothing from the context.
+            unsafe { bpf_loop(MOST, step as *mut c_void, ptr::null_mut(), 0) };
+        }
+        (self.is_malformed == 0).then_some(self.change)
+    }
+
+    /// One option; whether there may be more.
+    #[inline(always)]
+    fn one(&mut self) -> Option<bool> {
+        let at = self.at;
+        if at >= self.length {
+            return Some(false);
+        }
+        match self.byte(at)? {
+            END => return Some(false),
+            NOP => {
+                self.at = at + 1;
+                return Some(true);
+            }
+            _ => {}
+        }
+        let length = u32::from(self.byte(at + 1)?);
+        if length < 2 || at + length > self.length {
+            return None;
+        }
+        match self.byte(at)? {
+            SACK => self.edges(at + 2, length - 2),
+            TIMESTAMPS if length == 10 => self.stamps(at + 2),
+            _ => {}
+        }
+        self.at = at + length;
+        Some(true)
+    }
+
+    #[inline(always)]
+    fn edges(&mut self, at: u32, length: u32) {
+        for edge in 0..EDGES {
+            if edge * 4 + 4 <= length {
+                let at = at + edge * 4;
+                let number = self.number(at).wrapping_add(self.way.ack);
+                self.put(at, number);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn stamps(&mut self, at: u32) {
+        let stamp = self.number(at);
+        (self.stamp, self.has_stamp) = (stamp, 1);
+        self.put(at, stamp.wrapping_add(self.way.stamp));
+        let (echo, floor) = (self.number(at + 4).wrapping_add(self.way.echo), self.way.echo_floor);
+        let is_old = (echo.wrapping_sub(floor) as i32) < 0;
+        self.put(at + 4, if is_old { floor } else { echo });
+    }
+
+    #[inline(always)]
+    fn byte(&self, at: u32) -> Option<u8> {
+        self.bytes.get(at as usize).copied()
+    }
+
+    #[inline(always)]
+    fn word(&mut self, at: u32) -> Option<&mut [u8; 4]> {
+        self.bytes.get_mut(at as usize..)?.first_chunk_mut()
+    }
+
+    #[inline(always)]
+    fn number(&mut self, at: u32) -> u32 {
+        self.word(at).map_or(0, |word| u32::from_be_bytes(*word))
+    }
+
+    #[inline(always)]
+    fn put(&mut self, at: u32, number: u32) {
+        let Some(word) = self.word(at) else { return };
+        let (from, to) = (u32::from_ne_bytes(*word), number.to_be());
+        *word = to.to_ne_bytes();
+        match at % 2 {
+            0 => self.change.word(from, to),
+            _ => self.change.odd_word(from, to),
+        }
+        self.is_changed = 1;
+    }
+}
+
+/// `bpf_loop`'s: 0 is to go on.
+extern "C" fn step(_index: u32, _context: *mut c_void) -> c_long {
+    let Some(options) = work() else { return 1 };
+    match options.one() {
+        Some(true) => 0,
+        Some(false) => 1,
+        None => {
+            options.is_malformed = 1;
+            1
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! What the kernel's two sockets of a flow hold, read under the gag.
+
+use core::ptr;
+
+use aya_ebpf::cty::c_void;
+use aya_ebpf::helpers::generated::{
+    bpf_probe_read_kernel, bpf_sk_release, bpf_skc_lookup_tcp, bpf_skc_to_tcp_sock,
+};
+use aya_ebpf::programs::TcContext;
+use aya_ebpf::{EbpfContext as _, Global};
+use snisplit_common::abi::packet::Tuple;
+
+use crate::headers::{Family, unmapped, words};
+
+macro_rules! offsets {
+    ($($name:ident $what:literal;)*) => {
+        $(
+            #[doc = $what]
+            #[unsafe(no_mangle)]
+            static $name: Global<u32> = Global::new(0);
+        )*
+    };
+}
+
+offsets! {
+    SK_STATE_OFFSET "Of `skc_state` in a `sock_common`.";
+    RCV_NXT_OFFSET "Of `rcv_nxt` in a `tcp_sock`: behind what arrived in order.";
+    COPIED_SEQ_OFFSET "Of `copied_seq`: the beginning of what was not read.";
+    SND_UNA_OFFSET "Of `snd_una`: the beginning of what was not acknowledged.";
+    WRITE_SEQ_OFFSET "Of `write_seq`: behind what was handed to it.";
+    BYTES_ACKED_OFFSET "Of `bytes_acked`, of which the low half is enough.";
+    OUT_OF_ORDER_OFFSET "Of the root of `out_of_order_queue`.";
+    TS_RECENT_OFFSET "Of the last timestamp that arrived.";
+    TS_OFFSET_OFFSET "Of what is added to the clock in timestamps that are sent.";
+}
+
+/// include/net/tcp_states.h
+const TCP_ESTABLISHED: u8 = 1;
+/// `BPF_F_CURRENT_NETNS`, include/uapi/linux/bpf.h: -1 in 32 bits.
+const CURRENT_NETNS: u64 = 0xffff_ffff_ffff_ffff;
+
+/// Numbers of a socket.
+#[derive(Clone, Copy)]
+pub(crate) struct Numbers {
+    pub(crate) is_established: bool,
+    pub(crate) rcv_nxt: u32,
+    pub(crate) copied_seq: u32,
+    pub(crate) snd_una: u32,
+    pub(crate) write_seq: u32,
+    pub(crate) bytes_acked: u32,
+    pub(crate) is_in_order: bool,
+    pub(crate) ts_recent: u32,
+    pub(crate) ts_offset: u32,
+}
+
+#[repr(C)]
+struct Key4 {
+    source: u32,
+    destination: u32,
+    source_port: u16,
+    destination_port: u16,
+}
+
+#[repr(C)]
+struct Key6 {
+    source: [u32; 4],
+    destination: [u32; 4],
+    source_port: u16,
+    destination_port: u16,
+}
+
+/// Reads the socket that a tuple's packets go to.
+#[inline(always)]
+pub(crate) fn numbers(ctx: &TcContext, family: Family, tuple: &Tuple) -> Option<Numbers> {
+    let (source_port, destination_port) =
+        (tuple.source_port.to_be(), tuple.destination_port.to_be());
+    let socket = match family {
+        Family::V4 => {
+            let (source, destination) = (unmapped(&tuple.source), unmapped(&tuple.destination));
+            let key = Key4 { source, destination, source_port, destination_port };
+            look_up(ctx, (&raw const key).cast(), size_of::<Key4>() as u32)
+        }
+        Family::V6 => {
+            let (source, destination) = (words(&tuple.source), words(&tuple.destination));
+            let key = Key6 { source, destination, source_port, destination_port };
+            look_up(ctx, (&raw const key).cast(), size_of::<Key6>() as u32)
+        }
+    };
+    if socket.is_null() {
+        return None;
+    }
+    // SAFETY: the look-up gave a referenced socket.
+    let tcp = unsafe { bpf_skc_to_tcp_sock(socket.cast()) };
+    let numbers = if tcp.is_null() { None } else { of(tcp.cast()) };
+    // SAFETY: the reference that the look-up took, given back once.
+    unsafe { bpf_sk_release(socket.cast()) };
+    numbers
+}
+
+#[inline(always)]
+fn look_up(ctx: &TcContext, key: *const c_void, size: u32) -> *mut c_void {
+    // SAFETY: the helper reads `size` bytes of the key, which is on our caller's stack.
+    unsafe {
+        bpf_skc_lookup_tcp(ctx.as_ptr(), key.cast_mut().cast(), size, CURRENT_NETNS, 0).cast()
+    }
+}
+
+#[inline(always)]
+fn of(tcp: *mut c_void) -> Option<Numbers> {
+    let mut state = 0_u8;
+    read(tcp, SK_STATE_OFFSET.load(), &mut state)?;
+    let mut root = 0_u64;
+    read(tcp, OUT_OF_ORDER_OFFSET.load(), &mut root)?;
+    let number = |offset| {
+        let mut number = 0_u32;
+        read(tcp, offset, &mut number)?;
+        Some(number)
+    };
+    Some(Numbers {
+        is_established: state == TCP_ESTABLISHED,
+        // Before `rcv_nxt`, behind which it never is: equal ones were equal when that was read.
+        copied_seq: number(COPIED_SEQ_OFFSET.load())?,
+        rcv_nxt: number(RCV_NXT_OFFSET.load())?,
+        snd_una: number(SND_UNA_OFFSET.load())?,
+        write_seq: number(WRITE_SEQ_OFFSET.load())?,
+        bytes_acked: number(BYTES_ACKED_OFFSET.load())?,
+        is_in_order: root == 0,
+        ts_recent: number(TS_RECENT_OFFSET.load())?,
+        ts_offset: number(TS_OFFSET_OFFSET.load())?,
+    })
+}
+
+#[inline(always)]
+fn read<T>(tcp: *mut c_void, offset: u32, to: &mut T) -> Option<()> {
+    let to = ptr::from_mut(to).cast();
+    // SAFETY: the helper writes as much as `T` takes, and checks the address that it reads.
+    let failed = unsafe {
+        bpf_probe_read_kernel(to, size_of::<T>() as u32, tcp.byte_add(offset as usize).cast_const())
+    };
+    (failed == 0).then_some(())
+}

@@ -1,0 +1,32 @@
+//! The Internet checksum, updated by what changed (RFC 1624).
+
+/// What changed, as a one's complement sum of words in network order.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Change(u64);
+
+impl Change {
+    /// Four bytes at an even offset.
+    #[inline(always)]
+    pub(crate) fn word(&mut self, from: u32, to: u32) {
+        self.0 += u64::from(!from) + u64::from(to);
+    }
+
+    /// Two bytes at an even offset.
+    #[inline(always)]
+    pub(crate) fn half(&mut self, from: u16, to: u16) {
+        self.word(from.into(), to.into());
+    }
+
+    /// Four bytes at an odd offset: each byte counts in the other half of its sum.
+    #[inline(always)]
+    pub(crate) fn odd_word(&mut self, from: u32, to: u32) {
+        self.word(from.rotate_left(8), to.rotate_left(8));
+    }
+
+    /// As the kernel's helpers take it.
+    #[inline(always)]
+    pub(crate) fn folded(self) -> u64 {
+        let once = (self.0 & 0xffff_ffff) + (self.0 >> 32);
+        (once & 0xffff_ffff) + (once >> 32)
+    }
+}

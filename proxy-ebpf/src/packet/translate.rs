@@ -1,0 +1,128 @@
+//! From one leg's numbers to the other's.
+
+use aya_ebpf::bindings::BPF_F_PSEUDO_HDR;
+use aya_ebpf::programs::TcContext;
+use snisplit_common::abi::packet::{Tuple, Way};
+
+use crate::headers::{ETHERNET, Family, Segment, TCP, Tcp, unmapped, words};
+use crate::options::Options;
+use crate::sum::Change;
+
+/// Where things stand.
+const IP4_TTL: u32 = ETHERNET + 8;
+const IP4_CHECK: u32 = ETHERNET + 10;
+const IP4_ADDRESSES: u32 = ETHERNET + 12;
+const IP6_HOPS: u32 = ETHERNET + 7;
+const IP6_ADDRESSES: u32 = ETHERNET + 8;
+const TCP_CHECK: u32 = 16;
+
+/// Rewrites a segment for the receiver, whose own packets arrive by the tuple `to`. `None`: it is one
+/// that cannot be, or the buffer does not let itself be written.
+#[inline(never)]
+pub(crate) fn translate(ctx: &TcContext, segment: &Segment, way: &Way, to: &Tuple) -> Option<()> {
+    let at = segment.at;
+    let options = Options::read(ctx, at + TCP, segment.options)?;
+    let mut change = options.translate(way)?;
+    options.write(ctx, at + TCP)?;
+    let tcp = header(segment, way, to);
+    let old = &segment.tcp;
+    change.half(old.source, tcp.source);
+    change.half(old.destination, tcp.destination);
+    change.word(old.seq, tcp.seq);
+    change.word(old.ack, tcp.ack);
+    change.half(old.window, tcp.window);
+    change.half(
+        u16::from_ne_bytes([old.length, old.flags]),
+        u16::from_ne_bytes([tcp.length, tcp.flags]),
+    );
+    let front = Front {
+        ports: [tcp.source, tcp.destination],
+        numbers: [tcp.seq, tcp.ack],
+        length_flags: [tcp.length, tcp.flags],
+        window: tcp.window,
+    };
+    ctx.store(at as usize, &front, 0).ok()?;
+    let addresses = match segment.family {
+        Family::V4 => addresses4(ctx, segment, to)?,
+        Family::V6 => addresses6(ctx, segment, to)?,
+    };
+    let check = (at + TCP_CHECK) as usize;
+    // Of a checksum that is still to be made only the addresses are in yet (CHECKSUM_PARTIAL).
+    let pseudo = u64::from(BPF_F_PSEUDO_HDR);
+    ctx.l4_csum_replace(check, 0, addresses.folded(), pseudo).ok()?;
+    ctx.l4_csum_replace(check, 0, change.folded(), 0).ok()
+}
+
+/// The first sixteen bytes of a TCP header.
+#[repr(C)]
+struct Front {
+    ports: [u16; 2],
+    numbers: [u32; 2],
+    length_flags: [u8; 2],
+    window: u16,
+}
+
+#[inline(always)]
+fn header(segment: &Segment, way: &Way, to: &Tuple) -> Tcp {
+    Tcp {
+        source: to.destination_port.to_be(),
+        destination: to.source_port.to_be(),
+        seq: segment.seq().wrapping_add(way.seq).to_be(),
+        ack: segment.ack().wrapping_add(way.ack).to_be(),
+        window: window(u16::from_be(segment.tcp.window), way).to_be(),
+        ..segment.tcp
+    }
+}
+
+/// In the scale that the receiver was told of. Some room stays some room, and no room none.
+#[inline(always)]
+fn window(window: u16, way: &Way) -> u16 {
+    let bytes = u32::from(window) << (way.scale_in & 0xf);
+    match bytes >> (way.scale_out & 0xf) {
+        0 if bytes > 0 => 1,
+        0xffff.. => 0xffff,
+        scaled => scaled as u16,
+    }
+}
+
+#[inline(always)]
+fn addresses4(ctx: &TcContext, segment: &Segment, to: &Tuple) -> Option<Change> {
+    let from = &segment.tuple;
+    let mut change = Change::default();
+    let new = [unmapped(&to.destination), unmapped(&to.source)];
+    change.word(unmapped(&from.source), new[0]);
+    change.word(unmapped(&from.destination), new[1]);
+    ctx.store(IP4_ADDRESSES as usize, &new, 0).ok()?;
+    let ttl = segment.ttl as u8;
+    let less = ttl.wrapping_sub(1);
+    ctx.store(IP4_TTL as usize, &less, 0).ok()?;
+    let mut header = change;
+    header.half(u16::from_ne_bytes([ttl, 0]), u16::from_ne_bytes([less, 0]));
+    ctx.l3_csum_replace(IP4_CHECK as usize, 0, header.folded(), 0).ok()?;
+    Some(change)
+}
+
+#[inline(always)]
+fn addresses6(ctx: &TcContext, segment: &Segment, to: &Tuple) -> Option<Change> {
+    ctx.store(IP6_HOPS as usize, &(segment.ttl as u8).wrapping_sub(1), 0).ok()?;
+    let mut change = Change::default();
+    let Tuple { source, destination, .. } = &segment.tuple;
+    replace(ctx, IP6_ADDRESSES, (source, &to.destination), &mut change)?;
+    replace(ctx, IP6_ADDRESSES + 16, (destination, &to.source), &mut change)?;
+    Some(change)
+}
+
+#[inline(always)]
+fn replace(
+    ctx: &TcContext,
+    at: u32,
+    (old, new): (&[u8; 16], &[u8; 16]),
+    change: &mut Change,
+) -> Option<()> {
+    ctx.store(at as usize, new, 0).ok()?;
+    let (old, new) = (words(old), words(new));
+    for word in 0..4 {
+        change.word(old[word], new[word]);
+    }
+    Some(())
+}

@@ -1,0 +1,142 @@
+//! The kernel forwards packets, and the proxy leaves the path: when the back end answers the hello, the
+//! two connections are made one by translating each packet from one's numbers to the other's
+//! (`proxy-ebpf/src/packet`), and both sockets are forgotten.
+//!
+//! A flow that cannot be made one stays with its sockets: until the back end has answered they are
+//! whole, and the ladder goes on with them.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustix::io::ioctl_fionread;
+use rustix::net::{RecvFlags, recv};
+use tokio::io::AsyncWriteExt as _;
+use tokio::task::JoinSet;
+
+use super::sockmap::handed;
+use super::{Declined, End, Engine, Pair, Socket, Tally, Tier};
+use crate::kernel::packet::Splicer;
+use crate::kernel::{KernelError, cookie};
+use crate::sys;
+
+mod adopt;
+mod cut;
+mod flow;
+mod keeper;
+mod ports;
+mod terms;
+
+pub(crate) use adopt::Orphan;
+use flow::{Flow, Stage};
+use keeper::Keeper;
+pub(crate) use ports::{Lease, Ports};
+pub(crate) use terms::mss_of;
+
+/// Translates packets; cloning shares it.
+#[derive(Clone)]
+pub(crate) struct Packet {
+    splicer: Arc<Splicer>,
+    keeper: Arc<Keeper>,
+    ports: Arc<Ports>,
+    _tasks: Arc<Mutex<JoinSet<()>>>,
+}
+
+impl Packet {
+    /// Loads the programs, attaches them to these interfaces (name and number), and begins to listen
+    /// to them. Needs a running tokio.
+    pub(crate) fn load(
+        links: &[(String, u32)],
+        ports: Ports,
+        pins: Option<&Path>,
+    ) -> Result<Self, KernelError> {
+        let (splicer, events) = Splicer::load(links, pins)?;
+        let splicer = Arc::new(splicer);
+        let (keeper, tasks) = Keeper::start(Arc::clone(&splicer), events);
+        Ok(Self { splicer, keeper, ports: Arc::new(ports), _tasks: Arc::new(Mutex::new(tasks)) })
+    }
+
+    /// A port of ours towards a back end, which nothing else uses.
+    pub(crate) fn lease(&self, to: SocketAddr) -> Option<Lease> {
+        let lease = self.ports.lease(to)?;
+        self.keeper.clear(&lease);
+        Some(lease)
+    }
+
+    pub(super) fn route(&self, name: &str) -> u32 {
+        self.splicer.route(name)
+    }
+
+    /// Everything up to the hello, and how many bytes that has. `Err` is why not.
+    fn arm(&self, pair: &Pair) -> Result<(Flow, usize), &'static str> {
+        if pair.lease.is_none() {
+            return Err("no_port");
+        }
+        let mut splice = terms::splice_of(pair)?;
+        let waiting = |socket: &Socket| ioctl_fionread(socket).unwrap_or_default();
+        let (hello, answer) = (waiting(&pair.client), waiting(&pair.backend));
+        if hello == 0 || answer > 0 {
+            return Err("not_at_the_hello");
+        }
+        let handed = handed(&pair.backend).map_err(|_| "not_connected")?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        splice.opened = now.as_secs();
+        splice.route = pair.route;
+        // The program counts in 32 bits, as TCP does.
+        splice.due = (handed + hello) as u32;
+        let number = cookie(&pair.client).map_err(|_| "not_connected")?;
+        let state = self.keeper.follow(number);
+        let flow = Flow { engine: self.clone(), number, state, stage: Stage::Armed };
+        self.splicer.arm(number, &splice).map_err(|_| "no_room")?;
+        Ok((flow, hello as usize))
+    }
+}
+
+impl Engine for Packet {
+    type Declined = Declined;
+
+    async fn carry(&self, mut pair: Pair) -> Result<End, Declined> {
+        let (mut flow, hello) = match self.arm(&pair) {
+            Ok(armed) => armed,
+            Err(reason) => return Err(Declined { pair, reason }),
+        };
+        if let Err(end) = say_hello(&mut pair, hello).await {
+            drop(flow);
+            pair.settle(Tier::Packet);
+            return Ok(pair.close(end).await);
+        }
+        if let (Socket::Tcp(client), Socket::Tcp(backend)) = (&pair.client, &pair.backend)
+            && let Err(why) = flow.decided(client, backend).await
+        {
+            return Err(Declined { pair, reason: why.name() });
+        }
+        flow.stage = Stage::Flying;
+        let tally = Arc::clone(&pair.tally);
+        let lease = pair.vanish();
+        Ok(flow.fly(lease, &tally).await)
+    }
+}
+
+impl Pair {
+    /// Forgets both sockets without a word to their peers; the port is still in use.
+    fn vanish(mut self) -> Option<Lease> {
+        for socket in [&self.client, &self.backend] {
+            // What one that is not silent says is not let out (`sni_out`).
+            let _not_silent = sys::set_repair(socket);
+        }
+        self.lease.take()
+    }
+}
+
+/// Gives the back end what the client has said, which is in its socket to the last byte.
+async fn say_hello(pair: &mut Pair, bytes: usize) -> Result<(), End> {
+    let mut hello = vec![0; bytes];
+    let read = recv(&pair.client, &mut hello[..], RecvFlags::empty());
+    if read.is_ok_and(|(_, read)| read != bytes) || read.is_err() {
+        return Err(End::ClientReset);
+    }
+    pair.backend.write_all(&hello).await.map_err(|_| End::BackendReset)?;
+    pair.tally.tell(bytes, 0);
+    Ok(())
+}

@@ -1,0 +1,76 @@
+//! Flows that were there before the agent: another one has taken them over from their sockets, and has
+//! died or been replaced since.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use snisplit_common::abi::packet::{Splice, SpliceState};
+
+use super::{End, Flow, Lease, Packet, Stage, Tally};
+use crate::kernel::address::addresses;
+
+/// A flow without an agent.
+pub(crate) struct Orphan {
+    flow: Flow,
+    lease: Lease,
+    splice: Splice,
+    route: Option<String>,
+}
+
+impl Packet {
+    /// All that is left by a former agent. To be called before any port is leased.
+    pub(crate) fn adopt(&self) -> Vec<Orphan> {
+        let all = self.splicer.splices();
+        all.into_iter().filter_map(|(number, splice)| self.take_in(number, splice)).collect()
+    }
+
+    fn take_in(&self, number: u64, splice: Splice) -> Option<Orphan> {
+        if !splice.state.is_translated() {
+            // Its sockets died with their agent.
+            self.splicer.remove(number);
+            return None;
+        }
+        let (backend, us) = addresses(&splice.backend);
+        let lease = self.ports.inherit(backend, us.port());
+        let state = self.keeper.follow(number);
+        // It may have ended while nobody listened, also just now.
+        let now = self.splicer.splice(number)?.state;
+        if now != SpliceState::Spliced {
+            self.keeper.forget(number);
+            self.keeper.bury(number, &lease);
+            return None;
+        }
+        self.keeper.tell(number, now);
+        let flow = Flow { engine: self.clone(), number, state, stage: Stage::Flying };
+        let route = self.splicer.route_name(splice.route);
+        Some(Orphan { flow, lease, splice, route })
+    }
+}
+
+impl Orphan {
+    /// The client, and where it came in.
+    pub(crate) fn client(&self) -> (SocketAddr, SocketAddr) {
+        addresses(&self.splice.client)
+    }
+
+    /// The back end.
+    pub(crate) fn backend(&self) -> SocketAddr {
+        addresses(&self.splice.backend).0
+    }
+
+    /// Seconds since 1970 when it began.
+    pub(crate) const fn opened(&self) -> u64 {
+        self.splice.opened
+    }
+
+    /// The first name of its route.
+    pub(crate) fn route(&self) -> Option<String> {
+        self.route.clone()
+    }
+
+    /// Waits for its end.
+    pub(crate) async fn carry(self, tally: &Arc<Tally>) -> End {
+        let Self { mut flow, lease, .. } = self;
+        flow.fly(Some(lease), tally).await
+    }
+}

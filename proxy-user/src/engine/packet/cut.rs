@@ -1,0 +1,49 @@
+//! Ends a flow that has no sockets: a reset for each peer, with the numbers that it expects.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+
+use etherparse::PacketBuilder;
+use snisplit_common::abi::packet::{Splice, Tuple, Way};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::kernel::address::addresses;
+
+/// Its packets come with their own IP header, and it receives none (raw(7)).
+const IPPROTO_RAW: i32 = 255;
+const HOPS: u8 = 64;
+
+/// Resets both peers. The flow must be forgotten before: then the kernel answers whatever else they send
+/// with a reset of the right number (RFC 9293 §3.10.7.1), should one of these not be the one expected.
+pub(super) fn reset(splice: &Splice) {
+    // A peer sees the other one's numbers as translated.
+    for (tuple, way) in [(&splice.client, &splice.down), (&splice.backend, &splice.up)] {
+        // What it has acknowledged, and what it should have by now.
+        for number in [way.acked, way.end] {
+            // A peer that does not hear of it hears of it when it says something.
+            let _not_heard = send(tuple, number.wrapping_add(way.seq));
+        }
+    }
+}
+
+/// Sends a reset to the peer whose packets arrive by this tuple.
+fn send(tuple: &Tuple, seq: u32) -> io::Result<()> {
+    let (peer, us) = addresses(tuple);
+    let builder = match (us.ip(), peer.ip()) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => PacketBuilder::ipv4(from.octets(), to.octets(), HOPS),
+        (IpAddr::V6(from), IpAddr::V6(to)) => PacketBuilder::ipv6(from.octets(), to.octets(), HOPS),
+        _ => return Err(io::ErrorKind::InvalidInput.into()),
+    };
+    let mut packet = Vec::new();
+    let tcp = builder.tcp(us.port(), peer.port(), seq, 0).rst();
+    tcp.write(&mut packet, &[]).map_err(io::Error::other)?;
+    let protocol = Some(Protocol::from(IPPROTO_RAW));
+    let socket = Socket::new(Domain::for_address(peer), Type::RAW, protocol)?;
+    socket.send_to(&packet, &SocketAddr::new(peer.ip(), 0).into()).map(drop)
+}
+
+/// Bytes of data delivered, up and down.
+pub(super) const fn delivered(splice: &Splice) -> (u64, u64) {
+    let (up, down): (&Way, &Way) = (&splice.up, &splice.down);
+    (up.delivered(), down.delivered())
+}

@@ -1,0 +1,130 @@
+//! Who is told what the kernel makes of a flow, and what is left of flows that have ended.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use snisplit_common::abi::packet::{Fate, SPLICES_MAX, SpliceState, Told};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use super::ports::Lease;
+use crate::kernel::packet::{Events, Splicer};
+
+/// How long what is repeated of a flow's end is still translated, as TIME-WAIT is kept (`TCP_TIMEWAIT_LEN`,
+/// include/net/tcp.h), unless the port is needed before.
+const TIME_WAIT: Duration = Duration::from_secs(60);
+/// Between looks at the graves, and for events that were lost.
+const LOOK: Duration = Duration::from_secs(1);
+/// Graves that leave room for the living.
+const MANY: usize = SPLICES_MAX / 2;
+
+/// Listens to the programs as long as it lives.
+pub(super) struct Keeper {
+    splicer: Arc<Splicer>,
+    flows: Mutex<HashMap<u64, watch::Sender<SpliceState>>>,
+    /// By the back end and our port.
+    graves: Mutex<HashMap<(SocketAddr, u16), Grave>>,
+}
+
+/// What is left of a flow.
+struct Grave {
+    number: u64,
+    dug: Instant,
+}
+
+impl Keeper {
+    /// The tasks end with the answer. Needs a running tokio.
+    pub(super) fn start(splicer: Arc<Splicer>, events: Events) -> (Arc<Self>, JoinSet<()>) {
+        let keeper = Arc::new(Self { splicer, flows: Mutex::default(), graves: Mutex::default() });
+        let mut tasks = JoinSet::new();
+        tasks.spawn(listen(Arc::clone(&keeper), events));
+        tasks.spawn(look(Arc::clone(&keeper)));
+        (keeper, tasks)
+    }
+
+    fn flows(&self) -> MutexGuard<'_, HashMap<u64, watch::Sender<SpliceState>>> {
+        self.flows.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn graves(&self) -> MutexGuard<'_, HashMap<(SocketAddr, u16), Grave>> {
+        self.graves.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Follows a flow from before it is armed.
+    pub(super) fn follow(&self, number: u64) -> watch::Receiver<SpliceState> {
+        let (sender, receiver) = watch::channel(SpliceState::Armed);
+        self.flows().insert(number, sender);
+        receiver
+    }
+
+    pub(super) fn forget(&self, number: u64) {
+        self.flows().remove(&number);
+    }
+
+    /// Leaves the rest of a flow that has ended to the kernel for a while, and gives its port back.
+    pub(super) fn bury(&self, number: u64, lease: &Lease) {
+        self.graves().insert(lease.place(), Grave { number, dug: Instant::now() });
+    }
+
+    /// Nothing of a former flow may be left where a new one is to be.
+    pub(super) fn clear(&self, lease: &Lease) {
+        let grave = self.graves().remove(&lease.place());
+        if let Some(grave) = grave {
+            self.splicer.remove(grave.number);
+        }
+    }
+
+    /// Passes on what has become of a flow.
+    pub(super) fn tell(&self, number: u64, state: SpliceState) {
+        if let Some(flow) = self.flows().get(&number) {
+            // Later states have greater numbers, and a look may be behind an event.
+            flow.send_if_modified(|known| {
+                let is_news = state as u64 > *known as u64;
+                if is_news {
+                    *known = state;
+                }
+                is_news
+            });
+        }
+    }
+
+    /// Forgets what has been kept for so long.
+    fn sweep(&self) {
+        let mut graves = self.graves();
+        let limit = if graves.len() > MANY { LOOK } else { TIME_WAIT };
+        graves.retain(|_, grave| {
+            let stays = grave.dug.elapsed() < limit;
+            if !stays {
+                self.splicer.remove(grave.number);
+            }
+            stays
+        });
+    }
+}
+
+async fn listen(keeper: Arc<Keeper>, mut events: Events) {
+    // A ring that fails leaves the looks.
+    while let Ok(told) = events.next().await {
+        for Told { splice, state } in told {
+            keeper.tell(splice, state);
+        }
+    }
+}
+
+async fn look(keeper: Arc<Keeper>) {
+    let mut lost = 0;
+    loop {
+        sleep(LOOK).await;
+        let before = lost;
+        lost = keeper.splicer.count(Fate::EventLost).unwrap_or_default();
+        if lost != before {
+            for (number, splice) in keeper.splicer.splices() {
+                keeper.tell(number, splice.state);
+            }
+        }
+        keeper.sweep();
+    }
+}

@@ -1,0 +1,147 @@
+//! Whether two connections can be made one: what their handshakes agreed on must fit together, for
+//! nobody can agree anew.
+
+use std::net::SocketAddr;
+
+use snisplit_common::abi::packet::{Splice, Way};
+use tokio::net::TcpStream;
+
+use super::super::{Pair, Socket};
+use crate::kernel::address::tuple;
+use crate::sys::{self, TcpInfo};
+
+/// include/net/tcp_states.h
+const TCP_ESTABLISHED: u8 = 1;
+
+/// include/uapi/linux/tcp.h
+const TIMESTAMPS: u8 = 1;
+const SACK: u8 = 2;
+const ECN: u8 = 8 | 16;
+const SYN_DATA: u8 = 32;
+const MICROSECONDS: u8 = 64;
+
+/// Bytes of a segment that timestamps take.
+const STAMP_BYTES: u32 = 12;
+
+/// What a client can take in a segment, for the back end to be told (`TCP_MAXSEG`).
+pub(crate) fn mss_of(client: &TcpStream) -> Option<u32> {
+    sys::tcp_info(client).ok().map(|info| whole_mss(&info))
+}
+
+/// Options included.
+const fn whole_mss(info: &TcpInfo) -> u32 {
+    let stamps = if info.options & TIMESTAMPS == 0 { 0 } else { STAMP_BYTES };
+    info.send_mss + stamps
+}
+
+/// The flow as it is to be armed, or why it cannot be.
+pub(super) fn splice_of(pair: &Pair) -> Result<Splice, &'static str> {
+    let Pair { client: Socket::Tcp(client), backend: Socket::Tcp(backend), .. } = pair else {
+        return Err("not_tcp");
+    };
+    let ends = |socket: &TcpStream| Some((socket.peer_addr().ok()?, socket.local_addr().ok()?));
+    let (Some(front), Some(back)) = (ends(client), ends(backend)) else {
+        return Err("not_connected");
+    };
+    let (front, back) = (canonical(front), canonical(back));
+    if front.0.is_ipv4() != back.0.is_ipv4() {
+        return Err("other_family");
+    }
+    // What stays on this host does not pass the interfaces.
+    if [front, back].iter().any(|(peer, us)| peer.ip() == us.ip() || peer.ip().is_loopback()) {
+        return Err("local");
+    }
+    let (Ok(a), Ok(b)) = (sys::tcp_info(client), sys::tcp_info(backend)) else {
+        return Err("not_connected");
+    };
+    fits(&a, &b)?;
+    Ok(Splice {
+        client: tuple(front.0, front.1),
+        backend: tuple(back.0, back.1),
+        up: scales(&a, &b),
+        down: scales(&b, &a),
+        ..Splice::default()
+    })
+}
+
+fn canonical((peer, us): (SocketAddr, SocketAddr)) -> (SocketAddr, SocketAddr) {
+    let plain = |address: SocketAddr| (address.ip().to_canonical(), address.port()).into();
+    (plain(peer), plain(us))
+}
+
+fn fits(client: &TcpInfo, backend: &TcpInfo) -> Result<(), &'static str> {
+    let either = client.options | backend.options;
+    let differs = client.options ^ backend.options;
+    if client.state != TCP_ESTABLISHED || backend.state != TCP_ESTABLISHED {
+        return Err("half_closed");
+    }
+    if either & (ECN | SYN_DATA | MICROSECONDS) != 0 {
+        return Err("tcp_ecn_or_tfo");
+    }
+    if differs & TIMESTAMPS != 0 {
+        return Err("tcp_timestamps");
+    }
+    if differs & SACK != 0 {
+        return Err("tcp_sack");
+    }
+    // Each may send as much as it was told, and the other must be able to take that.
+    if whole_mss(backend) < client.told_mss || whole_mss(client) < backend.told_mss {
+        return Err("tcp_mss");
+    }
+    Ok(())
+}
+
+/// How the window of what the sender says is scaled, here and there.
+fn scales(sender: &TcpInfo, receiver: &TcpInfo) -> Way {
+    Way {
+        scale_in: sender.peer_scale.into(),
+        scale_out: receiver.our_scale.into(),
+        ..Way::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INFO: TcpInfo = TcpInfo {
+        state: TCP_ESTABLISHED,
+        options: TIMESTAMPS | SACK | 4,
+        peer_scale: 7,
+        our_scale: 10,
+        send_mss: 1448,
+        told_mss: 1460,
+        bytes_acked: 1,
+        bytes_received: 0,
+    };
+
+    #[test]
+    fn what_fits_and_what_does_not() {
+        let with = |options| TcpInfo { options, ..INFO };
+        let both = TIMESTAMPS | SACK;
+        let rows = [
+            (INFO, INFO, Ok(())),
+            (with(SACK), with(both), Err("tcp_timestamps")),
+            (with(both), with(TIMESTAMPS), Err("tcp_sack")),
+            (with(both | 8), with(both | 8), Err("tcp_ecn_or_tfo")),
+            (with(both), with(both | MICROSECONDS), Err("tcp_ecn_or_tfo")),
+            (TcpInfo { state: 8, ..INFO }, INFO, Err("half_closed")),
+            // A back end behind a smaller MTU than what the client was told.
+            (INFO, TcpInfo { send_mss: 1388, ..INFO }, Err("tcp_mss")),
+            // A back end that was told more than the client can take.
+            (TcpInfo { send_mss: 1388, ..INFO }, INFO, Err("tcp_mss")),
+            (TcpInfo { send_mss: 1388, ..INFO }, TcpInfo { told_mss: 1400, ..INFO }, Ok(())),
+            // Without timestamps a segment has nothing else.
+            (
+                TcpInfo { send_mss: 1460, ..with(SACK) },
+                TcpInfo { send_mss: 1460, ..with(SACK) },
+                Ok(()),
+            ),
+        ];
+        for (client, backend, want) in rows {
+            assert_eq!(fits(&client, &backend), want, "{client:?} {backend:?}");
+        }
+        let up = scales(&INFO, &TcpInfo { our_scale: 3, ..INFO });
+        assert_eq!((up.scale_in, up.scale_out), (7, 3));
+    }
+}

@@ -1,0 +1,75 @@
+//! What a socket holds and has held, and how much it may hold.
+
+use std::io;
+use std::os::fd::AsFd;
+
+use rustix::net::sockopt::set_socket_recv_buffer_size_force;
+
+use crate::sys;
+
+/// More than arrives while a socket enters or leaves the map; the receive buffer holds as much anyway.
+const HELD: usize = 256 * 1024;
+
+/// Bytes of memory that a receiver may hold, of which the window is half at least. It would grow to
+/// `tcp_rmem`'s maximum (32 MiB by now) while the kernel forwards, and a sender could fill all of it
+/// once the other peer stops reading.
+const RECEIVE_BUFFER: usize = 3 << 20;
+
+/// `write_seq` seen from outside: what was acknowledged and what was not. TCP_INFO first: bytes that
+/// are acknowledged in between are then missing, never counted twice.
+pub(super) fn handed(to: impl AsFd) -> io::Result<u64> {
+    let acked = sys::tcp_info(&to)?.bytes_acked;
+    Ok(acked + sys::unacknowledged(&to)? as u64)
+}
+
+/// The same while nobody writes: exact.
+pub(in super::super) fn steady_handed(to: impl AsFd) -> io::Result<u64> {
+    steady(
+        || Ok(sys::tcp_info(&to)?.bytes_acked),
+        |acked| Ok(acked + sys::unacknowledged(&to)? as u64),
+    )
+}
+
+/// Bytes of a socket that were taken from it, by whomever.
+pub(super) fn steady_read(from: impl AsFd) -> io::Result<u64> {
+    steady(
+        || Ok(sys::tcp_info(&from)?.bytes_received),
+        |received| Ok(received.saturating_sub(rustix::io::ioctl_fionread(&from)?)),
+    )
+}
+
+/// Has what arrives wait in the socket, for an instant: TCP tells nobody of fewer bytes than these
+/// (tcp_data_ready). A buffer that meets a program which is just being taken away is dropped, although
+/// TCP has acknowledged it (sk_psock_verdict_recv, net/core/skmsg.c).
+pub(super) fn hold(socket: impl AsFd) -> io::Result<()> {
+    sys::set_receive_low_water(socket, HELD)
+}
+
+/// Bounds what a receiver may hold.
+pub(super) fn bound(socket: impl AsFd) -> io::Result<()> {
+    // The kernel takes it twice, for its own overhead (socket(7)).
+    Ok(set_socket_recv_buffer_size_force(socket, RECEIVE_BUFFER / 2)?)
+}
+
+/// Leaves it to TCP again how much a receiver may hold.
+pub(super) fn unbound(socket: impl AsFd) {
+    let _before_linux_5_16 = sys::set_buffer_lock(socket, 0);
+}
+
+/// What `look` finds while a counter that only grows stands still: peers may send and acknowledge at
+/// any time.
+fn steady(
+    counter: impl Fn() -> io::Result<u64>,
+    look: impl Fn(u64) -> io::Result<u64>,
+) -> io::Result<u64> {
+    let mut before = counter()?;
+    for _ in 0..100 {
+        let found = look(before)?;
+        let after = counter()?;
+        if before == after {
+            return Ok(found);
+        }
+        before = after;
+    }
+    Err(io::ErrorKind::TimedOut.into())
+}

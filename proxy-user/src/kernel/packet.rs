@@ -1,0 +1,227 @@
+//! The programs of the packet engine, loaded and attached.
+
+use std::io;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf};
+use aya::programs::{SchedClassifier, TcAttachType, TestRun as _, TestRunOptions};
+use aya::{Ebpf, EbpfLoader};
+use snisplit_common::abi::Direction;
+use snisplit_common::abi::packet::{
+    Fate, IN_PROGRAM, INTERFACES_MAP, Leg, OUT_PROGRAM, PACKET_ABI_MAP, PACKET_ABI_VERSION,
+    PACKET_COUNTERS_MAP, PACKET_EVENTS_MAP, PACKET_ROUTES_MAP, SETTLE_PROGRAM, SPLICES_MAP, Splice,
+    SpliceState, TUPLES_MAP, Told, Tuple,
+};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::layout::{LegBytes, Plain as _, SpliceBytes, TupleBytes, encode};
+use super::routes::Routes;
+use super::{KernelError, offsets};
+use crate::sys;
+
+mod links;
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/snisplit-packet"));
+
+/// The maps that outlive the agent, so that flows do; people may look at them too.
+const PINNED: [&str; 5] =
+    [PACKET_ABI_MAP, SPLICES_MAP, TUPLES_MAP, PACKET_ROUTES_MAP, PACKET_COUNTERS_MAP];
+
+/// Whether a pin of this name is the packet engine's.
+pub(crate) fn is_ours(name: &str) -> bool {
+    PINNED.contains(&name) || links::is_ours(name)
+}
+
+/// The programs at their interfaces. Dropping it detaches them.
+pub(crate) struct Splicer {
+    maps: Mutex<Maps>,
+    counters: PerCpuArray<MapData, u64>,
+    routes: Mutex<Routes>,
+    loaded: Mutex<Ebpf>,
+}
+
+struct Maps {
+    splices: HashMap<MapData, u64, SpliceBytes>,
+    tuples: HashMap<MapData, TupleBytes, LegBytes>,
+}
+
+/// What the programs tell, as it happens.
+pub(crate) struct Events(AsyncFd<RingBuf<MapData>>);
+
+impl Splicer {
+    /// Loads, and attaches to these interfaces (name and number). What another agent has left in
+    /// `pins`, a folder of a bpffs, is taken over: flows, and places at interfaces.
+    pub(crate) fn load(
+        links: &[(String, u32)],
+        pins: Option<&Path>,
+    ) -> Result<(Self, Events), KernelError> {
+        if let Some(folder) = pins {
+            ensure_abi(folder)?;
+        }
+        let offsets = offsets::of_sockets()?;
+        let mut loader = EbpfLoader::new();
+        for (name, folder) in PINNED.iter().zip(pins.into_iter().cycle()) {
+            loader.map_pin_path(name, folder.join(name));
+        }
+        for (name, offset) in &offsets {
+            loader.override_global(name, offset, true);
+        }
+        let mut ebpf = loader.load(OBJECT)?;
+        let mut take = |name| ebpf.take_map(name).ok_or(KernelError::Missing(name));
+        let mut abi: Array<MapData, u32> = take(PACKET_ABI_MAP)?.try_into()?;
+        abi.set(0, PACKET_ABI_VERSION, 0)?;
+        let ring = RingBuf::try_from(take(PACKET_EVENTS_MAP)?)?;
+        let events = Events(sys::watch(ring, Interest::READABLE)?);
+        let counters = take(PACKET_COUNTERS_MAP)?.try_into()?;
+        let routes = Mutex::new(Routes::new(take(PACKET_ROUTES_MAP)?.try_into()?));
+        let maps =
+            Maps { splices: take(SPLICES_MAP)?.try_into()?, tuples: take(TUPLES_MAP)?.try_into()? };
+        let mut interfaces: HashMap<MapData, u32, u32> = take(INTERFACES_MAP)?.try_into()?;
+        attach(&mut ebpf, links, pins)?;
+        for (_, number) in links {
+            interfaces.insert(number, 1, 0)?;
+        }
+        let (maps, loaded) = (Mutex::new(maps), Mutex::new(ebpf));
+        Ok((Self { maps, counters, routes, loaded }, events))
+    }
+
+    fn maps(&self) -> MutexGuard<'_, Maps> {
+        self.maps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Arms a flow: from now on the programs know its packets. All of it, or nothing.
+    pub(crate) fn arm(&self, number: u64, splice: &Splice) -> Result<(), KernelError> {
+        let mut maps = self.maps();
+        maps.splices.insert(number, encode::<{ size_of::<Splice>() }>(splice), 0)?;
+        let armed = legs(number, splice)
+            .into_iter()
+            .try_for_each(|(tuple, leg)| maps.tuples.insert(tuple, leg, 0));
+        if armed.is_err() {
+            maps.remove(number, splice);
+        }
+        Ok(armed?)
+    }
+
+    /// What a flow has come to.
+    pub(crate) fn splice(&self, number: u64) -> Option<Splice> {
+        self.maps().splices.get(&number, 0).ok().map(|bytes| Splice::get(&bytes))
+    }
+
+    /// All flows.
+    pub(crate) fn splices(&self) -> Vec<(u64, Splice)> {
+        let maps = self.maps();
+        let all = maps.splices.iter().flatten();
+        all.map(|(number, bytes)| (number, Splice::get(&bytes))).collect()
+    }
+
+    /// Forgets a flow: its packets are strangers again.
+    pub(crate) fn remove(&self, number: u64) {
+        let mut maps = self.maps();
+        if let Ok(bytes) = maps.splices.get(&number, 0) {
+            maps.remove(number, &Splice::get(&bytes));
+        }
+    }
+
+    /// Leaves a flow to its sockets, if the kernel has not taken it. What it is now.
+    pub(crate) fn settle(&self, number: u64) -> Result<SpliceState, KernelError> {
+        // Behind room for an Ethernet header, without which nothing is run.
+        let mut packet = [0_u8; 64];
+        packet[14..22].copy_from_slice(&number.to_ne_bytes());
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let program = program(&mut loaded, SETTLE_PROGRAM)?;
+        let run = program.test_run(TestRunOptions { data_in: Some(&packet), ..Default::default() });
+        Ok(SpliceState::get(&u64::from(run?.return_value).to_ne_bytes()))
+    }
+
+    /// The number of a route of this name; 0 if there is no more room for it.
+    pub(crate) fn route(&self, name: &str) -> u32 {
+        self.routes.lock().unwrap_or_else(PoisonError::into_inner).number(name)
+    }
+
+    /// The name of a route, by its number.
+    pub(crate) fn route_name(&self, number: u32) -> Option<String> {
+        self.routes.lock().unwrap_or_else(PoisonError::into_inner).name(number)
+    }
+
+    /// A counter, summed over all CPUs.
+    pub(crate) fn count(&self, fate: Fate) -> Result<u64, KernelError> {
+        Ok(self.counters.get(&(fate as u32), 0)?.iter().sum())
+    }
+}
+
+impl Maps {
+    /// An entry of another flow, which has the same tuple by now, stays.
+    fn remove(&mut self, number: u64, splice: &Splice) {
+        for (tuple, leg) in legs(number, splice) {
+            if self.tuples.get(&tuple, 0).is_ok_and(|found| found == leg) {
+                let _gone_already = self.tuples.remove(&tuple);
+            }
+        }
+        let _gone_already = self.splices.remove(&number);
+    }
+}
+
+/// What this host says is gagged before anything is taken over.
+fn attach(
+    ebpf: &mut Ebpf,
+    links: &[(String, u32)],
+    pins: Option<&Path>,
+) -> Result<(), KernelError> {
+    program(ebpf, SETTLE_PROGRAM)?.load()?;
+    for (name, hook) in [(OUT_PROGRAM, TcAttachType::Egress), (IN_PROGRAM, TcAttachType::Ingress)] {
+        let program = program(ebpf, name)?;
+        program.load()?;
+        for link in links {
+            links::attach(program, link, hook, pins)?;
+        }
+    }
+    pins.iter().for_each(|folder| links::remove_others(folder, links));
+    Ok(())
+}
+
+fn ensure_abi(folder: &Path) -> Result<(), KernelError> {
+    let path = folder.join(PACKET_ABI_MAP);
+    if !path.exists() {
+        return Ok(());
+    }
+    let abi: Array<MapData, u32> = Map::Array(MapData::from_pin(path)?).try_into()?;
+    match abi.get(&0, 0)? {
+        // One that was killed before it said so has no flows.
+        0 | PACKET_ABI_VERSION => Ok(()),
+        other => Err(KernelError::PacketAbi(other, folder.display().to_string())),
+    }
+}
+
+fn legs(number: u64, splice: &Splice) -> [(TupleBytes, LegBytes); 2] {
+    let leg = |tuple: &Tuple, direction| {
+        (encode(tuple), encode(&Leg { splice: number, direction, reserved: 0 }))
+    };
+    [leg(&splice.client, Direction::Up), leg(&splice.backend, Direction::Down)]
+}
+
+impl Events {
+    /// Waits for the next ones.
+    pub(crate) async fn next(&mut self) -> io::Result<Vec<Told>> {
+        loop {
+            let mut ready = self.0.readable_mut().await?;
+            let ring = ready.get_inner_mut();
+            let mut events = Vec::new();
+            while let Some(item) = ring.next() {
+                events.push(Told::get(&item));
+            }
+            ready.clear_ready();
+            if !events.is_empty() {
+                return Ok(events);
+            }
+        }
+    }
+}
+
+fn program<'e>(
+    ebpf: &'e mut Ebpf,
+    name: &'static str,
+) -> Result<&'e mut SchedClassifier, KernelError> {
+    Ok(ebpf.program_mut(name).ok_or(KernelError::Missing(name))?.try_into()?)
+}
