@@ -8,10 +8,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
 use serde::Serialize;
+use snisplit_common::abi::packet::{Fate, Splice, SpliceState};
 use snisplit_common::abi::{Count, Direction, Flow, State};
 
-use crate::kernel::address::address;
-use crate::kernel::pinned::Pinned;
+use crate::kernel::address::{address, addresses};
+use crate::kernel::pinned::{Packet, Pinned, Sockmap};
 use crate::kernel::{self, pins};
 use crate::presence::Presence;
 
@@ -21,13 +22,14 @@ pub struct Status {
     instance: String,
     /// `None`: no agent of that name runs.
     agent: Option<Presence>,
-    /// `None`: it has nothing in the kernel.
-    kernel: Option<InKernel>,
+    /// Of each engine that has something there.
+    kernel: Vec<InKernel>,
 }
 
-/// What the kernel carries, and how its buffers fared.
+/// What the kernel carries for an engine, and how its buffers or packets fared.
 #[derive(Debug, Serialize)]
 struct InKernel {
+    engine: &'static str,
     flows: usize,
     /// Bytes of the flows that run.
     up: u64,
@@ -60,7 +62,9 @@ impl Status {
     /// Asks.
     pub fn of(instance: &str) -> Result<Self> {
         let agent = Presence::of(instance).context("the agent's note cannot be read")?;
-        let kernel = read(instance)?.map(|pinned| InKernel::of(&pinned));
+        let Pinned { sockmap, packet } = read(instance)?.unwrap_or_default();
+        let sockmap = sockmap.as_ref().map(InKernel::of_sockmap);
+        let kernel = sockmap.into_iter().chain(packet.as_ref().map(InKernel::of_packet)).collect();
         Ok(Self { instance: instance.into(), agent, kernel })
     }
 
@@ -71,16 +75,29 @@ impl Status {
 }
 
 impl InKernel {
-    fn of(pinned: &Pinned) -> Self {
+    fn of_sockmap(pinned: &Sockmap) -> Self {
         let sum = |direction| {
             let flows = pinned.flows.values().filter(|flow| flow.direction == direction);
             flows.map(bytes).sum()
         };
         let words = Count::ALL.iter().map(|(count, words)| (*words, pinned.count(*count)));
         Self {
+            engine: "sockmap",
             flows: pinned.flows.values().filter(|flow| flow.direction == Direction::Up).count(),
             up: sum(Direction::Up),
             down: sum(Direction::Down),
+            buffers: words.collect(),
+        }
+    }
+
+    fn of_packet(pinned: &Packet) -> Self {
+        let running = || pinned.flows.values().filter(|flow| flow.state == SpliceState::Spliced);
+        let words = Fate::ALL.iter().map(|(fate, words)| (*words, pinned.count(*fate)));
+        Self {
+            engine: "packet",
+            flows: running().count(),
+            up: running().map(|flow| flow.up.delivered()).sum(),
+            down: running().map(|flow| flow.down.delivered()).sum(),
             buffers: words.collect(),
         }
     }
@@ -93,24 +110,48 @@ impl Flows {
             format!("{}: nothing is pinned there; `snisplit status` says why", at(instance))
         })?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let of = |up: &Flow| {
-            let down = pinned.flows.get(&up.peer);
-            Carried {
-                engine: "sockmap",
-                client: address(up.client, up.client_port),
-                backend: address(up.backend, up.backend_port),
-                route: pinned.route(up).into(),
-                up: bytes(up),
-                down: down.map_or(0, bytes),
-                up_state: word(up.state),
-                down_state: down.map_or("gone", |down| word(down.state)),
-                age: now.saturating_sub(up.opened),
-            }
-        };
-        let ups = pinned.flows.values().filter(|flow| flow.direction == Direction::Up);
-        let mut all: Vec<Carried> = ups.map(of).collect();
+        let mut all = Vec::new();
+        if let Some(sockmap) = &pinned.sockmap {
+            let ups = sockmap.flows.values().filter(|flow| flow.direction == Direction::Up);
+            all.extend(ups.map(|up| Carried::of_sockmap(sockmap, up, now)));
+        }
+        if let Some(packet) = &pinned.packet {
+            all.extend(packet.flows.values().map(|flow| Carried::of_packet(packet, flow, now)));
+        }
         all.sort_by_key(|flow| std::cmp::Reverse(flow.age));
         Ok(Self(all))
+    }
+}
+
+impl Carried {
+    fn of_sockmap(pinned: &Sockmap, up: &Flow, now: u64) -> Self {
+        let down = pinned.flows.get(&up.peer);
+        Self {
+            engine: "sockmap",
+            client: address(up.client, up.client_port),
+            backend: address(up.backend, up.backend_port),
+            route: pinned.route(up).into(),
+            up: bytes(up),
+            down: down.map_or(0, bytes),
+            up_state: word(up.state),
+            down_state: down.map_or("gone", |down| word(down.state)),
+            age: now.saturating_sub(up.opened),
+        }
+    }
+
+    fn of_packet(pinned: &Packet, flow: &Splice, now: u64) -> Self {
+        let state = flow.state.name();
+        Self {
+            engine: "packet",
+            client: addresses(&flow.client).0,
+            backend: addresses(&flow.backend).0,
+            route: pinned.route(flow).into(),
+            up: flow.up.delivered(),
+            down: flow.down.delivered(),
+            up_state: if flow.up.has_fin == 0 { state } else { "ended" },
+            down_state: if flow.down.has_fin == 0 { state } else { "ended" },
+            age: now.saturating_sub(flow.opened),
+        }
     }
 }
 
@@ -155,13 +196,21 @@ impl fmt::Display for Status {
             }
             None => writeln!(f, "instance  {instance}: no agent of that name runs here")?,
         }
-        let Some(InKernel { flows, up, down, buffers }) = kernel else {
+        if kernel.is_empty() {
             return writeln!(f, "kernel    nothing in {}", at(instance));
-        };
-        writeln!(f, "kernel    {flows} flows, {up} bytes up, {down} bytes down")?;
+        }
+        kernel.iter().try_for_each(|one| one.fmt(f))
+    }
+}
+
+impl fmt::Display for InKernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { engine, flows, up, down, buffers } = self;
+        writeln!(f, "kernel    {engine}: {flows} flows, {up} bytes up, {down} bytes down")?;
+        let title = if *engine == "packet" { "packets" } else { "buffers" };
         let told = buffers.iter().filter(|(_, number)| *number > 0);
         told.enumerate().try_for_each(|(index, (words, number))| {
-            let title = if index == 0 { "buffers" } else { "" };
+            let title = if index == 0 { title } else { "" };
             writeln!(f, "{title:<9} {number} {words}")
         })
     }

@@ -16,10 +16,18 @@ pub fn bpftool(words: &[&str]) -> Value {
 
 /// A counter of an instance, by its place in `abi::Count`, over all CPUs.
 pub fn counter(instance: &str, slot: usize) -> u64 {
-    let path = format!("/sys/fs/bpf/snisplit/{instance}/counters");
-    let dump = bpftool(&["map", "dump", "pinned", &path]);
+    summed(&format!("/sys/fs/bpf/snisplit/{instance}/counters"), slot)
+}
+
+fn summed(path: &str, slot: usize) -> u64 {
+    let dump = bpftool(&["map", "dump", "pinned", path]);
     let values = dump[slot]["formatted"]["values"].as_array().unwrap();
     values.iter().map(|one| one["value"].as_u64().unwrap()).sum()
+}
+
+/// How often a packet fared so, by its place in `abi::packet::Fate`, over all CPUs.
+pub fn packets(instance: &str, slot: usize) -> u64 {
+    summed(&format!("/sys/fs/bpf/snisplit/{instance}/packet_counters"), slot)
 }
 
 /// The directions of an instance's flows (`abi::Flow`).

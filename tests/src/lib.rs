@@ -5,6 +5,7 @@
 
 pub mod agent;
 pub mod ari;
+pub mod beyond;
 pub mod dice;
 pub mod dns;
 pub mod flow;

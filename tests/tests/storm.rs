@@ -152,12 +152,7 @@ fn inspect(lab: &Lab, agent: &Agent, Storm { engine, flows, loss, .. }: Storm) {
         assert!(engine == "sockmap" || moved > 0.0, "no flow moved");
     }
     if engine == "packet" {
-        let by_packet = |line: &&str| line.contains("declined_total{engine=\"packet\"");
-        let metrics = agent.metrics(lab);
-        let stayed: Vec<&str> = metrics.lines().filter(by_packet).collect();
-        eprintln!("{engine}: {flows} flows, with their sockets stayed {stayed:?}");
-        let count = |line: &&str| line.rsplit(' ').next().unwrap().parse::<usize>().unwrap();
-        assert!(stayed.iter().map(count).sum::<usize>() < flows / 10 + 10, "{stayed:?}");
+        inspect_wire(lab, agent, flows);
     }
     let mut lines = 0;
     for fates in lab.fates() {
@@ -166,6 +161,33 @@ fn inspect(lab: &Lab, agent: &Agent, Storm { engine, flows, loss, .. }: Storm) {
         lines += 1;
     }
     assert_eq!(lines, if loss.is_some() { 2 } else { 0 });
+}
+
+/// Nearly all left their sockets, and nothing odd was on the wire.
+fn inspect_wire(lab: &Lab, agent: &Agent, flows: usize) {
+    let by_packet = |line: &&str| line.contains("declined_total{engine=\"packet\"");
+    let metrics = agent.metrics(lab);
+    let stayed: Vec<&str> = metrics.lines().filter(by_packet).collect();
+    eprintln!("packet: {flows} flows, with their sockets stayed {stayed:?}");
+    let count = |line: &&str| line.rsplit(' ').next().unwrap().parse::<usize>().unwrap();
+    let number = stayed.iter().map(count).sum::<usize>();
+    assert!(number < flows / 10 + 10, "{stayed:?}");
+    // What a wire carries has its checksum; between veths nobody looks at it.
+    for name in lab.names() {
+        assert_eq!(lab.inside(name, || tcp_count("InCsumErrors")), 0, "{name}");
+    }
+    // What is doubled behind the end of a flow is answered with a reset where its sockets were.
+    let resets = lab.proxy(|| tcp_count("OutRsts"));
+    assert!(resets <= 3 * number as u64, "{resets} resets by the host between");
+}
+
+/// A counter of TCP (/proc/net/snmp) where the thread is.
+fn tcp_count(what: &str) -> u64 {
+    let text = std::fs::read_to_string("/proc/thread-self/net/snmp").unwrap();
+    let mut rows = text.lines().filter_map(|line| line.strip_prefix("Tcp: "));
+    let (names, values) = (rows.next().unwrap(), rows.next().unwrap());
+    let mut both = names.split(' ').zip(values.split(' '));
+    both.find(|(name, _)| *name == what).unwrap().1.parse().unwrap()
 }
 
 /// How many flows; CI runs a few.

@@ -18,12 +18,15 @@ const MARK: &str = "<!-- cargo xtask bench -->\n";
 /// Whom the ratios are to.
 const REFERENCE: &str = "haproxy";
 
-/// Measures, or with `again` draws what was measured last.
-pub(crate) fn run(rounds: usize, seconds: u64, again: bool) -> Result<()> {
+/// Measures, or with `again` draws what was measured last. What only some candidates did is no table.
+pub(crate) fn run(rounds: usize, seconds: u64, again: bool, only: &[String]) -> Result<()> {
     let out = root().join("target/bench.json");
     if !again {
         let args = [rounds.to_string(), seconds.to_string(), out.display().to_string()];
-        suite::in_lab("bench", &args)?;
+        suite::in_lab("bench", &[&args, only].concat())?;
+    }
+    if !only.is_empty() {
+        return Ok(());
     }
     let text = fs::read_to_string(&out).with_context(|| format!("{}", out.display()))?;
     let measured: Value = serde_json::from_str(&text)?;

@@ -50,6 +50,9 @@ enum Verb {
         /// Draw what was measured last, from target/bench.json
         #[arg(long)]
         again: bool,
+        /// Only these candidates, and the page stays as it is.
+        #[arg(long, value_delimiter = ',')]
+        only: Vec<String>,
     },
     /// Fuzz a target of tests/fuzz, seeded with the recorded greetings
     Fuzz {
@@ -83,7 +86,7 @@ fn act(verb: Verb) -> Result<()> {
             suite::test(filter.as_deref(), engine.as_deref())
         }
         Verb::Tidy => tidy::check(),
-        Verb::Bench { rounds, seconds, again } => bench::run(rounds, seconds, again),
+        Verb::Bench { rounds, seconds, again, only } => bench::run(rounds, seconds, again, &only),
         Verb::Fuzz { target, seconds } => fuzz::run(&target, seconds),
         Verb::Ci => {
             run::loud(run::cargo().args(["fmt", "--check"]))?;

@@ -34,6 +34,18 @@ pub const PACKET_COUNTERS_MAP: &str = "packet_counters";
 /// Numbers of the interfaces that the programs are attached to.
 pub const INTERFACES_MAP: &str = "packet_links";
 
+/// What a SYN to a back end must not offer, by the tuple that its answer comes by, without our address.
+pub const OFFERS_MAP: &str = "packet_offers";
+
+/// In [`OFFERS_MAP`]: the most bytes of a segment (MSS), 16 bits; the following are above them.
+pub const MSS_MASK: u32 = 0xffff;
+/// In [`OFFERS_MAP`]: no timestamps (RFC 7323).
+pub const NO_STAMPS: u32 = 1 << 16;
+/// In [`OFFERS_MAP`]: no selective acknowledgements (RFC 2018).
+pub const NO_SACK: u32 = 1 << 17;
+
+/// Connections to back ends that are being opened at once.
+pub const OFFERS_MAX: usize = 65_536;
 /// Flows at once.
 pub const SPLICES_MAX: usize = 131_072;
 /// Two for each flow.

@@ -79,6 +79,8 @@ pub(crate) enum Family {
 pub(crate) struct Segment {
     pub(crate) tuple: Tuple,
     pub(crate) tcp: Tcp,
+    /// What is translated in its place: the same, but for a challenge.
+    pub(crate) becomes: Tcp,
     pub(crate) family: Family,
     /// Where its TCP header begins.
     pub(crate) at: u32,
@@ -97,18 +99,25 @@ pub(crate) struct Segment {
 static WORK: PerCpuArray<Segment, 1> = PerCpuArray::new();
 
 impl Segment {
+    /// This CPU's, with whatever is in it.
+    #[inline(always)]
+    pub(crate) fn work() -> Option<&'static mut Self> {
+        // SAFETY: the slot is this CPU's, never goes, and is used by one function at a time.
+        WORK.get_ptr_mut(0).map(|work| unsafe { &mut *work })
+    }
+
     /// `None` is something else. Nothing but TCP directly behind IP behind Ethernet is ours.
     #[inline(always)]
     pub(crate) fn read(ctx: &TcContext) -> Option<&'static mut Self> {
         let family = family(ctx)?;
-        // SAFETY: the slot is this CPU's, never goes, and is asked for once by each program.
-        let this = unsafe { &mut *WORK.get_ptr_mut(0)? };
+        let this = Self::work()?;
         let bytes = match family {
             Family::V4 => this.read_ip4(ctx)?,
             Family::V6 => this.read_ip6(ctx)?,
         };
         this.family = family;
         this.tcp = ctx.load(this.at as usize).ok()?;
+        this.becomes = this.tcp;
         this.tuple.source_port = u16::from_be(this.tcp.source);
         this.tuple.destination_port = u16::from_be(this.tcp.destination);
         let header = u32::from(this.tcp.length >> 4) * 4;
@@ -191,7 +200,7 @@ impl Segment {
 
 /// The family of what is in the frame.
 #[inline(always)]
-fn family(ctx: &TcContext) -> Option<Family> {
+pub(crate) fn family(ctx: &TcContext) -> Option<Family> {
     // SAFETY: the context that the kernel gave us.
     let skb = unsafe { &*ctx.skb.skb };
     // The interface that takes the tag off sees it again.
@@ -207,12 +216,12 @@ fn family(ctx: &TcContext) -> Option<Family> {
 
 /// Writes an address of IPv4 as one of IPv6.
 #[inline(always)]
-fn map(address: &mut [u8; 16], v4: u32) {
+pub(crate) fn map(address: &mut [u8; 16], v4: u32) {
     put(address, [0, 0, 0xffff_u32.to_be(), v4]);
 }
 
 #[inline(always)]
-fn put(address: &mut [u8; 16], words: [u32; 4]) {
+pub(crate) fn put(address: &mut [u8; 16], words: [u32; 4]) {
     // SAFETY: addresses of a tuple are aligned for that.
     unsafe { ptr::from_mut(address).cast::<[u32; 4]>().write(words) };
 }

@@ -17,7 +17,9 @@ use snisplit_common::abi::packet::{Fate, Leg, Splice, SpliceState, Tuple, Why};
 mod cas;
 mod forward;
 mod headers;
+mod icmp;
 mod maps;
+mod offer;
 mod options;
 mod sockets;
 mod sum;
@@ -35,7 +37,7 @@ const DROP: i32 = 2;
 
 #[classifier]
 fn sni_in(ctx: TcContext) -> i32 {
-    let Some(segment) = Segment::read(&ctx) else { return NEXT };
+    let Some(segment) = Segment::read(&ctx) else { return icmp::forward(&ctx).unwrap_or(NEXT) };
     let Some((leg, splice)) = find(&segment.tuple) else { return NEXT };
     match cas::state(splice) {
         SpliceState::Armed => match armed(&ctx, segment, &leg, splice) {
@@ -63,6 +65,10 @@ fn sni_out(ctx: TcContext) -> i32 {
     }
     let Some(segment) = Segment::read(&ctx) else { return NEXT };
     segment.reverse();
+    if segment.tcp.flags & (SYN | ACK) == SYN {
+        offer::restrain(&ctx, segment);
+        return NEXT;
+    }
     let Some((leg, splice)) = find(&segment.tuple) else { return NEXT };
     if cas::state(splice) == SpliceState::Armed {
         if segment.has(FIN) || segment.has(RST) {
@@ -124,13 +130,15 @@ fn armed(ctx: &TcContext, segment: &Segment, leg: &Leg, splice: *mut Splice) -> 
 
 /// Sends a segment on to the other peer.
 #[inline(never)]
-fn forward(ctx: &TcContext, segment: &Segment, leg: &Leg, splice: *mut Splice) -> i32 {
+fn forward(ctx: &TcContext, segment: &mut Segment, leg: &Leg, splice: *mut Splice) -> i32 {
     if segment.is_whole == 0 {
         count(Fate::Malformed);
         return DROP;
     }
-    if segment.tcp.flags & (SYN | ACK) == SYN {
-        return begins_anew(segment, splice);
+    let is_new = segment.tcp.flags & (SYN | ACK) == SYN;
+    if is_new && !track::challenge(segment, leg.direction, splice) {
+        let _gone_already = TUPLES.remove(&segment.tuple);
+        return NEXT;
     }
     // SAFETY: the entry lives until this program ends, and what is translated by does not change.
     let entry = unsafe { &*splice };
@@ -145,20 +153,12 @@ fn forward(ctx: &TcContext, segment: &Segment, leg: &Leg, splice: *mut Splice) -
     track::track(segment, leg.splice, leg.direction, splice);
     let sent =
         translate::translate(ctx, segment, way, to).and_then(|()| forward::send(ctx, &route));
-    count(if sent.is_some() { Fate::Forwarded } else { Fate::Malformed });
+    count(match sent {
+        None => Fate::Malformed,
+        Some(_) if is_new => Fate::Challenged,
+        Some(_) => Fate::Forwarded,
+    });
     sent.unwrap_or(DROP)
-}
-
-/// The peer begins a connection from the address of one that it had. If that has ended, the listener
-/// hears of it.
-fn begins_anew(segment: &Segment, splice: *mut Splice) -> i32 {
-    match cas::state(splice) {
-        SpliceState::Closed | SpliceState::ClientReset | SpliceState::BackendReset => {
-            let _gone_already = TUPLES.remove(&segment.tuple);
-            NEXT
-        }
-        _ => DROP,
-    }
 }
 
 #[panic_handler]

@@ -8,13 +8,15 @@ use aya_ebpf::cty::{c_long, c_void};
 use aya_ebpf::helpers::generated::{bpf_loop, bpf_skb_load_bytes, bpf_skb_store_bytes};
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::TcContext;
-use snisplit_common::abi::packet::Way;
+use snisplit_common::abi::packet::{MSS_MASK, NO_SACK, NO_STAMPS, Way};
 
 use crate::headers::OPTIONS;
 use crate::sum::Change;
 
 const END: u8 = 0;
-const NOP: u8 = 1;
+pub(crate) const NOP: u8 = 1;
+const MSS: u8 = 2;
+const SACK_PERMITTED: u8 = 4;
 const SACK: u8 = 5;
 const TIMESTAMPS: u8 = 8;
 
@@ -29,15 +31,17 @@ const EDGES: u32 = 8;
 #[repr(C)]
 pub(crate) struct Options {
     /// With room for what is read behind their end.
-    bytes: [u8; OPTIONS as usize + 8],
-    change: Change,
+    pub(crate) bytes: [u8; OPTIONS as usize + 8],
+    pub(crate) change: Change,
     length: u32,
     /// Where the next option begins.
     at: u32,
-    is_changed: u32,
-    is_malformed: u32,
+    pub(crate) is_changed: u32,
+    pub(crate) is_malformed: u32,
     has_stamp: u32,
     stamp: u32,
+    /// What a SYN may offer (`OFFERS`), if this is one; then nothing is translated.
+    pub(crate) offered: u32,
     way: Numbers,
 }
 
@@ -68,6 +72,7 @@ impl Options {
         this.change = Change::default();
         (this.length, this.at) = (length, 0);
         (this.is_changed, this.is_malformed, this.has_stamp) = (0, 0, 0);
+        this.offered = 0;
         if length == 0 {
             return Some(this);
         }
@@ -110,11 +115,18 @@ impl Options {
         self.way = Numbers { ack, stamp, echo, echo_floor };
         if self.length == 12 && self.bytes.first_chunk() == Some(&[NOP, NOP, TIMESTAMPS, 10]) {
             self.stamps(4);
-        } else if self.length > 0 {
+        } else {
+            self.walk();
+        }
+        (self.is_malformed == 0).then_some(self.change)
+    }
+
+    #[inline(always)]
+    pub(crate) fn walk(&self) {
+        if self.length > 0 {
             // SAFETY: the callback is one, and takes nothing from the context.
             unsafe { bpf_loop(MOST, step as *mut c_void, ptr::null_mut(), 0) };
         }
-        (self.is_malformed == 0).then_some(self.change)
     }
 
     /// One option; whether there may be more.
@@ -136,9 +148,13 @@ impl Options {
         if length < 2 || at + length > self.length {
             return None;
         }
+        let offered = self.offered;
         match self.byte(at)? {
-            SACK => self.edges(at + 2, length - 2),
-            TIMESTAMPS if length == 10 => self.stamps(at + 2),
+            MSS if offered != 0 && length == 4 => self.size(at + 2, (offered & MSS_MASK) as u16),
+            SACK_PERMITTED if offered & NO_SACK != 0 => self.blank(at, length),
+            TIMESTAMPS if offered & NO_STAMPS != 0 => self.blank(at, length),
+            SACK if offered == 0 => self.edges(at + 2, length - 2),
+            TIMESTAMPS if length == 10 && offered == 0 => self.stamps(at + 2),
             _ => {}
         }
         self.at = at + length;
@@ -167,7 +183,7 @@ impl Options {
     }
 
     #[inline(always)]
-    fn byte(&self, at: u32) -> Option<u8> {
+    pub(crate) fn byte(&self, at: u32) -> Option<u8> {
         self.bytes.get(at as usize).copied()
     }
 

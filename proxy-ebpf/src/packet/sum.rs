@@ -23,6 +23,18 @@ impl Change {
         self.word(from.rotate_left(8), to.rotate_left(8));
     }
 
+    /// One that was folded.
+    #[inline(always)]
+    pub(crate) const fn of(folded: u64) -> Self {
+        Self(folded)
+    }
+
+    /// One more that was.
+    #[inline(always)]
+    pub(crate) fn add(&mut self, folded: u64) {
+        self.0 += folded & 0xffff_ffff;
+    }
+
     /// As the kernel's helpers take it.
     #[inline(always)]
     pub(crate) fn folded(self) -> u64 {

@@ -9,8 +9,8 @@ use crate::cas;
 use crate::headers::{ACK, FIN, RST, SYN, Segment};
 use crate::maps::tell;
 
-/// How far behind its sender's front a segment may be: one that is sent again, or a probe.
-const BEHIND: u32 = 1 << 26;
+/// How far back a segment may begin, at least: one that is sent again, or a probe.
+const BEHIND: u32 = 1 << 16;
 
 /// Whether `a` comes behind `b`.
 #[inline(always)]
@@ -20,7 +20,7 @@ const fn is_after(a: u32, b: u32) -> bool {
 
 /// Whether a number is within `from` and `to`.
 #[inline(always)]
-const fn is_within(number: u32, from: u32, to: u32) -> bool {
+pub(crate) const fn is_within(number: u32, from: u32, to: u32) -> bool {
     number.wrapping_sub(from) <= to.wrapping_sub(from)
 }
 
@@ -57,15 +57,48 @@ pub(crate) fn track(segment: &Segment, number: u64, direction: Direction, splice
     }
 }
 
+/// A peer begins a connection from the address of one that it has. If that runs, the other peer is asked
+/// whether it does, as RFC 5961 §4 has the receiver of such a SYN do: its answer makes a peer that knows
+/// nothing of the old connection reset it. If not, the listener is to hear of the new one.
+#[inline(always)]
+pub(crate) fn challenge(
+    segment: &mut Segment,
+    direction: Direction,
+    splice: *const Splice,
+) -> bool {
+    if cas::state(splice) != SpliceState::Spliced {
+        return false;
+    }
+    // SAFETY: the entry lives until this program ends.
+    let entry = unsafe { &*splice };
+    let (own, other) = match direction {
+        Direction::Up => (&entry.up, &entry.down),
+        Direction::Down => (&entry.down, &entry.up),
+    };
+    // Out of the window on the near side: acknowledged, and otherwise ignored.
+    let becomes = &mut segment.becomes;
+    becomes.flags = ACK;
+    becomes.seq = own.acked.wrapping_sub(1).to_be();
+    becomes.ack = other.acked.wrapping_sub(own.ack).to_be();
+    true
+}
+
+/// The first number that is not too old: RFC 5961 §5 goes as far back as the window is wide.
+#[inline(always)]
+fn oldest(way: &Way) -> u32 {
+    let window = way.edge.wrapping_sub(way.acked);
+    way.acked.wrapping_sub(if window > BEHIND { window } else { BEHIND })
+}
+
 /// Whether it was within its window.
 #[inline(always)]
 fn notes(segment: &Segment, own: &mut Way, other: &mut Way) -> bool {
     let ack = segment.ack().wrapping_add(own.ack);
     // The byte behind the edge is a FIN, or a probe of a closed window.
-    let (oldest, edge) = (own.end.wrapping_sub(BEHIND), own.edge.wrapping_add(1));
+    let (oldest, edge) = (oldest(own), own.edge.wrapping_add(1));
     let is_sane = is_within(segment.seq(), oldest, edge)
         && is_within(segment.end(), oldest, edge)
-        && is_within(ack, other.acked.wrapping_sub(BEHIND), other.end);
+        && is_within(ack, self::oldest(other), other.end);
     if !is_sane {
         return false;
     }
@@ -77,6 +110,9 @@ fn notes(segment: &Segment, own: &mut Way, other: &mut Way) -> bool {
     if segment.has(FIN) {
         own.fin = segment.end();
         own.has_fin = 1;
+    } else if segment.payload > 0 && is_after(segment.end(), own.fin) {
+        // That was not the end.
+        own.has_fin = 0;
     }
     if is_after(ack, other.acked) {
         other.bytes += u64::from(ack.wrapping_sub(other.acked));

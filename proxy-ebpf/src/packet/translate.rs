@@ -43,8 +43,8 @@ pub(crate) fn translate(ctx: &TcContext, segment: &Segment, way: &Way, to: &Tupl
     };
     ctx.store(at as usize, &front, 0).ok()?;
     let addresses = match segment.family {
-        Family::V4 => addresses4(ctx, segment, to)?,
-        Family::V6 => addresses6(ctx, segment, to)?,
+        Family::V4 => addresses4(ctx, (&segment.tuple, segment.ttl), to)?,
+        Family::V6 => addresses6(ctx, (&segment.tuple, segment.ttl), to)?,
     };
     let check = (at + TCP_CHECK) as usize;
     // Of a checksum that is still to be made only the addresses are in yet (CHECKSUM_PARTIAL).
@@ -67,10 +67,10 @@ fn header(segment: &Segment, way: &Way, to: &Tuple) -> Tcp {
     Tcp {
         source: to.destination_port.to_be(),
         destination: to.source_port.to_be(),
-        seq: segment.seq().wrapping_add(way.seq).to_be(),
-        ack: segment.ack().wrapping_add(way.ack).to_be(),
-        window: window(u16::from_be(segment.tcp.window), way).to_be(),
-        ..segment.tcp
+        seq: u32::from_be(segment.becomes.seq).wrapping_add(way.seq).to_be(),
+        ack: u32::from_be(segment.becomes.ack).wrapping_add(way.ack).to_be(),
+        window: window(u16::from_be(segment.becomes.window), way).to_be(),
+        ..segment.becomes
     }
 }
 
@@ -86,14 +86,17 @@ fn window(window: u16, way: &Way) -> u16 {
 }
 
 #[inline(always)]
-fn addresses4(ctx: &TcContext, segment: &Segment, to: &Tuple) -> Option<Change> {
-    let from = &segment.tuple;
+pub(crate) fn addresses4(
+    ctx: &TcContext,
+    (from, ttl): (&Tuple, u32),
+    to: &Tuple,
+) -> Option<Change> {
     let mut change = Change::default();
     let new = [unmapped(&to.destination), unmapped(&to.source)];
     change.word(unmapped(&from.source), new[0]);
     change.word(unmapped(&from.destination), new[1]);
     ctx.store(IP4_ADDRESSES as usize, &new, 0).ok()?;
-    let ttl = segment.ttl as u8;
+    let ttl = ttl as u8;
     let less = ttl.wrapping_sub(1);
     ctx.store(IP4_TTL as usize, &less, 0).ok()?;
     let mut header = change;
@@ -103,26 +106,45 @@ fn addresses4(ctx: &TcContext, segment: &Segment, to: &Tuple) -> Option<Change> 
 }
 
 #[inline(always)]
-fn addresses6(ctx: &TcContext, segment: &Segment, to: &Tuple) -> Option<Change> {
-    ctx.store(IP6_HOPS as usize, &(segment.ttl as u8).wrapping_sub(1), 0).ok()?;
+pub(crate) fn addresses6(
+    ctx: &TcContext,
+    (from, hops): (&Tuple, u32),
+    to: &Tuple,
+) -> Option<Change> {
+    ctx.store(IP6_HOPS as usize, &(hops as u8).wrapping_sub(1), 0).ok()?;
     let mut change = Change::default();
-    let Tuple { source, destination, .. } = &segment.tuple;
+    let Tuple { source, destination, .. } = from;
     replace(ctx, IP6_ADDRESSES, (source, &to.destination), &mut change)?;
     replace(ctx, IP6_ADDRESSES + 16, (destination, &to.source), &mut change)?;
     Some(change)
 }
 
+/// Writes an address of IPv6 at this place.
 #[inline(always)]
-fn replace(
+pub(crate) fn replace(
     ctx: &TcContext,
     at: u32,
     (old, new): (&[u8; 16], &[u8; 16]),
     change: &mut Change,
 ) -> Option<()> {
-    ctx.store(at as usize, new, 0).ok()?;
+    let sum = store(ctx, at, old, new);
+    change.add(sum);
+    (sum != FAILED).then_some(())
+}
+
+/// No folded sum is as large.
+const FAILED: u64 = u64::MAX;
+
+/// Not inlined: all of it at once is too much for the stack.
+#[inline(never)]
+fn store(ctx: &TcContext, at: u32, old: &[u8; 16], new: &[u8; 16]) -> u64 {
+    if ctx.store(at as usize, new, 0).is_err() {
+        return FAILED;
+    }
     let (old, new) = (words(old), words(new));
+    let mut change = Change::default();
     for word in 0..4 {
         change.word(old[word], new[word]);
     }
-    Some(())
+    change.folded()
 }

@@ -10,7 +10,7 @@ use tokio::net::{TcpSocket, TcpStream, UnixStream};
 use super::resolve::Resolver;
 use crate::config::{Backend, Limits, Place};
 use crate::engine::Socket;
-use crate::engine::packet::{Lease, Packet};
+use crate::engine::packet::{Lease, Packet, SynOptions};
 use crate::sys;
 
 /// What connecting goes by.
@@ -28,8 +28,7 @@ pub(crate) struct Connector<'c> {
 #[derive(Clone, Copy)]
 pub(crate) struct Fitting<'c> {
     pub(crate) engine: &'c Packet,
-    /// Bytes of a segment that the client can take.
-    pub(crate) mss: u32,
+    pub(crate) offer: SynOptions,
 }
 
 /// A connection, and the port that is ours while it lasts.
@@ -122,7 +121,7 @@ impl Fitting<'_> {
             if socket.bind(&SocketAddr::new(any, lease.port()).into()).is_err() {
                 continue;
             }
-            socket.set_tcp_mss(self.mss)?;
+            let Ok(_restrained) = self.engine.restrain(&lease, self.offer) else { break };
             match TcpSocket::from_std_stream(socket.into()).connect(to).await {
                 Ok(stream) => {
                     return Ok(Connected { socket: Socket::Tcp(stream), lease: Some(lease) });

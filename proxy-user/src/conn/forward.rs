@@ -13,7 +13,7 @@ use super::dial::{Dial, Dialled, NoBackend, Preface, Replay};
 use super::offer::Offer;
 use super::{Scene, close, note, preface};
 use crate::config::{Route, Source};
-use crate::engine::packet::mss_of;
+use crate::engine::packet::SynOptions;
 use crate::engine::{End, Listener, Pair, Tally, Tier};
 use crate::observe::metrics::{Declined, Moved};
 use crate::observe::{Metrics, Outcome, Record};
@@ -39,7 +39,8 @@ pub(super) async fn forward(
     let offer = scene.config.limits.answer_timeout.map(offer);
     let preface = Preface { header: &header, replay, offer };
     let engine = scene.shared.ladder.packet(scene.config.engine);
-    let packet = engine.zip(mss_of(&client)).map(|(engine, mss)| Fitting { engine, mss });
+    let packet =
+        engine.zip(SynOptions::of(&client)).map(|(engine, offer)| Fitting { engine, offer });
     match Box::pin(dial(route, (preface, packet), scene, record)).await {
         Ok(dialled) => Box::pin(carry(client, dialled, route, scene, record)).await,
         Err(NoBackend) => {

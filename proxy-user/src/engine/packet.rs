@@ -32,7 +32,7 @@ pub(crate) use adopt::Orphan;
 use flow::{Flow, Stage};
 use keeper::Keeper;
 pub(crate) use ports::{Lease, Ports};
-pub(crate) use terms::mss_of;
+pub(crate) use terms::SynOptions;
 
 /// Translates packets; cloning shares it.
 #[derive(Clone)]
@@ -64,6 +64,17 @@ impl Packet {
         Some(lease)
     }
 
+    /// Has a SYN from this port offer no more than that, until the answer is dropped.
+    pub(crate) fn restrain(
+        &self,
+        lease: &Lease,
+        offer: SynOptions,
+    ) -> Result<Restrained, KernelError> {
+        let (to, port) = lease.place();
+        self.splicer.offer(to, port, offer.word())?;
+        Ok(Restrained { splicer: Arc::clone(&self.splicer), to, port })
+    }
+
     pub(super) fn route(&self, name: &str) -> u32 {
         self.splicer.route(name)
     }
@@ -90,6 +101,19 @@ impl Packet {
         let flow = Flow { engine: self.clone(), number, state, stage: Stage::Armed };
         self.splicer.arm(number, &splice).map_err(|_| "no_room")?;
         Ok((flow, hello as usize))
+    }
+}
+
+/// A SYN that is held back.
+pub(crate) struct Restrained {
+    splicer: Arc<Splicer>,
+    to: SocketAddr,
+    port: u16,
+}
+
+impl Drop for Restrained {
+    fn drop(&mut self) {
+        let _gone_already = self.splicer.offer(self.to, self.port, 0);
     }
 }
 

@@ -1,24 +1,26 @@
 //! The programs of the packet engine, loaded and attached.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
 use aya::programs::{SchedClassifier, TcAttachType, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use snisplit_common::abi::Direction;
 use snisplit_common::abi::packet::{
-    Fate, IN_PROGRAM, INTERFACES_MAP, Leg, OUT_PROGRAM, PACKET_ABI_MAP, PACKET_ABI_VERSION,
-    PACKET_COUNTERS_MAP, PACKET_EVENTS_MAP, PACKET_ROUTES_MAP, SETTLE_PROGRAM, SPLICES_MAP, Splice,
-    SpliceState, TUPLES_MAP, Told, Tuple,
+    Fate, IN_PROGRAM, INTERFACES_MAP, Leg, OFFERS_MAP, OUT_PROGRAM, PACKET_ABI_MAP,
+    PACKET_ABI_VERSION, PACKET_COUNTERS_MAP, PACKET_EVENTS_MAP, PACKET_ROUTES_MAP, SETTLE_PROGRAM,
+    SPLICES_MAP, Splice, SpliceState, TUPLES_MAP, Told, Tuple,
 };
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::address::tuple;
 use super::layout::{LegBytes, Plain as _, SpliceBytes, TupleBytes, encode};
 use super::routes::Routes;
-use super::{KernelError, offsets};
+use super::{KernelError, offsets, pinned};
 use crate::sys;
 
 mod links;
@@ -45,6 +47,7 @@ pub(crate) struct Splicer {
 struct Maps {
     splices: HashMap<MapData, u64, SpliceBytes>,
     tuples: HashMap<MapData, TupleBytes, LegBytes>,
+    offers: HashMap<MapData, TupleBytes, u32>,
 }
 
 /// What the programs tell, as it happens.
@@ -76,8 +79,11 @@ impl Splicer {
         let events = Events(sys::watch(ring, Interest::READABLE)?);
         let counters = take(PACKET_COUNTERS_MAP)?.try_into()?;
         let routes = Mutex::new(Routes::new(take(PACKET_ROUTES_MAP)?.try_into()?));
-        let maps =
-            Maps { splices: take(SPLICES_MAP)?.try_into()?, tuples: take(TUPLES_MAP)?.try_into()? };
+        let maps = Maps {
+            splices: take(SPLICES_MAP)?.try_into()?,
+            tuples: take(TUPLES_MAP)?.try_into()?,
+            offers: take(OFFERS_MAP)?.try_into()?,
+        };
         let mut interfaces: HashMap<MapData, u32, u32> = take(INTERFACES_MAP)?.try_into()?;
         attach(&mut ebpf, links, pins)?;
         for (_, number) in links {
@@ -89,6 +95,16 @@ impl Splicer {
 
     fn maps(&self) -> MutexGuard<'_, Maps> {
         self.maps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes what SYNs to this back end from this port of ours offer; 0 leaves them alone again.
+    pub(crate) fn offer(&self, to: SocketAddr, port: u16, offered: u32) -> Result<(), KernelError> {
+        let tuple = encode(&Tuple { destination: [0; 16], ..tuple(to, ([0; 4], port).into()) });
+        let offers = &mut self.maps().offers;
+        match offered {
+            0 => Ok(offers.remove(&tuple)?),
+            _ => Ok(offers.insert(tuple, offered, 0)?),
+        }
     }
 
     /// Arms a flow: from now on the programs know its packets. All of it, or nothing.
@@ -182,12 +198,10 @@ fn attach(
 }
 
 fn ensure_abi(folder: &Path) -> Result<(), KernelError> {
-    let path = folder.join(PACKET_ABI_MAP);
-    if !path.exists() {
+    if !folder.join(PACKET_ABI_MAP).exists() {
         return Ok(());
     }
-    let abi: Array<MapData, u32> = Map::Array(MapData::from_pin(path)?).try_into()?;
-    match abi.get(&0, 0)? {
+    match pinned::version(folder, PACKET_ABI_MAP)? {
         // One that was killed before it said so has no flows.
         0 | PACKET_ABI_VERSION => Ok(()),
         other => Err(KernelError::PacketAbi(other, folder.display().to_string())),

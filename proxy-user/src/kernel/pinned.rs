@@ -4,19 +4,38 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
+use snisplit_common::abi::packet::{
+    Fate, PACKET_ABI_MAP, PACKET_ABI_VERSION, PACKET_COUNTERS_MAP, PACKET_ROUTES_MAP, SPLICES_MAP,
+    Splice,
+};
 use snisplit_common::abi::{
     ABI_MAP, ABI_VERSION, COUNTERS_MAP, Count, FLOWS_MAP, Flow, ROUTES_MAP,
 };
 
 use super::KernelError;
-use super::layout::{FlowBytes, Plain as _};
+use super::layout::{FlowBytes, Plain as _, SpliceBytes};
 use super::routes::{Name, text};
 
-/// The maps of an instance as they are at this instant.
-#[derive(Debug)]
+/// The maps of an instance as they are at this instant, of the engines that it has.
+#[derive(Debug, Default)]
 pub(crate) struct Pinned {
+    pub(crate) sockmap: Option<Sockmap>,
+    pub(crate) packet: Option<Packet>,
+}
+
+/// Those of the sockmap engine.
+#[derive(Debug)]
+pub(crate) struct Sockmap {
     /// Directions by the cookie of the socket that receives.
     pub(crate) flows: BTreeMap<u64, Flow>,
+    routes: BTreeMap<u32, String>,
+    counters: Vec<u64>,
+}
+
+/// Those of the packet engine.
+#[derive(Debug)]
+pub(crate) struct Packet {
+    pub(crate) flows: BTreeMap<u64, Splice>,
     routes: BTreeMap<u32, String>,
     counters: Vec<u64>,
 }
@@ -24,22 +43,24 @@ pub(crate) struct Pinned {
 impl Pinned {
     /// Reads all of them. Entries that come and go meanwhile may be missed.
     pub(crate) fn read(folder: &Path) -> Result<Self, KernelError> {
-        let pin = |name| MapData::from_pin(folder.join(name));
-        let abi: Array<MapData, u32> = Map::Array(pin(ABI_MAP)?).try_into()?;
-        let version = abi.get(&0, 0)?;
-        if version != ABI_VERSION {
-            return Err(KernelError::Abi(version));
+        let sockmap = folder.join(ABI_MAP).exists().then(|| Sockmap::read(folder));
+        let packet = folder.join(PACKET_ABI_MAP).exists().then(|| Packet::read(folder));
+        Ok(Self { sockmap: sockmap.transpose()?, packet: packet.transpose()? })
+    }
+}
+
+impl Sockmap {
+    fn read(folder: &Path) -> Result<Self, KernelError> {
+        match version(folder, ABI_MAP)? {
+            ABI_VERSION => {}
+            other => return Err(KernelError::Abi(other)),
         }
-        let flows: HashMap<MapData, u64, FlowBytes> = Map::HashMap(pin(FLOWS_MAP)?).try_into()?;
-        let routes: HashMap<MapData, u32, Name> = Map::HashMap(pin(ROUTES_MAP)?).try_into()?;
-        let counters: PerCpuArray<MapData, u64> =
-            Map::PerCpuArray(pin(COUNTERS_MAP)?).try_into()?;
-        let summed = |slot| Ok(counters.get(&slot, 0)?.iter().sum());
+        let flows = HashMap::try_from(Map::HashMap(pin(folder, FLOWS_MAP)?))?;
         let flow = |(cookie, bytes): (u64, FlowBytes)| (cookie, Flow::get(&bytes));
         Ok(Self {
             flows: flows.iter().flatten().map(flow).collect(),
-            routes: routes.iter().flatten().map(|(key, name)| (key, text(&name))).collect(),
-            counters: (0..counters.len()).map(summed).collect::<Result<_, KernelError>>()?,
+            routes: routes(folder, ROUTES_MAP)?,
+            counters: counters(folder, COUNTERS_MAP)?,
         })
     }
 
@@ -51,4 +72,51 @@ impl Pinned {
     pub(crate) fn count(&self, count: Count) -> u64 {
         self.counters.get(count as usize).copied().unwrap_or_default()
     }
+}
+
+impl Packet {
+    fn read(folder: &Path) -> Result<Self, KernelError> {
+        match version(folder, PACKET_ABI_MAP)? {
+            PACKET_ABI_VERSION => {}
+            other => return Err(KernelError::PacketAbi(other, folder.display().to_string())),
+        }
+        let flows = HashMap::try_from(Map::HashMap(pin(folder, SPLICES_MAP)?))?;
+        let flow = |(number, bytes): (u64, SpliceBytes)| (number, Splice::get(&bytes));
+        Ok(Self {
+            flows: flows.iter().flatten().map(flow).collect(),
+            routes: routes(folder, PACKET_ROUTES_MAP)?,
+            counters: counters(folder, PACKET_COUNTERS_MAP)?,
+        })
+    }
+
+    /// The name of a flow's route.
+    pub(crate) fn route(&self, flow: &Splice) -> &str {
+        self.routes.get(&flow.route).map_or("?", String::as_str)
+    }
+
+    pub(crate) fn count(&self, fate: Fate) -> u64 {
+        self.counters.get(fate as usize).copied().unwrap_or_default()
+    }
+}
+
+fn pin(folder: &Path, name: &str) -> Result<MapData, KernelError> {
+    Ok(MapData::from_pin(folder.join(name))?)
+}
+
+/// The version that the pins of an engine are of.
+pub(super) fn version(folder: &Path, name: &str) -> Result<u32, KernelError> {
+    let abi: Array<MapData, u32> = Map::Array(pin(folder, name)?).try_into()?;
+    Ok(abi.get(&0, 0)?)
+}
+
+fn routes(folder: &Path, name: &str) -> Result<BTreeMap<u32, String>, KernelError> {
+    let routes: HashMap<MapData, u32, Name> = Map::HashMap(pin(folder, name)?).try_into()?;
+    Ok(routes.iter().flatten().map(|(key, name)| (key, text(&name))).collect())
+}
+
+/// Each summed over all CPUs.
+fn counters(folder: &Path, name: &str) -> Result<Vec<u64>, KernelError> {
+    let counters: PerCpuArray<MapData, u64> = Map::PerCpuArray(pin(folder, name)?).try_into()?;
+    let summed = |slot| Ok(counters.get(&slot, 0)?.iter().sum());
+    (0..counters.len()).map(summed).collect()
 }

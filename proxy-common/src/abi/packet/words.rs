@@ -85,4 +85,17 @@ impl SpliceState {
     pub const fn is_translated(self) -> bool {
         matches!(self, Self::Spliced | Self::Closed | Self::ClientReset | Self::BackendReset)
     }
+
+    /// A short word.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Armed => "armed",
+            Self::Switching => "switching",
+            Self::Spliced => "spliced",
+            Self::Fallback => "fallback",
+            Self::Closed => "closed",
+            Self::ClientReset => "client_reset",
+            Self::BackendReset => "backend_reset",
+        }
+    }
 }

@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use snisplit_common::abi::packet::{Splice, Way};
+use snisplit_common::abi::packet::{MSS_MASK, NO_SACK, NO_STAMPS, Splice, Way};
 use tokio::net::TcpStream;
 
 use super::super::{Pair, Socket};
@@ -23,9 +23,27 @@ const MICROSECONDS: u8 = 64;
 /// Bytes of a segment that timestamps take.
 const STAMP_BYTES: u32 = 12;
 
-/// What a client can take in a segment, for the back end to be told (`TCP_MAXSEG`).
-pub(crate) fn mss_of(client: &TcpStream) -> Option<u32> {
-    sys::tcp_info(client).ok().map(|info| whole_mss(&info))
+/// What the client's connection has, for the back end's to be offered no more (`OFFERS_MAP`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SynOptions(u32);
+
+impl SynOptions {
+    pub(crate) fn of(client: &TcpStream) -> Option<Self> {
+        let info = sys::tcp_info(client).ok()?;
+        let lacks = |option, word| if info.options & option == 0 { word } else { 0 };
+        let without = lacks(TIMESTAMPS, NO_STAMPS) | lacks(SACK, NO_SACK);
+        Some(Self(whole_mss(&info).min(MSS_MASK) | without))
+    }
+
+    /// As the programs know them.
+    pub(super) const fn word(self) -> u32 {
+        self.0
+    }
+
+    /// Bytes of a segment that the client can take.
+    const fn mss(self) -> u32 {
+        self.0 & MSS_MASK
+    }
 }
 
 /// Options included.
@@ -54,7 +72,9 @@ pub(super) fn splice_of(pair: &Pair) -> Result<Splice, &'static str> {
     let (Ok(a), Ok(b)) = (sys::tcp_info(client), sys::tcp_info(backend)) else {
         return Err("not_connected");
     };
-    fits(&a, &b)?;
+    // That the back end was told the client's size, by what became of our SYN.
+    let told = SynOptions::of(client).map_or(b.told_mss, |offered| offered.mss().min(b.told_mss));
+    fits(&a, &TcpInfo { told_mss: told, ..b })?;
     Ok(Splice {
         client: tuple(front.0, front.1),
         backend: tuple(back.0, back.1),

@@ -11,7 +11,7 @@ use std::thread;
 use serde_json::{Value, json};
 use snisplit_tests::lab::Lab;
 
-use crate::candidate::{self, Candidate};
+use crate::candidate::Candidate;
 use crate::load::{SMALL, ask};
 
 /// As many as 20,000 descriptors, the hard limit of many a machine, leave room for.
@@ -20,7 +20,7 @@ const FIRST: usize = 400;
 const PORT: u16 = 8002;
 
 /// Bytes for each flow, by candidate.
-pub(crate) fn run(lab: &Lab, hello: &[u8]) -> Value {
+pub(crate) fn run(lab: &Lab, hello: &[u8], candidates: &[&str]) -> Value {
     let listener = crate::listen(lab, PORT);
     let (served, over) = (Mutex::new(Vec::new()), AtomicBool::new(false));
     let all: Vec<Value> = thread::scope(|scope| {
@@ -34,7 +34,7 @@ pub(crate) fn run(lab: &Lab, hello: &[u8]) -> Value {
             );
             json!({ "candidate": name, "user": user, "kernel": kernel })
         };
-        let all = candidate::ALL.iter().map(one).collect();
+        let all = candidates.iter().map(one).collect();
         over.store(true, Ordering::Relaxed);
         // Lets accept return.
         let last = lab.backends(|| ask(([127, 0, 0, 1], PORT).into(), hello, b'i'));

@@ -90,6 +90,8 @@ fn answer(mut stream: TcpStream, hello: usize, buffer: &mut [u8]) -> io::Result<
     stream.set_nodelay(true)?;
     stream.read_exact(&mut buffer[..hello + 9])?;
     let kind = buffer[hello];
+    // As a ServerHello does: what follows begins when both have spoken.
+    stream.write_all(&buffer[..SMALL])?;
     match kind {
         b'e' | b'E' => {
             let message = if kind == b'e' { SMALL } else { LARGE };
@@ -98,7 +100,7 @@ fn answer(mut stream: TcpStream, hello: usize, buffer: &mut [u8]) -> io::Result<
                 stream.write_all(&buffer[..message])?;
             }
         }
-        b'c' => stream.write_all(&buffer[..SMALL]),
+        b'c' => Ok(()),
         b'd' => loop {
             stream.write_all(buffer)?;
         },
@@ -161,7 +163,7 @@ fn drive(
     (done, times): (&AtomicU64, &Mutex<Vec<u32>>),
 ) {
     let mut buffer = vec![0; 256 * 1024];
-    let ask = |kind: u8| ask(to, hello, kind).unwrap();
+    let ask = |kind: u8| answered(to, hello, kind).unwrap();
     match load {
         Load::Connections(_) => {
             while Instant::now() < end {
@@ -216,6 +218,13 @@ pub(crate) fn ask(to: SocketAddr, hello: &[u8], kind: u8) -> io::Result<TcpStrea
     let mut stream = TcpStream::connect(to)?;
     stream.set_nodelay(true)?;
     stream.write_all(&[hello, &[kind; 9]].concat())?;
+    Ok(stream)
+}
+
+/// The same, once it is answered.
+fn answered(to: SocketAddr, hello: &[u8], kind: u8) -> io::Result<TcpStream> {
+    let mut stream = ask(to, hello, kind)?;
+    stream.read_exact(&mut [0; SMALL])?;
     Ok(stream)
 }
 

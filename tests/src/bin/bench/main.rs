@@ -30,6 +30,8 @@ fn main() {
     let mut number = |what: &str| words.next().and_then(|w| w.parse::<u64>().ok()).expect(what);
     let (rounds, seconds) = (number("rounds"), Duration::from_secs(number("seconds")));
     let out = words.next().expect("a file for the results");
+    let names: Vec<String> = words.collect();
+    let candidates = candidate::chosen(&names);
     let greeting = recorded().into_iter().find(|greeting| greeting.client == "chromium");
     let hello = greeting.expect("the greeting of chromium").bytes;
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
@@ -41,15 +43,17 @@ fn main() {
     let listener = listen(&lab, BACKEND_PORT);
     let expected = hello.len();
     thread::spawn(move || serve(&listener, expected));
-    let results = Load::ALL.into_iter().flat_map(|load| run(&lab, load, &hello, rounds, seconds));
+    let terms = (rounds, seconds);
+    let results =
+        Load::ALL.into_iter().flat_map(|load| run(&lab, load, &hello, &candidates, terms));
     let results: Vec<Value> = results.collect();
-    let idle = idle::run(&lab, &hello);
+    let idle = idle::run(&lab, &hello, &candidates);
     let siege = siege::run(&lab, &hello, rounds, seconds);
     let machine = json!({ "cores": thread::available_parallelism().unwrap().get(),
         "kernel": fs::read_to_string("/proc/sys/kernel/osrelease").unwrap().trim(),
         "haproxy": candidate::haproxy_version() });
     let all = json!({ "machine": machine, "seconds": seconds.as_secs(), "rounds": rounds,
-        "candidates": candidate::ALL, "results": results, "idle": idle, "siege": siege });
+        "candidates": candidates, "results": results, "idle": idle, "siege": siege });
     fs::write(out, serde_json::to_string_pretty(&all).unwrap()).unwrap();
 }
 
@@ -58,13 +62,19 @@ fn listen(lab: &Lab, port: u16) -> TcpListener {
     lab.backends(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))).unwrap()
 }
 
-/// One load on all candidates, in so many rounds.
-fn run(lab: &Lab, load: Load, hello: &[u8], rounds: u64, time: Duration) -> Vec<Value> {
+/// One load on all candidates, in so many rounds of so long.
+fn run(
+    lab: &Lab,
+    load: Load,
+    hello: &[u8],
+    candidates: &[&str],
+    (rounds, time): (u64, Duration),
+) -> Vec<Value> {
     let mut results = Vec::new();
     for round in 0..rounds {
         // Each round starts with another candidate, so that none always runs first.
-        for turn in 0..candidate::ALL.len() {
-            let name = candidate::ALL[(turn + round as usize) % candidate::ALL.len()];
+        for turn in 0..candidates.len() {
+            let name = candidates[(turn + round as usize) % candidates.len()];
             let candidate = Candidate::start(lab, name, BACKEND_PORT, hello);
             let measured = measure(lab, load, candidate.address(BACKEND_PORT), hello, time);
             let (rate, cpu) = (measured.rate, measured.cpu);

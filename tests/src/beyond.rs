@@ -1,0 +1,49 @@
+//! A network behind the back ends' one, which is the router to it. The way on from that router takes
+//! smaller packets than the hosts beyond know.
+
+use crate::lab::{Lab, has_ipv6};
+use crate::namespace::{Namespace, ip};
+
+/// A host beyond: 10.91.3.2 and fd91:3::2.
+#[derive(Debug)]
+pub struct Beyond(Namespace);
+
+impl Beyond {
+    /// Lays the way there.
+    pub fn new(lab: &Lab, mtu: u16) -> Self {
+        let far = Namespace::new("f");
+        let [_, proxy, router] = lab.names();
+        let ends = ["link", "add", "to-far", "type", "veth", "peer", "name", "to-router", "netns"];
+        ip(&[&["-n", router][..], &ends, &[far.name()]].concat());
+        ip(&["-n", router, "link", "set", "to-far", "up"]);
+        ip(&["-n", far.name(), "link", "set", "to-router", "up"]);
+        let v4 = ["10.91.3.0/24", "10.91.3.1", "10.91.3.2", "10.91.2.2"];
+        let v6 = ["fd91:3::/64", "fd91:3::1", "fd91:3::2", "fd91:2::2"];
+        for [net, gateway, host, next] in [v4, v6].into_iter().take(1 + usize::from(has_ipv6())) {
+            let (family, bits) = net.split_once('/').unwrap();
+            let (family, nodad): (_, &[&str]) =
+                if family.contains(':') { ("-6", &["nodad"]) } else { ("-4", &[]) };
+            for (namespace, address, link) in
+                [(router, gateway, "to-far"), (far.name(), host, "to-router")]
+            {
+                let address = format!("{address}/{bits}");
+                let words = ["-n", namespace, "addr", "add", &address, "dev", link];
+                ip(&[&words[..], nodad].concat());
+            }
+            ip(&["-n", proxy, family, "route", "add", net, "via", next]);
+            ip(&["-n", far.name(), family, "route", "add", "default", "via", gateway]);
+        }
+        ip(&["-n", router, "link", "set", "to-far", "mtu", &mtu.to_string()]);
+        lab.backends(|| {
+            for switch in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+                let _no_ipv6 = std::fs::write(format!("/proc/sys/net/{switch}"), "1");
+            }
+        });
+        Self(far)
+    }
+
+    /// Runs something there.
+    pub fn run<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
+        self.0.run(act)
+    }
+}
