@@ -54,6 +54,17 @@ pub fn entries(pid: u32) -> usize {
     maps.iter().map(|id| bpftool(&["map", "dump", "id", id]).as_array().unwrap().len()).sum()
 }
 
+/// The id of a program of this name that a process has.
+pub fn program(pid: u32, name: &str) -> String {
+    let infos = std::fs::read_dir(format!("/proc/{pid}/fdinfo")).unwrap();
+    let id = |info: std::io::Result<std::fs::DirEntry>| {
+        let text = std::fs::read_to_string(info.ok()?.path()).ok()?;
+        text.lines().find_map(|line| line.strip_prefix("prog_id:")).map(|id| id.trim().to_owned())
+    };
+    let is_it = |id: &String| bpftool(&["prog", "show", "id", id])["name"] == name;
+    infos.filter_map(id).find(is_it).expect("the program of that name")
+}
+
 /// Bytes that the buffers of the proxy's sockets take, packets' overhead included (`skmem` of ss:
 /// what was received, what waits to be sent, and the socket's own backlog).
 pub fn socket_memory(lab: &Lab) -> u64 {

@@ -16,6 +16,7 @@ pub mod lab;
 mod namespace;
 pub mod pebble;
 pub mod peer;
+pub mod segment;
 pub mod speech;
 pub mod stream;
 pub mod tenant;

@@ -6,8 +6,11 @@ use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::aws_lc_rs::default_provider;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, Error, SignatureScheme};
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use rustls::{
+    ClientConfig, ClientConnection, DigitallySignedStruct, Error, ServerConfig, SignatureScheme,
+    SupportedProtocolVersion,
+};
 
 /// How the first flight goes out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,9 +25,17 @@ pub enum Cut {
 
 /// Connects with this ALPN, whatever the certificate, the hello cut so.
 pub fn client(name: &str, alpn: &[&str]) -> ClientConnection {
+    client_of(rustls::DEFAULT_VERSIONS, name, alpn)
+}
+
+/// The same, of these versions.
+pub fn client_of(
+    versions: &[&'static SupportedProtocolVersion],
+    name: &str,
+    alpn: &[&str],
+) -> ClientConnection {
     let provider = Arc::new(default_provider());
-    let builder =
-        ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let builder = ClientConfig::builder_with_provider(provider).with_protocol_versions(versions);
     let verifier = Arc::new(Anything);
     let mut config = builder
         .unwrap()
@@ -34,6 +45,17 @@ pub fn client(name: &str, alpn: &[&str]) -> ClientConnection {
     config.alpn_protocols = alpn.iter().map(|one| one.as_bytes().to_vec()).collect();
     let name = ServerName::try_from(name.to_owned()).unwrap();
     ClientConnection::new(Arc::new(config), name).unwrap()
+}
+
+/// What a server of this name needs, signed by itself.
+pub fn server(name: &str) -> Arc<ServerConfig> {
+    let own = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+    let key = PrivatePkcs8KeyDer::from(own.signing_key.serialize_der());
+    let provider = Arc::new(default_provider());
+    let builder =
+        ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let builder = builder.unwrap().with_no_client_auth();
+    Arc::new(builder.with_single_cert(vec![own.cert.into()], key.into()).unwrap())
 }
 
 /// Sends the client's first flight.

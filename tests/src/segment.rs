@@ -1,0 +1,57 @@
+//! TCP segments, made and taken apart.
+
+use std::net::{IpAddr, SocketAddr};
+
+use etherparse::{NetHeaders, PacketBuilder, PacketHeaders, TcpHeader, TransportHeader};
+
+/// A segment that goes from one to the other.
+pub fn segment(
+    (from, to): (SocketAddr, SocketAddr),
+    (seq, ack, window): (u32, u32, u16),
+    options: &[u8],
+    payload: &[u8],
+) -> Vec<u8> {
+    let builder = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
+    let builder = match (from.ip(), to.ip()) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => builder.ipv4(from.octets(), to.octets(), 64),
+        (IpAddr::V6(from), IpAddr::V6(to)) => builder.ipv6(from.octets(), to.octets(), 64),
+        both => panic!("{both:?}"),
+    };
+    let tcp = builder.tcp(from.port(), to.port(), seq, window).ack(ack).psh();
+    let mut packet = Vec::new();
+    tcp.options_raw(options).unwrap().write(&mut packet, payload).unwrap();
+    packet
+}
+
+/// Takes a segment apart, and fails if one of its sums is wrong.
+pub fn parse(packet: &[u8]) -> ((SocketAddr, SocketAddr), u8, TcpHeader, Vec<u8>) {
+    let parsed = PacketHeaders::from_ethernet_slice(packet).unwrap();
+    let Some(TransportHeader::Tcp(tcp)) = parsed.transport else { panic!("{parsed:?}") };
+    let payload = parsed.payload.slice();
+    let (addresses, ttl, sum): ((IpAddr, IpAddr), _, _) = match parsed.net.unwrap() {
+        NetHeaders::Ipv4(ip, _) => {
+            assert_eq!(ip.header_checksum, ip.calc_header_checksum());
+            let sum = tcp.calc_checksum_ipv4(&ip, payload).unwrap();
+            ((ip.source.into(), ip.destination.into()), ip.time_to_live, sum)
+        }
+        NetHeaders::Ipv6(ip, _) => {
+            let sum = tcp.calc_checksum_ipv6(&ip, payload).unwrap();
+            ((ip.source.into(), ip.destination.into()), ip.hop_limit, sum)
+        }
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(tcp.checksum, sum, "the checksum");
+    let ends = ((addresses.0, tcp.source_port).into(), (addresses.1, tcp.destination_port).into());
+    (ends, ttl, tcp, payload.to_vec())
+}
+
+/// The timestamps option.
+pub fn stamps(value: u32, echo: u32) -> Vec<u8> {
+    [&[8, 10][..], &value.to_be_bytes(), &echo.to_be_bytes()].concat()
+}
+
+/// The option of selective acknowledgements.
+pub fn sack(edges: &[u32]) -> Vec<u8> {
+    let bytes = edges.iter().flat_map(|edge| edge.to_be_bytes());
+    [5, 2 + edges.len() as u8 * 4].into_iter().chain(bytes).collect()
+}
