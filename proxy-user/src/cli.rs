@@ -64,7 +64,16 @@ pub enum Verb {
     Status(Instance),
     /// List the flows that the kernel carries: addresses, route, bytes, age. Those that splice or
     /// copy carries are in the metrics and, when they end, in the access log
-    Flows(Instance),
+    #[command(args_conflicts_with_subcommands = true)]
+    Flows {
+        #[allow(missing_docs, reason = "clap would take it for a help text")]
+        #[command(subcommand)]
+        what: Option<FlowsVerb>,
+
+        #[allow(missing_docs, reason = "clap would take it for a help text")]
+        #[command(flatten)]
+        of: Instance,
+    },
     /// Say what this host can do, and for each "no", the reason
     Doctor {
         /// Log level of the kernel programs while they are tried: off, error, warn, info, debug
@@ -96,6 +105,18 @@ pub enum Net {
     Apply(Setup),
     /// Remove all of them
     Remove,
+}
+
+/// What to do with flows.
+#[derive(Debug, Subcommand)]
+pub enum FlowsVerb {
+    /// End the flows of the packet engine that an agent has left behind: with a reset for both peers,
+    /// and nothing of it stays in the kernel. Not while an agent of that name runs
+    Drop {
+        /// Its name (`instance` in its configuration)
+        #[arg(long, default_value = crate::config::INSTANCE, value_name = "NAME")]
+        instance: String,
+    },
 }
 
 /// Which agent.

@@ -65,18 +65,18 @@ async fn serve(source: &Source, config: Config) -> Result<()> {
     let is_auto = config.engine == Choice::Auto;
     let shared = Arc::new(shared(config)?);
     // What is asked for by name works before the first connection; `auto` need not wait for it.
-    let _kept = match is_auto {
+    let mut kept = match is_auto {
         false => Some(engines::load(&shared.config.load_full(), &shared.ladder).await?),
         true => None,
     };
     let tasks = TaskTracker::new();
-    adopt::adopt(&shared, &tasks);
     let mut parts = Parts {
         listeners: Listeners::new(Arc::clone(&shared), tasks.clone()),
         certificates: Certificates::new(shared.keyring.clone()),
         checks: Checks::new(Arc::clone(&shared)),
     };
-    begin(&shared, &mut parts)?;
+    begin(&shared, &mut parts, &tasks)?;
+    kept.iter_mut().for_each(engines::Kept::adopt);
     let mut meanwhile = JoinSet::new();
     if is_auto {
         meanwhile.spawn(engines::load_meanwhile(Arc::clone(&shared)));
@@ -124,12 +124,15 @@ struct Parts {
     checks: Checks,
 }
 
-fn begin(shared: &Shared, parts: &mut Parts) -> Result<()> {
+fn begin(shared: &Arc<Shared>, parts: &mut Parts, tasks: &TaskTracker) -> Result<()> {
     let config = shared.config.load_full();
     shared.backends.keep(&config);
     shared.resolver.ask(&config.nameservers);
     parts.certificates.apply(&config, &config)?;
-    parts.listeners.open(&config)?.commit();
+    let opened = parts.listeners.open(&config)?;
+    // Nothing can fail from here on: flows that were there before are not to end with a start that does.
+    adopt::adopt(shared, tasks);
+    opened.commit();
     parts.checks.apply(&config);
     reload::warn_of_bypass(&config);
     net::warn_of_missing(&config);

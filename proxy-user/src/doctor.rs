@@ -11,10 +11,13 @@ use anyhow::{Context as _, Result, ensure};
 use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice};
 use rustix::process::{Resource, getrlimit};
 use snisplit_common::limits::connections_within;
+use tokio::runtime::Runtime;
 use tracing::level_filters::LevelFilter;
 
+use crate::config::{PACKET_PORTS, Packet};
 use crate::engine::probe;
-use crate::kernel;
+use crate::kernel::{self, packet::Splicer};
+use crate::net::host;
 
 /// How an answer bears on running the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +52,7 @@ pub fn run(ebpf_log: LevelFilter) -> Result<ExitCode> {
         ),
         ("bpffs", bpffs()),
         ("engine sockmap", sockmap(ebpf_log)),
+        ("engine packet", packet()),
     ];
     let mut all_well = true;
     for (what, (mark, words)) in answers {
@@ -122,12 +126,13 @@ fn splice_works() -> Result<()> {
     Ok(())
 }
 
+fn runtime() -> Result<Runtime> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
+}
+
 /// Flows over loopback, through all that some kernel does wrongly (`engine::probe`).
 fn sockmap(level: LevelFilter) -> (Mark, String) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let tried = runtime
-        .map_err(anyhow::Error::from)
-        .and_then(|runtime| runtime.block_on(probe::proved(level, None)));
+    let tried = runtime().and_then(|runtime| runtime.block_on(probe::proved(level, None)));
     let done = "flows over loopback: trimmed, bounded behind a slow reader, half-closed, counted";
     match (tried, probe::fault()) {
         (Ok(_), None) => (Mark::Ok, done.into()),
@@ -135,6 +140,32 @@ fn sockmap(level: LevelFilter) -> (Mark, String) {
             (Mark::Warn, format!("{done}; but {fault}, so `auto` leaves it alone"))
         }
         (Err(error), _) => (Mark::No, format!("{error:#}")),
+    }
+}
+
+/// The programs on an interface where they have nothing to do, and what else the engine needs.
+fn packet() -> (Mark, String) {
+    let defaults = Packet { interfaces: Vec::new(), ports: PACKET_PORTS };
+    let tried = runtime()
+        .and_then(|runtime| {
+            let _entered = runtime.enter();
+            let loaded = Splicer::load(&[("lo".into(), 1)], None).map(drop);
+            loaded.context("the programs do not go to an interface")
+        })
+        .and_then(|()| host::ensure_nobody_has(&PACKET_PORTS))
+        .and_then(|()| host::links(&defaults));
+    match (tried, host::tables_gone_past()) {
+        (Err(error), _) => (Mark::Warn, format!("{error:#}")),
+        (Ok(links), None | Some(0)) => {
+            (Mark::Ok, format!("attaches; {} interface(s) for it", links.len()))
+        }
+        (Ok(_), Some(tables)) => (
+            Mark::Warn,
+            format!(
+                "attaches; but packets of its flows go past the rules of netfilter ({tables} \
+                 table(s) here), whatever these say"
+            ),
+        ),
     }
 }
 

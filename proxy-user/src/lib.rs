@@ -11,6 +11,7 @@ pub mod daemon;
 pub mod doctor;
 pub mod explain;
 pub mod inspect;
+pub mod leftover;
 pub mod net;
 pub mod status;
 

@@ -6,11 +6,11 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use serde::Serialize;
-use snisplit::cli::{Certs, Cli, Instance, Net, Setup, Verb};
+use snisplit::cli::{Certs, Cli, FlowsVerb, Instance, Net, Setup, Verb};
 use snisplit::config::{Config, Overrides, Problems};
 use snisplit::daemon::Source;
 use snisplit::status::{Flows, Status};
-use snisplit::{daemon, doctor, explain, inspect, net};
+use snisplit::{daemon, doctor, explain, inspect, leftover, net};
 use tracing::level_filters::LevelFilter;
 
 fn main() -> ExitCode {
@@ -43,7 +43,7 @@ fn level(cli: &Cli) -> LevelFilter {
         | Verb::Certs { .. }
         | Verb::Net { .. }
         | Verb::Status(_)
-        | Verb::Flows(_) => cli.log,
+        | Verb::Flows { .. } => cli.log,
     }
 }
 
@@ -73,7 +73,12 @@ fn act(verb: Verb) -> anyhow::Result<ExitCode> {
             tell(&status, json)?;
             return Ok(if status.is_running() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
-        Verb::Flows(Instance { instance, json }) => tell(&Flows::of(&instance)?, json)?,
+        Verb::Flows { what: Some(FlowsVerb::Drop { instance }), .. } => {
+            println!("{}", leftover::drop(&instance)?);
+        }
+        Verb::Flows { what: None, of: Instance { instance, json } } => {
+            tell(&Flows::of(&instance)?, json)?;
+        }
         Verb::Doctor { ebpf_log } => return doctor::run(ebpf_log),
     }
     Ok(ExitCode::SUCCESS)

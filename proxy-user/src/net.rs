@@ -17,7 +17,8 @@ use tracing::warn;
 use crate::config::{Config, Place, Source};
 use crate::sys;
 
-pub(crate) mod links;
+pub(crate) mod host;
+mod links;
 mod netlink;
 
 /// The routing table, and the priority of the rules that lead there.

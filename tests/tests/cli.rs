@@ -128,10 +128,15 @@ fn doctor_loads_and_runs_the_kernel_program() {
     assert!(text.contains("ok    engine sockmap   flows over loopback"), "{text}");
     assert!(text.contains("DEBUG end of stream"), "the kernel program's own log: {text}");
     assert!(text.contains("ok    engine splice"), "{text}");
+    assert!(text.contains("ok    engine packet    attaches; 2 interface(s)"), "{text}");
 
     let mut quiet = Command::new(binary());
     let output = lab.proxy(|| quiet.arg("doctor").output()).unwrap();
     assert!(!said(&output).contains("DEBUG"), "off by default");
+
+    lab.drop_at_proxy(&["in tcp dport 1 drop"]);
+    let text = said(&lab.proxy(|| Command::new(binary()).arg("doctor").output()).unwrap());
+    assert!(text.contains("go past the rules of netfilter (1 table(s) here)"), "{text}");
 }
 
 #[test]

@@ -25,8 +25,17 @@ mod packet;
 
 /// What must stay as long as the agent runs: the pins, and the note for `snisplit status`.
 pub(super) struct Kept {
-    _pins: Option<Pins>,
+    pins: Option<Pins>,
     _note: Option<Note>,
+}
+
+impl Kept {
+    /// From now on flows that were there before end with this agent.
+    pub(super) fn adopt(&mut self) {
+        if let Some(pins) = &mut self.pins {
+            pins.are_ours = true;
+        }
+    }
 }
 
 /// Loads and tries what the configuration asks for. `auto` takes the kernel's engine where it works,
@@ -63,7 +72,7 @@ pub(super) async fn load(config: &Config, ladder: &Ladder) -> Result<Kept> {
     };
     let pinned = pins.as_ref().map(|pins| pins.folder.display().to_string());
     info!(sockmap, pinned, "engines");
-    Ok(Kept { _note: announce(config, sockmap), _pins: pins })
+    Ok(Kept { _note: announce(config, sockmap), pins })
 }
 
 /// For `auto`: tries while connections are served already. Aborting it gives up what it keeps.
@@ -103,6 +112,8 @@ fn announce(config: &Config, sockmap: String) -> Option<Note> {
 /// The folder of this instance's pins, locked; dropping it removes them.
 pub(super) struct Pins {
     folder: PathBuf,
+    /// Not if they are of flows that were there before, which are not to end with a start that fails.
+    are_ours: bool,
     _lock: File,
 }
 
@@ -118,8 +129,11 @@ impl Pins {
 
     /// Keeps flows that have outlived their agent.
     fn take_over(instance: &str) -> Result<Option<Self>> {
-        let pins = Self::lock(instance)?;
-        pins.iter().for_each(|pins| remove(&pins.folder, |name| !kernel::packet::is_ours(name)));
+        let mut pins = Self::lock(instance)?;
+        if let Some(pins) = &mut pins {
+            remove(&pins.folder, |name| !kernel::packet::is_ours(name));
+            pins.are_ours = fs::read_dir(&pins.folder)?.next().is_none();
+        }
         Ok(pins)
     }
 
@@ -134,12 +148,15 @@ impl Pins {
         if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
             bail!("instance: another snisplit runs as \"{instance}\"; give this one its own name");
         }
-        Ok(Some(Self { folder, _lock: lock }))
+        Ok(Some(Self { folder, are_ours: true, _lock: lock }))
     }
 }
 
 impl Drop for Pins {
     fn drop(&mut self) {
+        if !self.are_ours {
+            return;
+        }
         remove(&self.folder, |_| true);
         let _not_ours_alone = fs::remove_dir(&self.folder);
     }

@@ -29,6 +29,7 @@ mod ports;
 mod terms;
 
 pub(crate) use adopt::Orphan;
+pub(crate) use cut::reset;
 use flow::{Flow, Stage};
 use keeper::Keeper;
 pub(crate) use ports::{Lease, Ports};

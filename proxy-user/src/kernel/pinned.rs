@@ -99,6 +99,17 @@ impl Packet {
     }
 }
 
+/// Has the packet engine's programs forget every flow.
+pub(crate) fn forget_flows(folder: &Path) -> Result<(), KernelError> {
+    let flows = HashMap::<_, u64, SpliceBytes>::try_from(Map::HashMap(pin(folder, SPLICES_MAP)?));
+    let mut flows = flows?;
+    let numbers: Vec<u64> = flows.keys().flatten().collect();
+    for number in numbers {
+        let _gone_already = flows.remove(&number);
+    }
+    Ok(())
+}
+
 fn pin(folder: &Path, name: &str) -> Result<MapData, KernelError> {
     Ok(MapData::from_pin(folder.join(name))?)
 }

@@ -12,7 +12,7 @@ use super::netlink::ask;
 
 /// Names and numbers of all Ethernet interfaces with an address: what is part of a bridge or bond has
 /// none, and is seen through that.
-pub(crate) fn with_addresses() -> io::Result<Vec<(String, u32)>> {
+pub(super) fn with_addresses() -> io::Result<Vec<(String, u32)>> {
     let addresses = ask(RouteNetlinkMessage::GetAddress(AddressMessage::default()), NLM_F_DUMP)?;
     let mut addressed = BTreeSet::new();
     for answer in addresses {

@@ -13,7 +13,7 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage, RulePortRange};
 use netlink_packet_route::{AddressFamily, IpProtocol, RouteNetlinkMessage};
-use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use netlink_sys::{Socket, SocketAddr as Kernel};
 
 use super::{Piece, TABLE};
@@ -140,6 +140,36 @@ pub(super) fn ask(
                 return Err(error.to_io());
             }
             return Ok(answers);
+        }
+    }
+}
+
+/// How many tables nftables has, iptables' by way of it included.
+pub(super) fn filter_tables() -> io::Result<usize> {
+    /// linux/netfilter/nfnetlink.h and nf_tables.h: `NFNL_SUBSYS_NFTABLES << 8`, of which 0 is
+    /// `NFT_MSG_NEWTABLE` and 1 `NFT_MSG_GETTABLE`.
+    const TABLE: u16 = 10 << 8;
+    let mut socket = Socket::new(NETLINK_NETFILTER)?;
+    socket.bind_auto()?;
+    socket.connect(&Kernel::new(0, 0))?;
+    // `nlmsghdr` and `nfgenmsg`: all families.
+    let mut request = [0; 20];
+    request[..4].copy_from_slice(&20_u32.to_ne_bytes());
+    request[4..6].copy_from_slice(&(TABLE + 1).to_ne_bytes());
+    request[6..8].copy_from_slice(&(NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
+    socket.send(&request, 0)?;
+    let mut tables = 0;
+    loop {
+        let (datagram, _) = socket.recv_from_full()?;
+        let mut rest = &datagram[..];
+        while let Some((header, _)) = rest.split_first_chunk::<8>() {
+            let [a, b, c, d, kind @ .., _, _] = *header;
+            match u16::from_ne_bytes(kind) {
+                TABLE => tables += 1,
+                _ => return Ok(tables),
+            }
+            let length = u32::from_ne_bytes([a, b, c, d]).next_multiple_of(4) as usize;
+            rest = rest.get(length.max(8)..).unwrap_or_default();
         }
     }
 }

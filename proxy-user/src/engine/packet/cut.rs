@@ -15,7 +15,7 @@ const HOPS: u8 = 64;
 
 /// Resets both peers. The flow must be forgotten before: then the kernel answers whatever else they send
 /// with a reset of the right number (RFC 9293 §3.10.7.1), should one of these not be the one expected.
-pub(super) fn reset(splice: &Splice) {
+pub(crate) fn reset(splice: &Splice) {
     // A peer sees the other one's numbers as translated.
     for (tuple, way) in [(&splice.client, &splice.down), (&splice.backend, &splice.up)] {
         // What it has acknowledged, and what it should have by now.

@@ -1,0 +1,75 @@
+//! What the packet engine needs of the host, and what it goes past.
+
+use std::fs;
+use std::ops::RangeInclusive;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use super::links;
+use super::netlink::filter_tables;
+use crate::config::Packet;
+
+/// What the kernel asks when it looks for a packet's way on behalf of a program: that the interface
+/// which it is asked for forwards. Ours is the loopback interface, by which nothing else is forwarded.
+const FORWARDING: [&str; 2] =
+    ["/proc/sys/net/ipv4/conf/lo/forwarding", "/proc/sys/net/ipv6/conf/lo/forwarding"];
+
+/// Lets packets be forwarded on behalf of the loopback interface; no other forwards for that.
+pub(crate) fn let_loopback_forward() -> Result<()> {
+    for switch in FORWARDING.into_iter().filter(|switch| Path::new(switch).exists()) {
+        fs::write(switch, "1").with_context(|| format!("{switch} must be 1"))?;
+    }
+    Ok(())
+}
+
+/// How many tables of rules packets of a flow go past, once it has left its sockets; `None` if nobody
+/// says.
+pub(crate) fn tables_gone_past() -> Option<usize> {
+    let legacy = ["/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"];
+    let legacy = legacy.map(|names| fs::read_to_string(names).map_or(0, |all| all.lines().count()));
+    Some(filter_tables().ok()? + legacy.iter().sum::<usize>())
+}
+
+/// Names and numbers of the interfaces to attach to.
+pub(crate) fn links(packet: &Packet) -> Result<Vec<(String, u32)>> {
+    let all = links::with_addresses().context("cannot list the interfaces")?;
+    let wanted = &packet.interfaces;
+    if let Some(unknown) = wanted.iter().find(|name| all.iter().all(|(other, _)| other != *name)) {
+        bail!("packet.interfaces: \"{unknown}\" is no Ethernet interface with an address");
+    }
+    let is_wanted = |(name, _): &(String, u32)| wanted.is_empty() || wanted.contains(name);
+    let chosen: Vec<_> = all.into_iter().filter(is_wanted).collect();
+    ensure!(
+        !chosen.is_empty(),
+        "packet.interfaces: this host has no Ethernet interface with an address"
+    );
+    Ok(chosen)
+}
+
+/// The kernel must give none of our ports to anybody else.
+pub(crate) fn ensure_nobody_has(ports: &RangeInclusive<u16>) -> Result<()> {
+    const RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
+    const RESERVED: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
+    let text = fs::read_to_string(RANGE).context(RANGE)?;
+    let given: Vec<u16> = text.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    let [first, last] = given[..] else { bail!("{RANGE} is \"{}\"", text.trim()) };
+    let reserved = fs::read_to_string(RESERVED).unwrap_or_default();
+    let is_reserved = |port: u16| {
+        reserved.trim().split(',').any(|part| {
+            let (from, to) = part.split_once('-').unwrap_or((part, part));
+            from.parse().is_ok_and(|from: u16| from <= port)
+                && to.parse().is_ok_and(|to: u16| port <= to)
+        })
+    };
+    let both = *ports.start().max(&first)..=*ports.end().min(&last);
+    if let Some(port) = both.clone().find(|port| !is_reserved(*port)) {
+        bail!(
+            "packet.ports: the kernel gives port {port} to anybody; add {}-{} to \
+             net.ipv4.ip_local_reserved_ports, or choose others",
+            both.start(),
+            both.end()
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,119 @@
+//! What the packet engine leaves among the pins: for people, for the next agent, for `snisplit flows`.
+
+use std::io::ErrorKind;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use rustix::process::Signal;
+use serde_json::Value;
+use snisplit_tests::agent::binary;
+use snisplit_tests::flow::Flow;
+use snisplit_tests::kernel::bpftool;
+use snisplit_tests::stream::{ending, finish, read_all, read_some, write};
+use snisplit_tests::wait::until;
+
+fn ask(words: &[&str]) -> Output {
+    Command::new(binary()).args(words).output().unwrap()
+}
+
+fn json(words: &[&str]) -> Value {
+    let done = ask(&[words, &["--json"]].concat());
+    serde_json::from_slice(&done.stdout).unwrap_or_else(|_| panic!("{done:?}"))
+}
+
+#[test]
+fn people_see_a_flow() {
+    let instance = "sp-packets";
+    let flow = Flow::open_with("packet", &["--instance", instance]);
+    let Flow { client, backend, .. } = &flow;
+    write(client, b"up");
+    assert_eq!(read_some(backend, 2), b"up");
+    // What is acknowledged counts, and that may take its time.
+    write(backend, b"down");
+    assert_eq!(read_some(client, 4), b"down");
+    let flows = until("the bytes to be acknowledged", || {
+        let flows = json(&["flows", "--instance", instance]);
+        (flows[0]["up"] == 2 && flows[0]["down"] == flow.answer + 4).then_some(flows)
+    });
+    let [one] = flows.as_array().unwrap().as_slice() else { panic!("{flows}") };
+    assert_eq!(one["client"], client.local_addr().unwrap().to_string());
+    assert_eq!((&one["backend"], &one["route"]), (&"10.91.2.2:8001".into(), &"a.test".into()));
+    assert_eq!((&one["engine"], &one["up_state"]), (&"packet".into(), &"spliced".into()));
+
+    let status = json(&["status", "--instance", instance]);
+    let [kernel] = status["kernel"].as_array().unwrap().as_slice() else { panic!("{status}") };
+    assert_eq!((&kernel["engine"], &kernel["flows"]), (&"packet".into(), &1.into()));
+
+    let pinned = |map: &str| {
+        let path = format!("/sys/fs/bpf/snisplit/{instance}/{map}");
+        bpftool(&["map", "dump", "pinned", &path])
+    };
+    let seen = pinned("packet_flows")[0]["formatted"]["value"].clone();
+    assert_eq!((&seen["state"], &seen["why"]), (&"Spliced".into(), &"Unasked".into()));
+    assert_eq!(seen["client"]["source_port"], client.local_addr().unwrap().port());
+    assert!(pinned("packet_counters").as_array().unwrap().len() >= 8);
+
+    finish(client);
+    assert_eq!(read_all(backend), b"");
+    finish(backend);
+    assert_eq!(read_all(client), b"");
+    flow.ends(2, 4, "closed");
+    let flows = json(&["flows", "--instance", instance]);
+    assert_eq!(flows[0]["up_state"], "ended", "kept for what is repeated");
+}
+
+#[test]
+fn what_an_agent_has_left_is_dropped_on_demand() {
+    let instance = "sp-left";
+    let flow = Flow::open_with("packet", &["--instance", instance]);
+    let Flow { client, backend, agent, .. } = &flow;
+    let drop = ["flows", "drop", "--instance", instance];
+    let refused = ask(&drop);
+    assert!(!refused.status.success());
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(said.contains("the agent \"sp-left\" runs; stop it first"), "{said}");
+    agent.signal(Signal::KILL);
+    let done = until("the agent to be dead", || {
+        let done = flow.lab().proxy(|| ask(&drop));
+        done.status.success().then_some(done)
+    });
+    assert!(String::from_utf8_lossy(&done.stdout).starts_with("1 flows ended"), "{done:?}");
+    for side in [client, backend] {
+        assert_eq!(ending(side), (vec![], Err(ErrorKind::ConnectionReset)));
+    }
+    assert!(!Path::new("/sys/fs/bpf/snisplit/sp-left").exists());
+}
+
+/// An agent of another ABI does not touch what it does not understand, and says what can be done.
+#[test]
+fn pins_of_another_version_are_refused() {
+    let instance = "sp-other";
+    let flow = Flow::open_with("packet", &["--instance", instance]);
+    flow.agent.signal(Signal::KILL);
+    let path = format!("/sys/fs/bpf/snisplit/{instance}/packet_abi");
+    let map =
+        ["map", "update", "pinned", &path, "key", "0", "0", "0", "0", "value", "99", "0", "0"];
+    bpftool(&[&map[..], &["0"]].concat());
+    let told = ["run", "--listen", "10.91.1.1:9443", "--route", "a.test=10.91.2.2:1"];
+    let words = [&told[..], &["--engine", "packet", "--instance", instance]].concat();
+    let words: [&str; 9] = words.try_into().unwrap();
+    let said = until("the agent to be dead", || {
+        let refused = flow.lab().proxy(|| ask(&words));
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        (!said.contains("another snisplit runs")).then_some(said)
+    });
+    assert!(said.contains("packet ABI version 99"), "{said}");
+    assert!(said.contains("`snisplit flows drop`"), "{said}");
+    // The flow does not care. Nor for one that understands, and fails for another reason.
+    write(&flow.client, b"still here");
+    assert_eq!(read_some(&flow.backend, 10), b"still here");
+    bpftool(&[&map[..9], &["value", "1", "0", "0", "0"]].concat());
+    let elsewhere = words.map(|word| if word == "10.91.1.1:9443" { "10.9.9.9:1" } else { word });
+    let failed = flow.lab().proxy(|| ask(&elsewhere));
+    let said = String::from_utf8_lossy(&failed.stderr).into_owned();
+    assert!(said.contains("cannot listen on 10.9.9.9:1"), "{said}");
+    write(&flow.backend, b"and here");
+    assert_eq!(read_some(&flow.client, 8), b"and here");
+    let done = flow.lab().proxy(|| ask(&["flows", "drop", "--instance", instance]));
+    assert!(done.status.success(), "{done:?}");
+}
