@@ -13,6 +13,7 @@ use snisplit_tests::lab::{Lab, backend};
 use snisplit_tests::stream::{
     Noise, accept, connect, ending, finish, listen, read_all, read_some, write,
 };
+use snisplit_tests::wait::until;
 
 const ROUTE: [&str; 4] = ["--engine", "packet", "--route", "a.test=10.91.2.2:8001"];
 /// Flows that outlive their agent; `SNISPLIT_FLOWS` makes it as many.
@@ -141,4 +142,33 @@ fn a_client_that_comes_back_by_the_same_port_is_a_new_one() {
         assert_eq!(read_all(&server), b"");
         assert_eq!(agent.record()["outcome"], "closed");
     }
+}
+
+/// With all its ports in use, the engine leaves new flows to the ladder, and those that it has go on.
+#[test]
+fn more_flows_than_ports() {
+    let lab = Lab::new();
+    let file = lab.folder().join("few.toml");
+    let config = "engine = \"packet\"\n[[listener]]\naddress = \"0.0.0.0:443\"\n[[route]]\n\
+                  sni = [\"a.test\"]\nbackends = [\"10.91.2.2:8001\"]\n[packet]\n\
+                  ports = \"20000-20003\"\n";
+    std::fs::write(&file, config).unwrap();
+    let agent = Agent::start_from(&lab, &file, &[]);
+    let listener = listen(&lab, backend(8001));
+    let pairs: Vec<_> = (0..6).map(|_| flow(&lab, &listener)).collect();
+    let mut engines = Vec::new();
+    for (client, backend) in &pairs {
+        end(client, backend);
+        engines.push(agent.record()["engine"].as_str().unwrap().to_owned());
+    }
+    assert_eq!(engines, ["packet", "packet", "packet", "packet", "splice", "splice"]);
+    let labels = "{engine=\"packet\",reason=\"no_port\"}";
+    let name = format!("snisplit_engine_declined_total{labels}");
+    assert_eq!(agent.metric(&lab, &name), 2.0);
+    // Ports come back when they have rested.
+    until("a port that has rested", || {
+        let (client, backend) = flow(&lab, &listener);
+        end(&client, &backend);
+        (agent.record()["engine"] == "packet").then_some(())
+    });
 }
