@@ -110,6 +110,16 @@ pub enum Net {
 /// What to do with flows.
 #[derive(Debug, Subcommand)]
 pub enum FlowsVerb {
+    /// Reset flows of the packet engine, both peers, by the client's address. The agent does it within
+    /// a second
+    Cut {
+        /// The client, as `flows` shows it: ADDRESS:PORT, or an ADDRESS for all of its flows
+        client: String,
+
+        /// Its name (`instance` in its configuration)
+        #[arg(long, default_value = crate::config::INSTANCE, value_name = "NAME")]
+        instance: String,
+    },
     /// End the flows of the packet engine that an agent has left behind: with a reset for both peers,
     /// and nothing of it stays in the kernel. Not while an agent of that name runs
     Drop {

@@ -127,6 +127,8 @@ pub(crate) enum End {
     ClientReset,
     /// The back end's side broke; the client was reset.
     BackendReset,
+    /// Somebody wanted it cut (`snisplit flows cut`); both were reset.
+    Cut,
 }
 
 /// A pair that an engine did not touch, and why.
@@ -178,6 +180,7 @@ impl Pair {
             End::Closed => self.close_in_order(),
             End::ClientReset => flush(&self.backend).await,
             End::BackendReset => flush(&self.client).await,
+            End::Cut => {}
         }
         end
     }
@@ -233,6 +236,7 @@ impl End {
             Self::Closed => "closed",
             Self::ClientReset => "client_reset",
             Self::BackendReset => "backend_reset",
+            Self::Cut => "cut",
         }
     }
 }

@@ -1,13 +1,16 @@
-//! What an agent that no longer runs has left in the kernel.
+//! Flows in the kernel that are to end: those that an agent which no longer runs has left there, and
+//! single ones of one that does.
 
 use std::fs::{self, File};
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context as _, Result, bail};
 use rustix::fs::{FlockOperation, flock};
 use snisplit_common::abi::packet::SpliceState;
 
 use crate::engine::packet::reset;
-use crate::kernel::pinned::{Pinned, forget_flows};
+use crate::kernel::address::addresses;
+use crate::kernel::pinned::{Pinned, ask_to_cut, forget_flows};
 use crate::kernel::pins;
 
 /// Ends the flows of an instance and removes its pins; what to say of it.
@@ -35,4 +38,25 @@ pub fn drop(instance: &str) -> Result<String> {
     let running = packet.flows.values().filter(|flow| flow.state == SpliceState::Spliced);
     let ended = running.inspect(|flow| reset(flow)).count();
     Ok(format!("{ended} flows ended; {place} is gone"))
+}
+
+/// Asks the agent to reset the flows of a client, or the one by its address and port; what to say.
+pub fn cut(instance: &str, client: &str) -> Result<String> {
+    let is_meant: Box<dyn Fn(SocketAddr) -> bool> =
+        match (client.parse::<SocketAddr>(), client.parse::<IpAddr>()) {
+            (Ok(address), _) => Box::new(move |other| other == address),
+            (_, Ok(ip)) => Box::new(move |other| other.ip() == ip),
+            _ => bail!("\"{client}\" is no ADDRESS:PORT and no ADDRESS"),
+        };
+    let folder = pins(instance);
+    let context = || format!("{}: no flows of the packet engine", folder.display());
+    let packet = Pinned::read(&folder)?.packet.with_context(context)?;
+    let running = packet.flows.iter().filter(|(_, flow)| flow.state == SpliceState::Spliced);
+    let meant = running.filter(|(_, flow)| is_meant(addresses(&flow.client).0));
+    let numbers: Vec<u64> = meant.map(|(number, _)| *number).collect();
+    ask_to_cut(&folder, &numbers)?;
+    match numbers.len() {
+        0 => bail!("no flow of {client} is in the kernel; `snisplit flows` lists them"),
+        flows => Ok(format!("{flows} flows will be cut")),
+    }
 }

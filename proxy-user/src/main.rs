@@ -76,6 +76,9 @@ fn act(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Flows { what: Some(FlowsVerb::Drop { instance }), .. } => {
             println!("{}", leftover::drop(&instance)?);
         }
+        Verb::Flows { what: Some(FlowsVerb::Cut { client, instance }), .. } => {
+            println!("{}", leftover::cut(&instance, &client)?);
+        }
         Verb::Flows { what: None, of: Instance { instance, json } } => {
             tell(&Flows::of(&instance)?, json)?;
         }

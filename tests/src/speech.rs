@@ -24,6 +24,9 @@ pub const ALL_SIZES: Manner =
 /// What `auto` takes for a flow of small messages, and what overlaps when it is sent again.
 pub const SMALL: Manner = Manner { most: 30_000, pieces: [1, 3, 20, 200, 400], pause: 2 };
 
+/// The same, one by one: on a slow line too they do not become one.
+pub const SINGLE: Manner = Manner { most: 12_000, pieces: [1, 3, 20, 200, 400], pause: 1 };
+
 /// What one side says: always the same for a seed.
 pub fn speech(seed: u64, side: u64, most: u64) -> Vec<u8> {
     let mut dice = Dice::of(seed, side);

@@ -160,7 +160,7 @@ fn a_reset_after_a_half_close_is_a_reset() {
 fn a_reset_behind_an_end_of_stream_takes_nothing_back() {
     WITH_SOCKETS.into_iter().map(Flow::open).for_each(|flow| {
         // More than the back end's socket takes while nobody reads.
-        let sent = vec![7; 3_000_000];
+        let sent = vec![7; 1_500_000];
         write(&flow.client, &sent);
         finish(&flow.client);
         until("all of it to be acknowledged", || is_fin_acknowledged(flow.lab()).then_some(()));

@@ -84,6 +84,25 @@ fn what_an_agent_has_left_is_dropped_on_demand() {
     assert!(!Path::new("/sys/fs/bpf/snisplit/sp-left").exists());
 }
 
+#[test]
+fn a_flow_is_cut_on_demand() {
+    let instance = "sp-cut";
+    let flow = Flow::open_with("packet", &["--instance", instance]);
+    let (other, other_backend) = flow.another();
+    let client = flow.client.local_addr().unwrap().to_string();
+    let done = ask(&["flows", "cut", &client, "--instance", instance]);
+    assert!(String::from_utf8_lossy(&done.stdout).starts_with("1 flows will be cut"), "{done:?}");
+    for side in [&flow.client, &flow.backend] {
+        assert_eq!(ending(side), (vec![], Err(ErrorKind::ConnectionReset)));
+    }
+    flow.ends(0, 0, "cut");
+    write(&other, b"not this one");
+    assert_eq!(read_some(&other_backend, 12), b"not this one");
+    let done = ask(&["flows", "cut", &client, "--instance", instance]);
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert!(!done.status.success() && said.contains("no flow of"), "{said}");
+}
+
 /// An agent of another ABI does not touch what it does not understand, and says what can be done.
 #[test]
 fn pins_of_another_version_are_refused() {

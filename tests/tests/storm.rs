@@ -14,7 +14,7 @@ use snisplit_tests::hello::Hello;
 use snisplit_tests::impair::Impairment;
 use snisplit_tests::kernel::counter;
 use snisplit_tests::lab::{Lab, PROXY6, backend, has_ipv6};
-use snisplit_tests::speech::{ALL_SIZES, Manner, SMALL, hear, say};
+use snisplit_tests::speech::{ALL_SIZES, Manner, SINGLE, SMALL, hear, say};
 use snisplit_tests::stream::{connect, listen};
 use snisplit_tests::wait::{pass, until};
 
@@ -207,7 +207,7 @@ fn every_byte_of_many_odd_flows() {
 #[test]
 fn every_byte_of_flows_that_change_their_engine() {
     storm(Storm { engine: "auto", flows: flows(400), loss: None, manner: SMALL });
-    storm(Storm { engine: "auto", flows: flows(60), loss: Some(1), manner: SMALL });
+    storm(Storm { engine: "auto", flows: flows(60), loss: Some(1), manner: SINGLE });
 }
 
 /// Retransmissions that overlap what has been forwarded are what a sockmap forwards twice; and packets

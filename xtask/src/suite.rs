@@ -18,11 +18,24 @@ const FRESH: &str = "mkdir -p /run/netns /run/snisplit && mount -t tmpfs sp-netn
     exec \"$@\"";
 
 /// Test files that name the engine of every agent they start, or start none.
-const ENGINES_NAMED: [&str; 8] =
-    ["auto", "bpftool", "cli", "engines", "leaks", "overlap", "slow", "storm"];
+const ENGINES_NAMED: [&str; 13] = [
+    "auto",
+    "bpftool",
+    "cli",
+    "engines",
+    "leaks",
+    "overlap",
+    "packet",
+    "packet_pins",
+    "packet_table",
+    "packet_tls",
+    "packet_wire",
+    "slow",
+    "storm",
+];
 
 /// Unit tests as the user, then the root suite: all of it with the engine asked for, else with the
-/// default and then, where that is another test, with sockmap. Skips are counted; a run of skips only
+/// default and then, where that is another test, with sockmap and with packet. Skips are counted; a run of skips only
 /// has failed.
 pub(crate) fn test(filter: Option<&str>, engine: Option<&str>) -> Result<()> {
     let peers = setup::all()?;
@@ -35,7 +48,8 @@ pub(crate) fn test(filter: Option<&str>, engine: Option<&str>) -> Result<()> {
     let skips = root().join("target/skipped-tests");
     let _none_before = std::fs::remove_file(&skips);
     let executables = executables(&["--tests"])?;
-    let passes = if engine.is_some() { &[engine][..] } else { &[None, Some("sockmap")] };
+    let passes =
+        if engine.is_some() { &[engine][..] } else { &[None, Some("sockmap"), Some("packet")] };
     for (pass, engine) in passes.iter().enumerate() {
         for executable in executables.iter().filter(|path| pass == 0 || !names_engines(path)) {
             let mut command = fresh(&agent, &peers);

@@ -37,6 +37,11 @@ pub const INTERFACES_MAP: &str = "packet_links";
 /// What a SYN to a back end must not offer, by the tuple that its answer comes by, without our address.
 pub const OFFERS_MAP: &str = "packet_offers";
 
+/// Numbers of flows that somebody wants cut (`snisplit flows cut`); the agent looks once a second.
+pub const CUTS_MAP: &str = "packet_cuts";
+/// Wishes at once.
+pub const CUTS_MAX: usize = 65_536;
+
 /// In [`OFFERS_MAP`]: the most bytes of a segment (MSS), 16 bits; the following are above them.
 pub const MSS_MASK: u32 = 0xffff;
 /// In [`OFFERS_MAP`]: no timestamps (RFC 7323).

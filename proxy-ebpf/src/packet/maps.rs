@@ -3,8 +3,8 @@
 use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use snisplit_common::abi::packet::{
-    FATES, Fate, INTERFACES_MAX, Leg, OFFERS_MAX, SPLICES_MAX, Splice, SpliceState, TUPLES_MAX,
-    Told, Tuple,
+    CUTS_MAX, FATES, Fate, INTERFACES_MAX, Leg, OFFERS_MAX, SPLICES_MAX, Splice, SpliceState,
+    TUPLES_MAX, Told, Tuple,
 };
 use snisplit_common::abi::{EVENTS_BYTES, ROUTES_MAX, Route};
 
@@ -27,6 +27,10 @@ static ROUTES: HashMap<u32, Route, ROUTES_MAX, NO_PREALLOC> = HashMap::new();
 
 #[btf_map(name = "packet_offers")]
 pub(crate) static OFFERS: HashMap<Tuple, u32, OFFERS_MAX, NO_PREALLOC> = HashMap::new();
+
+/// From one process to another; the programs do not look at it.
+#[btf_map(name = "packet_cuts")]
+static CUTS: HashMap<u64, u32, CUTS_MAX, NO_PREALLOC> = HashMap::new();
 
 #[btf_map(name = "packet_links")]
 pub(crate) static LINKS: HashMap<u32, u32, INTERFACES_MAX, NO_PREALLOC> = HashMap::new();

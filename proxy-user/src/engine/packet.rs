@@ -126,9 +126,10 @@ impl Engine for Packet {
             Ok(armed) => armed,
             Err(reason) => return Err(Declined { pair, reason }),
         };
+        // As long as no other engine has it.
+        pair.settle(Tier::Packet);
         if let Err(end) = say_hello(&mut pair, hello).await {
             drop(flow);
-            pair.settle(Tier::Packet);
             return Ok(pair.close(end).await);
         }
         if let (Socket::Tcp(client), Socket::Tcp(backend)) = (&pair.client, &pair.backend)

@@ -10,7 +10,7 @@ use aya::programs::{SchedClassifier, TcAttachType, TestRun as _, TestRunOptions}
 use aya::{Ebpf, EbpfLoader};
 use snisplit_common::abi::Direction;
 use snisplit_common::abi::packet::{
-    Fate, IN_PROGRAM, INTERFACES_MAP, Leg, OFFERS_MAP, OUT_PROGRAM, PACKET_ABI_MAP,
+    CUTS_MAP, Fate, IN_PROGRAM, INTERFACES_MAP, Leg, OFFERS_MAP, OUT_PROGRAM, PACKET_ABI_MAP,
     PACKET_ABI_VERSION, PACKET_COUNTERS_MAP, PACKET_EVENTS_MAP, PACKET_ROUTES_MAP, SETTLE_PROGRAM,
     SPLICES_MAP, Splice, SpliceState, TUPLES_MAP, Told, Tuple,
 };
@@ -28,8 +28,8 @@ mod links;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/snisplit-packet"));
 
 /// The maps that outlive the agent, so that flows do; people may look at them too.
-const PINNED: [&str; 5] =
-    [PACKET_ABI_MAP, SPLICES_MAP, TUPLES_MAP, PACKET_ROUTES_MAP, PACKET_COUNTERS_MAP];
+const PINNED: [&str; 6] =
+    [PACKET_ABI_MAP, SPLICES_MAP, TUPLES_MAP, PACKET_ROUTES_MAP, PACKET_COUNTERS_MAP, CUTS_MAP];
 
 /// Whether a pin of this name is the packet engine's.
 pub(crate) fn is_ours(name: &str) -> bool {
@@ -48,6 +48,7 @@ struct Maps {
     splices: HashMap<MapData, u64, SpliceBytes>,
     tuples: HashMap<MapData, TupleBytes, LegBytes>,
     offers: HashMap<MapData, TupleBytes, u32>,
+    cuts: HashMap<MapData, u64, u32>,
 }
 
 /// What the programs tell, as it happens.
@@ -83,6 +84,7 @@ impl Splicer {
             splices: take(SPLICES_MAP)?.try_into()?,
             tuples: take(TUPLES_MAP)?.try_into()?,
             offers: take(OFFERS_MAP)?.try_into()?,
+            cuts: take(CUTS_MAP)?.try_into()?,
         };
         let mut interfaces: HashMap<MapData, u32, u32> = take(INTERFACES_MAP)?.try_into()?;
         attach(&mut ebpf, links, pins)?;
@@ -130,6 +132,14 @@ impl Splicer {
         let maps = self.maps();
         let all = maps.splices.iter().flatten();
         all.map(|(number, bytes)| (number, Splice::get(&bytes))).collect()
+    }
+
+    /// Flows that somebody wants cut; each is told once.
+    pub(crate) fn cuts(&self) -> Vec<u64> {
+        let cuts = &mut self.maps().cuts;
+        let numbers: Vec<u64> = cuts.keys().flatten().collect();
+        numbers.iter().for_each(|number| _ = cuts.remove(number));
+        numbers
     }
 
     /// Forgets a flow: its packets are strangers again.

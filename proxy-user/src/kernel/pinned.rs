@@ -5,8 +5,8 @@ use std::path::Path;
 
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use snisplit_common::abi::packet::{
-    Fate, PACKET_ABI_MAP, PACKET_ABI_VERSION, PACKET_COUNTERS_MAP, PACKET_ROUTES_MAP, SPLICES_MAP,
-    Splice,
+    CUTS_MAP, Fate, PACKET_ABI_MAP, PACKET_ABI_VERSION, PACKET_COUNTERS_MAP, PACKET_ROUTES_MAP,
+    SPLICES_MAP, Splice,
 };
 use snisplit_common::abi::{
     ABI_MAP, ABI_VERSION, COUNTERS_MAP, Count, FLOWS_MAP, Flow, ROUTES_MAP,
@@ -108,6 +108,12 @@ pub(crate) fn forget_flows(folder: &Path) -> Result<(), KernelError> {
         let _gone_already = flows.remove(&number);
     }
     Ok(())
+}
+
+/// Asks the agent to cut flows of the packet engine.
+pub(crate) fn ask_to_cut(folder: &Path, numbers: &[u64]) -> Result<(), KernelError> {
+    let mut cuts: HashMap<MapData, u64, u32> = Map::HashMap(pin(folder, CUTS_MAP)?).try_into()?;
+    Ok(numbers.iter().try_for_each(|number| cuts.insert(number, 1, 0))?)
 }
 
 fn pin(folder: &Path, name: &str) -> Result<MapData, KernelError> {

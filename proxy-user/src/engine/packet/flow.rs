@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::super::{End, Tally, Tier};
+use super::keeper::News;
 use super::{Lease, Packet, cut};
 
 /// Between looks whether a flow's peers are still there: nobody keeps it alive by the leg any more.
@@ -26,7 +27,7 @@ const SILENCE: Duration = Duration::from_secs(2 * 3_600 + 240);
 pub(super) struct Flow {
     pub(super) engine: Packet,
     pub(super) number: u64,
-    pub(super) state: watch::Receiver<SpliceState>,
+    pub(super) state: watch::Receiver<News>,
     pub(super) stage: Stage,
 }
 
@@ -67,9 +68,8 @@ impl Flow {
         client: &TcpStream,
         backend: &TcpStream,
     ) -> Result<(), Why> {
-        let is_decided = |state: &SpliceState| *state as u64 >= SpliceState::Spliced as u64;
         let is_told = select! {
-            told = self.state.wait_for(is_decided) => told.is_ok(),
+            told = self.state.wait_for(News::is_decided) => told.is_ok(),
             // Whatever comes to a socket is for it to carry.
             () = stirs(client) => false,
             () = stirs(backend) => false,
@@ -77,7 +77,7 @@ impl Flow {
         if !is_told {
             let settled = self.engine.splicer.settle(self.number);
             if settled.is_ok_and(|state| state == SpliceState::Switching) {
-                let _told = self.state.wait_for(is_decided).await;
+                let _told = self.state.wait_for(News::is_decided).await;
             }
         }
         match self.splice() {
@@ -102,14 +102,10 @@ impl Flow {
 
     /// Waits for the end of one without sockets, and whether its peers know of it.
     async fn end(&mut self) -> (End, bool) {
-        let is_over = |state: &SpliceState| *state as u64 > SpliceState::Fallback as u64;
         loop {
-            let over = timeout(LOOK, self.state.wait_for(is_over)).await;
-            match over.ok().and_then(Result::ok).map(|state| *state) {
-                Some(SpliceState::Closed) => return (End::Closed, true),
-                Some(SpliceState::ClientReset) => return (End::ClientReset, true),
-                Some(_) => return (End::BackendReset, true),
-                None => {}
+            let over = timeout(LOOK, self.state.wait_for(|news| news.end().is_some())).await;
+            if let Some(end) = over.ok().and_then(Result::ok).and_then(|news| news.end()) {
+                return end;
             }
             let seen = self.splice().map_or((0, 0), |it| (it.up.last_seen, it.down.last_seen));
             match (silence(seen.0) > SILENCE, silence(seen.1) > SILENCE) {

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
+use super::End;
 use super::ports::Lease;
 use crate::kernel::packet::{Events, Splicer};
 
@@ -24,9 +25,43 @@ const MANY: usize = SPLICES_MAX / 2;
 /// Listens to the programs as long as it lives.
 pub(super) struct Keeper {
     splicer: Arc<Splicer>,
-    flows: Mutex<HashMap<u64, watch::Sender<SpliceState>>>,
+    flows: Mutex<HashMap<u64, watch::Sender<News>>>,
     /// By the back end and our port.
     graves: Mutex<HashMap<(SocketAddr, u16), Grave>>,
+}
+
+/// What there is to say of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum News {
+    /// What it has become.
+    State(SpliceState),
+    /// Somebody wants it cut.
+    Cut,
+}
+
+impl News {
+    fn is_before(self, state: SpliceState) -> bool {
+        matches!(self, Self::State(known) if (state as u64) > known as u64)
+    }
+
+    /// Whether it is clear whose flow it is.
+    pub(super) const fn is_decided(&self) -> bool {
+        match self {
+            Self::State(state) => *state as u64 >= SpliceState::Spliced as u64,
+            Self::Cut => true,
+        }
+    }
+
+    /// How a flow without sockets has ended, and whether its peers know of it.
+    pub(super) const fn end(self) -> Option<(End, bool)> {
+        match self {
+            Self::State(SpliceState::Closed) => Some((End::Closed, true)),
+            Self::State(SpliceState::ClientReset) => Some((End::ClientReset, true)),
+            Self::State(SpliceState::BackendReset) => Some((End::BackendReset, true)),
+            Self::Cut => Some((End::Cut, false)),
+            Self::State(_) => None,
+        }
+    }
 }
 
 /// What is left of a flow.
@@ -45,7 +80,7 @@ impl Keeper {
         (keeper, tasks)
     }
 
-    fn flows(&self) -> MutexGuard<'_, HashMap<u64, watch::Sender<SpliceState>>> {
+    fn flows(&self) -> MutexGuard<'_, HashMap<u64, watch::Sender<News>>> {
         self.flows.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -54,8 +89,8 @@ impl Keeper {
     }
 
     /// Follows a flow from before it is armed.
-    pub(super) fn follow(&self, number: u64) -> watch::Receiver<SpliceState> {
-        let (sender, receiver) = watch::channel(SpliceState::Armed);
+    pub(super) fn follow(&self, number: u64) -> watch::Receiver<News> {
+        let (sender, receiver) = watch::channel(News::State(SpliceState::Armed));
         self.flows().insert(number, sender);
         receiver
     }
@@ -82,12 +117,19 @@ impl Keeper {
         if let Some(flow) = self.flows().get(&number) {
             // Later states have greater numbers, and a look may be behind an event.
             flow.send_if_modified(|known| {
-                let is_news = state as u64 > *known as u64;
+                let is_news = known.is_before(state);
                 if is_news {
-                    *known = state;
+                    *known = News::State(state);
                 }
                 is_news
             });
+        }
+    }
+
+    /// Passes on that somebody wants a flow cut.
+    fn cut(&self, number: u64) {
+        if let Some(flow) = self.flows().get(&number) {
+            flow.send_replace(News::Cut);
         }
     }
 
@@ -125,6 +167,7 @@ async fn look(keeper: Arc<Keeper>) {
                 keeper.tell(number, splice.state);
             }
         }
+        keeper.splicer.cuts().into_iter().for_each(|number| keeper.cut(number));
         keeper.sweep();
     }
 }
