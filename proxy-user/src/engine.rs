@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep};
 use crate::sys;
 
 pub(crate) mod copy;
+mod end;
 mod ladder;
 mod pace;
 pub(crate) mod packet;
@@ -26,6 +27,7 @@ mod socket;
 pub(crate) mod sockmap;
 pub(crate) mod splice;
 
+pub(crate) use end::End;
 pub(crate) use ladder::{Choice, Ladder, Listener};
 pub(crate) use socket::Socket;
 
@@ -116,19 +118,6 @@ impl Drop for Metered<'_> {
             self.0.down.fetch_add(down, Ordering::Relaxed);
         }
     }
-}
-
-/// How a carried connection ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum End {
-    /// Both sides closed in order.
-    Closed,
-    /// The client's side broke (reset, timeout, unreachable); the back end was reset.
-    ClientReset,
-    /// The back end's side broke; the client was reset.
-    BackendReset,
-    /// Somebody wanted it cut (`snisplit flows cut`); both were reset.
-    Cut,
 }
 
 /// A pair that an engine did not touch, and why.
@@ -226,18 +215,6 @@ impl Tally {
     /// The engine that took the flow last, once one has.
     pub(crate) fn tier(&self) -> Option<Tier> {
         *self.tier.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl End {
-    /// A short word for counters and logs.
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::Closed => "closed",
-            Self::ClientReset => "client_reset",
-            Self::BackendReset => "backend_reset",
-            Self::Cut => "cut",
-        }
     }
 }
 

@@ -152,8 +152,7 @@ impl Splicer {
 
     /// Leaves a flow to its sockets, if the kernel has not taken it. What it is now.
     pub(crate) fn settle(&self, number: u64) -> Result<SpliceState, KernelError> {
-        // Behind room for an Ethernet header, without which nothing is run.
-        let mut packet = [0_u8; 64];
+        let mut packet = [0_u8; 64]; // Nothing is run without an Ethernet header in front.
         packet[14..22].copy_from_slice(&number.to_ne_bytes());
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         let program = program(&mut loaded, SETTLE_PROGRAM)?;
