@@ -85,8 +85,11 @@ fn set_numbers(splice: &mut Splice, client: &Numbers, backend: &Numbers) {
 #[inline(always)]
 fn set_stamps(splice: &mut Splice, client: &Numbers, backend: &Numbers, stamp: u32) {
     // SAFETY: takes nothing and touches nothing.
-    let now = (unsafe { bpf_ktime_get_ns() } / TICK) as u32;
+    let nanoseconds = unsafe { bpf_ktime_get_ns() };
+    let now = (nanoseconds / TICK) as u32;
     let Splice { up, down, .. } = splice;
+    // Whoever says nothing from now on is silent since now.
+    (up.last_seen, down.last_seen) = (nanoseconds, nanoseconds);
     up.stamp = now.wrapping_add(backend.ts_offset).wrapping_sub(client.ts_recent);
     down.stamp = now.wrapping_add(client.ts_offset).wrapping_sub(stamp);
     up.echo = down.stamp.wrapping_neg();

@@ -110,7 +110,7 @@ impl Fitting<'_> {
     /// Comes from a port of ours, and offers no more than the client can take.
     async fn dial(self, to: SocketAddr) -> io::Result<Connected> {
         // Somebody may listen on one, or wait on it for what is late.
-        for lease in (0..PORTS_TRIED).map_while(|_| self.engine.lease(to)) {
+        for mut lease in (0..PORTS_TRIED).map_while(|_| self.engine.lease(to)) {
             let socket = socket2::Socket::new(
                 Domain::for_address(to),
                 Type::STREAM.nonblocking(),
@@ -121,7 +121,7 @@ impl Fitting<'_> {
             if socket.bind(&SocketAddr::new(any, lease.port()).into()).is_err() {
                 continue;
             }
-            let Ok(_restrained) = self.engine.restrain(&lease, self.offer) else { break };
+            let Ok(_restrained) = self.engine.restrain(&mut lease, self.offer) else { break };
             match TcpSocket::from_std_stream(socket.into()).connect(to).await {
                 Ok(stream) => {
                     return Ok(Connected { socket: Socket::Tcp(stream), lease: Some(lease) });

@@ -65,15 +65,20 @@ impl Packet {
         Some(lease)
     }
 
-    /// Has a SYN from this port offer no more than that, until the answer is dropped.
+    /// Has a SYN from this port offer no more than that, until the answer is dropped; `None` if it does
+    /// not anyway.
     pub(crate) fn restrain(
         &self,
-        lease: &Lease,
+        lease: &mut Lease,
         offer: SynOptions,
-    ) -> Result<Restrained, KernelError> {
+    ) -> Result<Option<Restrained>, KernelError> {
+        if !offer.restrains(lease.told_mss()) {
+            return Ok(None);
+        }
         let (to, port) = lease.place();
         self.splicer.offer(to, port, offer.word())?;
-        Ok(Restrained { splicer: Arc::clone(&self.splicer), to, port })
+        lease.offered = Some(offer.mss());
+        Ok(Some(Restrained { splicer: Arc::clone(&self.splicer), to, port }))
     }
 
     pub(super) fn route(&self, name: &str) -> u32 {

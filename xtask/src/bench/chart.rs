@@ -12,7 +12,7 @@ const WIDTH: u32 = 900;
 /// Heights of a bar, of the space between groups and of the legend.
 const BAR: i32 = 11;
 const GAP: i32 = 16;
-const LEGEND: i32 = 46;
+const LEGEND: i32 = 64;
 /// Where bars begin, and what a ratio of 1 is long.
 const LEFT: i32 = 210;
 const UNIT: f64 = 130.0;
@@ -59,12 +59,13 @@ pub(super) fn draw(measured: &Value, path: &Path) -> Result<()> {
 }
 
 fn colour(index: usize) -> RGBColor {
-    const ALL: [RGBColor; 10] = [
+    const ALL: [RGBColor; 11] = [
         RGBColor(120, 120, 120),
         RGBColor(180, 180, 180),
         RGBColor(170, 205, 235),
         RGBColor(80, 150, 210),
         RGBColor(20, 90, 160),
+        RGBColor(120, 60, 160),
         RGBColor(10, 40, 90),
         RGBColor(214, 96, 77),
         RGBColor(244, 165, 130),

@@ -26,6 +26,7 @@ pub(super) fn all(measured: &Value) -> String {
     for (key, title) in titles {
         table(&mut page, measured, (key, title));
     }
+    to_direct(&mut page, measured);
     idle(&mut page, measured);
     siege(&mut page, &measured["siege"]);
     page
@@ -50,6 +51,31 @@ fn table(page: &mut String, measured: &Value, (key, title): (&str, &str)) {
             };
             let digits = if value < 100.0 { 2 } else { 0 };
             let _ = write!(page, " {value:.digits$} ({ratio:.2}) |");
+        }
+        page.push('\n');
+    }
+}
+
+/// How near those come to a cable that leave the path, or were never in it.
+fn to_direct(page: &mut String, measured: &Value) {
+    let _ = write!(
+        page,
+        "\n### The packet engine, and the kernel's own forwarding, to a cable\n\nMedians of the \
+         ratios to `direct` in the same round: packet / forward.\n\n\
+         | | rate | CPU | p50 | p99 |\n|---|---:|---:|---:|---:|\n"
+    );
+    let tables = ["rate", "cpu", "p50", "p99"].map(|key| rows(measured, key));
+    for load in tables[0].iter().map(|row| &row.load) {
+        let _ = write!(page, "| {load} |");
+        for table in &tables {
+            let row = table.iter().find(|row| row.load == *load);
+            let to = |name| row.and_then(|row| row.ratio(name, "direct"));
+            match (to("packet"), to("forward")) {
+                (Some(packet), Some(forward)) => {
+                    let _ = write!(page, " {packet:.2} / {forward:.2} |");
+                }
+                _ => page.push_str(" – |"),
+            }
         }
         page.push('\n');
     }

@@ -17,9 +17,14 @@ pub(super) struct Row {
 impl Row {
     /// The median, and the median of the ratios to the reference in the same round.
     pub(super) fn of(&self, candidate: &str) -> Option<(f64, f64)> {
-        let (own, base) = (self.by_candidate.get(candidate)?, self.by_candidate.get(REFERENCE)?);
-        let ratios = own.iter().zip(base).map(|(own, base)| own / base).collect();
-        Some((median(own.clone()), median(ratios)))
+        let own = self.by_candidate.get(candidate)?;
+        Some((median(own.clone()), self.ratio(candidate, REFERENCE)?))
+    }
+
+    /// The median of the ratios of one to another one in the same round.
+    pub(super) fn ratio(&self, candidate: &str, to: &str) -> Option<f64> {
+        let (own, base) = (self.by_candidate.get(candidate)?, self.by_candidate.get(to)?);
+        Some(median(own.iter().zip(base).map(|(own, base)| own / base).collect()))
     }
 }
 

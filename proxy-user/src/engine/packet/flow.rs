@@ -69,7 +69,11 @@ impl Flow {
         backend: &TcpStream,
     ) -> Result<(), Why> {
         let is_told = select! {
-            told = self.state.wait_for(News::is_decided) => told.is_ok(),
+            told = self.state.wait_for(News::is_decided) => match told.as_deref() {
+                Ok(News::State(state)) if state.is_translated() => return Ok(()),
+                Ok(News::State(_)) => true,
+                Ok(News::Cut) | Err(_) => false,
+            },
             // Whatever comes to a socket is for it to carry.
             () = stirs(client) => false,
             () = stirs(backend) => false,

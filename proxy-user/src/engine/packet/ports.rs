@@ -28,6 +28,8 @@ struct Pool {
     free: VecDeque<(Instant, u16)>,
     /// Those that flows of a former agent had: not to be begun with.
     inherited: HashSet<u16>,
+    /// Bytes of a segment that our kernel tells it that we can take, as of late.
+    told_mss: Option<u32>,
 }
 
 /// A port that nobody else has; dropping it gives it back.
@@ -36,6 +38,8 @@ pub(crate) struct Lease {
     ports: Arc<Ports>,
     to: SocketAddr,
     port: u16,
+    /// Bytes of a segment that the SYN from it offers, if it was changed.
+    pub(super) offered: Option<u32>,
 }
 
 impl Ports {
@@ -50,13 +54,13 @@ impl Ports {
     /// The port that has rested longest; `None` if all are in use or have not rested enough.
     pub(crate) fn lease(self: &Arc<Self>, to: SocketAddr) -> Option<Lease> {
         let port = self.used().entry(to).or_default().take(&self.range)?;
-        Some(Lease { ports: Arc::clone(self), to, port })
+        Some(Lease { ports: Arc::clone(self), to, port, offered: None })
     }
 
     /// The port of a flow that was there before us.
     pub(super) fn inherit(self: &Arc<Self>, to: SocketAddr, port: u16) -> Lease {
         self.used().entry(to).or_default().inherited.insert(port);
-        Lease { ports: Arc::clone(self), to, port }
+        Lease { ports: Arc::clone(self), to, port, offered: None }
     }
 }
 
@@ -77,6 +81,18 @@ impl Pool {
 impl Lease {
     pub(crate) const fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Bytes of a segment that the back end is told, if that is known.
+    pub(super) fn told_mss(&self) -> Option<u32> {
+        self.ports.used().get(&self.to)?.told_mss
+    }
+
+    /// What it was told.
+    pub(super) fn learn_mss(&self, told: u32) {
+        if let Some(pool) = self.ports.used().get_mut(&self.to) {
+            pool.told_mss = Some(told);
+        }
     }
 
     /// The back end, and the port.

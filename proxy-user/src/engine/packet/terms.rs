@@ -35,13 +35,18 @@ impl SynOptions {
         Some(Self(whole_mss(&info).min(MSS_MASK) | without))
     }
 
+    /// Whether a SYN must be changed for that, where our kernel would tell of segments of this size.
+    pub(super) fn restrains(self, told_mss: Option<u32>) -> bool {
+        self.0 & !MSS_MASK != 0 || told_mss.is_none_or(|told| told > self.mss())
+    }
+
     /// As the programs know them.
     pub(super) const fn word(self) -> u32 {
         self.0
     }
 
     /// Bytes of a segment that the client can take.
-    const fn mss(self) -> u32 {
+    pub(super) const fn mss(self) -> u32 {
         self.0 & MSS_MASK
     }
 }
@@ -72,8 +77,12 @@ pub(super) fn splice_of(pair: &Pair) -> Result<Splice, &'static str> {
     let (Ok(a), Ok(b)) = (sys::tcp_info(client), sys::tcp_info(backend)) else {
         return Err("not_connected");
     };
-    // That the back end was told the client's size, by what became of our SYN.
-    let told = SynOptions::of(client).map_or(b.told_mss, |offered| offered.mss().min(b.told_mss));
+    let mut told = b.told_mss;
+    if let Some(lease) = &pair.lease {
+        lease.learn_mss(told);
+        // The kernel does not know what became of its SYN.
+        told = told.min(lease.offered.unwrap_or(told));
+    }
     fits(&a, &TcpInfo { told_mss: told, ..b })?;
     Ok(Splice {
         client: tuple(front.0, front.1),
