@@ -21,15 +21,28 @@ const LOOPBACK: u32 = 1;
 const TC_ACT_REDIRECT: i32 = 7;
 
 /// Where a packet leaves.
+///
+/// No function that is not inlined may have an enum with data in its signature, an `Option` included:
+/// the type information that some compilers make of one is none that the kernel takes.
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
 pub(crate) struct Route {
     pub(crate) interface: u32,
-    /// Destination and source of the frame, if they are known.
-    ethernet: Option<[[u8; 6]; 2]>,
+    /// Whether the addresses are known.
+    is_resolved: u32,
+    /// Destination and source of the frame.
+    ethernet: [[u8; 6]; 2],
 }
 
 /// The way to whoever's packets arrive by the tuple `to`. `None`: there is none.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn route(ctx: &TcContext, family: Family, to: &Tuple) -> Option<Route> {
+    let mut route = Route::default();
+    find(ctx, family, to, &mut route).then_some(route)
+}
+
+#[inline(never)]
+fn find(ctx: &TcContext, family: Family, to: &Tuple, route: &mut Route) -> bool {
     // SAFETY: plain numbers, for which zero is a value.
     let mut params: bpf_fib_lookup = unsafe { mem::zeroed() };
     params.l4_protocol = 6;
@@ -49,26 +62,23 @@ pub(crate) fn route(ctx: &TcContext, family: Family, to: &Tuple) -> Option<Route
     let size = size_of::<bpf_fib_lookup>() as i32;
     // SAFETY: the helper reads and writes `size` bytes of `params`.
     let found = unsafe { fib_lookup(ctx.as_ptr(), &raw mut params, size, 0) };
-    match found as u32 {
-        BPF_FIB_LKUP_RET_SUCCESS => {
-            Some(Route { interface: params.ifindex, ethernet: Some([params.dmac, params.smac]) })
-        }
-        BPF_FIB_LKUP_RET_NO_NEIGH => Some(Route { interface: params.ifindex, ethernet: None }),
-        _ => None,
-    }
+    route.interface = params.ifindex;
+    route.is_resolved = (found as u32 == BPF_FIB_LKUP_RET_SUCCESS).into();
+    route.ethernet = [params.dmac, params.smac];
+    matches!(found as u32, BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH)
 }
 
 /// Sends the packet that way; the answer is what the program returns.
 #[inline(always)]
 pub(crate) fn send(ctx: &TcContext, route: &Route) -> Option<i32> {
-    match &route.ethernet {
-        Some(addresses) => {
-            ctx.store(0, addresses, 0).ok()?;
+    match route.is_resolved {
+        1 => {
+            ctx.store(0, &route.ethernet, 0).ok()?;
             // SAFETY: takes numbers.
             unsafe { bpf_redirect(route.interface, 0) };
         }
         // SAFETY: without parameters it asks for the way once more, and then for the neighbour.
-        None => unsafe {
+        _ => unsafe {
             bpf_redirect_neigh(route.interface, ptr::null_mut(), 0, 0);
         },
     }

@@ -41,9 +41,15 @@ const TCP4: u32 = QUOTED4 + 20;
 const QUOTED6: u32 = ETHERNET + 40 + ICMP;
 const TCP6: u32 = QUOTED6 + 40;
 
-/// `None`: it is not one of ours.
+/// What becomes of a packet that is no TCP segment.
 #[inline(never)]
-pub(crate) fn forward(ctx: &TcContext) -> Option<i32> {
+pub(crate) fn forward(ctx: &TcContext) -> i32 {
+    translate(ctx).unwrap_or(crate::NEXT)
+}
+
+/// `None`: it is not one of ours.
+#[inline(always)]
+fn translate(ctx: &TcContext) -> Option<i32> {
     let about = Segment::work()?;
     let family = family(ctx)?;
     let (is_error, tcp) = match family {

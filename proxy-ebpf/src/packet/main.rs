@@ -37,7 +37,7 @@ const DROP: i32 = 2;
 
 #[classifier]
 fn sni_in(ctx: TcContext) -> i32 {
-    let Some(segment) = Segment::read(&ctx) else { return icmp::forward(&ctx).unwrap_or(NEXT) };
+    let Some(segment) = Segment::read(&ctx) else { return icmp::forward(&ctx) };
     let Some((leg, splice)) = find(&segment.tuple) else { return NEXT };
     match cas::state(splice) {
         SpliceState::Armed => match armed(&ctx, segment, &leg, splice) {
@@ -151,8 +151,8 @@ fn forward(ctx: &TcContext, segment: &mut Segment, leg: &Leg, splice: *mut Splic
         return DROP;
     };
     track::track(segment, leg.splice, leg.direction, splice);
-    let sent =
-        translate::translate(ctx, segment, way, to).and_then(|()| forward::send(ctx, &route));
+    let is_translated = translate::translate(ctx, segment, way, to);
+    let sent = is_translated.then(|| forward::send(ctx, &route)).flatten();
     count(match sent {
         None => Fate::Malformed,
         Some(_) if is_new => Fate::Challenged,

@@ -16,10 +16,15 @@ const IP6_HOPS: u32 = ETHERNET + 7;
 const IP6_ADDRESSES: u32 = ETHERNET + 8;
 const TCP_CHECK: u32 = 16;
 
-/// Rewrites a segment for the receiver, whose own packets arrive by the tuple `to`. `None`: it is one
+/// Rewrites a segment for the receiver, whose own packets arrive by the tuple `to`. `false`: it is one
 /// that cannot be, or the buffer does not let itself be written.
 #[inline(never)]
-pub(crate) fn translate(ctx: &TcContext, segment: &Segment, way: &Way, to: &Tuple) -> Option<()> {
+pub(crate) fn translate(ctx: &TcContext, segment: &Segment, way: &Way, to: &Tuple) -> bool {
+    rewrite(ctx, segment, way, to).is_some()
+}
+
+#[inline(always)]
+fn rewrite(ctx: &TcContext, segment: &Segment, way: &Way, to: &Tuple) -> Option<()> {
     let at = segment.at;
     let options = Options::read(ctx, at + TCP, segment.options)?;
     let mut change = options.translate(way)?;
