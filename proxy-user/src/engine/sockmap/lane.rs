@@ -21,9 +21,6 @@ use crate::sys;
 pub(super) const PAUSE: (Duration, Duration) =
     (Duration::from_micros(200), Duration::from_millis(20));
 
-/// include/net/tcp_states.h
-const TCP_CLOSE_WAIT: u8 = 8;
-
 /// A direction, known by the socket that receives.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Lane {
@@ -52,10 +49,11 @@ impl Lane {
     }
 
     /// Whether nothing was taken from the receiver since it was taken stock of.
-    pub(super) fn is_untouched(&self, from: impl AsFd) -> bool {
-        // A FIN counts as a byte received, and never as one that waits.
-        let fin = sys::tcp_info(&from).is_ok_and(|info| info.state == TCP_CLOSE_WAIT);
-        steady_read(&from).is_ok_and(|read| read == self.read + u64::from(fin))
+    pub(super) fn is_untouched(&self, verdict: &Verdict, from: impl AsFd) -> bool {
+        let is_unseen = self.flow(verdict).is_ok_and(|flow| flow.state == State::Armed);
+        // A FIN counts as a byte received, and never as one that waits. A reset behind it leaves nothing
+        // to tell by that there was one.
+        is_unseen && steady_read(&from).is_ok_and(|read| read == self.read || read == self.read + 1)
     }
 
     /// The program's account; a poisoned one is a broken receiver.
