@@ -121,7 +121,7 @@ impl Sockmap {
                 unbound(socket);
                 sys::set_receive_low_water(socket, 1).is_ok()
             });
-            let is_whole = up.is_untouched(verdict, client) && down.is_untouched(verdict, backend);
+            let is_whole = up.is_untouched(verdict) && down.is_untouched(verdict);
             return Err(if is_whole && back == [true; 2] { "no_source" } else { BEGUN });
         }
         Ok(account)
