@@ -19,7 +19,7 @@ pub struct Overrides {
     #[arg(long, value_name = "NAME")]
     instance: Option<String>,
 
-    /// Engine: auto, splice, sockmap or copy [default: auto]
+    /// Engine: auto, packet, sockmap, splice or copy [default: auto]
     #[arg(long, value_name = "ENGINE")]
     engine: Option<String>,
 
