@@ -100,22 +100,26 @@ fn begins(seen: &[u8], signature: &[u8]) -> bool {
 fn read_v1(seen: &[u8]) -> Result<Step, BadHeader> {
     let line = seen.windows(2).take(V1_MAX - 1).position(|pair| pair == b"\r\n");
     match line {
-        Some(end) if is_text(&seen[..end]) => parse(&seen[..end + 2]),
+        Some(end) if is_strict(&seen[..end]) => parse(&seen[..end + 2]),
         Some(_) => Err(BadHeader::Malformed),
         None if seen.len() >= V1_MAX => Err(BadHeader::Malformed),
         None => Ok(Step::More { need: seen.len() + 1 }),
     }
 }
 
-/// Behind `UNKNOWN` anything may stand (§2.1), but behind a space and in text; the crate minds
-/// neither.
-fn is_text(line: &[u8]) -> bool {
+/// What the crate does not mind: behind `UNKNOWN` anything may stand, but behind a space and in text;
+/// a port is digits, the first of several not a zero (§2.1).
+fn is_strict(line: &[u8]) -> bool {
     match line.strip_prefix(b"PROXY UNKNOWN") {
         Some(rest) => {
             rest.first().is_none_or(|b| *b == b' ') && rest.iter().all(|b| (32..127).contains(b))
         }
-        None => true,
+        None => line.rsplit(|b| *b == b' ').take(2).all(is_number),
     }
+}
+
+fn is_number(word: &[u8]) -> bool {
+    word.iter().all(u8::is_ascii_digit) && (word.len() == 1 || !word.starts_with(b"0"))
 }
 
 fn read_v2(seen: &[u8]) -> Result<Step, BadHeader> {

@@ -48,11 +48,13 @@ fn header() -> impl Strategy<Value = Vec<u8>> {
     let address = any::<SocketAddr>();
     let name = prop::option::of("[a-z]{1,20}\\.test");
     let text = "PROXY (TCP4|TCP6|UNKNOWN|UDP4) [0-9a-f.:]{1,20} [0-9a-f.:]{1,20} [0-9]{1,6} [0-9]{1,6}\r\n";
+    let ports = "PROXY TCP4 1.2.3.4 5.6.7.8 [+0-9]{1,6} [+0-9]{1,6}\r\n";
     prop_oneof![
         (version, address.clone(), address, name).prop_map(|(version, a, b, name)| {
             encode(version, a, b, name.as_deref(), Some(b"h2"))
         }),
         text.prop_map(String::into_bytes),
+        ports.prop_map(String::into_bytes),
         prop::collection::vec(any::<u8>(), 0..60).prop_map(|tail| [
             b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0",
             &tail[..]

@@ -48,11 +48,14 @@ fn what_is_wrong_is_said() {
     let datagram = [V2, &[0x21, 0x12, 0, 12], &[0; 12]].concat();
     let long = [V2, &[0x21, 0x11, 0xff, 0xff]].concat();
     let endless = [V1, &[b'x'; 200]].concat();
-    let rows: [(&[u8], BadHeader); 9] = [
+    let rows: [(&[u8], BadHeader); 12] = [
         (b"\x16\x03\x01", BadHeader::Missing),
         (b"PROXZ", BadHeader::Missing),
         (b"PROXY TCP4 1.1.1.1 2.2.2.2 1\r\n", BadHeader::Malformed),
         (b"PROXY TCP4 1.1.1.1 2.2.2.2 1 99999\r\n", BadHeader::Malformed),
+        (b"PROXY TCP4 1.1.1.1 2.2.2.2 000 1\r\n", BadHeader::Malformed),
+        (b"PROXY TCP4 1.1.1.1 2.2.2.2 1 01\r\n", BadHeader::Malformed),
+        (b"PROXY TCP4 1.1.1.1 2.2.2.2 1 +1\r\n", BadHeader::Malformed),
         (b"PROXY TCP6 1.1.1.1 2.2.2.2 1 2\r\n", BadHeader::Malformed),
         (&endless, BadHeader::Malformed),
         (&datagram, BadHeader::Malformed),
