@@ -3,9 +3,11 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use snisplit_common::abi::packet::{Splice, SpliceState};
 
+use super::flow::silence;
 use super::{End, Flow, Lease, Packet, Stage, Tally};
 use crate::kernel::address::addresses;
 
@@ -31,20 +33,28 @@ impl Packet {
             return None;
         }
         let (backend, us) = addresses(&splice.backend);
-        let lease = self.ports.inherit(backend, us.port());
         let state = self.keeper.follow(number);
         // It may have ended while nobody listened, also just now.
-        let now = self.splicer.splice(number)?.state;
-        if now != SpliceState::Spliced {
+        let now = self.splicer.splice(number)?;
+        if now.state != SpliceState::Spliced {
             self.keeper.forget(number);
-            self.keeper.bury(number, &lease);
+            self.keeper.bury(number, (backend, us.port()));
+            self.ports.rest(backend, us.port(), seen(&now));
             return None;
         }
-        self.keeper.tell(number, now);
+        let lease = self.ports.inherit(backend, us.port());
+        self.keeper.tell(number, now.state);
         let flow = Flow { engine: self.clone(), number, state, stage: Stage::Flying };
         let route = self.splicer.route_name(splice.route);
         Some(Orphan { flow, lease, splice, route })
     }
+}
+
+/// When one of its peers was last heard.
+fn seen(splice: &Splice) -> Instant {
+    let since = silence(splice.up.last_seen.max(splice.down.last_seen));
+    let now = Instant::now();
+    now.checked_sub(since).unwrap_or(now)
 }
 
 impl Orphan {

@@ -52,7 +52,7 @@ impl Drop for Flow {
                 splicer.remove(self.number);
                 splice.iter().for_each(cut::reset);
             }
-            Stage::Ended(lease) => keeper.bury(self.number, lease),
+            Stage::Ended(lease) => keeper.bury(self.number, lease.place()),
         }
     }
 }
@@ -132,8 +132,8 @@ async fn stirs(socket: &TcpStream) {
     }
 }
 
-/// How long ago that was.
-fn silence(since: u64) -> Duration {
+/// How long ago that was, of a clock that the programs read (nanoseconds, CLOCK_MONOTONIC).
+pub(super) fn silence(since: u64) -> Duration {
     let now = clock_gettime(ClockId::Monotonic);
     let now = Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec as u32);
     now.saturating_sub(Duration::from_nanos(since))

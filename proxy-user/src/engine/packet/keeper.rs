@@ -100,8 +100,8 @@ impl Keeper {
     }
 
     /// Leaves the rest of a flow that has ended to the kernel for a while, and gives its port back.
-    pub(super) fn bury(&self, number: u64, lease: &Lease) {
-        self.graves().insert(lease.place(), Grave { number, dug: Instant::now() });
+    pub(super) fn bury(&self, number: u64, place: (SocketAddr, u16)) {
+        self.graves().insert(place, Grave { number, dug: Instant::now() });
     }
 
     /// Nothing of a former flow may be left where a new one is to be.

@@ -62,6 +62,14 @@ impl Ports {
         self.used().entry(to).or_default().inherited.insert(port);
         Lease { ports: Arc::clone(self), to, port, offered: None }
     }
+
+    /// The port of one that had ended before, and rests since then.
+    pub(super) fn rest(&self, to: SocketAddr, port: u16, since: Instant) {
+        let mut used = self.used();
+        let pool = used.entry(to).or_default();
+        pool.inherited.insert(port);
+        pool.free.push_back((since, port));
+    }
 }
 
 impl Pool {
@@ -121,6 +129,18 @@ mod tests {
         assert_eq!(ports.lease(to).unwrap().port(), 65_535);
         drop(inherited);
         assert!(ports.lease(to).is_none(), "neither has rested");
+    }
+
+    #[test]
+    fn a_port_that_has_rested_before_need_not_again() {
+        let ports = Ports::new(65_534..=65_535);
+        let (to, now) = (([10, 0, 0, 1], 443).into(), Instant::now());
+        ports.rest(to, 65_534, now.checked_sub(REST).unwrap());
+        ports.rest(to, 65_535, now);
+        let ports = Arc::new(ports);
+        let lease = ports.lease(to).unwrap();
+        assert_eq!(lease.port(), 65_534);
+        assert!(ports.lease(to).is_none());
     }
 
     #[test]
