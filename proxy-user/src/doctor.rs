@@ -16,7 +16,8 @@ use tracing::level_filters::LevelFilter;
 
 use crate::config::{PACKET_PORTS, Packet};
 use crate::engine::probe;
-use crate::kernel::{self, packet::Splicer};
+use crate::kernel;
+use crate::kernel::packet::{Link, Splicer};
 use crate::net::host;
 
 /// How an answer bears on running the agent.
@@ -149,7 +150,8 @@ fn packet() -> (Mark, String) {
     let tried = runtime()
         .and_then(|runtime| {
             let _entered = runtime.enter();
-            let loaded = Splicer::load(&[("lo".into(), 1)], None).map(drop);
+            let loopback = Link { name: "lo".into(), number: 1, has_peer: false };
+            let loaded = Splicer::load(&[loopback], None).map(drop);
             loaded.context("the programs do not go to an interface")
         })
         .and_then(|()| host::ensure_nobody_has(&PACKET_PORTS))

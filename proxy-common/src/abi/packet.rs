@@ -31,8 +31,14 @@ pub const PACKET_ROUTES_MAP: &str = "packet_routes";
 pub const PACKET_EVENTS_MAP: &str = "packet_events";
 /// Counters, one slot for each [`Fate`], one set for each CPU.
 pub const PACKET_COUNTERS_MAP: &str = "packet_counters";
-/// Numbers of the interfaces that the programs are attached to.
+/// How to leave by the interfaces that the programs are attached to ([`BY_QUEUE`] or [`BY_PEER`]), by
+/// their numbers.
 pub const INTERFACES_MAP: &str = "packet_links";
+/// In [`INTERFACES_MAP`]: by its queue, as all else does.
+pub const BY_QUEUE: u32 = 1;
+/// In [`INTERFACES_MAP`]: it is one end of a veth pair whose other end is in another network namespace,
+/// so a packet can arrive there at once (`bpf_redirect_peer`).
+pub const BY_PEER: u32 = 2;
 
 /// What a SYN to a back end must not offer, by the tuple that its answer comes by, without our address.
 pub const OFFERS_MAP: &str = "packet_offers";

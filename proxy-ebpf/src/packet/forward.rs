@@ -6,12 +6,13 @@ use core::{mem, ptr};
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup};
 use aya_ebpf::helpers::generated::{
-    bpf_fib_lookup as fib_lookup, bpf_redirect, bpf_redirect_neigh,
+    bpf_fib_lookup as fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
 };
 use aya_ebpf::programs::TcContext;
-use snisplit_common::abi::packet::Tuple;
+use snisplit_common::abi::packet::{BY_PEER, Tuple};
 
 use crate::headers::{Family, unmapped, words};
+use crate::maps::LINKS;
 
 /// linux/socket.h
 const AF_INET: u8 = 2;
@@ -74,8 +75,13 @@ pub(crate) fn send(ctx: &TcContext, route: &Route) -> Option<i32> {
     match route.is_resolved {
         1 => {
             ctx.store(0, &route.ethernet, 0).ok()?;
-            // SAFETY: takes numbers.
-            unsafe { bpf_redirect(route.interface, 0) };
+            // SAFETY: an entry is a number.
+            let way_out = unsafe { LINKS.get(route.interface) }.copied();
+            // SAFETY: both take numbers.
+            _ = match way_out {
+                Some(BY_PEER) => unsafe { bpf_redirect_peer(route.interface, 0) },
+                _ => unsafe { bpf_redirect(route.interface, 0) },
+            };
         }
         // SAFETY: without parameters it asks for the way once more, and then for the neighbour.
         _ => unsafe {

@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 
 use super::sockmap::handed;
 use super::{Declined, End, Engine, Pair, Socket, Tally, Tier};
-use crate::kernel::packet::Splicer;
+use crate::kernel::packet::{Link, Splicer};
 use crate::kernel::{KernelError, cookie};
 use crate::sys;
 
@@ -45,10 +45,10 @@ pub(crate) struct Packet {
 }
 
 impl Packet {
-    /// Loads the programs, attaches them to these interfaces (name and number), and begins to listen
-    /// to them. Needs a running tokio.
+    /// Loads the programs, attaches them to these interfaces, and begins to listen to them. Needs a
+    /// running tokio.
     pub(crate) fn load(
-        links: &[(String, u32)],
+        links: &[Link],
         ports: Ports,
         pins: Option<&Path>,
     ) -> Result<Self, KernelError> {

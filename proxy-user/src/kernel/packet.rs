@@ -10,9 +10,9 @@ use aya::programs::{SchedClassifier, TcAttachType, TestRun as _, TestRunOptions}
 use aya::{Ebpf, EbpfLoader};
 use snisplit_common::abi::Direction;
 use snisplit_common::abi::packet::{
-    CUTS_MAP, Fate, IN_PROGRAM, INTERFACES_MAP, Leg, OFFERS_MAP, OUT_PROGRAM, PACKET_ABI_MAP,
-    PACKET_ABI_VERSION, PACKET_COUNTERS_MAP, PACKET_EVENTS_MAP, PACKET_ROUTES_MAP, SETTLE_PROGRAM,
-    SPLICES_MAP, Splice, SpliceState, TUPLES_MAP, Told, Tuple,
+    BY_PEER, BY_QUEUE, CUTS_MAP, Fate, IN_PROGRAM, INTERFACES_MAP, Leg, OFFERS_MAP, OUT_PROGRAM,
+    PACKET_ABI_MAP, PACKET_ABI_VERSION, PACKET_COUNTERS_MAP, PACKET_EVENTS_MAP, PACKET_ROUTES_MAP,
+    SETTLE_PROGRAM, SPLICES_MAP, Splice, SpliceState, TUPLES_MAP, Told, Tuple,
 };
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -24,6 +24,8 @@ use super::{KernelError, offsets, pinned};
 use crate::sys;
 
 mod links;
+
+pub(crate) use links::Link;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/snisplit-packet"));
 
@@ -55,12 +57,9 @@ struct Maps {
 pub(crate) struct Events(AsyncFd<RingBuf<MapData>>);
 
 impl Splicer {
-    /// Loads, and attaches to these interfaces (name and number). What another agent has left in
-    /// `pins`, a folder of a bpffs, is taken over: flows, and places at interfaces.
-    pub(crate) fn load(
-        links: &[(String, u32)],
-        pins: Option<&Path>,
-    ) -> Result<(Self, Events), KernelError> {
+    /// Loads, and attaches to these interfaces. What another agent has left in `pins`, a folder of a
+    /// bpffs, is taken over: flows, and places at interfaces.
+    pub(crate) fn load(links: &[Link], pins: Option<&Path>) -> Result<(Self, Events), KernelError> {
         if let Some(folder) = pins {
             ensure_abi(folder)?;
         }
@@ -88,8 +87,8 @@ impl Splicer {
         };
         let mut interfaces: HashMap<MapData, u32, u32> = take(INTERFACES_MAP)?.try_into()?;
         attach(&mut ebpf, links, pins)?;
-        for (_, number) in links {
-            interfaces.insert(number, 1, 0)?;
+        for link in links {
+            interfaces.insert(link.number, if link.has_peer { BY_PEER } else { BY_QUEUE }, 0)?;
         }
         let (maps, loaded) = (Mutex::new(maps), Mutex::new(ebpf));
         Ok((Self { maps, counters, routes, loaded }, events))
@@ -189,11 +188,7 @@ impl Maps {
 }
 
 /// What this host says is gagged before anything is taken over.
-fn attach(
-    ebpf: &mut Ebpf,
-    links: &[(String, u32)],
-    pins: Option<&Path>,
-) -> Result<(), KernelError> {
+fn attach(ebpf: &mut Ebpf, links: &[Link], pins: Option<&Path>) -> Result<(), KernelError> {
     program(ebpf, SETTLE_PROGRAM)?.load()?;
     for (name, hook) in [(OUT_PROGRAM, TcAttachType::Egress), (IN_PROGRAM, TcAttachType::Ingress)] {
         let program = program(ebpf, name)?;

@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::links;
+pub(crate) use super::links::Interface;
 use super::netlink::filter_tables;
 use crate::config::Packet;
 
@@ -31,14 +32,14 @@ pub(crate) fn tables_gone_past() -> Option<usize> {
     Some(filter_tables().ok()? + legacy.iter().sum::<usize>())
 }
 
-/// Names and numbers of the interfaces to attach to.
-pub(crate) fn links(packet: &Packet) -> Result<Vec<(String, u32)>> {
+/// The interfaces to attach to.
+pub(crate) fn links(packet: &Packet) -> Result<Vec<Interface>> {
     let all = links::with_addresses().context("cannot list the interfaces")?;
     let wanted = &packet.interfaces;
-    if let Some(unknown) = wanted.iter().find(|name| all.iter().all(|(other, _)| other != *name)) {
+    if let Some(unknown) = wanted.iter().find(|name| all.iter().all(|link| link.name != **name)) {
         bail!("packet.interfaces: \"{unknown}\" is no Ethernet interface with an address");
     }
-    let is_wanted = |(name, _): &(String, u32)| wanted.is_empty() || wanted.contains(name);
+    let is_wanted = |link: &Interface| wanted.is_empty() || wanted.contains(&link.name);
     let chosen: Vec<_> = all.into_iter().filter(is_wanted).collect();
     ensure!(
         !chosen.is_empty(),

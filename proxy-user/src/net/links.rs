@@ -6,13 +6,21 @@ use std::io;
 use netlink_packet_core::NLM_F_DUMP;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::AddressMessage;
-use netlink_packet_route::link::{LinkAttribute, LinkLayerType, LinkMessage};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage};
 
 use super::netlink::ask;
 
-/// Names and numbers of all Ethernet interfaces with an address: what is part of a bridge or bond has
-/// none, and is seen through that.
-pub(super) fn with_addresses() -> io::Result<Vec<(String, u32)>> {
+/// An Ethernet interface with an address.
+pub(crate) struct Interface {
+    pub(crate) name: String,
+    pub(crate) number: u32,
+    /// Whether it is one end of a veth pair, and the other end in another network namespace.
+    pub(crate) has_peer: bool,
+}
+
+/// All Ethernet interfaces with an address: what is part of a bridge or bond has none, and is seen
+/// through that.
+pub(super) fn with_addresses() -> io::Result<Vec<Interface>> {
     let addresses = ask(RouteNetlinkMessage::GetAddress(AddressMessage::default()), NLM_F_DUMP)?;
     let mut addressed = BTreeSet::new();
     for answer in addresses {
@@ -23,20 +31,26 @@ pub(super) fn with_addresses() -> io::Result<Vec<(String, u32)>> {
     let mut found = Vec::new();
     for answer in ask(RouteNetlinkMessage::GetLink(LinkMessage::default()), NLM_F_DUMP)? {
         if let RouteNetlinkMessage::NewLink(link) = answer {
-            found.extend(named(&link).filter(|(_, number)| addressed.contains(number)));
+            found.extend(ethernet(&link).filter(|link| addressed.contains(&link.number)));
         }
     }
     Ok(found)
 }
 
-/// An Ethernet interface.
-fn named(link: &LinkMessage) -> Option<(String, u32)> {
-    let mut name = None;
-    for attribute in &link.attributes {
+/// `None`: it is no Ethernet interface.
+fn ethernet(message: &LinkMessage) -> Option<Interface> {
+    let (mut name, mut is_veth, mut is_elsewhere) = (None, false, false);
+    for attribute in &message.attributes {
         if let LinkAttribute::IfName(given) = attribute {
             name = Some(given.clone());
         }
+        if let LinkAttribute::LinkInfo(infos) = attribute {
+            is_veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth));
+        }
+        // Said only if the other end is in another namespace (rtnl_fill_link_netnsid).
+        is_elsewhere |= matches!(attribute, LinkAttribute::LinkNetNsId(_));
     }
-    let is_ethernet = link.header.link_layer_type == LinkLayerType::Ether;
-    Some((name.filter(|_| is_ethernet)?, link.header.index))
+    let is_ethernet = message.header.link_layer_type == LinkLayerType::Ether;
+    let has_peer = is_veth && is_elsewhere;
+    Some(Interface { name: name.filter(|_| is_ethernet)?, number: message.header.index, has_peer })
 }

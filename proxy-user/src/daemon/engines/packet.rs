@@ -8,7 +8,8 @@ use tracing::info;
 use crate::config::Config;
 use crate::engine::Ladder;
 use crate::engine::packet::{Packet, Ports};
-use crate::net::host;
+use crate::kernel::packet::Link;
+use crate::net::host::{self, Interface};
 
 /// Attaches the engine and adds it to the ladder.
 pub(super) fn load(config: &Config, ladder: &Ladder, pins: Option<&Path>) -> Result<()> {
@@ -16,7 +17,11 @@ pub(super) fn load(config: &Config, ladder: &Ladder, pins: Option<&Path>) -> Res
     let links = host::links(&config.packet)?;
     host::ensure_nobody_has(ports)?;
     host::let_loopback_forward()?;
-    let names: Vec<&str> = links.iter().map(|(name, _)| name.as_str()).collect();
+    let links: Vec<Link> = links
+        .into_iter()
+        .map(|Interface { name, number, has_peer }| Link { name, number, has_peer })
+        .collect();
+    let names: Vec<&str> = links.iter().map(|link| link.name.as_str()).collect();
     info!(interfaces = names.join(" "), ?ports, "packet");
     ladder.add_packet(Packet::load(&links, Ports::new(ports.clone()), pins)?);
     Ok(())

@@ -9,6 +9,16 @@ use aya::programs::{SchedClassifier, TcAttachType};
 
 use super::KernelError;
 
+/// An interface that packets of flows come and go by.
+pub(crate) struct Link {
+    /// Its name.
+    pub(crate) name: String,
+    /// Its number.
+    pub(crate) number: u32,
+    /// Whether it is one end of a veth pair, and the other end in another network namespace.
+    pub(crate) has_peer: bool,
+}
+
 /// What the pins of places begin with; the interface's number follows.
 const PREFIXES: [&str; 2] = ["in_", "out_"];
 
@@ -27,7 +37,7 @@ fn pin(folder: &Path, hook: TcAttachType, number: u32) -> PathBuf {
 /// replaced at once: no packet is missed.
 pub(super) fn attach(
     program: &mut SchedClassifier,
-    (name, number): &(String, u32),
+    Link { name, number, .. }: &Link,
     hook: TcAttachType,
     folder: Option<&Path>,
 ) -> Result<(), KernelError> {
@@ -55,11 +65,11 @@ fn take_over(program: &mut SchedClassifier, pin: &Path) -> Result<(), KernelErro
 }
 
 /// Leaves interfaces that are not wanted any more.
-pub(super) fn remove_others(folder: &Path, wanted: &[(String, u32)]) {
+pub(super) fn remove_others(folder: &Path, wanted: &[Link]) {
     let ours: Vec<PathBuf> = wanted
         .iter()
-        .flat_map(|(_, number)| {
-            [TcAttachType::Ingress, TcAttachType::Egress].map(|hook| pin(folder, hook, *number))
+        .flat_map(|link| {
+            [TcAttachType::Ingress, TcAttachType::Egress].map(|hook| pin(folder, hook, link.number))
         })
         .collect();
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
