@@ -135,7 +135,7 @@ async fn live(client: TcpStream, scene: Scene<'_>, record: &mut Record) -> Outco
             Box::pin(close::refuse(client, alert, verdict.reason.name(), record)).await
         }
         Decision::Forward(route) => {
-            forward::forward(client, (&hello, replay), route, scene, record).await
+            forward::forward(client, (hello, replay), route, scene, record).await
         }
     }
 }

@@ -35,7 +35,7 @@ async fn follow(orphan: Orphan, shared: Arc<Shared>) {
     let config = shared.config.load_full();
     let scene = Scene { config: &config, shared: &shared, tally: &tally };
     record.outcome = tokio::select! {
-        outcome = unless_idle(orphan.carry(&tally), scene) => outcome,
+        outcome = unless_idle(Box::pin(orphan.carry(&tally)), scene) => outcome,
         () = shared.cut.cancelled() => Outcome::Cut,
     };
     scene.conclude(&mut record);

@@ -1,12 +1,12 @@
 //! Hands a connection to a back end of its route, unread.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use snisplit_common::alert::Alert;
 use snisplit_common::hello::Hello;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 use super::connect::{Connector, Fitting};
 use super::dial::{Dial, Dialled, NoBackend, Preface, Replay};
@@ -20,7 +20,7 @@ use crate::observe::{Metrics, Outcome, Record};
 
 pub(super) async fn forward(
     client: TcpStream,
-    (hello, replay): (&Hello, Replay),
+    (hello, replay): (Box<Hello>, Replay),
     route: &Route,
     scene: Scene<'_>,
     record: &mut Record,
@@ -34,7 +34,7 @@ pub(super) async fn forward(
         Ok(flow) => flow,
         Err(full) => return close::turn_away(client, full, record),
     };
-    let header = preface::header(route, hello, &client, record);
+    let header = preface::header(route, &hello, &client, record);
     let offer = |patience| Offer { client: &client, hello: hello.wire_len, patience };
     let offer = scene.config.limits.answer_timeout.map(offer);
     let preface = Preface { header: &header, replay, offer };
@@ -42,7 +42,10 @@ pub(super) async fn forward(
     let packet =
         engine.zip(SynOptions::of(&client)).map(|(engine, offer)| Fitting { engine, offer });
     match Box::pin(dial(route, (preface, packet), scene, record)).await {
-        Ok(dialled) => Box::pin(carry(client, dialled, route, scene, record)).await,
+        Ok(dialled) => {
+            drop((hello, header));
+            Box::pin(carry(client, dialled, route, scene, record)).await
+        }
         Err(NoBackend) => {
             Box::pin(close::refuse(client, Alert::InternalError, "no_backend", record)).await
         }
@@ -69,7 +72,10 @@ pub(super) async fn dial(
         backends: &shared.backends,
         metrics: scene.metrics(),
     };
-    note::dial(dial.backend(route, from, preface), record).await
+    let begun = Instant::now();
+    let dialled = dial.backend(route, from, preface).await;
+    note::dial(begun, record);
+    dialled
 }
 
 async fn carry(
@@ -90,7 +96,7 @@ async fn carry(
         (pair.with(lease), &route.label),
         scene.metrics(),
     );
-    unless_idle(carried, scene).await
+    unless_idle(Box::pin(carried), scene).await
 }
 
 impl Listener for Metrics {

@@ -1,6 +1,5 @@
 //! What a connection's record learns on the way.
 
-use std::future::Future;
 use std::time::Instant;
 
 use snisplit_common::decide::{Decision, Verdict};
@@ -64,12 +63,9 @@ pub(super) fn verdict(
     }
 }
 
-/// Takes the time of a dial.
-pub(super) async fn dial<T>(dialling: impl Future<Output = T>, record: &mut Record) -> T {
-    let begun = Instant::now();
-    let dialled = dialling.await;
+/// How long a dial has taken.
+pub(super) fn dial(begun: Instant, record: &mut Record) {
     let seconds = begun.elapsed().as_secs_f64();
     record.metrics().dial_seconds.observe(seconds);
     record.entry.dial_time = Some(seconds);
-    dialled
 }

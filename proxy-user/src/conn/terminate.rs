@@ -74,7 +74,7 @@ pub(super) async fn decrypt(
         return Outcome::ClientGone;
     }
     let told = |up, down| scene.tally.tell(up, down);
-    forward::unless_idle(carry(tls, socket, told), scene).await
+    forward::unless_idle(Box::pin(carry(tls, socket, told)), scene).await
 }
 
 /// The handshake of ordinary traffic; rustls tells the client what is wrong with it.

@@ -104,7 +104,8 @@ impl Ladder {
         }
     }
 
-    /// Carries a pair of this route to its end.
+    /// Carries a pair of this route to its end. Each way that a flow may take is on the heap: an idle
+    /// one keeps the memory of its own, not of the largest.
     pub(crate) async fn carry(
         &self,
         choice: Choice,
@@ -112,17 +113,17 @@ impl Ladder {
         heard: &impl Listener,
     ) -> End {
         match choice {
-            Choice::Only(Tier::Copy) => self.copy(pair).await,
-            Choice::Only(Tier::Splice) => self.splice(pair, heard).await,
+            Choice::Only(Tier::Copy) => Box::pin(self.copy(pair)).await,
+            Choice::Only(Tier::Splice) => Box::pin(self.splice(pair, heard)).await,
             Choice::Only(Tier::Sockmap) => match self.sockmap.get() {
-                Some(sockmap) => self.sockmap(sockmap, (pair, route), heard).await,
-                None => self.splice(pair, heard).await,
+                Some(sockmap) => Box::pin(self.sockmap(sockmap, (pair, route), heard)).await,
+                None => Box::pin(self.splice(pair, heard)).await,
             },
             Choice::Only(Tier::Packet) => match self.packet.get() {
-                Some(packet) => self.packets(packet, (pair, route), heard).await,
-                None => self.splice(pair, heard).await,
+                Some(packet) => Box::pin(self.packets(packet, (pair, route), heard)).await,
+                None => Box::pin(self.splice(pair, heard)).await,
             },
-            Choice::Auto => self.auto((pair, route), heard).await,
+            Choice::Auto => Box::pin(self.auto((pair, route), heard)).await,
         }
     }
 
@@ -131,21 +132,20 @@ impl Ladder {
     async fn auto(&self, (mut pair, route): (Pair, &str), heard: &impl Listener) -> End {
         loop {
             let pace = Pace::default();
-            // On the heap, and gone when the kernel takes over.
             match Box::pin(self.splice.carry_until_ripe(pair, Some(&pace))).await {
                 Ok(Carried::Ended(end)) => return end,
                 Ok(Carried::Ripe(mut ripe)) => {
                     if let Some(sockmap) = self.sockmap.get() {
                         ripe.may_turn_bulk = true;
                         heard.moved(Tier::Sockmap);
-                        return self.sockmap(sockmap, (ripe, route), heard).await;
+                        return Box::pin(self.sockmap(sockmap, (ripe, route), heard)).await;
                     }
                     // Not proved yet, or not to be had here.
                     pair = ripe;
                 }
                 Err(Declined { pair, reason }) => {
                     heard.declined(Tier::Splice, reason);
-                    return self.copy(pair).await;
+                    return Box::pin(self.copy(pair)).await;
                 }
             }
         }
@@ -162,7 +162,7 @@ impl Ladder {
             Ok(end) => end,
             Err(Declined { pair, reason }) => {
                 heard.declined(Tier::Sockmap, reason);
-                self.splice(pair, heard).await
+                Box::pin(self.splice(pair, heard)).await
             }
         }
     }
@@ -178,7 +178,7 @@ impl Ladder {
             Ok(end) => end,
             Err(Declined { pair, reason }) => {
                 heard.declined(Tier::Packet, reason);
-                self.splice(pair, heard).await
+                Box::pin(self.splice(pair, heard)).await
             }
         }
     }
@@ -188,7 +188,7 @@ impl Ladder {
             Ok(end) => end,
             Err(Declined { pair, reason }) => {
                 heard.declined(Tier::Splice, reason);
-                self.copy(pair).await
+                Box::pin(self.copy(pair)).await
             }
         }
     }
