@@ -25,6 +25,15 @@ fn summed(path: &str, slot: usize) -> u64 {
     values.iter().map(|one| one["value"].as_u64().unwrap()).sum()
 }
 
+/// A counter of the network namespace that the thread is in, of a file in /proc/net and a group there.
+pub fn count(file: &str, group: &str, what: &str) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap();
+    let mut rows = text.lines().filter_map(|line| line.strip_prefix(group)?.strip_prefix(": "));
+    let (names, values) = (rows.next().unwrap(), rows.next().unwrap());
+    let mut both = names.split(' ').zip(values.split(' '));
+    both.find(|(name, _)| *name == what).unwrap().1.parse().unwrap()
+}
+
 /// How often a packet fared so, by its place in `abi::packet::Fate`, over all CPUs.
 pub fn packets(instance: &str, slot: usize) -> u64 {
     summed(&format!("/sys/fs/bpf/snisplit/{instance}/packet_counters"), slot)

@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod ari;
 pub mod beyond;
+pub mod capture;
 pub mod dice;
 pub mod dns;
 pub mod flow;
@@ -18,6 +19,7 @@ pub mod pebble;
 pub mod peer;
 pub mod segment;
 pub mod speech;
+pub mod spliced;
 pub mod stream;
 pub mod tenant;
 pub mod tls;

@@ -45,6 +45,49 @@ pub fn parse(packet: &[u8]) -> ((SocketAddr, SocketAddr), u8, TcpHeader, Vec<u8>
     (ends, ttl, tcp, payload.to_vec())
 }
 
+/// The TCP header of a segment, and how much data is behind it.
+pub fn header(packet: &[u8]) -> (TcpHeader, usize) {
+    let parsed = PacketHeaders::from_ethernet_slice(packet).unwrap();
+    let Some(TransportHeader::Tcp(tcp)) = parsed.transport else { panic!("{parsed:?}") };
+    (tcp, parsed.payload.slice().len())
+}
+
+/// The same with these bits of ECN (RFC 3168) in its IP header, and both of its bits in TCP's set.
+pub fn mark(packet: &[u8], ecn: u8) -> Vec<u8> {
+    let parsed = PacketHeaders::from_ethernet_slice(packet).unwrap();
+    let Some(TransportHeader::Tcp(mut tcp)) = parsed.transport else { panic!("{parsed:?}") };
+    (tcp.ece, tcp.cwr) = (true, true);
+    let mut marked = packet[..14].to_vec();
+    match parsed.net.unwrap() {
+        NetHeaders::Ipv4(mut ip, _) => {
+            ip.ecn = ecn.try_into().unwrap();
+            tcp.checksum = tcp.calc_checksum_ipv4(&ip, parsed.payload.slice()).unwrap();
+            ip.write(&mut marked).unwrap();
+        }
+        NetHeaders::Ipv6(mut ip, _) => {
+            ip.set_ecn(ecn.try_into().unwrap());
+            tcp.checksum = tcp.calc_checksum_ipv6(&ip, parsed.payload.slice()).unwrap();
+            ip.write(&mut marked).unwrap();
+        }
+        other => panic!("{other:?}"),
+    }
+    tcp.write(&mut marked).unwrap();
+    [marked, parsed.payload.slice().to_vec()].concat()
+}
+
+/// ECN of a segment: the bits in its IP header, and whether it has both of TCP's; it never has one.
+pub fn marks(packet: &[u8]) -> (u8, bool) {
+    let parsed = PacketHeaders::from_ethernet_slice(packet).unwrap();
+    let Some(TransportHeader::Tcp(tcp)) = parsed.transport else { panic!("{parsed:?}") };
+    assert_eq!(tcp.ece, tcp.cwr);
+    let ecn = match parsed.net.unwrap() {
+        NetHeaders::Ipv4(ip, _) => ip.ecn.value(),
+        NetHeaders::Ipv6(ip, _) => ip.ecn().value(),
+        other => panic!("{other:?}"),
+    };
+    (ecn, tcp.ece)
+}
+
 /// The timestamps option.
 pub fn stamps(value: u32, echo: u32) -> Vec<u8> {
     [&[8, 10][..], &value.to_be_bytes(), &echo.to_be_bytes()].concat()

@@ -10,9 +10,8 @@ use snisplit_tests::agent::{self, Agent};
 use snisplit_tests::flow::Flow;
 use snisplit_tests::hello::Hello;
 use snisplit_tests::lab::{Lab, backend};
-use snisplit_tests::stream::{
-    Noise, accept, connect, ending, finish, listen, read_all, read_some, write,
-};
+use snisplit_tests::spliced::begin;
+use snisplit_tests::stream::{Noise, accept, ending, finish, listen, read_all, read_some, write};
 use snisplit_tests::wait::until;
 
 const ROUTE: [&str; 4] = ["--engine", "packet", "--route", "a.test=10.91.2.2:8001"];
@@ -21,13 +20,7 @@ const FLOWS: usize = 100;
 
 /// A flow that the kernel has.
 fn flow(lab: &Lab, listener: &TcpListener) -> (TcpStream, TcpStream) {
-    let client = connect(lab, agent::address());
-    write(&client, &Hello::new().sni(b"a.test").bytes());
-    let backend = accept(listener);
-    read_some(&backend, Hello::new().sni(b"a.test").bytes().len());
-    write(&backend, b"answer");
-    assert_eq!(read_some(&client, 6), b"answer");
-    (client, backend)
+    begin(lab, agent::address(), listener)
 }
 
 fn flows() -> usize {

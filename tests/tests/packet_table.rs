@@ -1,88 +1,19 @@
 //! The translation itself: packets in, packets out, by `BPF_PROG_TEST_RUN` of the very program that a
 //! running agent has attached, with the numbers of a flow that it carries.
 
-use std::net::{SocketAddr, TcpStream};
-use std::process::Command;
+use std::net::SocketAddr;
 
-use serde_json::Value;
-use snisplit_tests::agent::{self, Agent};
 use snisplit_tests::dice::Dice;
-use snisplit_tests::hello::Hello;
-use snisplit_tests::kernel::{bpftool, program};
-use snisplit_tests::lab::{Lab, PROXY6, has_ipv6};
-use snisplit_tests::segment::{parse, sack, segment, stamps};
-use snisplit_tests::stream::{accept, connect, read_some, write};
+use snisplit_tests::kernel::packets;
+use snisplit_tests::lab::{Lab, has_ipv6};
+use snisplit_tests::segment::{mark, marks, parse, sack, segment, stamps};
+use snisplit_tests::spliced::Spliced;
 
 /// `TC_ACT_REDIRECT`.
 const REDIRECTED: u64 = 7;
 const DROPPED: u64 = 2;
-
-/// A flow that the kernel has, and its program.
-struct Scene {
-    lab: Lab,
-    _agent: Agent,
-    client: TcpStream,
-    server: TcpStream,
-    program: String,
-    /// Its record among the pins.
-    splice: Value,
-}
-
-impl Scene {
-    fn new(is_v6: bool) -> Self {
-        let lab = Lab::new();
-        let to = if is_v6 { "[fd91:2::2]:8001" } else { "10.91.2.2:8001" };
-        let route = format!("a.test={to}");
-        let agent = Agent::start(&lab, &["--engine", "packet", "--route", &route]);
-        let listener = snisplit_tests::stream::listen(&lab, to.parse().unwrap());
-        let at = if is_v6 { (PROXY6, agent::PORT).into() } else { agent::address() };
-        let client = connect(&lab, at);
-        let hello = Hello::new().sni(b"a.test").bytes();
-        write(&client, &hello);
-        let server = accept(&listener);
-        read_some(&server, hello.len());
-        write(&server, b"answer");
-        read_some(&client, 6);
-        let program = program(agent.pid(), "sni_in");
-        let path = format!("/sys/fs/bpf/snisplit/{}/packet_flows", lab.names()[1]);
-        let all = bpftool(&["map", "dump", "pinned", &path]);
-        let [one] = all.as_array().unwrap().as_slice() else { panic!("{all}") };
-        let splice = one["formatted"]["value"].clone();
-        Self { lab, _agent: agent, client, server, program, splice }
-    }
-
-    /// A number of a direction.
-    fn of(&self, way: &str, field: &str) -> u32 {
-        self.splice[way][field].as_u64().unwrap() as u32
-    }
-
-    /// The peer whose packets go that way, and where they go; and the same of the other one.
-    fn ends(&self, way: &str) -> [(SocketAddr, SocketAddr); 2] {
-        let of = |stream: &TcpStream| (stream.local_addr().unwrap(), stream.peer_addr().unwrap());
-        match way {
-            "up" => [of(&self.client), of(&self.server)],
-            _ => [of(&self.server), of(&self.client)],
-        }
-    }
-
-    /// What the program says, and what it has made of a packet.
-    fn run(&self, packet: &[u8], context: Option<&[u8]>) -> (u64, Vec<u8>) {
-        let file = |name: &str| self.lab.folder().join(name).to_str().unwrap().to_owned();
-        let (input, output, about) = (file("in"), file("out"), file("context"));
-        std::fs::write(&input, packet).unwrap();
-        let _none_yet = std::fs::remove_file(&output);
-        let mut words = vec!["-j", "prog", "run", "id", &self.program];
-        words.extend(["data_in", &input, "data_out", &output]);
-        if let Some(context) = context {
-            std::fs::write(&about, context).unwrap();
-            words.extend(["ctx_in", &about]);
-        }
-        let done = self.lab.proxy(|| Command::new("bpftool").args(&words).output()).unwrap();
-        let said: Value = serde_json::from_slice(&done.stdout).unwrap_or_default();
-        let Some(answer) = said["retval"].as_u64() else { panic!("{words:?}: {done:?}") };
-        (answer, std::fs::read(&output).unwrap())
-    }
-}
+/// The place of what is dropped because it is marked, in `abi::packet::Fate`.
+const MARKED: usize = 8;
 
 /// Options of every make, and what they must become: a stamp and its echo are `(s, e)`, edges are `x`.
 fn layouts(s: u32, e: u32, x: [u32; 6]) -> Vec<Vec<u8>> {
@@ -102,11 +33,59 @@ fn layouts(s: u32, e: u32, x: [u32; 6]) -> Vec<Vec<u8>> {
     all.map(<[Vec<u8>]>::concat).to_vec()
 }
 
-fn both_families(test: impl Fn(Scene)) {
-    test(Scene::new(false));
-    if has_ipv6() {
-        test(Scene::new(true));
+fn both_families(test: impl Fn(Spliced)) {
+    prepared(|_| (), test);
+}
+
+/// The same, and something is done to the lab before.
+fn prepared(prepare: impl Fn(&Lab), test: impl Fn(Spliced)) {
+    for is_v6 in [false, true] {
+        if !is_v6 || has_ipv6() {
+            let lab = Lab::new();
+            prepare(&lab);
+            test(Spliced::new(lab, is_v6));
+        }
     }
+}
+
+/// Has connections that are begun there ask for ECN.
+fn ask_for_ecn() {
+    std::fs::write("/proc/sys/net/ipv4/tcp_ecn", "1").unwrap();
+}
+
+/// ECN of two peers that have it is theirs. Where the client alone has it, the back end sees none, and
+/// does not get what was marked on its way; in the other direction there is none.
+#[test]
+fn marks_of_congestion() {
+    let carries = |scene: &Spliced, way: &str, ecn: u8| {
+        let [ends, _] = scene.ends(way);
+        let packet = segment(ends, (scene.of(way, "end"), 1, 9), &[], b"odd");
+        let (answer, out) = scene.run(&mark(&packet, ecn), None);
+        (answer == REDIRECTED).then(|| {
+            assert_eq!(parse(&out).3, b"odd", "and its sums are right");
+            marks(&out)
+        })
+    };
+    let both = |lab: &Lab| {
+        lab.client(ask_for_ecn);
+        lab.proxy(ask_for_ecn);
+    };
+    prepared(both, |scene| {
+        for (way, ecn) in [("up", 0), ("up", 2), ("up", 3), ("down", 1), ("down", 3)] {
+            assert_eq!(carries(&scene, way, ecn), Some((ecn, true)), "{way} {ecn}");
+        }
+    });
+    prepared(
+        |lab| lab.client(ask_for_ecn),
+        |scene| {
+            for ecn in [0, 1, 2] {
+                assert_eq!(carries(&scene, "up", ecn), Some((0, false)), "{ecn}");
+            }
+            assert_eq!(carries(&scene, "up", 3), None);
+            assert_eq!(packets(scene.lab.names()[1], MARKED), 1);
+            assert_eq!(carries(&scene, "down", 0), Some((0, true)));
+        },
+    );
 }
 
 #[test]

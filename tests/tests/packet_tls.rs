@@ -11,7 +11,9 @@ use std::time::Duration;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ServerConfig, ServerConnection, Stream};
 use snisplit_tests::agent::{self, Agent};
+use snisplit_tests::capture::{Capture, Side};
 use snisplit_tests::impair::Impairment;
+use snisplit_tests::kernel::count;
 use snisplit_tests::lab::{Lab, backend};
 use snisplit_tests::speech::speech;
 use snisplit_tests::stream::{connect, listen};
@@ -80,6 +82,7 @@ fn storm(percent: u64) {
     let agent = Agent::start(&lab, &[&told[..], &patient].concat());
     let (listener, config) = (listen(&lab, backend(8001)), tls::server("a.test"));
     listener.set_nonblocking(true).unwrap();
+    let captures = [Side::Client, Side::Backends].map(|side| Capture::start(&lab, side, "in"));
     let (next, over, all) = (AtomicUsize::new(0), AtomicBool::new(false), sessions());
     thread::scope(|scope| {
         let servers: Vec<_> =
@@ -104,6 +107,21 @@ fn storm(percent: u64) {
     eprintln!("{percent} %: {all} sessions, {stayed} stayed with their sockets");
     lab.fates().for_each(|fates| eprintln!("{fates}"));
     assert!(stayed <= all / 10, "{stayed} stayed with their sockets");
+    inspect(&lab, captures, (all, stayed));
+}
+
+/// All that arrives at a peer has its sums, and resets are the other peer's: what is late, of flows that
+/// have ended, is answered with one, by a host that has their sockets.
+fn inspect(lab: &Lab, captures: [Capture; 2], (all, stayed): (usize, usize)) {
+    let [client, proxy, backends] =
+        lab.names().map(|name| lab.inside(name, || count("snmp", "Tcp", "OutRsts")) as usize);
+    assert!(proxy <= 3 * stayed, "{proxy} resets by the host between");
+    for (capture, others) in captures.into_iter().zip([backends, client]) {
+        let (packets, resets) = capture.summed(lab);
+        eprintln!("{packets} packets, {resets} resets, {others} by the other peer");
+        // Some are doubled on the way.
+        assert!(packets > all && resets <= 2 * (others + proxy), "{resets} resets");
+    }
 }
 
 #[test]

@@ -13,38 +13,15 @@ use snisplit_tests::dice::Dice;
 use snisplit_tests::flow::Flow;
 use snisplit_tests::hello::Hello;
 use snisplit_tests::lab::{Lab, backend};
+use snisplit_tests::spliced::{begin, carry};
 use snisplit_tests::stream::{
-    Noise, accept, connect, ending, finish, hash_all, listen, read_all, read_some, write,
+    Noise, accept, ending, finish, hash_all, listen, read_all, read_some, write,
 };
 use snisplit_tests::wait::until;
 
-/// Greets, and has the back end answer.
-fn begin(lab: &Lab, listener: &TcpListener) -> (TcpStream, TcpStream) {
-    begin_at(lab, agent::address(), listener)
-}
-
-fn begin_at(lab: &Lab, at: SocketAddr, listener: &TcpListener) -> (TcpStream, TcpStream) {
-    let client = connect(lab, at);
-    write(&client, &Hello::new().sni(b"a.test").bytes());
-    let server = accept(listener);
-    read_some(&server, Hello::new().sni(b"a.test").bytes().len());
-    write(&server, b"answer");
-    assert_eq!(read_some(&client, 6), b"answer");
-    (client, server)
-}
-
-/// Both ways at once, checked, and ended.
-fn carry((client, server): &(TcpStream, TcpStream), bytes: usize) {
-    thread::scope(|scope| {
-        for (from, to) in [(client, server), (server, client)] {
-            let sending = scope.spawn(move || {
-                let hash = Noise::default().send(from, bytes);
-                finish(from);
-                hash
-            });
-            scope.spawn(move || assert_eq!(hash_all(to), (bytes, sending.join().unwrap())));
-        }
-    });
+/// A flow that the kernel has.
+fn flow(lab: &Lab, listener: &TcpListener) -> (TcpStream, TcpStream) {
+    begin(lab, agent::address(), listener)
 }
 
 fn set(switch: &str, value: &str) -> impl Fn() + Sync {
@@ -55,21 +32,23 @@ fn set(switch: &str, value: &str) -> impl Fn() + Sync {
 /// Whoever lacks what, the flow is carried; and by packets where the two connections can agree.
 #[test]
 fn what_either_side_lacks() {
-    let switches = ["tcp_timestamps", "tcp_sack", "tcp_window_scaling"];
-    for switch in switches {
+    let lacks = ["tcp_timestamps", "tcp_sack", "tcp_window_scaling"].map(|switch| (switch, "0"));
+    for (switch, value) in lacks.into_iter().chain([("tcp_ecn", "1")]) {
         for is_client in [true, false] {
             let lab = Lab::new();
             match is_client {
-                true => lab.client(set(switch, "0")),
-                false => lab.backends(set(switch, "0")),
+                true => lab.client(set(switch, value)),
+                // Whoever is asked has ECN: it is we who ask for it.
+                false if switch == "tcp_ecn" => lab.proxy(set(switch, value)),
+                false => lab.backends(set(switch, value)),
             }
             let route = ["--engine", "packet", "--route", "a.test=10.91.2.2:8001"];
             let agent = Agent::start(&lab, &route);
             let listener = listen(&lab, backend(8001));
-            carry(&begin(&lab, &listener), 3_000_000);
+            carry(&flow(&lab, &listener), 3_000_000);
             let record = agent.record();
             // What a back end lacks is known when the client has been answered already.
-            let stays = !is_client && switch != "tcp_window_scaling";
+            let stays = !is_client && ["tcp_timestamps", "tcp_sack"].contains(&switch);
             let engine = if stays { "splice" } else { "packet" };
             assert_eq!(record["engine"], engine, "{switch} {is_client}: {record}");
             assert_eq!(record["outcome"], "closed", "{record}");
@@ -92,7 +71,7 @@ fn a_client_behind_a_small_mtu() {
     let route = ["--engine", "packet", "--route", "a.test=10.91.2.2:8001"];
     let agent = Agent::start(&lab, &route);
     let listener = listen(&lab, backend(8001));
-    carry(&begin(&lab, &listener), 3_000_000);
+    carry(&flow(&lab, &listener), 3_000_000);
     let record = agent.record();
     assert_eq!((&record["engine"], &record["outcome"]), (&"packet".into(), &"closed".into()));
 }
@@ -104,7 +83,7 @@ fn a_client_that_lost_its_memory_gets_a_new_flow() {
     let route = ["--engine", "packet", "--route", "a.test=10.91.2.2:8001"];
     let agent = Agent::start(&lab, &route);
     let listener = listen(&lab, backend(8001));
-    let (client, server) = begin(&lab, &listener);
+    let (client, server) = flow(&lab, &listener);
     let from = client.local_addr().unwrap();
     // Its resets do not get out, so nobody hears of its death.
     let nft = |rules: &'static str| {
@@ -214,7 +193,7 @@ fn a_narrow_path_is_discovered() {
             false => agent::address(),
             true => (snisplit_tests::lab::PROXY6, agent::PORT).into(),
         };
-        let (client, server) = begin_at(&lab, entrance, &listener);
+        let (client, server) = begin(&lab, entrance, &listener);
         thread::scope(|scope| {
             let sending = scope.spawn(|| {
                 let hash = Noise::default().send(&client, 2_000_000);

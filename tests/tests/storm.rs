@@ -12,7 +12,7 @@ use snisplit_tests::agent::{self, Agent};
 use snisplit_tests::flow::ENGINES;
 use snisplit_tests::hello::Hello;
 use snisplit_tests::impair::Impairment;
-use snisplit_tests::kernel::counter;
+use snisplit_tests::kernel::{count, counter};
 use snisplit_tests::lab::{Lab, PROXY6, backend, has_ipv6};
 use snisplit_tests::speech::{ALL_SIZES, Manner, SINGLE, SMALL, hear, say};
 use snisplit_tests::stream::{connect, listen};
@@ -169,25 +169,16 @@ fn inspect_wire(lab: &Lab, agent: &Agent, flows: usize) {
     let metrics = agent.metrics(lab);
     let stayed: Vec<&str> = metrics.lines().filter(by_packet).collect();
     eprintln!("packet: {flows} flows, with their sockets stayed {stayed:?}");
-    let count = |line: &&str| line.rsplit(' ').next().unwrap().parse::<usize>().unwrap();
-    let number = stayed.iter().map(count).sum::<usize>();
+    let stays = |line: &&str| line.rsplit(' ').next().unwrap().parse::<usize>().unwrap();
+    let number = stayed.iter().map(stays).sum::<usize>();
     assert!(number < flows / 10 + 10, "{stayed:?}");
     // What a wire carries has its checksum; between veths nobody looks at it.
     for name in lab.names() {
-        assert_eq!(lab.inside(name, || tcp_count("InCsumErrors")), 0, "{name}");
+        assert_eq!(lab.inside(name, || count("snmp", "Tcp", "InCsumErrors")), 0, "{name}");
     }
     // What is doubled behind the end of a flow is answered with a reset where its sockets were.
-    let resets = lab.proxy(|| tcp_count("OutRsts"));
+    let resets = lab.proxy(|| count("snmp", "Tcp", "OutRsts"));
     assert!(resets <= 3 * number as u64, "{resets} resets by the host between");
-}
-
-/// A counter of TCP (/proc/net/snmp) where the thread is.
-fn tcp_count(what: &str) -> u64 {
-    let text = std::fs::read_to_string("/proc/thread-self/net/snmp").unwrap();
-    let mut rows = text.lines().filter_map(|line| line.strip_prefix("Tcp: "));
-    let (names, values) = (rows.next().unwrap(), rows.next().unwrap());
-    let mut both = names.split(' ').zip(values.split(' '));
-    both.find(|(name, _)| *name == what).unwrap().1.parse().unwrap()
 }
 
 /// How many flows; CI runs a few.

@@ -18,7 +18,7 @@ const FRESH: &str = "mkdir -p /run/netns /run/snisplit && mount -t tmpfs sp-netn
     exec \"$@\"";
 
 /// Test files that name the engine of every agent they start, or start none.
-const ENGINES_NAMED: [&str; 13] = [
+const ENGINES_NAMED: [&str; 14] = [
     "auto",
     "bpftool",
     "cli",
@@ -26,6 +26,7 @@ const ENGINES_NAMED: [&str; 13] = [
     "leaks",
     "overlap",
     "packet",
+    "packet_capture",
     "packet_pins",
     "packet_table",
     "packet_tls",
@@ -35,8 +36,8 @@ const ENGINES_NAMED: [&str; 13] = [
 ];
 
 /// Unit tests as the user, then the root suite: all of it with the engine asked for, else with the
-/// default and then, where that is another test, with sockmap and with packet. Skips are counted; a run of skips only
-/// has failed.
+/// default and then, where that is another test, with sockmap and with packet. Skips are counted; a run
+/// of skips only has failed.
 pub(crate) fn test(filter: Option<&str>, engine: Option<&str>) -> Result<()> {
     let peers = setup::all()?;
     let mut total = Total::default();

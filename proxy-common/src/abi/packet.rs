@@ -10,7 +10,7 @@ mod words;
 pub use words::{FATES, Fate};
 
 /// Changes whenever a layout or a meaning does.
-pub const PACKET_ABI_VERSION: u32 = 1;
+pub const PACKET_ABI_VERSION: u32 = 2;
 
 /// Looks at what arrives at an interface.
 pub const IN_PROGRAM: &str = "sni_in";
@@ -155,8 +155,9 @@ pub struct Way {
     pub fin: u32,
     /// Whether there was.
     pub has_fin: u32,
-    /// No padding.
-    pub reserved: u32,
+    /// Whether the sender has ECN (RFC 3168) and the receiver has not. Then a packet that was marked on
+    /// its way is dropped, for this receiver can tell nobody (RFC 6040 §4.2); the rest loses the bits.
+    pub ends_ecn: u32,
 }
 
 /// Who forwards a flow.
@@ -201,6 +202,8 @@ pub enum Why {
     Ended = 6,
     /// No route or no attached interface leads to a peer.
     NoRoute = 7,
+    /// A socket has an answer to a mark of congestion to give or to get, or counts them (AccECN).
+    Marked = 8,
 }
 
 /// Something that user space must hear.

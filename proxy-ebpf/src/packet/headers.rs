@@ -22,6 +22,11 @@ pub(crate) const FIN: u8 = 0x01;
 pub(crate) const SYN: u8 = 0x02;
 pub(crate) const RST: u8 = 0x04;
 pub(crate) const ACK: u8 = 0x10;
+pub(crate) const ECE: u8 = 0x40;
+pub(crate) const CWR: u8 = 0x80;
+
+/// The bits of an IP header that ECN has (RFC 3168 §5), and what they are if congestion was met.
+pub(crate) const ECN: u32 = 3;
 
 /// `struct iphdr` without options. Fields of more than a byte are in network order here and below.
 #[derive(Clone, Copy)]
@@ -86,6 +91,8 @@ pub(crate) struct Segment {
     pub(crate) at: u32,
     /// Hops that it may still take.
     pub(crate) ttl: u32,
+    /// The IP header's type of service, or traffic class.
+    pub(crate) service: u32,
     /// Bytes of options, 40 at most.
     pub(crate) options: u32,
     /// Bytes of data.
@@ -142,7 +149,7 @@ impl Segment {
         self.at = ETHERNET + header;
         map(&mut self.tuple.source, ip.source);
         map(&mut self.tuple.destination, ip.destination);
-        self.ttl = ip.ttl.into();
+        (self.ttl, self.service) = (ip.ttl.into(), ip.service.into());
         self.is_whole = u32::from(fragment == 0 && header == 20);
         let total = match u32::from(u16::from_be(ip.total)) {
             // More than 64 KiB (BIG TCP): then nothing is behind it.
@@ -161,7 +168,7 @@ impl Segment {
         self.at = ETHERNET + 40;
         put(&mut self.tuple.source, ip.source);
         put(&mut self.tuple.destination, ip.destination);
-        self.ttl = ip.hops.into();
+        (self.ttl, self.service) = (ip.hops.into(), u32::from_be(ip.flow) >> 20 & 0xff);
         self.is_whole = 1;
         match u32::from(u16::from_be(ip.payload)) {
             0 => Some(ctx.len().wrapping_sub(self.at)),

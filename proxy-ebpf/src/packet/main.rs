@@ -27,7 +27,7 @@ mod switch;
 mod track;
 mod translate;
 
-use headers::{ACK, FIN, RST, SYN, Segment};
+use headers::{ACK, CWR, ECE, ECN, FIN, RST, SYN, Segment};
 use maps::{SPLICES, TUPLES, count, tell};
 
 /// `TCX_NEXT`, and TC_ACT_UNSPEC of older hooks: it is not ours.
@@ -146,6 +146,13 @@ fn forward(ctx: &TcContext, segment: &mut Segment, leg: &Leg, splice: *mut Splic
         Direction::Up => (&entry.up, &entry.backend),
         Direction::Down => (&entry.down, &entry.client),
     };
+    if way.ends_ecn != 0 {
+        if segment.service & ECN == ECN {
+            count(Fate::Marked);
+            return DROP;
+        }
+        segment.becomes.flags &= !(ECE | CWR);
+    }
     let Some(route) = forward::route(ctx, segment.family, to).filter(|_| segment.ttl > 1) else {
         count(Fate::Unroutable);
         return DROP;

@@ -31,11 +31,14 @@ offsets! {
     BYTES_ACKED_OFFSET "Of `bytes_acked`, of which the low half is enough.";
     OUT_OF_ORDER_OFFSET "Of the root of `out_of_order_queue`.";
     TS_RECENT_OFFSET "Of the last timestamp that arrived.";
+    ECN_FLAGS_OFFSET "Of what is known of marks of congestion.";
     TS_OFFSET_OFFSET "Of what is added to the clock in timestamps that are sent.";
 }
 
 /// include/net/tcp_states.h
 const TCP_ESTABLISHED: u8 = 1;
+/// `TCP_ECN_MODE_RFC3168` and `TCP_ECN_SEEN`, include/net/tcp.h: that, and no mark on its way.
+const ECN_QUIET: u8 = 1 | 8;
 /// `BPF_F_CURRENT_NETNS`, include/uapi/linux/bpf.h: -1 in 32 bits.
 const CURRENT_NETNS: u64 = 0xffff_ffff_ffff_ffff;
 
@@ -49,6 +52,7 @@ pub(crate) struct Numbers {
     pub(crate) write_seq: u32,
     pub(crate) bytes_acked: u32,
     pub(crate) is_in_order: bool,
+    pub(crate) is_unmarked: bool,
     pub(crate) ts_recent: u32,
     pub(crate) ts_offset: u32,
 }
@@ -109,6 +113,8 @@ fn look_up(ctx: &TcContext, key: *const c_void, size: u32) -> *mut c_void {
 fn of(tcp: *mut c_void) -> Option<Numbers> {
     let mut state = 0_u8;
     read(tcp, SK_STATE_OFFSET.load(), &mut state)?;
+    let mut ecn = 0_u8;
+    read(tcp, ECN_FLAGS_OFFSET.load(), &mut ecn)?;
     let mut root = 0_u64;
     read(tcp, OUT_OF_ORDER_OFFSET.load(), &mut root)?;
     let number = |offset| {
@@ -125,6 +131,7 @@ fn of(tcp: *mut c_void) -> Option<Numbers> {
         write_seq: number(WRITE_SEQ_OFFSET.load())?,
         bytes_acked: number(BYTES_ACKED_OFFSET.load())?,
         is_in_order: root == 0,
+        is_unmarked: ecn & !ECN_QUIET == 0,
         ts_recent: number(TS_RECENT_OFFSET.load())?,
         ts_offset: number(TS_OFFSET_OFFSET.load())?,
     })

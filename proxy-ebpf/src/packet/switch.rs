@@ -45,6 +45,9 @@ fn take_over(ctx: &TcContext, segment: &Segment, splice: &mut Splice) -> Result<
     if !(client.is_established && backend.is_established && segment.has(ACK)) {
         return Err(Why::NotEstablished);
     }
+    if !(client.is_unmarked && backend.is_unmarked) {
+        return Err(Why::Marked);
+    }
     let written = backend.write_seq.wrapping_sub(backend.snd_una).wrapping_add(backend.bytes_acked);
     let is_client_quiet = client.copied_seq == client.rcv_nxt && client.is_in_order;
     if !is_client_quiet || written != splice.due || segment.ack() != backend.write_seq {

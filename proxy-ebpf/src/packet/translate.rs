@@ -4,11 +4,12 @@ use aya_ebpf::bindings::BPF_F_PSEUDO_HDR;
 use aya_ebpf::programs::TcContext;
 use snisplit_common::abi::packet::{Tuple, Way};
 
-use crate::headers::{ETHERNET, Family, Segment, TCP, Tcp, unmapped, words};
+use crate::headers::{ECN, ETHERNET, Family, Segment, TCP, Tcp, unmapped, words};
 use crate::options::Options;
 use crate::sum::Change;
 
 /// Where things stand.
+const IP4_SERVICE: u32 = ETHERNET + 1;
 const IP4_TTL: u32 = ETHERNET + 8;
 const IP4_CHECK: u32 = ETHERNET + 10;
 const IP4_ADDRESSES: u32 = ETHERNET + 12;
@@ -47,6 +48,9 @@ fn rewrite(ctx: &TcContext, segment: &Segment, way: &Way, to: &Tuple) -> Option<
         window: tcp.window,
     };
     ctx.store(at as usize, &front, 0).ok()?;
+    if way.ends_ecn != 0 && segment.service & ECN != 0 {
+        end_ecn(ctx, segment)?;
+    }
     let addresses = match segment.family {
         Family::V4 => addresses4(ctx, (&segment.tuple, segment.ttl), to)?,
         Family::V6 => addresses6(ctx, (&segment.tuple, segment.ttl), to)?,
@@ -76,6 +80,27 @@ fn header(segment: &Segment, way: &Way, to: &Tuple) -> Tcp {
         ack: u32::from_be(segment.becomes.ack).wrapping_add(way.ack).to_be(),
         window: window(u16::from_be(segment.becomes.window), way).to_be(),
         ..segment.becomes
+    }
+}
+
+/// Says that the sender has no ECN.
+#[inline(always)]
+fn end_ecn(ctx: &TcContext, segment: &Segment) -> Option<()> {
+    let service = segment.service as u8;
+    let without = service & !(ECN as u8);
+    match segment.family {
+        Family::V4 => {
+            ctx.store(IP4_SERVICE as usize, &without, 0).ok()?;
+            let mut change = Change::default();
+            change.half(u16::from_ne_bytes([0, service]), u16::from_ne_bytes([0, without]));
+            ctx.l3_csum_replace(IP4_CHECK as usize, 0, change.folded(), 0).ok()
+        }
+        Family::V6 => {
+            // Version, class and the beginning of the flow label (RFC 8200 §3).
+            let old: [u8; 2] = ctx.load(ETHERNET as usize).ok()?;
+            let new = [old[0], old[1] & !((ECN as u8) << 4)];
+            ctx.store(ETHERNET as usize, &new, 0).ok()
+        }
     }
 }
 

@@ -104,7 +104,7 @@ fields! {
     Leg { splice direction reserved }
     Way {
         packets bytes last_seen seq ack stamp echo echo_floor scale_in scale_out start end acked edge fin
-        has_fin reserved
+        has_fin ends_ecn
     }
     Told { splice state }
 }

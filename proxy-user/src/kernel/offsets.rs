@@ -21,7 +21,7 @@ pub(super) struct Offsets {
 }
 
 /// What the packet engine looks at of a `tcp_sock`, by the names of its program's globals.
-pub(super) type SocketOffsets = [(&'static str, u32); 9];
+pub(super) type SocketOffsets = [(&'static str, u32); 10];
 
 impl Offsets {
     pub(super) fn of_this_kernel() -> Result<Self, KernelError> {
@@ -48,6 +48,7 @@ pub(super) fn of_sockets() -> Result<SocketOffsets, KernelError> {
         ("BYTES_ACKED_OFFSET", tcp("bytes_acked")?),
         ("OUT_OF_ORDER_OFFSET", tcp("out_of_order_queue")?),
         ("TS_RECENT_OFFSET", options + types.offset("tcp_options_received", "ts_recent")?),
+        ("ECN_FLAGS_OFFSET", tcp("ecn_flags")?),
         ("TS_OFFSET_OFFSET", tcp("tsoffset")?),
     ])
 }

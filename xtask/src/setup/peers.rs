@@ -8,7 +8,7 @@ use anyhow::Result;
 use super::{debian, say};
 use crate::run::{cache, loud};
 
-const PACKAGES: [&str; 16] = [
+const PACKAGES: [&str; 17] = [
     "bpftool",
     "curl",
     "gnutls-bin",
@@ -24,6 +24,7 @@ const PACKAGES: [&str; 16] = [
     "postgresql",
     "procps",
     "python3-venv",
+    "tcpdump",
     "util-linux",
 ];
 

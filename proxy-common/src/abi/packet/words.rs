@@ -22,6 +22,8 @@ pub enum Fate {
     Icmp = 6,
     /// Events that the ring had no room for.
     EventLost = 7,
+    /// Dropped: marked on its way (ECN), for a receiver that cannot tell of it.
+    Marked = 8,
 }
 
 /// How many slots there are.
@@ -29,7 +31,7 @@ pub const FATES: usize = Fate::ALL.len();
 
 impl Fate {
     /// Each with its words for people.
-    pub const ALL: [(Self, &'static str); 8] = [
+    pub const ALL: [(Self, &'static str); 9] = [
         (Self::Forwarded, "translated and sent on"),
         (Self::Switching, "dropped while a flow was taken over"),
         (Self::Gagged, "dropped: sent by a socket whose flow the kernel has"),
@@ -38,12 +40,13 @@ impl Fate {
         (Self::Challenged, "SYNs for a running flow, sent on as a challenge"),
         (Self::Icmp, "ICMP errors translated and sent on"),
         (Self::EventLost, "events that the ring had no room for"),
+        (Self::Marked, "dropped: marked as congested, for a receiver without ECN"),
     ];
 }
 
 impl Why {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Unasked,
         Self::Wanted,
         Self::NoSocket,
@@ -52,6 +55,7 @@ impl Why {
         Self::BackendBytes,
         Self::Ended,
         Self::NoRoute,
+        Self::Marked,
     ];
 
     /// A short word for counters and logs.
@@ -65,6 +69,7 @@ impl Why {
             Self::BackendBytes => "backend_bytes",
             Self::Ended => "ended",
             Self::NoRoute => "no_route",
+            Self::Marked => "ecn",
         }
     }
 }

@@ -16,7 +16,7 @@ const TCP_ESTABLISHED: u8 = 1;
 /// include/uapi/linux/tcp.h
 const TIMESTAMPS: u8 = 1;
 const SACK: u8 = 2;
-const ECN: u8 = 8 | 16;
+const ECN: u8 = 8;
 const SYN_DATA: u8 = 32;
 const MICROSECONDS: u8 = 64;
 
@@ -87,8 +87,8 @@ pub(super) fn splice_of(pair: &Pair) -> Result<Splice, &'static str> {
     Ok(Splice {
         client: tuple(front.0, front.1),
         backend: tuple(back.0, back.1),
-        up: scales(&a, &b),
-        down: scales(&b, &a),
+        up: way(&a, &b),
+        down: way(&b, &a),
         ..Splice::default()
     })
 }
@@ -104,8 +104,11 @@ fn fits(client: &TcpInfo, backend: &TcpInfo) -> Result<(), &'static str> {
     if client.state != TCP_ESTABLISHED || backend.state != TCP_ESTABLISHED {
         return Err("half_closed");
     }
-    if either & (ECN | SYN_DATA | MICROSECONDS) != 0 {
-        return Err("tcp_ecn_or_tfo");
+    if either & SYN_DATA != 0 {
+        return Err("tcp_fast_open");
+    }
+    if either & MICROSECONDS != 0 {
+        return Err("tcp_usec_stamps");
     }
     if differs & TIMESTAMPS != 0 {
         return Err("tcp_timestamps");
@@ -120,11 +123,12 @@ fn fits(client: &TcpInfo, backend: &TcpInfo) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// How the window of what the sender says is scaled, here and there.
-fn scales(sender: &TcpInfo, receiver: &TcpInfo) -> Way {
+/// What the handshakes say of packets from the one to the other.
+fn way(sender: &TcpInfo, receiver: &TcpInfo) -> Way {
     Way {
         scale_in: sender.peer_scale.into(),
         scale_out: receiver.our_scale.into(),
+        ends_ecn: (sender.options & !receiver.options & ECN != 0).into(),
         ..Way::default()
     }
 }
@@ -152,8 +156,9 @@ mod tests {
             (INFO, INFO, Ok(())),
             (with(SACK), with(both), Err("tcp_timestamps")),
             (with(both), with(TIMESTAMPS), Err("tcp_sack")),
-            (with(both | 8), with(both | 8), Err("tcp_ecn_or_tfo")),
-            (with(both), with(both | MICROSECONDS), Err("tcp_ecn_or_tfo")),
+            (with(both | ECN), with(both), Ok(())),
+            (with(both), with(both | SYN_DATA), Err("tcp_fast_open")),
+            (with(both), with(both | MICROSECONDS), Err("tcp_usec_stamps")),
             (TcpInfo { state: 8, ..INFO }, INFO, Err("half_closed")),
             // A back end behind a smaller MTU than what the client was told.
             (INFO, TcpInfo { send_mss: 1388, ..INFO }, Err("tcp_mss")),
@@ -170,7 +175,10 @@ mod tests {
         for (client, backend, want) in rows {
             assert_eq!(fits(&client, &backend), want, "{client:?} {backend:?}");
         }
-        let up = scales(&INFO, &TcpInfo { our_scale: 3, ..INFO });
+        let (client, backend) = (with(both | ECN), TcpInfo { our_scale: 3, ..INFO });
+        let [up, down] = [way(&client, &backend), way(&backend, &client)];
         assert_eq!((up.scale_in, up.scale_out), (7, 3));
+        assert_eq!((up.ends_ecn, down.ends_ecn), (1, 0));
+        assert_eq!(way(&client, &client).ends_ecn, 0);
     }
 }

@@ -1,0 +1,101 @@
+//! Flows that the packet engine has, and its very program to try packets on (`BPF_PROG_TEST_RUN`).
+
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
+use std::thread;
+
+use serde_json::Value;
+
+use crate::agent::{self, Agent};
+use crate::hello::Hello;
+use crate::kernel::{bpftool, program};
+use crate::lab::{Lab, PROXY6};
+use crate::stream::{Noise, accept, connect, finish, hash_all, listen, read_some, write};
+
+/// Greets there, and has the back end answer: then the engine has the flow. The client, and the back end.
+pub fn begin(lab: &Lab, at: SocketAddr, listener: &TcpListener) -> (TcpStream, TcpStream) {
+    let client = connect(lab, at);
+    let hello = Hello::new().sni(b"a.test").bytes();
+    write(&client, &hello);
+    let server = accept(listener);
+    read_some(&server, hello.len());
+    write(&server, b"answer");
+    assert_eq!(read_some(&client, 6), b"answer");
+    (client, server)
+}
+
+/// Both ways at once, checked, and ended.
+pub fn carry((client, server): &(TcpStream, TcpStream), bytes: usize) {
+    thread::scope(|scope| {
+        for (from, to) in [(client, server), (server, client)] {
+            let sending = scope.spawn(move || {
+                let hash = Noise::default().send(from, bytes);
+                finish(from);
+                hash
+            });
+            scope.spawn(move || assert_eq!(hash_all(to), (bytes, sending.join().unwrap())));
+        }
+    });
+}
+
+/// A flow that the kernel has, and its program.
+pub struct Spliced {
+    /// Where it is.
+    pub lab: Lab,
+    _agent: Agent,
+    client: TcpStream,
+    server: TcpStream,
+    program: String,
+    /// Its record among the pins.
+    splice: Value,
+}
+
+impl Spliced {
+    /// In this lab.
+    pub fn new(lab: Lab, is_v6: bool) -> Self {
+        let to = if is_v6 { "[fd91:2::2]:8001" } else { "10.91.2.2:8001" };
+        let route = format!("a.test={to}");
+        let agent = Agent::start(&lab, &["--engine", "packet", "--route", &route]);
+        let listener = listen(&lab, to.parse().unwrap());
+        let at = if is_v6 { (PROXY6, agent::PORT).into() } else { agent::address() };
+        let (client, server) = begin(&lab, at, &listener);
+        let program = program(agent.pid(), "sni_in");
+        let path = format!("/sys/fs/bpf/snisplit/{}/packet_flows", lab.names()[1]);
+        let all = bpftool(&["map", "dump", "pinned", &path]);
+        let [one] = all.as_array().unwrap().as_slice() else { panic!("{all}") };
+        let splice = one["formatted"]["value"].clone();
+        Self { lab, _agent: agent, client, server, program, splice }
+    }
+
+    /// A number of a direction.
+    pub fn of(&self, way: &str, field: &str) -> u32 {
+        self.splice[way][field].as_u64().unwrap() as u32
+    }
+
+    /// The peer whose packets go that way, and where they go; and the same of the other one.
+    pub fn ends(&self, way: &str) -> [(SocketAddr, SocketAddr); 2] {
+        let of = |stream: &TcpStream| (stream.local_addr().unwrap(), stream.peer_addr().unwrap());
+        match way {
+            "up" => [of(&self.client), of(&self.server)],
+            _ => [of(&self.server), of(&self.client)],
+        }
+    }
+
+    /// What the program says, and what it has made of a packet.
+    pub fn run(&self, packet: &[u8], context: Option<&[u8]>) -> (u64, Vec<u8>) {
+        let file = |name: &str| self.lab.folder().join(name).to_str().unwrap().to_owned();
+        let (input, output, about) = (file("in"), file("out"), file("context"));
+        std::fs::write(&input, packet).unwrap();
+        let _none_yet = std::fs::remove_file(&output);
+        let mut words = vec!["-j", "prog", "run", "id", &self.program];
+        words.extend(["data_in", &input, "data_out", &output]);
+        if let Some(context) = context {
+            std::fs::write(&about, context).unwrap();
+            words.extend(["ctx_in", &about]);
+        }
+        let done = self.lab.proxy(|| Command::new("bpftool").args(&words).output()).unwrap();
+        let said: Value = serde_json::from_slice(&done.stdout).unwrap_or_default();
+        let Some(answer) = said["retval"].as_u64() else { panic!("{words:?}: {done:?}") };
+        (answer, std::fs::read(&output).unwrap())
+    }
+}

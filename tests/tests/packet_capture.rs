@@ -1,0 +1,90 @@
+//! What is on the wire at both ends of a flow that is translated between them.
+
+use std::net::TcpListener;
+use std::process::Command;
+
+use snisplit_tests::agent::{self, Agent};
+use snisplit_tests::capture::{Capture, Side};
+use snisplit_tests::hello::Hello;
+use snisplit_tests::kernel::{count, packets};
+use snisplit_tests::lab::{Lab, backend};
+use snisplit_tests::spliced::{begin, carry};
+use snisplit_tests::stream::listen;
+
+/// The place of what is dropped because it is marked, in `abi::packet::Fate`.
+const MARKED: usize = 8;
+
+fn split(lab: &Lab) -> (Agent, TcpListener) {
+    let told = ["--engine", "packet", "--route", "a.test=10.91.2.2:8001"];
+    (Agent::start(lab, &told), listen(lab, backend(8001)))
+}
+
+/// Data and ends of one direction behind the first `skipped` bytes: where, and how much.
+fn pieces(
+    all: &[(etherparse::TcpHeader, usize)],
+    to: u16,
+    skipped: u32,
+) -> Vec<(u32, usize, bool)> {
+    let of = || all.iter().filter(|(tcp, _)| tcp.destination_port == to);
+    let syn = of().find(|(tcp, _)| tcp.syn).expect("a handshake").0.sequence_number;
+    assert_eq!(of().filter(|(tcp, _)| tcp.syn).count(), 1);
+    assert_eq!(of().filter(|(tcp, _)| tcp.rst).count(), 0, "resets");
+    let at = |number: u32| number.wrapping_sub(syn).wrapping_sub(1);
+    of().map(|(tcp, len)| (at(tcp.sequence_number), *len, tcp.fin))
+        .filter(|(at, len, fin)| (*len > 0 || *fin) && *at >= skipped && *at < u32::MAX / 2)
+        .collect()
+}
+
+/// What one end sends arrives at the other in the same pieces, each once, and nothing else does.
+#[test]
+fn each_piece_arrives_once() {
+    let lab = Lab::new();
+    let (agent, listener) = split(&lab);
+    let sides = [Side::Client, Side::Backends];
+    let [near, far] = sides.map(|side| Capture::start(&lab, side, "inout"));
+    let flow = begin(&lab, agent::address(), &listener);
+    let our_port = flow.0.local_addr().unwrap().port();
+    carry(&flow, 3_000_000);
+    let record = agent.record();
+    assert_eq!((&record["engine"], &record["outcome"]), (&"packet".into(), &"closed".into()));
+    let (near, far) = (near.segments(&lab), far.segments(&lab));
+    let hello = Hello::new().sni(b"a.test").bytes().len();
+    // The hello went from socket to socket.
+    let sent = pieces(&near, agent::PORT, hello as u32);
+    assert!(sent.len() > 20, "{sent:?}");
+    assert_eq!(sent, pieces(&far, 8001, hello as u32));
+    let from_backend = far.iter().find(|(tcp, _)| tcp.destination_port == 8001).unwrap();
+    let sent = pieces(&far, from_backend.0.source_port, 0);
+    assert!(sent.len() > 20, "{sent:?}");
+    assert_eq!(sent, pieces(&near, our_port, 0));
+}
+
+/// Has every twentieth packet of the client's that may be marked be marked.
+fn mark_some(lab: &Lab) {
+    let rules = "add table inet sp; add chain inet sp out { type filter hook output priority 0; }; \
+                 add rule inet sp out tcp dport 443 ip ecn ect0 numgen inc mod 20 0 ip ecn set ce";
+    lab.client(|| assert!(Command::new("nft").arg(rules).status().unwrap().success()));
+}
+
+/// A mark of congestion reaches a back end that has ECN, and is a loss for one that has not. Either way
+/// the client hears of it, and every byte arrives.
+#[test]
+fn marks_on_the_way() {
+    for has_backend in [true, false] {
+        let lab = Lab::new();
+        let ask = || std::fs::write("/proc/sys/net/ipv4/tcp_ecn", "1").unwrap();
+        lab.client(ask);
+        if has_backend {
+            lab.proxy(ask);
+        }
+        let (agent, listener) = split(&lab);
+        let flow = begin(&lab, agent::address(), &listener);
+        mark_some(&lab);
+        carry(&flow, 3_000_000);
+        let record = agent.record();
+        assert_eq!((&record["engine"], &record["outcome"]), (&"packet".into(), &"closed".into()));
+        let dropped = packets(lab.names()[1], MARKED);
+        let heard = lab.backends(|| count("netstat", "IpExt", "InCEPkts"));
+        assert_eq!((heard > 0, dropped > 0), (has_backend, !has_backend));
+    }
+}
