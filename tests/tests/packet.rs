@@ -9,6 +9,7 @@ use rustix::process::Signal;
 use snisplit_tests::agent::{self, Agent};
 use snisplit_tests::flow::Flow;
 use snisplit_tests::hello::Hello;
+use snisplit_tests::kernel::fill;
 use snisplit_tests::lab::{Lab, backend};
 use snisplit_tests::spliced::begin;
 use snisplit_tests::stream::{Noise, accept, ending, finish, listen, read_all, read_some, write};
@@ -134,6 +135,32 @@ fn a_client_that_comes_back_by_the_same_port_is_a_new_one() {
         finish(&client);
         assert_eq!(read_all(&server), b"");
         assert_eq!(agent.record()["outcome"], "closed");
+    }
+}
+
+/// Without room for one more, the engine leaves new flows to the ladder, and those that it has go on.
+#[test]
+fn more_flows_than_room() {
+    let lab = Lab::new();
+    let agent = Agent::start(&lab, &ROUTE);
+    let listener = listen(&lab, backend(8001));
+    let declined = "snisplit_engine_declined_total{engine=\"packet\",reason=\"no_room\"}";
+    let pinned = |map: &str| format!("/sys/fs/bpf/snisplit/{}/packet_{map}", lab.names()[1]);
+    let carried = |(client, backend): &(TcpStream, TcpStream)| {
+        end(client, backend);
+        agent.record()["engine"].as_str().unwrap().to_owned()
+    };
+    for (turn, map) in ["flows", "tuples"].into_iter().enumerate() {
+        let old = flow(&lab, &listener);
+        let empty = match map {
+            "flows" => fill::<8, 264>(&pinned(map)),
+            _ => fill::<36, 16>(&pinned(map)),
+        };
+        assert_eq!(carried(&flow(&lab, &listener)), "splice", "{map}");
+        assert_eq!(agent.metric(&lab, declined), (turn + 1) as f64);
+        assert_eq!(carried(&old), "packet", "{map}");
+        empty();
+        assert_eq!(carried(&flow(&lab, &listener)), "packet", "{map}");
     }
 }
 
