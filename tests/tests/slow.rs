@@ -60,3 +60,31 @@ fn single_bytes_do_not_fill_the_kernel() {
     assert_eq!(read_all(client), b"");
     flow.ends(many + single, 0, "closed");
 }
+
+/// Uploads faster than their reader: the kernel gives each to user space in the middle of it, where a
+/// buffer could meet a program that is just being taken away. `SNISPLIT_STORM` is how many.
+#[test]
+fn bulk_is_whole_where_the_kernel_gives_it_up() {
+    const AT_ONCE: usize = 8;
+    let many = std::env::var("SNISPLIT_STORM").ok().and_then(|text| text.parse().ok());
+    let first = Flow::open("sockmap");
+    for _ in 0..many.unwrap_or(64) / AT_ONCE {
+        let flows: Vec<_> = (0..AT_ONCE).map(|_| first.another()).collect();
+        thread::scope(|scope| {
+            for (client, backend) in &flows {
+                finish(backend);
+                let sending = scope.spawn(move || {
+                    let hash = Noise::default().send(client, 8_000_000);
+                    finish(client);
+                    hash
+                });
+                scope.spawn(move || {
+                    assert_eq!(hash_all(backend), (8_000_000, sending.join().unwrap()));
+                });
+            }
+        });
+        for _ in 0..AT_ONCE {
+            first.ends(8_000_000, 0, "closed");
+        }
+    }
+}

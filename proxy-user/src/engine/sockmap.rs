@@ -111,7 +111,7 @@ impl Sockmap {
         let both = [client, backend];
         let sources = both
             .into_iter()
-            .try_for_each(|socket| hold(socket).and_then(|()| bound(socket)))
+            .try_for_each(|socket| bound(socket).and_then(|()| hold(socket)))
             .map_err(KernelError::from)
             .and_then(|()| verdict.add_source(down.cookie, backend))
             .and_then(|()| verdict.add_source(up.cookie, client));

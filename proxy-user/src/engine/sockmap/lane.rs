@@ -93,13 +93,31 @@ impl Lane {
             && self.is_handed(sockets.to, self.flow(verdict)?.redirected)?)
     }
 
+    /// Has the program redirect nothing more; whether bytes were left to us.
+    ///
+    /// Out of the program's sight the receiver is a socket like any other. Where bytes were left to us
+    /// already, it stays: only under the program does reading them move the socket on
+    /// (`tcp_bpf_recvmsg_parser` keeps `copied_seq`, `tcp_bpf_recvmsg` does not), and splice(2) does not
+    /// see them. Once taken out, a half-closed socket could not go back (sock_map_sk_state_allowed).
+    fn give_up(&self, verdict: &Verdict, from: &TcpStream) -> Result<bool, Broken> {
+        hold(from).map_err(|_| Broken::From)?;
+        let stays = self.flow(verdict)?.passed > 0;
+        if !stays {
+            verdict.remove_source(self.cookie);
+        }
+        let Flow { passed, bulk, paced, .. } = self.flow(verdict)?;
+        if bulk > 0 && paced > bulk {
+            unbound(from);
+        }
+        if passed > 0 && !stays {
+            verdict.add_source(self.cookie, from).map_err(|_| Broken::From)?;
+        }
+        sys::set_receive_low_water(from, 1).map_err(|_| Broken::From)?;
+        Ok(passed > 0)
+    }
+
     /// Carries the rest of a direction that the program has given up, to its end, behind what the
     /// kernel took for it.
-    ///
-    /// Out of the program's sight the receiver is a socket like any other. Where bytes were left to
-    /// us before that, it must go back: only under the program does reading them move the socket on
-    /// (`tcp_bpf_recvmsg_parser` keeps `copied_seq`, `tcp_bpf_recvmsg` does not), and splice(2) does
-    /// not see them.
     pub(super) async fn leave(
         &self,
         verdict: &Verdict,
@@ -107,17 +125,7 @@ impl Lane {
         splice: &Splice,
         relayed: &AtomicU64,
     ) -> Result<(), Broken> {
-        hold(sockets.from).map_err(|_| Broken::From)?;
-        verdict.remove_source(self.cookie);
-        let Flow { passed, bulk, paced, .. } = self.flow(verdict)?;
-        if bulk > 0 && paced > bulk {
-            unbound(sockets.from);
-        }
-        let is_left_bytes = passed > 0;
-        if is_left_bytes {
-            verdict.add_source(self.cookie, &**sockets.from).map_err(|_| Broken::From)?;
-        }
-        sys::set_receive_low_water(sockets.from, 1).map_err(|_| Broken::From)?;
+        let is_left_bytes = self.give_up(verdict, sockets.from)?;
         self.wait_handed(verdict, sockets.to).await?;
         let mut pause = PAUSE.0;
         loop {

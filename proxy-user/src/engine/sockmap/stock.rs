@@ -7,13 +7,14 @@ use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 
 use crate::sys;
 
-/// More than arrives while a socket enters or leaves the map; the receive buffer holds as much anyway.
-const HELD: usize = 256 * 1024;
-
 /// Bytes of memory that a receiver may hold, of which the window is half at least. It would grow to
 /// `tcp_rmem`'s maximum (32 MiB by now) while the kernel forwards, and a sender could fill all of it
 /// once the other peer stops reading.
 const RECEIVE_BUFFER: usize = 3 << 20;
+
+/// More than arrives while a socket enters or leaves the map. The kernel allows no more than half of the
+/// receive buffer (tcp_set_rcvlowat): 256 KiB, which bulk fills in 0.1 ms, were too few.
+const HELD: usize = RECEIVE_BUFFER / 2;
 
 /// `write_seq` seen from outside: what was acknowledged and what was not. TCP_INFO first: bytes that
 /// are acknowledged in between are then missing, never counted twice.
