@@ -110,6 +110,7 @@ fn pins_of_another_version_are_refused() {
     let flow = Flow::open_with("packet", &["--instance", instance]);
     flow.agent.signal(Signal::KILL);
     let path = format!("/sys/fs/bpf/snisplit/{instance}/packet_abi");
+    let ours = bpftool(&["map", "dump", "pinned", &path])[0]["formatted"]["value"].to_string();
     let map =
         ["map", "update", "pinned", &path, "key", "0", "0", "0", "0", "value", "99", "0", "0"];
     bpftool(&[&map[..], &["0"]].concat());
@@ -126,7 +127,7 @@ fn pins_of_another_version_are_refused() {
     // The flow does not care. Nor for one that understands, and fails for another reason.
     write(&flow.client, b"still here");
     assert_eq!(read_some(&flow.backend, 10), b"still here");
-    bpftool(&[&map[..9], &["value", "1", "0", "0", "0"]].concat());
+    bpftool(&[&map[..9], &["value", &ours, "0", "0", "0"]].concat());
     let elsewhere = words.map(|word| if word == "10.91.1.1:9443" { "10.9.9.9:1" } else { word });
     let failed = flow.lab().proxy(|| ask(&elsewhere));
     let said = String::from_utf8_lossy(&failed.stderr).into_owned();
