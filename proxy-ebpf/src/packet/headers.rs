@@ -25,7 +25,7 @@ pub(crate) const ACK: u8 = 0x10;
 pub(crate) const ECE: u8 = 0x40;
 pub(crate) const CWR: u8 = 0x80;
 
-/// The bits of an IP header that ECN has (RFC 3168 §5), and what they are if congestion was met.
+/// The bits of an IP header that ECN has; both are set if congestion was met (RFC 3168 §5).
 pub(crate) const ECN: u32 = 3;
 
 /// `struct iphdr` without options. Fields of more than a byte are in network order here and below.
