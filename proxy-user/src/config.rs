@@ -5,7 +5,6 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -21,6 +20,7 @@ mod build;
 mod file;
 mod flags;
 mod limits;
+mod packet;
 mod problem;
 mod route;
 mod routes;
@@ -30,6 +30,7 @@ mod value;
 pub use acme::Acme;
 pub use flags::Overrides;
 pub use limits::Limits;
+pub use packet::Packet;
 pub use problem::Problems;
 pub use route::{Backend, Check, Place, Route, Source};
 pub use terminate::Terminate;
@@ -68,18 +69,6 @@ pub struct Config {
     /// `access_log_format`
     pub access_log_format: Format,
 }
-
-/// What the packet engine may have of the host.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Packet {
-    /// `interfaces`; empty for all Ethernet interfaces with an address.
-    pub interfaces: Vec<String>,
-    /// `ports`: its source ports towards back ends.
-    pub ports: RangeInclusive<u16>,
-}
-
-/// Ports that Linux gives to nobody by itself (`net.ipv4.ip_local_port_range` begins at 32768).
-pub const PACKET_PORTS: RangeInclusive<u16> = 16_384..=32_767;
 
 /// An address to accept on.
 #[derive(Clone, Debug)]

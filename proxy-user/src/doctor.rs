@@ -14,7 +14,7 @@ use snisplit_common::limits::connections_within;
 use tokio::runtime::Runtime;
 use tracing::level_filters::LevelFilter;
 
-use crate::config::{PACKET_PORTS, Packet};
+use crate::config::Packet;
 use crate::engine::probe;
 use crate::kernel;
 use crate::kernel::packet::{Link, Splicer};
@@ -146,15 +146,16 @@ fn sockmap(level: LevelFilter) -> (Mark, String) {
 
 /// The programs on an interface where they have nothing to do, and what else the engine needs.
 fn packet() -> (Mark, String) {
-    let defaults = Packet { interfaces: Vec::new(), ports: PACKET_PORTS };
+    let defaults = Packet::default();
     let tried = runtime()
         .and_then(|runtime| {
             let _entered = runtime.enter();
             let loopback = Link { name: "lo".into(), number: 1, has_peer: false };
-            let loaded = Splicer::load(&[loopback], None).map(drop);
+            let place = (&[loopback][..], defaults.hook);
+            let loaded = Splicer::load(place, None).map(drop);
             loaded.context("the programs do not go to an interface")
         })
-        .and_then(|()| host::ensure_nobody_has(&PACKET_PORTS))
+        .and_then(|()| host::ensure_nobody_has(&defaults.ports))
         .and_then(|()| host::links(&defaults));
     match (tried, host::tables_gone_past()) {
         (Err(error), _) => (Mark::Warn, format!("{error:#}")),

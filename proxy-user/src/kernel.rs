@@ -67,7 +67,7 @@ pub(crate) enum KernelError {
          {PACKET_ABI_VERSION}: start that one again, or end its flows with `snisplit flows drop`"
     )]
     PacketAbi(u32, String),
-    #[error("an interface does not take the program (tcx needs Linux 6.6)")]
+    #[error("an interface does not take the program")]
     Link(#[from] LinkError),
     #[error("a pin does not work")]
     Pin(#[from] PinError),

@@ -10,6 +10,7 @@ use snisplit_common::abi::packet::SpliceState;
 
 use crate::engine::packet::reset;
 use crate::kernel::address::addresses;
+use crate::kernel::packet::leave;
 use crate::kernel::pinned::{Pinned, ask_to_cut, forget_flows};
 use crate::kernel::pins;
 
@@ -28,6 +29,7 @@ pub fn drop(instance: &str) -> Result<String> {
         // The programs go later than their pins, and would not let the resets out.
         forget_flows(&folder)?;
     }
+    leave(&folder);
     for entry in fs::read_dir(&folder)?.flatten() {
         fs::remove_file(entry.path()).with_context(|| entry.path().display().to_string())?;
     }

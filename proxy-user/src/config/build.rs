@@ -5,12 +5,11 @@ use std::time::Duration;
 
 use super::acme::{self, DraftAcme};
 use super::limits::{self, DraftLimits};
+use super::packet::{self, DraftPacket};
 use super::problem::{Problem, Problems};
 use super::routes::{self, DraftRoute};
 use super::terminate::{DraftTerminate, Means};
-use super::{
-    Config, DRAIN, HELLO_TIMEOUT, INSTANCE, Listener, Origin, PACKET_PORTS, Packet, value,
-};
+use super::{Config, DRAIN, HELLO_TIMEOUT, INSTANCE, Listener, Origin, value};
 
 /// A value and where it was written.
 #[derive(Clone, Debug)]
@@ -36,8 +35,7 @@ pub(super) struct Draft {
     pub(super) http: Option<Item<String>>,
     pub(super) limits: DraftLimits,
     pub(super) admin: Option<Item<String>>,
-    pub(super) packet_interfaces: Vec<Item<String>>,
-    pub(super) packet_ports: Option<Item<String>>,
+    pub(super) packet: DraftPacket,
     /// From the flag: for every listener, whatever it says itself.
     pub(super) hello_timeout: Option<Item<String>>,
 }
@@ -65,7 +63,7 @@ pub(super) fn build(draft: Draft) -> Result<Config, Problems> {
     let limits = limits::build(draft.limits, &mut wrong);
     let admin = wrong.opt("admin.address", draft.admin, |text| value::address(&text));
     let listeners = listeners(draft.listeners, hello_timeout, &mut wrong);
-    let packet = packet(draft.packet_interfaces, draft.packet_ports, &mut wrong);
+    let packet = packet::build(draft.packet, &mut wrong);
     let acme = draft.acme.and_then(|acme| acme::build(acme, &mut wrong));
     let http = wrong.opt("http.address", draft.http, |text| value::address(&text));
     let tables = routes::build(draft.routes, draft.terminates, means, &mut wrong);
@@ -89,12 +87,6 @@ pub(super) fn build(draft: Draft) -> Result<Config, Problems> {
         }),
         (_, wrong) => Err(Problems(wrong)),
     }
-}
-
-fn packet(names: Vec<Item<String>>, ports: Option<Item<String>>, wrong: &mut Wrong) -> Packet {
-    let interfaces = names.into_iter().map(|item| item.value).collect();
-    let ports = wrong.opt("packet.ports", ports, |text| value::ports(&text));
-    Packet { interfaces, ports: ports.unwrap_or(PACKET_PORTS) }
 }
 
 /// `for_all` is the flag's hello timeout, which wins over each listener's own.

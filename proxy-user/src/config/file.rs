@@ -10,6 +10,7 @@ use super::Origin;
 use super::acme::{DraftAcme, DraftDns};
 use super::build::{Draft, DraftListener, Item};
 use super::limits::DraftLimits;
+use super::packet::DraftPacket;
 use super::problem::{Problem, Problems};
 use super::routes::DraftRoute;
 use super::terminate::DraftTerminate;
@@ -70,8 +71,11 @@ impl Place<'_> {
             http: file.http.map(|http| self.item(http.address)),
             limits: self.limits(file.limits),
             admin: self.some(file.admin.address),
-            packet_interfaces: self.all(file.packet.interfaces),
-            packet_ports: self.some(file.packet.ports),
+            packet: DraftPacket {
+                interfaces: self.all(file.packet.interfaces),
+                ports: self.some(file.packet.ports),
+                hook: self.some(file.packet.hook),
+            },
             hello_timeout: None,
         }
     }

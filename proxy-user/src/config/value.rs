@@ -1,7 +1,6 @@
 //! One value at a time: text in, meaning or a sentence with the remedy out.
 
 use std::net::{IpAddr, SocketAddr};
-use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -89,16 +88,6 @@ pub(super) fn starttls(text: &str) -> Result<Option<Starttls>, String> {
         "postgres" => Ok(Some(Starttls::Postgres)),
         _ => Err(format!("\"{text}\" is unknown; one of off, postgres")),
     }
-}
-
-/// The first and the last port.
-pub(super) fn ports(text: &str) -> Result<RangeInclusive<u16>, String> {
-    let range = text.split_once('-').and_then(|(from, to)| {
-        Some(from.trim().parse::<u16>().ok()?..=to.trim().parse::<u16>().ok()?)
-    });
-    range.filter(|range| !range.is_empty() && *range.start() >= 1_024).ok_or_else(|| {
-        format!("\"{text}\" is no range of ports from 1024 on; write it like \"16384-32767\"")
-    })
 }
 
 /// A network, or one address.

@@ -123,7 +123,10 @@ impl Pins {
         let pins = Self::lock(instance)?;
         // What is left of one that was killed belongs to no flow any more, or to flows that this one
         // has no engine for.
-        pins.iter().for_each(|pins| remove(&pins.folder, |_| true));
+        if let Some(pins) = &pins {
+            kernel::packet::leave(&pins.folder);
+            remove(&pins.folder, |_| true);
+        }
         Ok(pins)
     }
 
@@ -157,6 +160,7 @@ impl Drop for Pins {
         if !self.are_ours {
             return;
         }
+        kernel::packet::leave(&self.folder);
         remove(&self.folder, |_| true);
         let _not_ours_alone = fs::remove_dir(&self.folder);
     }

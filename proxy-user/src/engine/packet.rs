@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 
 use super::sockmap::handed;
 use super::{Declined, End, Engine, Pair, Socket, Tally, Tier};
+pub(crate) use crate::kernel::packet::Hook;
 use crate::kernel::packet::{Link, Splicer};
 use crate::kernel::{KernelError, cookie};
 use crate::sys;
@@ -48,11 +49,11 @@ impl Packet {
     /// Loads the programs, attaches them to these interfaces, and begins to listen to them. Needs a
     /// running tokio.
     pub(crate) fn load(
-        links: &[Link],
+        places: (&[Link], Hook),
         ports: Ports,
         pins: Option<&Path>,
     ) -> Result<Self, KernelError> {
-        let (splicer, events) = Splicer::load(links, pins)?;
+        let (splicer, events) = Splicer::load(places, pins)?;
         let splicer = Arc::new(splicer);
         let (keeper, tasks) = Keeper::start(Arc::clone(&splicer), events);
         Ok(Self { splicer, keeper, ports: Arc::new(ports), _tasks: Arc::new(Mutex::new(tasks)) })

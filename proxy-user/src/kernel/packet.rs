@@ -6,13 +6,13 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
-use aya::programs::{SchedClassifier, TcAttachType, TestRun as _, TestRunOptions};
+use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use snisplit_common::abi::Direction;
 use snisplit_common::abi::packet::{
-    BY_PEER, BY_QUEUE, CUTS_MAP, Fate, IN_PROGRAM, INTERFACES_MAP, Leg, OFFERS_MAP, OUT_PROGRAM,
-    PACKET_ABI_MAP, PACKET_ABI_VERSION, PACKET_COUNTERS_MAP, PACKET_EVENTS_MAP, PACKET_ROUTES_MAP,
-    SETTLE_PROGRAM, SPLICES_MAP, Splice, SpliceState, TUPLES_MAP, Told, Tuple,
+    CUTS_MAP, Fate, INTERFACES_MAP, Leg, OFFERS_MAP, PACKET_ABI_MAP, PACKET_ABI_VERSION,
+    PACKET_COUNTERS_MAP, PACKET_EVENTS_MAP, PACKET_ROUTES_MAP, SETTLE_PROGRAM, SPLICES_MAP, Splice,
+    SpliceState, TUPLES_MAP, Told, Tuple,
 };
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -24,14 +24,23 @@ use super::{KernelError, offsets, pinned};
 use crate::sys;
 
 mod links;
+mod places;
 
-pub(crate) use links::Link;
+pub(crate) use links::{Hook, Link};
+pub(crate) use places::leave;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/snisplit-packet"));
 
 /// The maps that outlive the agent, so that flows do; people may look at them too.
-const PINNED: [&str; 6] =
-    [PACKET_ABI_MAP, SPLICES_MAP, TUPLES_MAP, PACKET_ROUTES_MAP, PACKET_COUNTERS_MAP, CUTS_MAP];
+const PINNED: [&str; 7] = [
+    PACKET_ABI_MAP,
+    SPLICES_MAP,
+    TUPLES_MAP,
+    PACKET_ROUTES_MAP,
+    PACKET_COUNTERS_MAP,
+    CUTS_MAP,
+    INTERFACES_MAP,
+];
 
 /// Whether a pin of this name is the packet engine's.
 pub(crate) fn is_ours(name: &str) -> bool {
@@ -59,7 +68,10 @@ pub(crate) struct Events(AsyncFd<RingBuf<MapData>>);
 impl Splicer {
     /// Loads, and attaches to these interfaces. What another agent has left in `pins`, a folder of a
     /// bpffs, is taken over: flows, and places at interfaces.
-    pub(crate) fn load(links: &[Link], pins: Option<&Path>) -> Result<(Self, Events), KernelError> {
+    pub(crate) fn load(
+        (links, hook): (&[Link], Hook),
+        pins: Option<&Path>,
+    ) -> Result<(Self, Events), KernelError> {
         if let Some(folder) = pins {
             ensure_abi(folder)?;
         }
@@ -85,11 +97,9 @@ impl Splicer {
             offers: take(OFFERS_MAP)?.try_into()?,
             cuts: take(CUTS_MAP)?.try_into()?,
         };
-        let mut interfaces: HashMap<MapData, u32, u32> = take(INTERFACES_MAP)?.try_into()?;
-        attach(&mut ebpf, links, pins)?;
-        for link in links {
-            interfaces.insert(link.number, if link.has_peer { BY_PEER } else { BY_QUEUE }, 0)?;
-        }
+        let mut interfaces = take(INTERFACES_MAP)?.try_into()?;
+        places::attach(&mut ebpf, (links, hook), pins)?;
+        places::write_down((links, hook), pins, &mut interfaces)?;
         let (maps, loaded) = (Mutex::new(maps), Mutex::new(ebpf));
         Ok((Self { maps, counters, routes, loaded }, events))
     }
@@ -185,20 +195,6 @@ impl Maps {
         }
         let _gone_already = self.splices.remove(&number);
     }
-}
-
-/// What this host says is gagged before anything is taken over.
-fn attach(ebpf: &mut Ebpf, links: &[Link], pins: Option<&Path>) -> Result<(), KernelError> {
-    program(ebpf, SETTLE_PROGRAM)?.load()?;
-    for (name, hook) in [(OUT_PROGRAM, TcAttachType::Egress), (IN_PROGRAM, TcAttachType::Ingress)] {
-        let program = program(ebpf, name)?;
-        program.load()?;
-        for link in links {
-            links::attach(program, link, hook, pins)?;
-        }
-    }
-    pins.iter().for_each(|folder| links::remove_others(folder, links));
-    Ok(())
 }
 
 fn ensure_abi(folder: &Path) -> Result<(), KernelError> {

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use snisplit_common::abi::packet::{
-    CUTS_MAP, Fate, PACKET_ABI_MAP, PACKET_ABI_VERSION, PACKET_COUNTERS_MAP, PACKET_ROUTES_MAP,
-    SPLICES_MAP, Splice,
+    CUTS_MAP, Fate, INTERFACES_MAP, PACKET_ABI_MAP, PACKET_ABI_VERSION, PACKET_COUNTERS_MAP,
+    PACKET_ROUTES_MAP, SPLICES_MAP, Splice,
 };
 use snisplit_common::abi::{
     ABI_MAP, ABI_VERSION, COUNTERS_MAP, Count, FLOWS_MAP, Flow, ROUTES_MAP,
@@ -108,6 +108,12 @@ pub(crate) fn forget_flows(folder: &Path) -> Result<(), KernelError> {
         let _gone_already = flows.remove(&number);
     }
     Ok(())
+}
+
+/// The numbers of the interfaces that the packet engine's programs are at.
+pub(super) fn interfaces(folder: &Path) -> Result<Vec<u32>, KernelError> {
+    let map: HashMap<MapData, u32, u32> = Map::HashMap(pin(folder, INTERFACES_MAP)?).try_into()?;
+    Ok(map.keys().flatten().collect())
 }
 
 /// Asks the agent to cut flows of the packet engine.

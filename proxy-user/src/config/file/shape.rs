@@ -36,6 +36,7 @@ pub(super) struct Packet {
     #[serde(default)]
     pub(super) interfaces: Vec<Spanned<String>>,
     pub(super) ports: Option<Spanned<String>>,
+    pub(super) hook: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]

@@ -22,7 +22,8 @@ pub(super) fn load(config: &Config, ladder: &Ladder, pins: Option<&Path>) -> Res
         .map(|Interface { name, number, has_peer }| Link { name, number, has_peer })
         .collect();
     let names: Vec<&str> = links.iter().map(|link| link.name.as_str()).collect();
-    info!(interfaces = names.join(" "), ?ports, "packet");
-    ladder.add_packet(Packet::load(&links, Ports::new(ports.clone()), pins)?);
+    let hook = config.packet.hook;
+    info!(interfaces = names.join(" "), ?ports, ?hook, "packet");
+    ladder.add_packet(Packet::load((&links, hook), Ports::new(ports.clone()), pins)?);
     Ok(())
 }
