@@ -34,6 +34,10 @@ pub(crate) fn chosen(names: &[String]) -> Vec<&'static str> {
     ALL.into_iter().filter(is_chosen).collect()
 }
 
+pub(crate) fn is_one(name: &str) -> bool {
+    ALL.contains(&name)
+}
+
 /// Where `forward` listens.
 const NAT: u16 = 8443;
 

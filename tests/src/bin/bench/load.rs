@@ -44,6 +44,12 @@ impl Load {
         Self::Up(64),
     ];
 
+    /// Those whose names contain one of these words, or all.
+    pub(crate) fn chosen(words: &[String]) -> impl Iterator<Item = Self> {
+        let is_chosen = |name: &str| words.is_empty() || words.iter().any(|it| name.contains(it));
+        Self::ALL.into_iter().filter(move |load| is_chosen(&load.name()))
+    }
+
     pub(crate) fn name(self) -> String {
         match self {
             Self::Connections(n) => format!("connections, {n} at once"),

@@ -30,7 +30,8 @@ fn main() {
     let mut number = |what: &str| words.next().and_then(|w| w.parse::<u64>().ok()).expect(what);
     let (rounds, seconds) = (number("rounds"), Duration::from_secs(number("seconds")));
     let out = words.next().expect("a file for the results");
-    let names: Vec<String> = words.collect();
+    let (names, loads): (Vec<String>, Vec<String>) =
+        words.partition(|word| candidate::is_one(word));
     let candidates = candidate::chosen(&names);
     let greeting = recorded().into_iter().find(|greeting| greeting.client == "chromium");
     let hello = greeting.expect("the greeting of chromium").bytes;
@@ -44,9 +45,12 @@ fn main() {
     let expected = hello.len();
     thread::spawn(move || serve(&listener, expected));
     let terms = (rounds, seconds);
-    let results =
-        Load::ALL.into_iter().flat_map(|load| run(&lab, load, &hello, &candidates, terms));
+    let results = Load::chosen(&loads).flat_map(|load| run(&lab, load, &hello, &candidates, terms));
     let results: Vec<Value> = results.collect();
+    if !loads.is_empty() {
+        assert!(!results.is_empty(), "no load and no candidate has such a name: {loads:?}");
+        return;
+    }
     let idle = idle::run(&lab, &hello, &candidates);
     let siege = siege::run(&lab, &hello, rounds, seconds);
     let machine = json!({ "cores": thread::available_parallelism().unwrap().get(),
