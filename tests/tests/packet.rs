@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use snisplit_tests::agent::{self, Agent};
 use snisplit_tests::flow::Flow;
 use snisplit_tests::hello::Hello;
-use snisplit_tests::kernel::fill;
+use snisplit_tests::kernel::{bpftool, fill};
 use snisplit_tests::lab::{Lab, backend};
 use snisplit_tests::spliced::begin;
 use snisplit_tests::stream::{Noise, accept, ending, finish, listen, read_all, read_some, write};
@@ -22,6 +22,11 @@ const FLOWS: usize = 100;
 /// A flow that the kernel has.
 fn flow(lab: &Lab, listener: &TcpListener) -> (TcpStream, TcpStream) {
     begin(lab, agent::address(), listener)
+}
+
+/// Where a map is.
+fn pinned(lab: &Lab, map: &str) -> String {
+    format!("/sys/fs/bpf/snisplit/{}/packet_{map}", lab.names()[1])
 }
 
 fn flows() -> usize {
@@ -145,7 +150,7 @@ fn more_flows_than_room() {
     let agent = Agent::start(&lab, &ROUTE);
     let listener = listen(&lab, backend(8001));
     let declined = "snisplit_engine_declined_total{engine=\"packet\",reason=\"no_room\"}";
-    let pinned = |map: &str| format!("/sys/fs/bpf/snisplit/{}/packet_{map}", lab.names()[1]);
+    let pinned = |map: &str| pinned(&lab, map);
     let carried = |(client, backend): &(TcpStream, TcpStream)| {
         end(client, backend);
         agent.record()["engine"].as_str().unwrap().to_owned()
@@ -191,4 +196,9 @@ fn more_flows_than_ports() {
         end(&client, &backend);
         (agent.record()["engine"] == "packet").then_some(())
     });
+    // What was left of a port's last flow went when the next one left by it.
+    let left = bpftool(&["map", "dump", "pinned", &pinned(&lab, "flows")]);
+    assert_eq!(left.as_array().unwrap().len(), 4, "{left}");
+    let left = bpftool(&["map", "dump", "pinned", &pinned(&lab, "tuples")]);
+    assert_eq!(left.as_array().unwrap().len(), 8, "{left}");
 }

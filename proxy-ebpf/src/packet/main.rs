@@ -66,6 +66,7 @@ fn sni_out(ctx: TcContext) -> i32 {
     let Some(segment) = Segment::read(&ctx) else { return NEXT };
     segment.reverse();
     if segment.tcp.flags & (SYN | ACK) == SYN {
+        begin_anew(&segment.tuple);
         offer::restrain(&ctx, segment);
         return NEXT;
     }
@@ -106,6 +107,23 @@ fn settle(number: u64, splice: *mut Splice, why: Why) {
         unsafe { (*splice).why = why };
         tell(number, SpliceState::Fallback);
     }
+}
+
+/// What is left of a flow goes when another connection leaves by its port.
+#[inline(never)]
+fn begin_anew(tuple: &Tuple) {
+    let Some((leg, splice)) = find(tuple) else { return };
+    if !cas::state(splice).is_over() {
+        return;
+    }
+    // SAFETY: the entry lives until this program ends, and its tuples do not change.
+    let client = unsafe { &(*splice).client };
+    // SAFETY: written by user space before the flow begins, and not changed.
+    if unsafe { TUPLES.get(client) }.is_some_and(|other| other.splice == leg.splice) {
+        let _gone_already = TUPLES.remove(client);
+    }
+    let _gone_already = TUPLES.remove(tuple);
+    let _gone_already = SPLICES.remove(leg.splice);
 }
 
 #[inline(always)]

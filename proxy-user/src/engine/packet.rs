@@ -61,9 +61,7 @@ impl Packet {
 
     /// A port of ours towards a back end, which nothing else uses.
     pub(crate) fn lease(&self, to: SocketAddr) -> Option<Lease> {
-        let lease = self.ports.lease(to)?;
-        self.keeper.clear(&lease);
-        Some(lease)
+        self.ports.lease(to)
     }
 
     /// Has a SYN from this port offer no more than that, until the answer is dropped; `None` if it does
@@ -88,13 +86,9 @@ impl Packet {
 
     /// Everything up to the hello, and how many bytes that has. `Err` is why not.
     fn arm(&self, pair: &Pair) -> Result<(Flow, usize), &'static str> {
-        if pair.lease.is_none() {
-            return Err("no_port");
-        }
         let mut splice = terms::splice_of(pair)?;
-        let waiting = |socket: &Socket| ioctl_fionread(socket).unwrap_or_default();
-        let (hello, answer) = (waiting(&pair.client), waiting(&pair.backend));
-        if hello == 0 || answer > 0 {
+        let hello = ioctl_fionread(&pair.client).unwrap_or_default();
+        if hello == 0 {
             return Err("not_at_the_hello");
         }
         let handed = handed(&pair.backend).map_err(|_| "not_connected")?;

@@ -91,6 +91,11 @@ impl SpliceState {
         matches!(self, Self::Spliced | Self::Closed | Self::ClientReset | Self::BackendReset)
     }
 
+    /// Whether the flow has ended, and only what is repeated of that is translated.
+    pub const fn is_over(self) -> bool {
+        matches!(self, Self::Closed | Self::ClientReset | Self::BackendReset)
+    }
+
     /// A short word.
     pub const fn name(self) -> &'static str {
         match self {

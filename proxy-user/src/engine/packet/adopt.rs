@@ -38,7 +38,7 @@ impl Packet {
         let now = self.splicer.splice(number)?;
         if now.state != SpliceState::Spliced {
             self.keeper.forget(number);
-            self.keeper.bury(number, (backend, us.port()));
+            self.keeper.bury(number);
             self.ports.rest(backend, us.port(), seen(&now));
             return None;
         }

@@ -52,7 +52,7 @@ impl Drop for Flow {
                 splicer.remove(self.number);
                 splice.iter().for_each(cut::reset);
             }
-            Stage::Ended(lease) => keeper.bury(self.number, lease.place()),
+            Stage::Ended(_lease) => keeper.bury(self.number),
         }
     }
 }

@@ -1,7 +1,6 @@
 //! Who is told what the kernel makes of a flow, and what is left of flows that have ended.
 
-use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,11 +10,10 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use super::End;
-use super::ports::Lease;
 use crate::kernel::packet::{Events, Splicer};
 
 /// How long what is repeated of a flow's end is still translated, as TIME-WAIT is kept (`TCP_TIMEWAIT_LEN`,
-/// include/net/tcp.h), unless the port is needed before.
+/// include/net/tcp.h). Another connection by its port ends it before (`sni_out`).
 const TIME_WAIT: Duration = Duration::from_secs(60);
 /// Between looks at the graves, and for events that were lost.
 const LOOK: Duration = Duration::from_secs(1);
@@ -26,8 +24,8 @@ const MANY: usize = SPLICES_MAX / 2;
 pub(super) struct Keeper {
     splicer: Arc<Splicer>,
     flows: Mutex<HashMap<u64, watch::Sender<News>>>,
-    /// By the back end and our port.
-    graves: Mutex<HashMap<(SocketAddr, u16), Grave>>,
+    /// Flows that have ended, and since when; the oldest first.
+    graves: Mutex<VecDeque<(u64, Instant)>>,
 }
 
 /// What there is to say of a flow.
@@ -64,12 +62,6 @@ impl News {
     }
 }
 
-/// What is left of a flow.
-struct Grave {
-    number: u64,
-    dug: Instant,
-}
-
 impl Keeper {
     /// The tasks end with the answer. Needs a running tokio.
     pub(super) fn start(splicer: Arc<Splicer>, events: Events) -> (Arc<Self>, JoinSet<()>) {
@@ -84,7 +76,7 @@ impl Keeper {
         self.flows.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn graves(&self) -> MutexGuard<'_, HashMap<(SocketAddr, u16), Grave>> {
+    fn graves(&self) -> MutexGuard<'_, VecDeque<(u64, Instant)>> {
         self.graves.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -99,17 +91,9 @@ impl Keeper {
         self.flows().remove(&number);
     }
 
-    /// Leaves the rest of a flow that has ended to the kernel for a while, and gives its port back.
-    pub(super) fn bury(&self, number: u64, place: (SocketAddr, u16)) {
-        self.graves().insert(place, Grave { number, dug: Instant::now() });
-    }
-
-    /// Nothing of a former flow may be left where a new one is to be.
-    pub(super) fn clear(&self, lease: &Lease) {
-        let grave = self.graves().remove(&lease.place());
-        if let Some(grave) = grave {
-            self.splicer.remove(grave.number);
-        }
+    /// Leaves the rest of a flow that has ended to the kernel for a while.
+    pub(super) fn bury(&self, number: u64) {
+        self.graves().push_back((number, Instant::now()));
     }
 
     /// Passes on what has become of a flow.
@@ -135,15 +119,11 @@ impl Keeper {
 
     /// Forgets what has been kept for so long.
     fn sweep(&self) {
-        let mut graves = self.graves();
-        let limit = if graves.len() > MANY { LOOK } else { TIME_WAIT };
-        graves.retain(|_, grave| {
-            let stays = grave.dug.elapsed() < limit;
-            if !stays {
-                self.splicer.remove(grave.number);
-            }
-            stays
-        });
+        let limit = if self.graves().len() > MANY { LOOK } else { TIME_WAIT };
+        let is_due = |(_, dug): &mut (u64, Instant)| dug.elapsed() >= limit;
+        // Whoever ends a flow meanwhile does not wait for these system calls.
+        let next = || self.graves().pop_front_if(is_due);
+        std::iter::from_fn(next).for_each(|(number, _)| self.splicer.remove(number));
     }
 }
 

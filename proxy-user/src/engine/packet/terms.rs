@@ -62,11 +62,13 @@ pub(super) fn splice_of(pair: &Pair) -> Result<Splice, &'static str> {
     let Pair { client: Socket::Tcp(client), backend: Socket::Tcp(backend), .. } = pair else {
         return Err("not_tcp");
     };
-    let ends = |socket: &TcpStream| Some((socket.peer_addr().ok()?, socket.local_addr().ok()?));
-    let (Some(front), Some(back)) = (ends(client), ends(backend)) else {
+    let Some(lease) = &pair.lease else { return Err("no_port") };
+    let (Ok(peer), Ok(us), Ok(own)) =
+        (client.peer_addr(), client.local_addr(), backend.local_addr())
+    else {
         return Err("not_connected");
     };
-    let (front, back) = (canonical(front), canonical(back));
+    let (front, back) = (canonical((peer, us)), canonical((lease.place().0, own)));
     if front.0.is_ipv4() != back.0.is_ipv4() {
         return Err("other_family");
     }
@@ -77,13 +79,10 @@ pub(super) fn splice_of(pair: &Pair) -> Result<Splice, &'static str> {
     let (Ok(a), Ok(b)) = (sys::tcp_info(client), sys::tcp_info(backend)) else {
         return Err("not_connected");
     };
-    let mut told = b.told_mss;
-    if let Some(lease) = &pair.lease {
-        lease.learn_mss(told);
-        // The kernel does not know what became of its SYN.
-        told = told.min(lease.offered.unwrap_or(told));
-    }
-    fits(&a, &TcpInfo { told_mss: told, ..b })?;
+    lease.learn_mss(b.told_mss);
+    // The kernel does not know what became of its SYN.
+    let told_mss = b.told_mss.min(lease.offered.unwrap_or(b.told_mss));
+    fits(&a, &TcpInfo { told_mss, ..b })?;
     Ok(Splice {
         client: tuple(front.0, front.1),
         backend: tuple(back.0, back.1),

@@ -25,6 +25,9 @@ pub(super) fn handed(to: impl AsFd) -> io::Result<u64> {
 
 /// The same while nobody writes: exact.
 pub(in super::super) fn steady_handed(to: impl AsFd) -> io::Result<u64> {
+    if sys::unacknowledged(&to)? == 0 {
+        return Ok(sys::tcp_info(&to)?.bytes_acked);
+    }
     steady(
         || Ok(sys::tcp_info(&to)?.bytes_acked),
         |acked| Ok(acked + sys::unacknowledged(&to)? as u64),
