@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use tracing::level_filters::LevelFilter;
@@ -73,6 +74,21 @@ pub enum Verb {
         #[allow(missing_docs, reason = "clap would take it for a help text")]
         #[command(flatten)]
         of: Instance,
+    },
+    /// Show the flows that the kernel carries and what they move now, again and again, those first that
+    /// move most; ended by Ctrl-C
+    Top {
+        /// Its name (`instance` in its configuration)
+        #[arg(long, default_value = crate::config::INSTANCE, value_name = "NAME")]
+        instance: String,
+
+        /// Time between looks
+        #[arg(long, default_value = "1s", value_parser = humantime::parse_duration, value_name = "TIME")]
+        interval: Duration,
+
+        /// How many looks; without end unless it is given
+        #[arg(long, value_name = "N")]
+        times: Option<u64>,
     },
     /// Say what this host can do, and for each "no", the reason
     Doctor {

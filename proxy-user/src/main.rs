@@ -10,7 +10,7 @@ use snisplit::cli::{Certs, Cli, FlowsVerb, Instance, Net, Setup, Verb};
 use snisplit::config::{Config, Overrides, Problems};
 use snisplit::daemon::Source;
 use snisplit::status::{Flows, Status};
-use snisplit::{daemon, doctor, explain, inspect, leftover, net};
+use snisplit::{daemon, doctor, explain, inspect, leftover, net, status};
 use tracing::level_filters::LevelFilter;
 
 fn main() -> ExitCode {
@@ -43,7 +43,8 @@ fn level(cli: &Cli) -> LevelFilter {
         | Verb::Certs { .. }
         | Verb::Net { .. }
         | Verb::Status(_)
-        | Verb::Flows { .. } => cli.log,
+        | Verb::Flows { .. }
+        | Verb::Top { .. } => cli.log,
     }
 }
 
@@ -82,6 +83,7 @@ fn act(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Flows { what: None, of: Instance { instance, json } } => {
             tell(&Flows::of(&instance)?, json)?;
         }
+        Verb::Top { instance, interval, times } => status::top(&instance, interval, times)?,
         Verb::Doctor { ebpf_log } => return doctor::run(ebpf_log),
     }
     Ok(ExitCode::SUCCESS)

@@ -1,20 +1,24 @@
-//! `snisplit status` and `snisplit flows`: read from the agent's note and its pins, so they answer
+//! `snisplit status`, `snisplit flows` and `snisplit top`: read from the agent's note and its pins, so they answer
 //! while it is stopped or hangs.
 
 use std::fmt;
-use std::net::SocketAddr;
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
 use serde::Serialize;
-use snisplit_common::abi::packet::{Fate, Splice, SpliceState};
-use snisplit_common::abi::{Count, Direction, Flow, State};
+use snisplit_common::abi::packet::{Fate, SpliceState};
+use snisplit_common::abi::{Count, Direction, Flow};
 
-use crate::kernel::address::{address, addresses};
 use crate::kernel::pinned::{Packet, Pinned, Sockmap};
 use crate::kernel::{self, pins};
 use crate::presence::Presence;
+
+mod flows;
+mod top;
+
+pub use flows::Flows;
+pub use top::run as top;
 
 /// What there is to say of an instance.
 #[derive(Debug, Serialize)]
@@ -36,27 +40,6 @@ struct InKernel {
     down: u64,
     buffers: Vec<(&'static str, u64)>,
 }
-
-/// A flow that the kernel carries.
-#[derive(Debug, Serialize)]
-struct Carried {
-    engine: &'static str,
-    client: SocketAddr,
-    backend: SocketAddr,
-    route: String,
-    /// Bytes that the kernel carried.
-    up: u64,
-    down: u64,
-    up_state: &'static str,
-    down_state: &'static str,
-    /// Seconds.
-    age: u64,
-}
-
-/// All flows of an instance that the kernel carries, oldest first.
-#[derive(Debug, Serialize)]
-#[serde(transparent)]
-pub struct Flows(Vec<Carried>);
 
 impl Status {
     /// Asks.
@@ -103,58 +86,6 @@ impl InKernel {
     }
 }
 
-impl Flows {
-    /// Asks.
-    pub fn of(instance: &str) -> Result<Self> {
-        let pinned = read(instance)?.with_context(|| {
-            format!("{}: nothing is pinned there; `snisplit status` says why", at(instance))
-        })?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let mut all = Vec::new();
-        if let Some(sockmap) = &pinned.sockmap {
-            let ups = sockmap.flows.values().filter(|flow| flow.direction == Direction::Up);
-            all.extend(ups.map(|up| Carried::of_sockmap(sockmap, up, now)));
-        }
-        if let Some(packet) = &pinned.packet {
-            all.extend(packet.flows.values().map(|flow| Carried::of_packet(packet, flow, now)));
-        }
-        all.sort_by_key(|flow| std::cmp::Reverse(flow.age));
-        Ok(Self(all))
-    }
-}
-
-impl Carried {
-    fn of_sockmap(pinned: &Sockmap, up: &Flow, now: u64) -> Self {
-        let down = pinned.flows.get(&up.peer);
-        Self {
-            engine: "sockmap",
-            client: address(up.client, up.client_port),
-            backend: address(up.backend, up.backend_port),
-            route: pinned.route(up).into(),
-            up: bytes(up),
-            down: down.map_or(0, bytes),
-            up_state: word(up.state),
-            down_state: down.map_or("gone", |down| word(down.state)),
-            age: now.saturating_sub(up.opened),
-        }
-    }
-
-    fn of_packet(pinned: &Packet, flow: &Splice, now: u64) -> Self {
-        let state = flow.state.name();
-        Self {
-            engine: "packet",
-            client: addresses(&flow.client).0,
-            backend: addresses(&flow.backend).0,
-            route: pinned.route(flow).into(),
-            up: flow.up.delivered(),
-            down: flow.down.delivered(),
-            up_state: if flow.up.has_fin == 0 { state } else { "ended" },
-            down_state: if flow.down.has_fin == 0 { state } else { "ended" },
-            age: now.saturating_sub(flow.opened),
-        }
-    }
-}
-
 /// `None` if nothing is pinned.
 fn read(instance: &str) -> Result<Option<Pinned>> {
     let folder = pins(instance);
@@ -170,16 +101,6 @@ fn at(instance: &str) -> String {
 
 const fn bytes(flow: &Flow) -> u64 {
     flow.redirected + flow.passed
-}
-
-const fn word(state: State) -> &'static str {
-    match state {
-        State::Armed => "armed",
-        State::Spliced => "spliced",
-        State::Leaving => "leaving",
-        State::Spilling => "spilling",
-        State::Poisoned => "poisoned",
-    }
 }
 
 impl fmt::Display for Status {
@@ -213,21 +134,5 @@ impl fmt::Display for InKernel {
             let title = if index == 0 { title } else { "" };
             writeln!(f, "{title:<9} {number} {words}")
         })
-    }
-}
-
-impl fmt::Display for Flows {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for flow in &self.0 {
-            let Carried { engine, client, backend, route, up, down, .. } = flow;
-            let age = humantime::format_duration(Duration::from_secs(flow.age));
-            let (up_state, down_state) = (flow.up_state, flow.down_state);
-            writeln!(
-                f,
-                "{client} -> {backend}  {route}  {engine}  up {up} ({up_state})  down {down} \
-                 ({down_state})  {age}"
-            )?;
-        }
-        Ok(())
     }
 }

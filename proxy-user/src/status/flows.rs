@@ -1,0 +1,113 @@
+//! The flows that the kernel carries, one by one.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+use snisplit_common::abi::packet::Splice;
+use snisplit_common::abi::{Direction, Flow, State};
+
+use super::{at, bytes, read};
+use crate::kernel::address::{address, addresses};
+use crate::kernel::pinned::{Packet, Sockmap};
+
+/// A flow that the kernel carries.
+#[derive(Debug, Serialize)]
+pub(super) struct Carried {
+    pub(super) engine: &'static str,
+    pub(super) client: SocketAddr,
+    pub(super) backend: SocketAddr,
+    pub(super) route: String,
+    /// Bytes that the kernel carried.
+    pub(super) up: u64,
+    pub(super) down: u64,
+    pub(super) up_state: &'static str,
+    pub(super) down_state: &'static str,
+    /// Seconds.
+    pub(super) age: u64,
+}
+
+/// All flows of an instance that the kernel carries, oldest first.
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
+pub struct Flows(pub(super) Vec<Carried>);
+
+impl Flows {
+    /// Asks.
+    pub fn of(instance: &str) -> Result<Self> {
+        let pinned = read(instance)?.with_context(|| {
+            format!("{}: nothing is pinned there; `snisplit status` says why", at(instance))
+        })?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let mut all = Vec::new();
+        if let Some(sockmap) = &pinned.sockmap {
+            let ups = sockmap.flows.values().filter(|flow| flow.direction == Direction::Up);
+            all.extend(ups.map(|up| Carried::of_sockmap(sockmap, up, now)));
+        }
+        if let Some(packet) = &pinned.packet {
+            all.extend(packet.flows.values().map(|flow| Carried::of_packet(packet, flow, now)));
+        }
+        all.sort_by_key(|flow| std::cmp::Reverse(flow.age));
+        Ok(Self(all))
+    }
+}
+
+impl Carried {
+    fn of_sockmap(pinned: &Sockmap, up: &Flow, now: u64) -> Self {
+        let down = pinned.flows.get(&up.peer);
+        Self {
+            engine: "sockmap",
+            client: address(up.client, up.client_port),
+            backend: address(up.backend, up.backend_port),
+            route: pinned.route(up).into(),
+            up: bytes(up),
+            down: down.map_or(0, bytes),
+            up_state: word(up.state),
+            down_state: down.map_or("gone", |down| word(down.state)),
+            age: now.saturating_sub(up.opened),
+        }
+    }
+
+    fn of_packet(pinned: &Packet, flow: &Splice, now: u64) -> Self {
+        let state = flow.state.name();
+        Self {
+            engine: "packet",
+            client: addresses(&flow.client).0,
+            backend: addresses(&flow.backend).0,
+            route: pinned.route(flow).into(),
+            up: flow.up.delivered(),
+            down: flow.down.delivered(),
+            up_state: if flow.up.has_fin == 0 { state } else { "ended" },
+            down_state: if flow.down.has_fin == 0 { state } else { "ended" },
+            age: now.saturating_sub(flow.opened),
+        }
+    }
+}
+
+const fn word(state: State) -> &'static str {
+    match state {
+        State::Armed => "armed",
+        State::Spliced => "spliced",
+        State::Leaving => "leaving",
+        State::Spilling => "spilling",
+        State::Poisoned => "poisoned",
+    }
+}
+
+impl fmt::Display for Flows {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for flow in &self.0 {
+            let Carried { engine, client, backend, route, up, down, .. } = flow;
+            let age = humantime::format_duration(Duration::from_secs(flow.age));
+            let (up_state, down_state) = (flow.up_state, flow.down_state);
+            writeln!(
+                f,
+                "{client} -> {backend}  {route}  {engine}  up {up} ({up_state})  down {down} \
+                 ({down_state})  {age}"
+            )?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,98 @@
+//! `snisplit top`: the flows that the kernel carries, those first that move most.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io::{self, ErrorKind, IsTerminal as _, Write as _};
+use std::net::SocketAddr;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use rustix::termios::tcgetwinsize;
+
+use super::Flows;
+use super::flows::Carried;
+
+/// Lines of a terminal that are no flow's: the sums, the titles, and where the cursor is left.
+const NO_FLOWS: usize = 3;
+
+/// Looks every `interval`, so many times or until nobody reads it any more. On a terminal each look
+/// takes the place of the one before.
+pub fn run(instance: &str, interval: Duration, times: Option<u64>) -> Result<()> {
+    let mut out = io::stdout();
+    let mut before = (Instant::now(), Flows::of(instance)?);
+    for _ in 0..times.unwrap_or(u64::MAX) {
+        sleep(interval);
+        let now = (Instant::now(), Flows::of(instance)?);
+        let Flows(flows) = &now.1;
+        let table = Table::of(&before.1, flows, now.0 - before.0);
+        let (begin, rows) = match out.is_terminal() {
+            true => ("\x1b[H\x1b[J", tcgetwinsize(&out).map_or(24, |size| size.ws_row.into())),
+            false => ("", usize::MAX),
+        };
+        let rows = rows.saturating_sub(NO_FLOWS);
+        match writeln!(out, "{begin}{}", Shown { table: &table, rows }) {
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
+            told => told?,
+        }
+        before = now;
+    }
+    Ok(())
+}
+
+/// Flows and what they move, bytes per second up and down; those that move most first.
+struct Table<'f>(Vec<(&'f Carried, [f64; 2])>);
+
+impl<'f> Table<'f> {
+    fn of(Flows(before): &Flows, now: &'f [Carried], took: Duration) -> Self {
+        let key = |flow: &Carried| -> (SocketAddr, SocketAddr) { (flow.client, flow.backend) };
+        let before: HashMap<_, _> = before.iter().map(|it| (key(it), [it.up, it.down])).collect();
+        let rates = |flow: &Carried| {
+            // One that came in between began at nothing.
+            let [up, down] = before.get(&key(flow)).copied().unwrap_or_default();
+            // An engine that hands a flow on leaves its count to the next one.
+            let moved = [flow.up.saturating_sub(up), flow.down.saturating_sub(down)];
+            moved.map(|bytes| bytes as f64 / took.as_secs_f64())
+        };
+        let mut all: Vec<_> = now.iter().map(|flow| (flow, rates(flow))).collect();
+        all.sort_by(|(_, one), (_, other)| (other[0] + other[1]).total_cmp(&(one[0] + one[1])));
+        Self(all)
+    }
+}
+
+struct Shown<'t> {
+    table: &'t Table<'t>,
+    rows: usize,
+}
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Table(flows) = self.table;
+        let sum = |way: usize| megabits(flows.iter().map(|(_, rates)| rates[way]).sum());
+        writeln!(f, "{} flows, Mbit/s: {:.1} up, {:.1} down", flows.len(), sum(0), sum(1))?;
+        let titles = ["Mbit/s up", "down", "MB up", "down", "age s"];
+        titles.iter().try_for_each(|title| write!(f, "{title:>11}"))?;
+        writeln!(f, "  {:<8} flow", "engine")?;
+        for (flow, [up, down]) in flows.iter().take(self.rows) {
+            let Carried { engine, client, backend, route, .. } = flow;
+            write!(f, "{:>11.1}{:>11.1}", megabits(*up), megabits(*down))?;
+            write!(
+                f,
+                "{:>11.1}{:>11.1}{:>11}",
+                megabytes(flow.up),
+                megabytes(flow.down),
+                flow.age
+            )?;
+            writeln!(f, "  {engine:<8} {client} -> {backend} {route}")?;
+        }
+        Ok(())
+    }
+}
+
+fn megabits(bytes: f64) -> f64 {
+    bytes * 8.0 / 1e6
+}
+
+fn megabytes(bytes: u64) -> f64 {
+    bytes as f64 / 1e6
+}

@@ -1,0 +1,57 @@
+//! `snisplit top`: which flow moves how much now.
+
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use snisplit_tests::agent::binary;
+use snisplit_tests::flow::Flow;
+use snisplit_tests::stream::{read_some, write};
+
+/// What it shows in one look.
+fn look(instance: &str) -> Vec<Vec<String>> {
+    let words = ["top", "--instance", instance, "--interval", "300ms", "--times", "1"];
+    let done = Command::new(binary()).args(words).output().unwrap();
+    assert!(done.status.success(), "{done:?}");
+    let text = String::from_utf8(done.stdout).unwrap();
+    let words = |line: &str| line.split_whitespace().map(String::from).collect();
+    text.lines().map(words).filter(|line: &Vec<String>| !line.is_empty()).collect()
+}
+
+#[test]
+fn the_busiest_flow_comes_first() {
+    for engine in ["sockmap", "packet"] {
+        let instance = format!("sp-top-{engine}");
+        let flow = Flow::open_with(engine, &["--instance", &instance]);
+        let (busy, server) = flow.another();
+        let chunk = [7; 64 * 1024];
+        let is_over = AtomicBool::new(false);
+        let shown = thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    write(&busy, &chunk);
+                    read_some(&server, chunk.len());
+                }
+            });
+            let shown = look(&instance);
+            is_over.store(true, Ordering::Relaxed);
+            shown
+        });
+        let [sums, titles, first, second] = &shown[..] else { panic!("{shown:?}") };
+        assert_eq!(sums[..2], ["2", "flows,"], "{shown:?}");
+        assert_eq!(titles.last().unwrap(), "flow");
+        let number = |row: &[String], at: usize| row[at].parse::<f64>().unwrap();
+        assert!(number(first, 0) > 1.0 && number(first, 2) > 0.1, "{first:?}");
+        assert_eq!(first[5..7], [engine.to_owned(), busy.local_addr().unwrap().to_string()]);
+        assert_eq!(first[7..], ["->", "10.91.2.2:8001", "a.test"]);
+        assert_eq!(second[..2], ["0.0", "0.0"], "{second:?}");
+        assert_eq!(second[6], flow.client.local_addr().unwrap().to_string());
+    }
+}
+
+#[test]
+fn without_pins_it_says_so() {
+    let done = Command::new(binary()).args(["top", "--instance", "sp-nobody"]).output().unwrap();
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert!(!done.status.success() && said.contains("nothing is pinned there"), "{said}");
+}
