@@ -98,8 +98,9 @@ impl Splicer {
             cuts: take(CUTS_MAP)?.try_into()?,
         };
         let mut interfaces = take(INTERFACES_MAP)?.try_into()?;
+        let before = places::write_down(links, &mut interfaces)?;
         places::attach(&mut ebpf, (links, hook), pins)?;
-        places::write_down((links, hook), pins, &mut interfaces)?;
+        places::leave_others((links, hook), &before, pins, &mut interfaces);
         let (maps, loaded) = (Mutex::new(maps), Mutex::new(ebpf));
         Ok((Self { maps, counters, routes, loaded }, events))
     }

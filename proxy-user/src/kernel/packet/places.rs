@@ -28,24 +28,33 @@ pub(super) fn attach(
     Ok(())
 }
 
-/// Writes down where the programs are, and leaves all places that they had before and have no more.
+/// Writes down where the programs are to be, before they are: a start that fails half-way must find
+/// them. The answer is where they were.
 pub(super) fn write_down(
-    (links, hook): (&[Link], Hook),
-    pins: Option<&Path>,
+    links: &[Link],
     interfaces: &mut HashMap<MapData, u32, u32>,
-) -> Result<(), KernelError> {
-    let before: Vec<u32> = interfaces.keys().flatten().collect();
-    for number in before {
-        let stays = links.iter().any(|link| link.number == number);
-        pins.iter().for_each(|folder| links::remove(folder, number, stays.then_some(hook)));
-        if !stays {
-            interfaces.remove(&number)?;
-        }
-    }
+) -> Result<Vec<u32>, KernelError> {
+    let before = interfaces.keys().flatten().collect();
     for Link { number, has_peer, .. } in links {
         interfaces.insert(*number, if *has_peer { BY_PEER } else { BY_QUEUE }, 0)?;
     }
-    Ok(())
+    Ok(before)
+}
+
+/// Leaves all places that the programs had before and have no more.
+pub(super) fn leave_others(
+    (links, hook): (&[Link], Hook),
+    before: &[u32],
+    pins: Option<&Path>,
+    interfaces: &mut HashMap<MapData, u32, u32>,
+) {
+    for number in before {
+        let stays = links.iter().any(|link| link.number == *number);
+        pins.iter().for_each(|folder| links::remove(folder, *number, stays.then_some(hook)));
+        if !stays {
+            let _gone_already = interfaces.remove(number);
+        }
+    }
 }
 
 /// Leaves all places that an instance has at interfaces; without its pins nothing else would.
