@@ -18,7 +18,7 @@ const FRESH: &str = "mkdir -p /run/netns /run/snisplit && mount -t tmpfs sp-netn
     exec \"$@\"";
 
 /// Test files that name the engine of every agent they start, or start none.
-const ENGINES_NAMED: [&str; 14] = [
+const ENGINES_NAMED: [&str; 16] = [
     "auto",
     "bpftool",
     "cli",
@@ -27,12 +27,14 @@ const ENGINES_NAMED: [&str; 14] = [
     "overlap",
     "packet",
     "packet_capture",
+    "packet_hooks",
     "packet_pins",
     "packet_table",
     "packet_tls",
     "packet_wire",
     "slow",
     "storm",
+    "top",
 ];
 
 /// Unit tests as the user, then the root suite: all of it with the engine asked for, else with the
