@@ -19,7 +19,8 @@ fn split(lab: &Lab) -> (Agent, TcpListener) {
     (Agent::start(lab, &told), listen(lab, backend(8001)))
 }
 
-/// Data and ends of one direction behind the first `skipped` bytes: where, and how much.
+/// Data and ends of one direction behind the first `skipped` bytes: where, and how much. By where they
+/// begin: a sender that changes its CPU has one of its segments overtake another on the way.
 fn pieces(
     all: &[(etherparse::TcpHeader, usize)],
     to: u16,
@@ -30,9 +31,12 @@ fn pieces(
     assert_eq!(of().filter(|(tcp, _)| tcp.syn).count(), 1);
     assert_eq!(of().filter(|(tcp, _)| tcp.rst).count(), 0, "resets");
     let at = |number: u32| number.wrapping_sub(syn).wrapping_sub(1);
-    of().map(|(tcp, len)| (at(tcp.sequence_number), *len, tcp.fin))
+    let mut pieces: Vec<_> = of()
+        .map(|(tcp, len)| (at(tcp.sequence_number), *len, tcp.fin))
         .filter(|(at, len, fin)| (*len > 0 || *fin) && *at >= skipped && *at < u32::MAX / 2)
-        .collect()
+        .collect();
+    pieces.sort_unstable();
+    pieces
 }
 
 /// What one end sends arrives at the other in the same pieces, each once, and nothing else does.

@@ -149,7 +149,8 @@ fn inspect(lab: &Lab, agent: &Agent, Storm { engine, flows, loss, .. }: Storm) {
         let moved = agent.metric(lab, "snisplit_engine_moved_total{engine=\"sockmap\"}");
         eprintln!("{engine}: {flows} flows, {moved} moved, {trimmed} buffers were trimmed");
         assert_eq!((doubtful, unreadable), (0, 0), "no flow was in doubt");
-        assert!(engine == "sockmap" || moved > 0.0, "no flow moved");
+        // Over bad lines small messages may arrive as large ones.
+        assert!(engine == "sockmap" || loss.is_some() || moved > 0.0, "no flow moved");
     }
     if engine == "packet" {
         inspect_wire(lab, agent, flows);
