@@ -47,7 +47,7 @@ pub struct Failure {
 /// How an order fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailureKind {
-    /// The CA could not be asked: no limit of its counts that.
+    /// The CA could not be asked, or heard nothing but a nonce: no limit of its counts that.
     Unreachable,
     /// The CA said no.
     Refused,

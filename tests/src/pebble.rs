@@ -36,11 +36,13 @@ pub struct Terms {
     pub eab: Option<(&'static str, &'static str)>,
     /// Another name server than the one that sends everything to the agent.
     pub name_server: Option<SocketAddr>,
+    /// How many good nonces of a hundred it says are bad.
+    pub bad_nonces: u32,
 }
 
 impl Default for Terms {
     fn default() -> Self {
-        Self { validity: 90 * 24 * 60 * 60, eab: None, name_server: None }
+        Self { validity: 90 * 24 * 60 * 60, eab: None, name_server: None, bad_nonces: 5 }
     }
 }
 
@@ -74,6 +76,7 @@ impl Pebble {
         let server = terms.name_server.unwrap_or(at(8053)).to_string();
         pebble.arg("-config").arg(config).args(["-dnsserver", &server]);
         pebble.env("PEBBLE_VA_NOSLEEP", "1");
+        pebble.env("PEBBLE_WFE_NONCEREJECT", terms.bad_nonces.to_string());
         let runs = Peer::start_before(lab, at(14000), &mut pebble);
         let url = format!("https://{}/roots/0", at(15000));
         let root = until("Pebble's root", || {

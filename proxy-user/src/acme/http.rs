@@ -90,6 +90,13 @@ impl HttpClient for Http {
     }
 }
 
+/// Whether the CA minds nothing but the nonce of a request, even when it was asked again with the ones
+/// that it gave: the library does that twice. Nothing has come of the request (RFC 8555 §6.5).
+pub(super) fn is_of_nonce(error: &Error) -> bool {
+    let Error::Api(problem) = error else { return false };
+    problem.r#type.as_deref() == Some("urn:ietf:params:acme:error:badNonce")
+}
+
 /// RFC 9110 §10.2.3: seconds, or a date.
 fn when(headers: &HeaderMap) -> Option<SystemTime> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();

@@ -9,9 +9,10 @@ use instant_acme::{CertificateIdentifier, Error};
 use rustls::pki_types::CertificateDer;
 use snisplit_common::renewal::{Failure, FailureKind, Next, Situation};
 use tokio::time::{sleep, timeout};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::dns::Records;
+use super::http::is_of_nonce;
 use super::order::{self, Desk};
 use super::status::Status;
 use super::store::{self, Folder};
@@ -22,6 +23,8 @@ use crate::certs::files;
 const TICK: Duration = Duration::from_secs(1);
 /// How often the CA is asked for its wish, whatever it says (RFC 9773 §4.3.2).
 const ASK: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(24 * 60 * 60));
+/// How often an order is gone on with at once when the CA minds nothing but a nonce.
+const NONCES: usize = 8;
 /// How long an order may take altogether.
 const PATIENCE: Duration = Duration::from_secs(15 * 60);
 
@@ -107,7 +110,7 @@ impl Keeper {
 
     async fn order(&mut self) {
         info!(name = %self.wish.label, names = ?self.wish.names, "ordering a certificate");
-        let ordered = timeout(PATIENCE, self.try_order()).await;
+        let ordered = timeout(PATIENCE, self.order_in_spite_of_nonces()).await;
         match ordered.unwrap_or_else(|late| Err(late.into())) {
             Ok(()) => {
                 self.situation.failure = None;
@@ -120,6 +123,18 @@ impl Keeper {
             Err(error) => self.fail(&error),
         }
         self.note(self.situation.due());
+    }
+
+    async fn order_in_spite_of_nonces(&mut self) -> Result<()> {
+        for _ in 0..NONCES {
+            match self.try_order().await {
+                Err(error) if error.downcast_ref().is_some_and(is_of_nonce) => {
+                    debug!(name = %self.wish.label, "going on: {error:#}");
+                }
+                done => return done,
+            }
+        }
+        self.try_order().await
     }
 
     async fn try_order(&mut self) -> Result<()> {
@@ -153,6 +168,7 @@ impl Keeper {
         }
         let kind = match problem {
             Some(Error::Other(_) | Error::Timeout(_)) => FailureKind::Unreachable,
+            Some(error) if is_of_nonce(error) => FailureKind::Unreachable,
             Some(_) | None => FailureKind::Refused,
         };
         let before = self.situation.failure.filter(|before| before.kind == kind);

@@ -5,8 +5,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use data_encoding::BASE64URL_NOPAD;
 use instant_acme::{
-    Account, AuthorizationStatus, CertificateIdentifier, ChallengeType, Error, Identifier,
-    KeyAuthorization, NewOrder, Order, OrderStatus, RetryPolicy,
+    Account, AuthorizationStatus, CertificateIdentifier, ChallengeStatus, ChallengeType, Error,
+    Identifier, KeyAuthorization, NewOrder, Order, OrderStatus, RetryPolicy,
 };
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 use serde::{Deserialize, Serialize};
@@ -15,6 +15,7 @@ use tracing::{debug, info};
 
 use super::Wish;
 use super::dns::{Records, Written};
+use super::http::is_of_nonce;
 use super::store::{self, Folder};
 use crate::certs::{Keyring, Pending, challenge};
 use crate::config::terminate::Challenge;
@@ -91,6 +92,7 @@ impl Desk<'_> {
                         return Ok((order, under_way));
                     }
                 }
+                Err(error) if is_of_nonce(&error) => return Err(error.into()),
                 Err(Error::Api(gone)) => debug!(name = %wish.label, %gone, "the order is no more"),
                 Err(error) => return Err(error.into()),
             }
@@ -105,6 +107,7 @@ impl Desk<'_> {
             // "replaced already" and the like: the order itself may still be good.
             Some(old) => match self.account.new_order(&new().replaces(old.clone())).await {
                 Ok(order) => order,
+                Err(error) if is_of_nonce(&error) => return Err(error.into()),
                 Err(error) => {
                     debug!(name = %wish.label, %error, "ordered without `replaces`");
                     self.account.new_order(&new()).await?
@@ -143,19 +146,12 @@ impl Desk<'_> {
                 records.wait(written).await?;
             }
         }
-        let mut authorizations = order.authorizations();
-        while let Some(authorization) = authorizations.next().await {
-            let mut authorization = authorization?;
-            if authorization.status == AuthorizationStatus::Pending
-                && let Some(mut challenge) = authorization.challenge(kind.clone())
-            {
-                challenge.set_ready().await?;
-            }
-        }
+        ask_to_look(order, &kind).await?;
         match order.poll_ready(&POLLS).await {
             Ok(OrderStatus::Ready) => Ok(()),
-            Ok(_) | Err(Error::Api(_)) => bail!(self.why(order).await),
-            Err(error) => Err(error.into()),
+            // Not of the order: of the question for it.
+            Err(error) if order.state().error.is_none() => Err(error.into()),
+            Ok(_) | Err(_) => bail!(self.why(order).await),
         }
     }
 
@@ -201,4 +197,20 @@ impl Desk<'_> {
             reasons => reasons.join("; "),
         }
     }
+}
+
+/// Tells the CA that the answers are there.
+async fn ask_to_look(order: &mut Order, kind: &ChallengeType) -> Result<()> {
+    let mut authorizations = order.authorizations();
+    while let Some(authorization) = authorizations.next().await {
+        let mut authorization = authorization?;
+        // One that a former run has told of may be under way (RFC 8555 §7.1.6).
+        if authorization.status == AuthorizationStatus::Pending
+            && let Some(mut challenge) = authorization.challenge(kind.clone())
+            && challenge.status == ChallengeStatus::Pending
+        {
+            challenge.set_ready().await?;
+        }
+    }
+    Ok(())
 }
