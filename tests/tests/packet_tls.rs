@@ -22,6 +22,9 @@ use snisplit_tests::wait::{pass, until};
 
 /// Clients at once.
 const AT_ONCE: usize = 32;
+/// How long nothing may come. A peer whose SYN-ACK was late by a second (`TCP_TIMEOUT_INIT`) repeats after
+/// two or three seconds, then after twice that, and so on: 30 s may pass if four of these are lost.
+const PATIENCE: Duration = Duration::from_secs(120);
 /// Bytes of a speech, at most.
 const MOST: u64 = 60_000;
 
@@ -35,6 +38,7 @@ fn visit(lab: &Lab, seed: u64) {
     let version = if seed.is_multiple_of(2) { &TLS12 } else { &TLS13 };
     let mut session = tls::client_of(&[version], "a.test", &[]);
     let mut stream = connect(lab, agent::address());
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut tls = Stream::new(&mut session, &mut stream);
     tls.write_all(&seed.to_be_bytes()).unwrap();
     tls.write_all(&speech(seed, 0, MOST)).unwrap();
@@ -70,7 +74,7 @@ fn serve(listener: &TcpListener, config: &Arc<ServerConfig>, over: &AtomicBool) 
             continue;
         };
         stream.set_nonblocking(false).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
         answer(stream, config);
     }
 }
