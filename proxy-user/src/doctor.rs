@@ -18,7 +18,7 @@ use crate::config::Packet;
 use crate::engine::probe;
 use crate::kernel;
 use crate::kernel::packet::{Link, Splicer};
-use crate::net::host;
+use crate::net::host::{self, Interface};
 
 /// How an answer bears on running the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,7 +150,7 @@ fn packet() -> (Mark, String) {
     let tried = runtime()
         .and_then(|runtime| {
             let _entered = runtime.enter();
-            let loopback = Link { name: "lo".into(), number: 1, has_peer: false };
+            let loopback = Link { name: "lo".into(), number: 1, has_peer: false, in_driver: false };
             let place = (&[loopback][..], defaults.hook);
             let loaded = Splicer::load(place, None).map(drop);
             loaded.context("the programs do not go to an interface")
@@ -160,7 +160,9 @@ fn packet() -> (Mark, String) {
     match (tried, host::tables_gone_past()) {
         (Err(error), _) => (Mark::Warn, format!("{error:#}")),
         (Ok(links), None | Some(0)) => {
-            (Mark::Ok, format!("attaches; {} interface(s) for it", links.len()))
+            let can = |link: &&Interface| host::why_not_in_driver(link).is_none();
+            let (all, xdp) = (links.len(), links.iter().filter(can).count());
+            (Mark::Ok, format!("attaches; {all} interface(s) for it, {xdp} with drivers for XDP"))
         }
         (Ok(_), Some(tables)) => (
             Mark::Warn,

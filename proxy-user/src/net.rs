@@ -19,6 +19,7 @@ use crate::sys;
 
 pub(crate) mod host;
 mod links;
+mod netdev;
 mod netlink;
 
 /// The routing table, and the priority of the rules that lead there.

@@ -32,6 +32,10 @@ pub struct Impairment {
 }
 
 impl Impairment {
+    /// A cable as it should be.
+    pub const GOOD: Self =
+        Self { loss: 0, double: 0, reorder: 0, delay: Duration::ZERO, jitter: Duration::ZERO };
+
     /// A mobile client far away: besides what is lost, 2 % doubled, 3 % reordered, 3 to 5 ms each way.
     pub const fn of_loss(percent: u64) -> Self {
         Self {

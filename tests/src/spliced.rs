@@ -42,7 +42,7 @@ pub fn carry((client, server): &(TcpStream, TcpStream), bytes: usize) {
 pub struct Spliced {
     /// Where it is.
     pub lab: Lab,
-    _agent: Agent,
+    agent: Agent,
     client: TcpStream,
     server: TcpStream,
     program: String,
@@ -53,9 +53,15 @@ pub struct Spliced {
 impl Spliced {
     /// In this lab.
     pub fn new(lab: Lab, is_v6: bool) -> Self {
-        let to = if is_v6 { "[fd91:2::2]:8001" } else { "10.91.2.2:8001" };
+        let to = Self::backend(is_v6);
         let route = format!("a.test={to}");
         let agent = Agent::start(&lab, &["--engine", "packet", "--route", &route]);
+        Self::by(lab, agent, is_v6)
+    }
+
+    /// By an agent that has the engine, and a route for that family.
+    pub fn by(lab: Lab, agent: Agent, is_v6: bool) -> Self {
+        let to = Self::backend(is_v6);
         let listener = listen(&lab, to.parse().unwrap());
         let at = if is_v6 { (PROXY6, agent::PORT).into() } else { agent::address() };
         let (client, server) = begin(&lab, at, &listener);
@@ -64,7 +70,12 @@ impl Spliced {
         let all = bpftool(&["map", "dump", "pinned", &path]);
         let [one] = all.as_array().unwrap().as_slice() else { panic!("{all}") };
         let splice = one["formatted"]["value"].clone();
-        Self { lab, _agent: agent, client, server, program, splice }
+        Self { lab, agent, client, server, program, splice }
+    }
+
+    /// The back end of that family.
+    pub const fn backend(is_v6: bool) -> &'static str {
+        if is_v6 { "[fd91:2::2]:8001" } else { "10.91.2.2:8001" }
     }
 
     /// A number of a direction.
@@ -81,13 +92,23 @@ impl Spliced {
         }
     }
 
+    /// Another program of the agent's.
+    pub fn program(&self, name: &str) -> String {
+        program(self.agent.pid(), name)
+    }
+
     /// What the program says, and what it has made of a packet.
     pub fn run(&self, packet: &[u8], context: Option<&[u8]>) -> (u64, Vec<u8>) {
+        self.run_by(&self.program, packet, context)
+    }
+
+    /// The same of another one.
+    pub fn run_by(&self, by: &str, packet: &[u8], context: Option<&[u8]>) -> (u64, Vec<u8>) {
         let file = |name: &str| self.lab.folder().join(name).to_str().unwrap().to_owned();
         let (input, output, about) = (file("in"), file("out"), file("context"));
         std::fs::write(&input, packet).unwrap();
         let _none_yet = std::fs::remove_file(&output);
-        let mut words = vec!["-j", "prog", "run", "id", &self.program];
+        let mut words = vec!["-j", "prog", "run", "id", by];
         words.extend(["data_in", &input, "data_out", &output]);
         if let Some(context) = context {
             std::fs::write(&about, context).unwrap();

@@ -1,6 +1,7 @@
 //! Real TLS sessions, 1.2 and 1.3, whose packets are translated over bad lines. `SNISPLIT_STORM` is how
 //! many; CI runs a few.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
@@ -79,11 +80,14 @@ fn serve(listener: &TcpListener, config: &Arc<ServerConfig>, over: &AtomicBool) 
     }
 }
 
-fn storm(percent: u64) {
+fn storm(percent: u64, xdp: bool) {
     let lab = Lab::impaired(Impairment::of_loss(percent));
     let patient = ["--hello-timeout", "20s", "--dial-timeout", "20s"];
-    let told = ["--engine", "packet", "--route", "a.test=10.91.2.2:8001"];
-    let agent = Agent::start(&lab, &[&told[..], &patient].concat());
+    let config = lab.folder().join("snisplit.toml");
+    fs::write(&config, format!("[packet]\nxdp = {xdp}\n")).unwrap();
+    let told = ["--engine", "packet", "--route", "a.test=10.91.2.2:8001", "--config"];
+    let config = [config.to_str().unwrap()];
+    let agent = Agent::start(&lab, &[&told[..], &config, &patient].concat());
     let (listener, config) = (listen(&lab, backend(8001)), tls::server("a.test"));
     listener.set_nonblocking(true).unwrap();
     let captures = [Side::Client, Side::Backends].map(|side| Capture::start(&lab, side, "in"));
@@ -108,7 +112,7 @@ fn storm(percent: u64) {
     until("all to be closed", || (agent.metric(&lab, closed) == all as f64).then_some(()));
     let engines: Vec<String> = (0..all).map(|_| agent.record()["engine"].to_string()).collect();
     let stayed = engines.iter().filter(|engine| *engine != "\"packet\"").count();
-    eprintln!("{percent} %: {all} sessions, {stayed} stayed with their sockets");
+    eprintln!("{percent} %, xdp {xdp}: {all} sessions, {stayed} stayed with their sockets");
     lab.fates().for_each(|fates| eprintln!("{fates}"));
     assert!(stayed <= all / 10, "{stayed} stayed with their sockets");
     inspect(&lab, captures, (all, stayed));
@@ -130,6 +134,7 @@ fn inspect(lab: &Lab, captures: [Capture; 2], (all, stayed): (usize, usize)) {
 
 #[test]
 fn every_byte_of_real_sessions_over_bad_lines() {
-    storm(1);
-    storm(4);
+    storm(1, false);
+    storm(4, false);
+    storm(4, true);
 }

@@ -18,7 +18,7 @@ const FRESH: &str = "mkdir -p /run/netns /run/snisplit && mount -t tmpfs sp-netn
     exec \"$@\"";
 
 /// Test files that name the engine of every agent they start, or start none.
-const ENGINES_NAMED: [&str; 16] = [
+const ENGINES_NAMED: [&str; 17] = [
     "auto",
     "bpftool",
     "cli",
@@ -32,6 +32,7 @@ const ENGINES_NAMED: [&str; 16] = [
     "packet_table",
     "packet_tls",
     "packet_wire",
+    "packet_xdp",
     "slow",
     "storm",
     "top",

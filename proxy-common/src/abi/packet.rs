@@ -9,11 +9,15 @@ mod words;
 
 pub use words::{FATES, Fate};
 
+use super::Direction;
+
 /// Changes whenever a layout or a meaning does.
-pub const PACKET_ABI_VERSION: u32 = 2;
+pub const PACKET_ABI_VERSION: u32 = 3;
 
 /// Looks at what arrives at an interface.
 pub const IN_PROGRAM: &str = "sni_in";
+/// Looks at what an interface's driver receives.
+pub const EARLY_PROGRAM: &str = "sni_early";
 /// Looks at what this host itself sends.
 pub const OUT_PROGRAM: &str = "sni_out";
 /// Decides for user space, which has no atomic access to a map: run by `BPF_PROG_TEST_RUN`.
@@ -31,14 +35,16 @@ pub const PACKET_ROUTES_MAP: &str = "packet_routes";
 pub const PACKET_EVENTS_MAP: &str = "packet_events";
 /// Counters, one slot for each [`Fate`], one set for each CPU.
 pub const PACKET_COUNTERS_MAP: &str = "packet_counters";
-/// How to leave by the interfaces that the programs are attached to ([`BY_QUEUE`] or [`BY_PEER`]), by
-/// their numbers.
+/// How to leave by the interfaces that the programs are attached to ([`BY_QUEUE`], [`BY_PEER`] or
+/// [`BY_DRIVER`]), by their numbers.
 pub const INTERFACES_MAP: &str = "packet_links";
 /// In [`INTERFACES_MAP`]: by its queue, as all else does.
 pub const BY_QUEUE: u32 = 1;
 /// In [`INTERFACES_MAP`]: it is one end of a veth pair whose other end is in another network namespace,
 /// so a packet can arrive there at once (`bpf_redirect_peer`).
 pub const BY_PEER: u32 = 2;
+/// In [`INTERFACES_MAP`]: [`EARLY_PROGRAM`] is in its driver, which then takes frames from other drivers.
+pub const BY_DRIVER: u32 = 3;
 
 /// What a SYN to a back end must not offer, by the tuple that its answer comes by, without our address.
 pub const OFFERS_MAP: &str = "packet_offers";
@@ -91,6 +97,18 @@ pub struct Splice {
     pub reserved: u32,
 }
 
+impl Splice {
+    /// What the packets of a direction are translated by, and the tuple that their receiver's own packets
+    /// arrive by.
+    #[inline(always)]
+    pub const fn way(&self, direction: Direction) -> (&Way, &Tuple) {
+        match direction {
+            Direction::Up => (&self.up, &self.backend),
+            Direction::Down => (&self.down, &self.client),
+        }
+    }
+}
+
 /// Whose packets: addresses and ports as they arrive. IPv4 as `::ffff:a.b.c.d`. Addresses are aligned
 /// so that they can be read as words.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -113,7 +131,7 @@ pub struct Leg {
     /// A key of `packet_flows`.
     pub splice: u64,
     /// `Up` for what comes from the client.
-    pub direction: super::Direction,
+    pub direction: Direction,
     /// No padding.
     pub reserved: u32,
 }

@@ -3,7 +3,6 @@
 
 use core::{mem, ptr};
 
-use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup};
 use aya_ebpf::btf_maps::PerCpuArray;
 use aya_ebpf::helpers::generated::{
@@ -14,6 +13,7 @@ use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::TcContext;
 use snisplit_common::abi::packet::{BY_PEER, Tuple};
 
+use crate::frame::Frame;
 use crate::headers::{Family, unmapped, words};
 use crate::maps::LINKS;
 
@@ -33,9 +33,11 @@ const TC_ACT_REDIRECT: i32 = 7;
 pub(crate) struct Route {
     pub(crate) interface: u32,
     /// Whether the addresses are known.
-    is_resolved: u32,
+    pub(crate) is_resolved: u32,
     /// Destination and source of the frame.
-    ethernet: [[u8; 6]; 2],
+    pub(crate) ethernet: [[u8; 6]; 2],
+    /// Most bytes behind the Ethernet header.
+    pub(crate) mtu: u32,
 }
 
 /// A way, and of which peer and which address of ours.
@@ -73,13 +75,13 @@ impl Known {
 
 /// The way to whoever's packets arrive by the tuple `to`. `None`: there is none.
 #[inline(always)]
-pub(crate) fn route(ctx: &TcContext, family: Family, to: &Tuple) -> Option<Route> {
+pub(crate) fn route(ctx: &impl Frame, family: Family, to: &Tuple) -> Option<Route> {
     let mut route = Route::default();
     find(ctx, family, to, &mut route).then_some(route)
 }
 
 #[inline(never)]
-fn find(ctx: &TcContext, family: Family, to: &Tuple, route: &mut Route) -> bool {
+fn find(ctx: &impl Frame, family: Family, to: &Tuple, route: &mut Route) -> bool {
     // SAFETY: takes nothing and touches nothing.
     let tick = unsafe { bpf_ktime_get_coarse_ns() };
     let Some(known) = Known::at(to) else { return false };
@@ -100,7 +102,7 @@ fn find(ctx: &TcContext, family: Family, to: &Tuple, route: &mut Route) -> bool 
 }
 
 #[inline(always)]
-fn ask(ctx: &TcContext, family: Family, to: &Tuple, route: &mut Route) -> bool {
+fn ask(ctx: &impl Frame, family: Family, to: &Tuple, route: &mut Route) -> bool {
     // SAFETY: plain numbers, for which zero is a value.
     let mut params: bpf_fib_lookup = unsafe { mem::zeroed() };
     params.l4_protocol = 6;
@@ -123,6 +125,8 @@ fn ask(ctx: &TcContext, family: Family, to: &Tuple, route: &mut Route) -> bool {
     route.interface = params.ifindex;
     route.is_resolved = (found as u32 == BPF_FIB_LKUP_RET_SUCCESS).into();
     route.ethernet = [params.dmac, params.smac];
+    // SAFETY: the helper writes it where the total length was.
+    route.mtu = unsafe { params.__bindgen_anon_1.mtu_result }.into();
     matches!(found as u32, BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH)
 }
 
@@ -131,7 +135,7 @@ fn ask(ctx: &TcContext, family: Family, to: &Tuple, route: &mut Route) -> bool {
 pub(crate) fn send(ctx: &TcContext, route: &Route) -> Option<i32> {
     match route.is_resolved {
         1 => {
-            ctx.store(0, &route.ethernet, 0).ok()?;
+            Frame::store(ctx, 0, &route.ethernet)?;
             // SAFETY: an entry is a number.
             let way_out = unsafe { LINKS.get(route.interface) }.copied();
             // SAFETY: both take numbers.

@@ -4,8 +4,9 @@ use core::ptr;
 
 use aya_ebpf::btf_maps::PerCpuArray;
 use aya_ebpf::macros::btf_map;
-use aya_ebpf::programs::TcContext;
 use snisplit_common::abi::packet::Tuple;
+
+use crate::frame::Frame;
 
 /// `struct ethhdr`.
 pub(crate) const ETHERNET: u32 = 14;
@@ -16,7 +17,7 @@ pub(crate) const OPTIONS: u32 = 40;
 
 const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;
-const IPPROTO_TCP: u8 = 6;
+pub(crate) const IPPROTO_TCP: u8 = 6;
 
 pub(crate) const FIN: u8 = 0x01;
 pub(crate) const SYN: u8 = 0x02;
@@ -115,7 +116,7 @@ impl Segment {
 
     /// `None` is something else. Nothing but TCP directly behind IP behind Ethernet is ours.
     #[inline(always)]
-    pub(crate) fn read(ctx: &TcContext) -> Option<&'static mut Self> {
+    pub(crate) fn read(ctx: &impl Frame) -> Option<&'static mut Self> {
         let family = family(ctx)?;
         let this = Self::work()?;
         let bytes = match family {
@@ -123,7 +124,7 @@ impl Segment {
             Family::V6 => this.read_ip6(ctx)?,
         };
         this.family = family;
-        this.tcp = ctx.load(this.at as usize).ok()?;
+        this.tcp = ctx.load(this.at)?;
         this.becomes = this.tcp;
         this.tuple.source_port = u16::from_be(this.tcp.source);
         this.tuple.destination_port = u16::from_be(this.tcp.destination);
@@ -138,8 +139,8 @@ impl Segment {
 
     /// How many bytes are behind the IP header.
     #[inline(always)]
-    fn read_ip4(&mut self, ctx: &TcContext) -> Option<u32> {
-        let ip: Ip4 = ctx.load(ETHERNET as usize).ok()?;
+    fn read_ip4(&mut self, ctx: &impl Frame) -> Option<u32> {
+        let ip: Ip4 = ctx.load(ETHERNET)?;
         // The first fragment too has ports to be known by.
         let fragment = u16::from_be(ip.fragment) & 0x3fff;
         if ip.protocol != IPPROTO_TCP || fragment & 0x1fff != 0 {
@@ -153,15 +154,15 @@ impl Segment {
         self.is_whole = u32::from(fragment == 0 && header == 20);
         let total = match u32::from(u16::from_be(ip.total)) {
             // More than 64 KiB (BIG TCP): then nothing is behind it.
-            0 => ctx.len().wrapping_sub(ETHERNET),
+            0 => ctx.length().wrapping_sub(ETHERNET),
             total => total,
         };
         Some(total.wrapping_sub(header))
     }
 
     #[inline(always)]
-    fn read_ip6(&mut self, ctx: &TcContext) -> Option<u32> {
-        let ip: Ip6 = ctx.load(ETHERNET as usize).ok()?;
+    fn read_ip6(&mut self, ctx: &impl Frame) -> Option<u32> {
+        let ip: Ip6 = ctx.load(ETHERNET)?;
         if ip.next != IPPROTO_TCP {
             return None;
         }
@@ -171,7 +172,7 @@ impl Segment {
         (self.ttl, self.service) = (ip.hops.into(), u32::from_be(ip.flow) >> 20 & 0xff);
         self.is_whole = 1;
         match u32::from(u16::from_be(ip.payload)) {
-            0 => Some(ctx.len().wrapping_sub(self.at)),
+            0 => Some(ctx.length().wrapping_sub(self.at)),
             payload => Some(payload),
         }
     }
@@ -207,14 +208,8 @@ impl Segment {
 
 /// The family of what is in the frame.
 #[inline(always)]
-pub(crate) fn family(ctx: &TcContext) -> Option<Family> {
-    // SAFETY: the context that the kernel gave us.
-    let skb = unsafe { &*ctx.skb.skb };
-    // The interface that takes the tag off sees it again.
-    if skb.vlan_present != 0 {
-        return None;
-    }
-    match u16::from_be(skb.protocol as u16) {
+pub(crate) fn family(ctx: &impl Frame) -> Option<Family> {
+    match ctx.protocol() {
         ETH_P_IP => Some(Family::V4),
         ETH_P_IPV6 => Some(Family::V6),
         _ => None,

@@ -9,7 +9,7 @@ use snisplit_common::abi::packet::{Fate, Tuple, Way};
 use crate::cas;
 use crate::forward::{route, send};
 use crate::headers::{ETHERNET, Family, Ip4, Ip6, Segment, Tcp, family, map, put, unmapped};
-use crate::maps::count;
+use crate::maps::{count, find};
 use crate::sum::Change;
 use crate::track::is_within;
 use crate::translate::{addresses4, addresses6, replace};
@@ -65,7 +65,7 @@ fn translate(ctx: &TcContext) -> Option<i32> {
     // It left for a peer: the tuple is the one by which that peer's packets arrive.
     about.tuple.source_port = u16::from_be(about.tcp.destination);
     about.tuple.destination_port = u16::from_be(about.tcp.source);
-    let (leg, splice) = crate::find(&about.tuple)?;
+    let (leg, splice) = find(&about.tuple)?;
     if !cas::state(splice).is_translated() {
         return None;
     }

@@ -3,7 +3,8 @@
 //! `sni_in` sees what arrives. A flow that is armed still belongs to two sockets; when its back end
 //! answers, they are looked at, and if they hold nothing any more, packets of the flow are translated
 //! from one leg to the other from then on. `sni_out` sees what this host sends, and gags those two
-//! sockets. `sni_settle` lets user space decide that a flow stays with its sockets.
+//! sockets. `sni_early` does what `sni_in` does with the packets of a flow that is taken over, in the driver
+//! (XDP). `sni_settle` lets user space decide that a flow stays with its sockets.
 
 #![no_std]
 #![no_main]
@@ -15,7 +16,9 @@ use snisplit_common::abi::Direction;
 use snisplit_common::abi::packet::{Fate, Leg, Splice, SpliceState, Tuple, Why};
 
 mod cas;
+mod early;
 mod forward;
+mod frame;
 mod headers;
 mod icmp;
 mod maps;
@@ -27,8 +30,8 @@ mod switch;
 mod track;
 mod translate;
 
-use headers::{ACK, CWR, ECE, ECN, FIN, RST, SYN, Segment};
-use maps::{SPLICES, TUPLES, count, tell};
+use headers::{ACK, FIN, RST, SYN, Segment};
+use maps::{SPLICES, TUPLES, count, find, tell};
 
 /// `TCX_NEXT`, and TC_ACT_UNSPEC of older hooks: it is not ours.
 const NEXT: i32 = -1;
@@ -126,13 +129,6 @@ fn begin_anew(tuple: &Tuple) {
     let _gone_already = SPLICES.remove(leg.splice);
 }
 
-#[inline(always)]
-fn find(tuple: &Tuple) -> Option<(Leg, *mut Splice)> {
-    // SAFETY: written by user space before the flow begins, and not changed.
-    let leg = *unsafe { TUPLES.get(tuple) }?;
-    Some((leg, SPLICES.get_ptr_mut(leg.splice)?))
-}
-
 /// Whether the kernel has the flow now.
 #[inline(always)]
 fn armed(ctx: &TcContext, segment: &Segment, leg: &Leg, splice: *mut Splice) -> bool {
@@ -159,17 +155,9 @@ fn forward(ctx: &TcContext, segment: &mut Segment, leg: &Leg, splice: *mut Splic
         return NEXT;
     }
     // SAFETY: the entry lives until this program ends, and what is translated by does not change.
-    let entry = unsafe { &*splice };
-    let (way, to) = match leg.direction {
-        Direction::Up => (&entry.up, &entry.backend),
-        Direction::Down => (&entry.down, &entry.client),
-    };
-    if way.ends_ecn != 0 {
-        if segment.service & ECN == ECN {
-            count(Fate::Marked);
-            return DROP;
-        }
-        segment.becomes.flags &= !(ECE | CWR);
+    let (way, to) = unsafe { &*splice }.way(leg.direction);
+    if !translate::unmark(segment, way) {
+        return DROP;
     }
     let Some(route) = forward::route(ctx, segment.family, to).filter(|_| segment.ttl > 1) else {
         count(Fate::Unroutable);

@@ -2,14 +2,13 @@
 
 use core::ptr;
 
-use aya_ebpf::EbpfContext as _;
 use aya_ebpf::btf_maps::PerCpuArray;
 use aya_ebpf::cty::{c_long, c_void};
-use aya_ebpf::helpers::generated::{bpf_loop, bpf_skb_load_bytes, bpf_skb_store_bytes};
+use aya_ebpf::helpers::generated::bpf_loop;
 use aya_ebpf::macros::btf_map;
-use aya_ebpf::programs::TcContext;
 use snisplit_common::abi::packet::{MSS_MASK, NO_SACK, NO_STAMPS, Way};
 
+use crate::frame::Frame;
 use crate::headers::OPTIONS;
 use crate::sum::Change;
 
@@ -67,7 +66,7 @@ fn work() -> Option<&'static mut Options> {
 
 impl Options {
     #[inline(always)]
-    pub(crate) fn read(ctx: &TcContext, at: u32, length: u32) -> Option<&'static mut Self> {
+    pub(crate) fn read(ctx: &impl Frame, at: u32, length: u32) -> Option<&'static mut Self> {
         let this = work()?;
         this.change = Change::default();
         (this.length, this.at) = (length, 0);
@@ -81,8 +80,8 @@ impl Options {
         }
         let to = this.bytes.as_mut_ptr().cast();
         // SAFETY: the helper writes `length` bytes, for which there is room.
-        let failed = unsafe { bpf_skb_load_bytes(ctx.as_ptr().cast_const(), at, to, length) };
-        (failed == 0).then_some(this)
+        let is_read = unsafe { ctx.copy_out(at, to, length) };
+        is_read.then_some(this)
     }
 
     /// The sender's timestamp, once they are translated.
@@ -92,7 +91,7 @@ impl Options {
     }
 
     #[inline(always)]
-    pub(crate) fn write(&self, ctx: &TcContext, at: u32) -> Option<()> {
+    pub(crate) fn write(&self, ctx: &impl Frame, at: u32) -> Option<()> {
         if self.is_changed == 0 {
             return Some(());
         }
@@ -102,8 +101,8 @@ impl Options {
         }
         let from = self.bytes.as_ptr().cast();
         // SAFETY: the helper reads `length` bytes, which are there.
-        let failed = unsafe { bpf_skb_store_bytes(ctx.skb.skb, at, from, length, 0) };
-        (failed == 0).then_some(())
+        let is_written = unsafe { ctx.copy_in(at, from, length) };
+        is_written.then_some(())
     }
 
     /// Translates in place; what that changes in the sum. `None`: they cannot be.

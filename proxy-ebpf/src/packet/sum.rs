@@ -35,6 +35,22 @@ impl Change {
         self.0 += folded & 0xffff_ffff;
     }
 
+    /// The checksum that this one becomes.
+    #[inline(always)]
+    pub(crate) fn applied_to(self, sum: u16) -> u16 {
+        !Self(u64::from(!sum) + self.folded()).half_word()
+    }
+
+    /// In two bytes.
+    #[inline(always)]
+    pub(crate) fn half_word(self) -> u16 {
+        let mut sum = self.folded();
+        for _ in 0..3 {
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        sum as u16
+    }
+
     /// As the kernel's helpers take it.
     #[inline(always)]
     pub(crate) fn folded(self) -> u64 {

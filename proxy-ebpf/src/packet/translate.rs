@@ -1,10 +1,10 @@
 //! From one leg's numbers to the other's.
 
-use aya_ebpf::bindings::BPF_F_PSEUDO_HDR;
-use aya_ebpf::programs::TcContext;
-use snisplit_common::abi::packet::{Tuple, Way};
+use snisplit_common::abi::packet::{Fate, Tuple, Way};
 
-use crate::headers::{ECN, ETHERNET, Family, Segment, TCP, Tcp, unmapped, words};
+use crate::frame::Frame;
+use crate::headers::{CWR, ECE, ECN, ETHERNET, Family, Segment, TCP, Tcp, unmapped, words};
+use crate::maps::count;
 use crate::options::Options;
 use crate::sum::Change;
 
@@ -20,12 +20,12 @@ const TCP_CHECK: u32 = 16;
 /// Rewrites a segment for the receiver, whose own packets arrive by the tuple `to`. `false`: it is one
 /// that cannot be, or the buffer does not let itself be written.
 #[inline(never)]
-pub(crate) fn translate(ctx: &TcContext, segment: &Segment, way: &Way, to: &Tuple) -> bool {
+pub(crate) fn translate(ctx: &impl Frame, segment: &Segment, way: &Way, to: &Tuple) -> bool {
     rewrite(ctx, segment, way, to).is_some()
 }
 
 #[inline(always)]
-fn rewrite(ctx: &TcContext, segment: &Segment, way: &Way, to: &Tuple) -> Option<()> {
+fn rewrite(ctx: &impl Frame, segment: &Segment, way: &Way, to: &Tuple) -> Option<()> {
     let at = segment.at;
     let options = Options::read(ctx, at + TCP, segment.options)?;
     let mut change = options.translate(way)?;
@@ -47,7 +47,7 @@ fn rewrite(ctx: &TcContext, segment: &Segment, way: &Way, to: &Tuple) -> Option<
         length_flags: [tcp.length, tcp.flags],
         window: tcp.window,
     };
-    ctx.store(at as usize, &front, 0).ok()?;
+    ctx.store(at, &front)?;
     if way.ends_ecn != 0 && segment.service & ECN != 0 {
         end_ecn(ctx, segment)?;
     }
@@ -55,11 +55,7 @@ fn rewrite(ctx: &TcContext, segment: &Segment, way: &Way, to: &Tuple) -> Option<
         Family::V4 => addresses4(ctx, (&segment.tuple, segment.ttl), to)?,
         Family::V6 => addresses6(ctx, (&segment.tuple, segment.ttl), to)?,
     };
-    let check = (at + TCP_CHECK) as usize;
-    // Of a checksum that is still to be made only the addresses are in yet (CHECKSUM_PARTIAL).
-    let pseudo = u64::from(BPF_F_PSEUDO_HDR);
-    ctx.l4_csum_replace(check, 0, addresses.folded(), pseudo).ok()?;
-    ctx.l4_csum_replace(check, 0, change.folded(), 0).ok()
+    ctx.amend_tcp(at + TCP_CHECK, addresses, change)
 }
 
 /// The first sixteen bytes of a TCP header.
@@ -83,23 +79,38 @@ fn header(segment: &Segment, way: &Way, to: &Tuple) -> Tcp {
     }
 }
 
+/// Keeps marks of congestion from a receiver that cannot tell of them (RFC 6040 §4.2). `false`: the packet
+/// is to be dropped, as it would have been without ECN.
+#[inline(always)]
+pub(crate) fn unmark(segment: &mut Segment, way: &Way) -> bool {
+    if way.ends_ecn == 0 {
+        return true;
+    }
+    if segment.service & ECN == ECN {
+        count(Fate::Marked);
+        return false;
+    }
+    segment.becomes.flags &= !(ECE | CWR);
+    true
+}
+
 /// Says that the sender has no ECN.
 #[inline(always)]
-fn end_ecn(ctx: &TcContext, segment: &Segment) -> Option<()> {
+fn end_ecn(ctx: &impl Frame, segment: &Segment) -> Option<()> {
     let service = segment.service as u8;
     let without = service & !(ECN as u8);
     match segment.family {
         Family::V4 => {
-            ctx.store(IP4_SERVICE as usize, &without, 0).ok()?;
+            ctx.store(IP4_SERVICE, &without)?;
             let mut change = Change::default();
             change.half(u16::from_ne_bytes([0, service]), u16::from_ne_bytes([0, without]));
-            ctx.l3_csum_replace(IP4_CHECK as usize, 0, change.folded(), 0).ok()
+            ctx.amend_ip(IP4_CHECK, change)
         }
         Family::V6 => {
             // Version, class and the beginning of the flow label (RFC 8200 §3).
-            let old: [u8; 2] = ctx.load(ETHERNET as usize).ok()?;
+            let old: [u8; 2] = ctx.load(ETHERNET)?;
             let new = [old[0], old[1] & !((ECN as u8) << 4)];
-            ctx.store(ETHERNET as usize, &new, 0).ok()
+            ctx.store(ETHERNET, &new)
         }
     }
 }
@@ -117,7 +128,7 @@ fn window(window: u16, way: &Way) -> u16 {
 
 #[inline(always)]
 pub(crate) fn addresses4(
-    ctx: &TcContext,
+    ctx: &impl Frame,
     (from, ttl): (&Tuple, u32),
     to: &Tuple,
 ) -> Option<Change> {
@@ -125,23 +136,23 @@ pub(crate) fn addresses4(
     let new = [unmapped(&to.destination), unmapped(&to.source)];
     change.word(unmapped(&from.source), new[0]);
     change.word(unmapped(&from.destination), new[1]);
-    ctx.store(IP4_ADDRESSES as usize, &new, 0).ok()?;
+    ctx.store(IP4_ADDRESSES, &new)?;
     let ttl = ttl as u8;
     let less = ttl.wrapping_sub(1);
-    ctx.store(IP4_TTL as usize, &less, 0).ok()?;
+    ctx.store(IP4_TTL, &less)?;
     let mut header = change;
     header.half(u16::from_ne_bytes([ttl, 0]), u16::from_ne_bytes([less, 0]));
-    ctx.l3_csum_replace(IP4_CHECK as usize, 0, header.folded(), 0).ok()?;
+    ctx.amend_ip(IP4_CHECK, header)?;
     Some(change)
 }
 
 #[inline(always)]
 pub(crate) fn addresses6(
-    ctx: &TcContext,
+    ctx: &impl Frame,
     (from, hops): (&Tuple, u32),
     to: &Tuple,
 ) -> Option<Change> {
-    ctx.store(IP6_HOPS as usize, &(hops as u8).wrapping_sub(1), 0).ok()?;
+    ctx.store(IP6_HOPS, &(hops as u8).wrapping_sub(1))?;
     let mut change = Change::default();
     let Tuple { source, destination, .. } = from;
     replace(ctx, IP6_ADDRESSES, (source, &to.destination), &mut change)?;
@@ -152,7 +163,7 @@ pub(crate) fn addresses6(
 /// Writes an address of IPv6 at this place.
 #[inline(always)]
 pub(crate) fn replace(
-    ctx: &TcContext,
+    ctx: &impl Frame,
     at: u32,
     (old, new): (&[u8; 16], &[u8; 16]),
     change: &mut Change,
@@ -167,8 +178,8 @@ const FAILED: u64 = u64::MAX;
 
 /// Not inlined: all of it at once is too much for the stack.
 #[inline(never)]
-fn store(ctx: &TcContext, at: u32, old: &[u8; 16], new: &[u8; 16]) -> u64 {
-    if ctx.store(at as usize, new, 0).is_err() {
+fn store(ctx: &impl Frame, at: u32, old: &[u8; 16], new: &[u8; 16]) -> u64 {
+    if ctx.store(at, new).is_none() {
         return FAILED;
     }
     let (old, new) = (words(old), words(new));

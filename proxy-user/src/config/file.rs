@@ -75,6 +75,7 @@ impl Place<'_> {
                 interfaces: self.all(file.packet.interfaces),
                 ports: self.some(file.packet.ports),
                 hook: self.some(file.packet.hook),
+                xdp: self.some(file.packet.xdp),
             },
             hello_timeout: None,
         }

@@ -17,11 +17,13 @@ pub struct Packet {
     pub ports: RangeInclusive<u16>,
     /// `hook`: where at an interface its programs are.
     pub hook: Hook,
+    /// `xdp`: whether drivers that can have its program too.
+    pub xdp: bool,
 }
 
 impl Default for Packet {
     fn default() -> Self {
-        Self { interfaces: Vec::new(), ports: PORTS, hook: Hook::of_this_kernel() }
+        Self { interfaces: Vec::new(), ports: PORTS, hook: Hook::of_this_kernel(), xdp: false }
     }
 }
 
@@ -31,6 +33,7 @@ pub(super) struct DraftPacket {
     pub(super) interfaces: Vec<Item<String>>,
     pub(super) ports: Option<Item<String>>,
     pub(super) hook: Option<Item<String>>,
+    pub(super) xdp: Option<Item<bool>>,
 }
 
 pub(super) fn build(draft: DraftPacket, wrong: &mut Wrong) -> Packet {
@@ -41,6 +44,7 @@ pub(super) fn build(draft: DraftPacket, wrong: &mut Wrong) -> Packet {
         interfaces: draft.interfaces.into_iter().map(|item| item.value).collect(),
         ports: ports.unwrap_or(default.ports),
         hook: hook.flatten().unwrap_or(default.hook),
+        xdp: draft.xdp.map_or(default.xdp, |item| item.value),
     }
 }
 

@@ -23,6 +23,7 @@ use super::routes::Routes;
 use super::{KernelError, offsets, pinned};
 use crate::sys;
 
+mod drivers;
 mod links;
 mod places;
 
@@ -100,6 +101,7 @@ impl Splicer {
         let mut interfaces = take(INTERFACES_MAP)?.try_into()?;
         let before = places::write_down(links, &mut interfaces)?;
         places::attach(&mut ebpf, (links, hook), pins)?;
+        drivers::attach(&mut ebpf, links, pins, &mut interfaces)?;
         places::leave_others((links, hook), &before, pins, &mut interfaces);
         let (maps, loaded) = (Mutex::new(maps), Mutex::new(ebpf));
         Ok((Self { maps, counters, routes, loaded }, events))

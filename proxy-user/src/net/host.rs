@@ -6,9 +6,9 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::links;
 pub(crate) use super::links::Interface;
 use super::netlink::filter_tables;
+use super::{links, netdev};
 use crate::config::Packet;
 
 /// What the kernel asks when it looks for a packet's way on behalf of a program: that the interface
@@ -46,6 +46,19 @@ pub(crate) fn links(packet: &Packet) -> Result<Vec<Interface>> {
         "packet.interfaces: this host has no Ethernet interface with an address"
     );
     Ok(chosen)
+}
+
+/// Why an interface's driver cannot have the program of drivers (XDP), if it cannot.
+pub(crate) fn why_not_in_driver(link: &Interface) -> Option<String> {
+    if link.is_veth {
+        // It takes frames only as long as its other end has XDP or GRO (veth_xdp_xmit).
+        return Some("a veth".into());
+    }
+    match netdev::carries_frames(link.number) {
+        Ok(true) => None,
+        Ok(false) => Some("no native XDP, or no way in for frames of others".into()),
+        Err(error) => Some(format!("the kernel does not say (Linux 6.3 does): {error}")),
+    }
 }
 
 /// The kernel must give none of our ports to anybody else.

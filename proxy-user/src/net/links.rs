@@ -16,6 +16,8 @@ pub(crate) struct Interface {
     pub(crate) number: u32,
     /// Whether it is one end of a veth pair, and the other end in another network namespace.
     pub(crate) has_peer: bool,
+    /// Whether it is a veth pair's, wherever the other end is.
+    pub(crate) is_veth: bool,
 }
 
 /// All Ethernet interfaces with an address: what is part of a bridge or bond has none, and is seen
@@ -52,5 +54,6 @@ fn ethernet(message: &LinkMessage) -> Option<Interface> {
     }
     let is_ethernet = message.header.link_layer_type == LinkLayerType::Ether;
     let has_peer = is_veth && is_elsewhere;
-    Some(Interface { name: name.filter(|_| is_ethernet)?, number: message.header.index, has_peer })
+    let (name, number) = (name.filter(|_| is_ethernet)?, message.header.index);
+    Some(Interface { name, number, has_peer, is_veth })
 }

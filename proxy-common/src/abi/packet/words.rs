@@ -24,6 +24,8 @@ pub enum Fate {
     EventLost = 7,
     /// Dropped: marked on its way (ECN), for a receiver that cannot tell of it.
     Marked = 8,
+    /// Translated and sent on by the interface's driver (XDP).
+    Early = 9,
 }
 
 /// How many slots there are.
@@ -31,7 +33,7 @@ pub const FATES: usize = Fate::ALL.len();
 
 impl Fate {
     /// Each with its words for people.
-    pub const ALL: [(Self, &'static str); 9] = [
+    pub const ALL: [(Self, &'static str); 10] = [
         (Self::Forwarded, "translated and sent on"),
         (Self::Switching, "dropped while a flow was taken over"),
         (Self::Gagged, "dropped: sent by a socket whose flow the kernel has"),
@@ -41,6 +43,7 @@ impl Fate {
         (Self::Icmp, "ICMP errors translated and sent on"),
         (Self::EventLost, "events that the ring had no room for"),
         (Self::Marked, "dropped: marked as congested, for a receiver without ECN"),
+        (Self::Early, "translated and sent on by the driver (XDP)"),
     ];
 }
 

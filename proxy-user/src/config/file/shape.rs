@@ -37,6 +37,7 @@ pub(super) struct Packet {
     pub(super) interfaces: Vec<Spanned<String>>,
     pub(super) ports: Option<Spanned<String>>,
     pub(super) hook: Option<Spanned<String>>,
+    pub(super) xdp: Option<Spanned<bool>>,
 }
 
 #[derive(Deserialize)]

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Result;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::config::Config;
 use crate::engine::Ladder;
@@ -19,11 +19,28 @@ pub(super) fn load(config: &Config, ladder: &Ladder, pins: Option<&Path>) -> Res
     host::let_loopback_forward()?;
     let links: Vec<Link> = links
         .into_iter()
-        .map(|Interface { name, number, has_peer }| Link { name, number, has_peer })
+        .map(|interface| {
+            let in_driver = config.packet.xdp && has_xdp(&interface);
+            let Interface { name, number, has_peer, .. } = interface;
+            Link { name, number, has_peer, in_driver }
+        })
         .collect();
+    if config.packet.xdp && links.iter().all(|link| !link.in_driver) {
+        warn!("packet.xdp: no interface can have it; packets meet the programs of `hook` only");
+    }
     let names: Vec<&str> = links.iter().map(|link| link.name.as_str()).collect();
     let hook = config.packet.hook;
-    info!(interfaces = names.join(" "), ?ports, ?hook, "packet");
+    let in_drivers = links.iter().filter(|link| link.in_driver).count();
+    info!(interfaces = names.join(" "), ?ports, ?hook, in_drivers, "packet");
     ladder.add_packet(Packet::load((&links, hook), Ports::new(ports.clone()), pins)?);
     Ok(())
+}
+
+/// Whether its driver can have the program of drivers.
+fn has_xdp(interface: &Interface) -> bool {
+    let why_not = host::why_not_in_driver(interface);
+    if let Some(why) = &why_not {
+        info!(interface = interface.name, "packet.xdp: not in this driver: {why}");
+    }
+    why_not.is_none()
 }

@@ -24,6 +24,8 @@ pub(crate) struct Link {
     pub(crate) number: u32,
     /// Whether it is one end of a veth pair, and the other end in another network namespace.
     pub(crate) has_peer: bool,
+    /// Whether the program of drivers is wanted in its driver.
+    pub(crate) in_driver: bool,
 }
 
 /// What an interface has for programs.
@@ -53,12 +55,20 @@ const SIDES: [TcAttachType; 2] = [TcAttachType::Ingress, TcAttachType::Egress];
 /// What the pins of places begin with; the interface's number follows.
 const PREFIXES: [&str; 2] = ["in_", "out_"];
 
+/// Of the place in its driver.
+const EARLY: &str = "early_";
+
 /// Of a filter: in front of all others.
 const PRIORITY: u16 = 1;
 
 /// Whether a pin of this name is a place.
 pub(super) fn is_ours(name: &str) -> bool {
-    PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+    PREFIXES.iter().chain([&EARLY]).any(|prefix| name.starts_with(prefix))
+}
+
+/// The pin of the place in an interface's driver.
+pub(super) fn early_pin(folder: &Path, number: u32) -> PathBuf {
+    folder.join(format!("{EARLY}{number}"))
 }
 
 fn pin(folder: &Path, side: TcAttachType, number: u32) -> PathBuf {

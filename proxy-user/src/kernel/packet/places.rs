@@ -1,5 +1,6 @@
 //! At which interfaces the programs are.
 
+use std::fs;
 use std::path::Path;
 
 use aya::Ebpf;
@@ -49,9 +50,14 @@ pub(super) fn leave_others(
     interfaces: &mut HashMap<MapData, u32, u32>,
 ) {
     for number in before {
-        let stays = links.iter().any(|link| link.number == *number);
-        pins.iter().for_each(|folder| links::remove(folder, *number, stays.then_some(hook)));
-        if !stays {
+        let stays = links.iter().find(|link| link.number == *number);
+        if let Some(folder) = pins {
+            links::remove(folder, *number, stays.map(|_| hook));
+            if stays.is_none_or(|link| !link.in_driver) {
+                let _there_was_none = fs::remove_file(links::early_pin(folder, *number));
+            }
+        }
+        if stays.is_none() {
             let _gone_already = interfaces.remove(number);
         }
     }
@@ -60,5 +66,8 @@ pub(super) fn leave_others(
 /// Leaves all places that an instance has at interfaces; without its pins nothing else would.
 pub(crate) fn leave(folder: &Path) {
     let interfaces = pinned::interfaces(folder).unwrap_or_default();
-    interfaces.into_iter().for_each(|number| links::remove(folder, number, None));
+    for number in interfaces {
+        links::remove(folder, number, None);
+        let _there_was_none = fs::remove_file(links::early_pin(folder, number));
+    }
 }

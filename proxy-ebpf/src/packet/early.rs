@@ -1,0 +1,80 @@
+//! The same translation before there is a socket buffer. What is out of the ordinary, in a flow or in a
+//! packet, passes and meets `sni_in`.
+
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT};
+use aya_ebpf::helpers::generated::bpf_redirect;
+use aya_ebpf::macros::xdp;
+use aya_ebpf::programs::XdpContext;
+use snisplit_common::abi::packet::{BY_DRIVER, Fate, Leg, Splice};
+
+use crate::cas;
+use crate::forward::{Route, route};
+use crate::frame::Frame;
+use crate::headers::{ETHERNET, Family, IPPROTO_TCP, SYN, Segment, TCP, unmapped, words};
+use crate::maps::{LINKS, count, find};
+use crate::sum::Change;
+use crate::track::track;
+use crate::translate::{translate, unmark};
+
+#[xdp(frags)]
+fn sni_early(ctx: XdpContext) -> u32 {
+    let Some(segment) = Segment::read(&ctx) else { return XDP_PASS };
+    let Some((leg, splice)) = find(&segment.tuple) else { return XDP_PASS };
+    let is_ordinary =
+        segment.is_whole != 0 && !segment.has(SYN) && segment.ttl > 1 && !is_partial(segment);
+    match is_ordinary && cas::state(splice).is_translated() {
+        true => forward(&ctx, segment, &leg, splice),
+        false => XDP_PASS,
+    }
+}
+
+#[inline(never)]
+fn forward(ctx: &XdpContext, segment: &mut Segment, leg: &Leg, splice: *mut Splice) -> u32 {
+    // SAFETY: the entry lives until this program ends, and what is translated by does not change.
+    let (way, to) = unsafe { &*splice }.way(leg.direction);
+    let route = route(ctx, segment.family, to).filter(|route| takes(segment, route));
+    let Some(route) = route else { return XDP_PASS };
+    if !unmark(segment, way) {
+        return XDP_DROP;
+    }
+    track(segment, leg.splice, leg.direction, splice);
+    let is_translated = translate(ctx, segment, way, to) && ctx.store(0, &route.ethernet).is_some();
+    if !is_translated {
+        count(Fate::Malformed);
+        return XDP_DROP;
+    }
+    count(Fate::Early);
+    // SAFETY: takes numbers.
+    match unsafe { bpf_redirect(route.interface, 0) } as u32 {
+        XDP_REDIRECT => XDP_REDIRECT,
+        _ => XDP_DROP,
+    }
+}
+
+/// Whether a checksum has nothing but the pseudo-header in it: the rest was left to a device that the frame
+/// has not met (CHECKSUM_PARTIAL, include/linux/skbuff.h), as virtual machines do. Of all others one in
+/// 65,536 looks so.
+#[inline(always)]
+fn is_partial(segment: &Segment) -> bool {
+    let length = (TCP + segment.options + segment.payload) as u16;
+    let mut pseudo = Change::default();
+    pseudo.word(!0, length.to_be().into());
+    pseudo.word(!0, u16::from(IPPROTO_TCP).to_be().into());
+    for address in [&segment.tuple.source, &segment.tuple.destination] {
+        match segment.family {
+            Family::V4 => pseudo.word(!0, unmapped(address)),
+            Family::V6 => words(address).into_iter().for_each(|word| pseudo.word(!0, word)),
+        }
+    }
+    pseudo.half_word() == segment.tcp.check
+}
+
+/// Whether that interface's driver takes frames from another one, and this frame. Otherwise it would be
+/// dropped without a word (`xdp_do_redirect`).
+#[inline(always)]
+fn takes(segment: &Segment, route: &Route) -> bool {
+    let length = segment.at - ETHERNET + TCP + segment.options + segment.payload;
+    // SAFETY: an entry is a number.
+    let way_out = unsafe { LINKS.get(route.interface) }.copied();
+    way_out == Some(BY_DRIVER) && route.is_resolved != 0 && length <= route.mtu
+}

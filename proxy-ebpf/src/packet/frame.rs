@@ -1,0 +1,138 @@
+//! A frame as a hook has it: in a socket buffer (TC), or as the driver has received it (XDP).
+
+use core::mem::MaybeUninit;
+use core::ptr;
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::BPF_F_PSEUDO_HDR;
+use aya_ebpf::cty::c_void;
+use aya_ebpf::helpers::generated::{
+    bpf_skb_load_bytes, bpf_skb_store_bytes, bpf_xdp_load_bytes, bpf_xdp_store_bytes,
+};
+use aya_ebpf::programs::{TcContext, XdpContext};
+
+use crate::sum::Change;
+
+pub(crate) trait Frame: EbpfContext {
+    /// Copies from the frame.
+    ///
+    /// # Safety
+    ///
+    /// There is room for `length` bytes.
+    unsafe fn copy_out(&self, at: u32, to: *mut c_void, length: u32) -> bool;
+
+    /// Copies into the frame.
+    ///
+    /// # Safety
+    ///
+    /// There are `length` bytes.
+    unsafe fn copy_in(&self, at: u32, from: *const c_void, length: u32) -> bool;
+
+    /// What is in it (`h_proto`); 0 if a VLAN's tag was taken off.
+    fn protocol(&self) -> u16;
+
+    /// Bytes.
+    fn length(&self) -> u32;
+
+    /// Brings the checksum of an IP header up to date.
+    fn amend_ip(&self, at: u32, change: Change) -> Option<()>;
+
+    /// The checksum of TCP likewise, of which a pseudo-header of addresses is part.
+    fn amend_tcp(&self, at: u32, addresses: Change, rest: Change) -> Option<()>;
+
+    #[inline(always)]
+    fn load<T>(&self, at: u32) -> Option<T> {
+        let mut value = MaybeUninit::<T>::uninit();
+        // SAFETY: that is how large it is.
+        let is_there =
+            unsafe { self.copy_out(at, value.as_mut_ptr().cast(), size_of::<T>() as u32) };
+        // SAFETY: it was written, and is one of the plain structures of headers.
+        is_there.then(|| unsafe { value.assume_init() })
+    }
+
+    #[inline(always)]
+    fn store<T>(&self, at: u32, value: &T) -> Option<()> {
+        // SAFETY: that is how large it is.
+        let is_stored =
+            unsafe { self.copy_in(at, ptr::from_ref(value).cast(), size_of::<T>() as u32) };
+        is_stored.then_some(())
+    }
+}
+
+impl Frame for TcContext {
+    #[inline(always)]
+    unsafe fn copy_out(&self, at: u32, to: *mut c_void, length: u32) -> bool {
+        // SAFETY: as our caller says.
+        unsafe { bpf_skb_load_bytes(self.as_ptr().cast_const(), at, to, length) == 0 }
+    }
+
+    #[inline(always)]
+    unsafe fn copy_in(&self, at: u32, from: *const c_void, length: u32) -> bool {
+        // SAFETY: as our caller says.
+        unsafe { bpf_skb_store_bytes(self.skb.skb, at, from, length, 0) == 0 }
+    }
+
+    #[inline(always)]
+    fn protocol(&self) -> u16 {
+        // SAFETY: the context that the kernel gave us.
+        let skb = unsafe { &*self.skb.skb };
+        // The interface that takes the tag off sees it again.
+        if skb.vlan_present != 0 { 0 } else { u16::from_be(skb.protocol as u16) }
+    }
+
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        self.len()
+    }
+
+    #[inline(always)]
+    fn amend_ip(&self, at: u32, change: Change) -> Option<()> {
+        self.l3_csum_replace(at as usize, 0, change.folded(), 0).ok()
+    }
+
+    #[inline(always)]
+    fn amend_tcp(&self, at: u32, addresses: Change, rest: Change) -> Option<()> {
+        // Of a checksum that is still to be made only the addresses are in yet (CHECKSUM_PARTIAL).
+        let pseudo = u64::from(BPF_F_PSEUDO_HDR);
+        self.l4_csum_replace(at as usize, 0, addresses.folded(), pseudo).ok()?;
+        self.l4_csum_replace(at as usize, 0, rest.folded(), 0).ok()
+    }
+}
+
+impl Frame for XdpContext {
+    #[inline(always)]
+    unsafe fn copy_out(&self, at: u32, to: *mut c_void, length: u32) -> bool {
+        // SAFETY: as our caller says.
+        unsafe { bpf_xdp_load_bytes(self.ctx, at, to, length) == 0 }
+    }
+
+    #[inline(always)]
+    unsafe fn copy_in(&self, at: u32, from: *const c_void, length: u32) -> bool {
+        // SAFETY: as our caller says; the helper reads only.
+        unsafe { bpf_xdp_store_bytes(self.ctx, at, from.cast_mut(), length) == 0 }
+    }
+
+    #[inline(always)]
+    fn protocol(&self) -> u16 {
+        const H_PROTO: u32 = 12;
+        Frame::load(self, H_PROTO).map_or(0, u16::from_be)
+    }
+
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        (self.data_end() - self.data()) as u32
+    }
+
+    #[inline(always)]
+    fn amend_ip(&self, at: u32, change: Change) -> Option<()> {
+        let sum: u16 = self.load(at)?;
+        self.store(at, &change.applied_to(sum))
+    }
+
+    #[inline(always)]
+    fn amend_tcp(&self, at: u32, mut addresses: Change, rest: Change) -> Option<()> {
+        // What comes from a driver has its whole checksum.
+        addresses.add(rest.folded());
+        self.amend_ip(at, addresses)
+    }
+}

@@ -1,0 +1,67 @@
+//! The program in the drivers of interfaces (XDP), in front of those that are everywhere.
+
+use std::fs;
+use std::path::Path;
+
+use aya::Ebpf;
+use aya::maps::{HashMap, MapData};
+use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::xdp::{XdpLink, XdpMode};
+use aya::programs::{ProgramError, Xdp};
+use snisplit_common::abi::packet::{BY_DRIVER, EARLY_PROGRAM};
+use tracing::warn;
+
+use super::KernelError;
+use super::links::{Link, early_pin};
+
+/// Puts it where it is wanted. Where it does not go (another one is there, or the MTU is too large for the
+/// driver), packets meet the other programs as before.
+pub(super) fn attach(
+    ebpf: &mut Ebpf,
+    links: &[Link],
+    pins: Option<&Path>,
+    interfaces: &mut HashMap<MapData, u32, u32>,
+) -> Result<(), KernelError> {
+    let mut wanted = links.iter().filter(|link| link.in_driver).peekable();
+    if wanted.peek().is_none() {
+        return Ok(());
+    }
+    let missing = || KernelError::Missing(EARLY_PROGRAM);
+    let program: &mut Xdp = ebpf.program_mut(EARLY_PROGRAM).ok_or_else(missing)?.try_into()?;
+    program.load()?;
+    for link in wanted {
+        match place(program, link, pins) {
+            // Now others may send frames there.
+            Ok(()) => interfaces.insert(link.number, BY_DRIVER, 0)?,
+            Err(error) => {
+                let error = anyhow::Error::from(error);
+                warn!(interface = link.name, "packet.xdp: not in this driver: {error:#}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// In a place that stays; without a folder it goes with the program.
+fn place(program: &mut Xdp, link: &Link, folder: Option<&Path>) -> Result<(), KernelError> {
+    let pin = folder.map(|folder| early_pin(folder, link.number));
+    if let Some(pin) = pin.as_ref().filter(|pin| pin.exists()) {
+        if take_over(program, pin).is_ok() {
+            return Ok(());
+        }
+        // Of an interface that is gone.
+        fs::remove_file(pin)?;
+    }
+    let place = program.attach_to_if_index(link.number, XdpMode::Driver)?;
+    if let Some(pin) = pin {
+        FdLink::try_from(program.take_link(place)?)?.pin(pin)?;
+    }
+    Ok(())
+}
+
+fn take_over(program: &mut Xdp, pin: &Path) -> Result<(), KernelError> {
+    let old = FdLink::from(PinnedLink::from_pin(pin)?);
+    let taken: Result<_, ProgramError> = program.attach_to_link(XdpLink::try_from(old)?);
+    taken?;
+    Ok(())
+}
