@@ -136,6 +136,13 @@ pub enum FlowsVerb {
         #[arg(long, default_value = crate::config::INSTANCE, value_name = "NAME")]
         instance: String,
     },
+    /// Take over the flows of the packet engine that an agent of an older version has left behind: they run
+    /// on, and the next agent adopts them. Not while an agent of that name runs
+    Migrate {
+        /// Its name (`instance` in its configuration)
+        #[arg(long, default_value = crate::config::INSTANCE, value_name = "NAME")]
+        instance: String,
+    },
     /// End the flows of the packet engine that an agent has left behind: with a reset for both peers,
     /// and nothing of it stays in the kernel. Not while an agent of that name runs
     Drop {

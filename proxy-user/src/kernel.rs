@@ -64,7 +64,8 @@ pub(crate) enum KernelError {
     Abi(u32),
     #[error(
         "the flows in {1} are of a snisplit with packet ABI version {0}, this one is of \
-         {PACKET_ABI_VERSION}: start that one again, or end its flows with `snisplit flows drop`"
+         {PACKET_ABI_VERSION}: start that one again, or try `snisplit flows migrate`; \
+         `snisplit flows drop` ends them"
     )]
     PacketAbi(u32, String),
     #[error("an interface does not take the program")]

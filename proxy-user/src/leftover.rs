@@ -1,8 +1,9 @@
-//! Flows in the kernel that are to end: those that an agent which no longer runs has left there, and
-//! single ones of one that does.
+//! Flows in the kernel that an agent which no longer runs has left there, and single ones of one that does:
+//! they are to end, or to go on with another version.
 
 use std::fs::{self, File};
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 use rustix::fs::{FlockOperation, flock};
@@ -11,17 +12,33 @@ use snisplit_common::abi::packet::SpliceState;
 use crate::engine::packet::reset;
 use crate::kernel::address::addresses;
 use crate::kernel::packet::leave;
-use crate::kernel::pinned::{Pinned, ask_to_cut, forget_flows};
+use crate::kernel::pinned::{Pinned, ask_to_cut, forget_flows, migrate as migrate_pins};
 use crate::kernel::pins;
 
-/// Ends the flows of an instance and removes its pins; what to say of it.
-pub fn drop(instance: &str) -> Result<String> {
+/// The pins of an instance whose agent does not run, nor will while the file is open.
+fn left_behind(instance: &str) -> Result<(PathBuf, File)> {
     let folder = pins(instance);
     let place = folder.display();
     let lock = File::open(&folder).with_context(|| format!("{place}: nothing is left there"))?;
     if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
         bail!("{place}: the agent \"{instance}\" runs; stop it first");
     }
+    Ok((folder, lock))
+}
+
+/// Has this version's agent understand what one before it has left; what to say of it.
+pub fn migrate(instance: &str) -> Result<String> {
+    let (folder, _lock) = left_behind(instance)?;
+    let was = migrate_pins(&folder)?;
+    let place = folder.display();
+    let flows = Pinned::read(&folder)?.packet.map_or(0, |packet| packet.flows.len());
+    Ok(format!("{place}: {flows} flows, of packet ABI version {was}, can go on with this snisplit"))
+}
+
+/// Ends the flows of an instance and removes its pins; what to say of it.
+pub fn drop(instance: &str) -> Result<String> {
+    let (folder, _lock) = left_behind(instance)?;
+    let place = folder.display();
     // Those of another version are not understood; without its programs the kernel resets them as
     // soon as one of their peers says something.
     let packet = Pinned::read(&folder).ok().and_then(|pinned| pinned.packet);

@@ -74,12 +74,7 @@ fn act(verb: Verb) -> anyhow::Result<ExitCode> {
             tell(&status, json)?;
             return Ok(if status.is_running() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
-        Verb::Flows { what: Some(FlowsVerb::Drop { instance }), .. } => {
-            println!("{}", leftover::drop(&instance)?);
-        }
-        Verb::Flows { what: Some(FlowsVerb::Cut { client, instance }), .. } => {
-            println!("{}", leftover::cut(&instance, &client)?);
-        }
+        Verb::Flows { what: Some(verb), .. } => println!("{}", change_flows(verb)?),
         Verb::Flows { what: None, of: Instance { instance, json } } => {
             tell(&Flows::of(&instance)?, json)?;
         }
@@ -87,6 +82,14 @@ fn act(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Doctor { ebpf_log } => return doctor::run(ebpf_log),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn change_flows(verb: FlowsVerb) -> anyhow::Result<String> {
+    match verb {
+        FlowsVerb::Cut { client, instance } => leftover::cut(&instance, &client),
+        FlowsVerb::Migrate { instance } => leftover::migrate(&instance),
+        FlowsVerb::Drop { instance } => leftover::drop(&instance),
+    }
 }
 
 fn tell<T: Display + Serialize>(what: &T, json: bool) -> anyhow::Result<()> {

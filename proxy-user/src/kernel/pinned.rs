@@ -1,6 +1,7 @@
 //! What an instance has pinned, read from outside: also while its agent is stopped or hangs.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::Path;
 
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
@@ -85,7 +86,11 @@ impl Packet {
         Ok(Self {
             flows: flows.iter().flatten().map(flow).collect(),
             routes: routes(folder, PACKET_ROUTES_MAP)?,
-            counters: counters(folder, PACKET_COUNTERS_MAP)?,
+            // None between a migration and the next agent.
+            counters: match folder.join(PACKET_COUNTERS_MAP).exists() {
+                true => counters(folder, PACKET_COUNTERS_MAP)?,
+                false => Vec::new(),
+            },
         })
     }
 
@@ -108,6 +113,26 @@ pub(crate) fn forget_flows(folder: &Path) -> Result<(), KernelError> {
         let _gone_already = flows.remove(&number);
     }
     Ok(())
+}
+
+/// Makes pins of the packet engine that are of a version before this one's this one's; which it was. Flows
+/// do not notice: the programs that carry them keep their maps until the next agent brings its own.
+pub(crate) fn migrate(folder: &Path) -> Result<u32, KernelError> {
+    /// Counts one thing less than version 3; all else is the same.
+    const WITHOUT_EARLY: u32 = 2;
+    let was = version(folder, PACKET_ABI_MAP)?;
+    match was {
+        PACKET_ABI_VERSION => {}
+        WITHOUT_EARLY => {
+            // The next agent begins to count anew; it is gone already if we were killed here before.
+            let _gone_already = fs::remove_file(folder.join(PACKET_COUNTERS_MAP));
+            let mut abi: Array<MapData, u32> =
+                Map::Array(pin(folder, PACKET_ABI_MAP)?).try_into()?;
+            abi.set(0, PACKET_ABI_VERSION, 0)?;
+        }
+        _ => return Err(KernelError::PacketAbi(was, folder.display().to_string())),
+    }
+    Ok(was)
 }
 
 /// The numbers of the interfaces that the packet engine's programs are at.
