@@ -25,7 +25,7 @@ pub const ALL_SIZES: Manner =
 pub const SMALL: Manner = Manner { most: 30_000, pieces: [1, 3, 20, 200, 400], pause: 2 };
 
 /// The same, one by one: on a slow line too they do not become one.
-pub const SINGLE: Manner = Manner { most: 12_000, pieces: [1, 3, 20, 200, 400], pause: 1 };
+pub const SINGLE: Manner = Manner { most: 40_000, pieces: [1, 3, 20, 200, 400], pause: 1 };
 
 /// What one side says: always the same for a seed.
 pub fn speech(seed: u64, side: u64, most: u64) -> Vec<u8> {

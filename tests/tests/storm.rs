@@ -24,6 +24,10 @@ const AT_ONCE: usize = 24;
 /// A SYN that is lost three times is late by 7 s.
 const PATIENT: [&str; 4] = ["--hello-timeout", "20s", "--dial-timeout", "20s"];
 
+/// How long nothing may come. A peer that begins with a retransmission timeout of seconds, because its
+/// SYN-ACK was late, and loses what it repeats, is silent for half a minute now and then.
+const PATIENCE: Duration = Duration::from_secs(120);
+
 /// A kind of storm.
 #[derive(Clone, Copy)]
 struct Storm {
@@ -32,6 +36,18 @@ struct Storm {
     /// What the lines lose, of a hundred; `None` is a good line.
     loss: Option<u64>,
     manner: Manner,
+}
+
+impl Storm {
+    /// Clients at once. Over a bad line most of them wait.
+    fn at_once(self) -> usize {
+        match (self.engine, self.loss) {
+            // Where the machine has time for each message, it stays one, and `auto` moves the flow.
+            ("auto", Some(_)) => AT_ONCE / 3,
+            (_, Some(_)) => 3 * AT_ONCE,
+            (_, None) => AT_ONCE,
+        }
+    }
 }
 
 fn converse(stream: &TcpStream, seed: u64, side: u64, manner: Manner) {
@@ -55,7 +71,7 @@ fn serve(listener: &TcpListener, hello: usize, manner: Manner, over: &AtomicBool
             continue;
         };
         stream.set_nonblocking(false).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut first = vec![0; hello + 8];
         stream.read_exact(&mut first).unwrap();
         let seed = u64::from_be_bytes(first[hello..].try_into().unwrap());
@@ -91,7 +107,6 @@ fn storm(storm: Storm) {
         Some(percent) => Lab::impaired(Impairment::of_loss(percent)),
         None => Lab::new(),
     };
-    let at_once = if loss.is_some() { 3 * AT_ONCE } else { AT_ONCE };
     let (entrances, [a, b], listener) = ways(&lab, engine);
     let told = ["--engine", engine, "--route", a, "--route", b];
     let agent = Agent::start(&lab, &[&told[..], &PATIENT].concat());
@@ -100,10 +115,10 @@ fn storm(storm: Storm) {
     let length = hello("a.test").len();
     let (next, over) = (AtomicUsize::new(0), AtomicBool::new(false));
     thread::scope(|scope| {
-        let servers: Vec<_> = (0..at_once + 4)
+        let servers: Vec<_> = (0..storm.at_once() + 4)
             .map(|_| scope.spawn(|| serve(&listener, length, manner, &over)))
             .collect();
-        let clients: Vec<_> = (0..at_once)
+        let clients: Vec<_> = (0..storm.at_once())
             .map(|_| {
                 scope.spawn(|| {
                     while let seed @ 0.. = next.fetch_add(1, Ordering::Relaxed)
@@ -111,6 +126,7 @@ fn storm(storm: Storm) {
                     {
                         let (entrance, name) = entrances[seed % entrances.len()];
                         let stream = connect(&lab, entrance);
+                        stream.set_read_timeout(Some(PATIENCE)).unwrap();
                         greet(&stream, &hello(name), seed as u64 + 1);
                         converse(&stream, seed as u64 + 1, 0, manner);
                     }
@@ -149,8 +165,7 @@ fn inspect(lab: &Lab, agent: &Agent, Storm { engine, flows, loss, .. }: Storm) {
         let moved = agent.metric(lab, "snisplit_engine_moved_total{engine=\"sockmap\"}");
         eprintln!("{engine}: {flows} flows, {moved} moved, {trimmed} buffers were trimmed");
         assert_eq!((doubtful, unreadable), (0, 0), "no flow was in doubt");
-        // Over bad lines small messages may arrive as large ones.
-        assert!(engine == "sockmap" || loss.is_some() || moved > 0.0, "no flow moved");
+        assert!(engine == "sockmap" || moved > 0.0, "no flow moved");
     }
     if engine == "packet" {
         inspect_wire(lab, agent, flows);
@@ -199,7 +214,7 @@ fn every_byte_of_many_odd_flows() {
 #[test]
 fn every_byte_of_flows_that_change_their_engine() {
     storm(Storm { engine: "auto", flows: flows(400), loss: None, manner: SMALL });
-    storm(Storm { engine: "auto", flows: flows(60), loss: Some(1), manner: SINGLE });
+    storm(Storm { engine: "auto", flows: flows(30), loss: Some(1), manner: SINGLE });
 }
 
 /// Retransmissions that overlap what has been forwarded are what a sockmap forwards twice; and packets
