@@ -59,6 +59,15 @@ impl Packet {
         Ok(Self { splicer, keeper, ports: Arc::new(ports), _tasks: Arc::new(Mutex::new(tasks)) })
     }
 
+    /// Has frames go from driver to driver (XDP), where the program is in them and they take frames.
+    pub(crate) fn use_drivers(
+        &self,
+        takes_frames: impl Fn(u32) -> bool,
+    ) -> Result<(), KernelError> {
+        let mut able = self.splicer.in_drivers().iter().filter(|number| takes_frames(**number));
+        able.try_for_each(|number| self.splicer.send_by_driver(*number))
+    }
+
     /// A port of ours towards a back end, which nothing else uses.
     pub(crate) fn lease(&self, to: SocketAddr) -> Option<Lease> {
         self.ports.lease(to)

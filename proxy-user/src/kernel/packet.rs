@@ -1,32 +1,30 @@
 //! The programs of the packet engine, loaded and attached.
 
-use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use snisplit_common::abi::Direction;
 use snisplit_common::abi::packet::{
-    CUTS_MAP, Fate, INTERFACES_MAP, Leg, OFFERS_MAP, PACKET_ABI_MAP, PACKET_ABI_VERSION,
+    BY_DRIVER, CUTS_MAP, Fate, INTERFACES_MAP, Leg, OFFERS_MAP, PACKET_ABI_MAP, PACKET_ABI_VERSION,
     PACKET_COUNTERS_MAP, PACKET_EVENTS_MAP, PACKET_ROUTES_MAP, SETTLE_PROGRAM, SPLICES_MAP, Splice,
-    SpliceState, TUPLES_MAP, Told, Tuple,
+    SpliceState, TUPLES_MAP, Tuple,
 };
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 
 use super::address::tuple;
 use super::layout::{LegBytes, Plain as _, SpliceBytes, TupleBytes, encode};
 use super::routes::Routes;
 use super::{KernelError, offsets, pinned};
-use crate::sys;
 
 mod drivers;
+mod events;
 mod links;
 mod places;
 
+pub(crate) use events::Events;
 pub(crate) use links::{Hook, Link};
 pub(crate) use places::leave;
 
@@ -51,6 +49,8 @@ pub(crate) fn is_ours(name: &str) -> bool {
 /// The programs at their interfaces. Dropping it detaches them.
 pub(crate) struct Splicer {
     maps: Mutex<Maps>,
+    interfaces: Mutex<HashMap<MapData, u32, u32>>,
+    in_drivers: Vec<u32>,
     counters: PerCpuArray<MapData, u64>,
     routes: Mutex<Routes>,
     loaded: Mutex<Ebpf>,
@@ -62,9 +62,6 @@ struct Maps {
     offers: HashMap<MapData, TupleBytes, u32>,
     cuts: HashMap<MapData, u64, u32>,
 }
-
-/// What the programs tell, as it happens.
-pub(crate) struct Events(AsyncFd<RingBuf<MapData>>);
 
 impl Splicer {
     /// Loads, and attaches to these interfaces. What another agent has left in `pins`, a folder of a
@@ -88,8 +85,7 @@ impl Splicer {
         let mut take = |name| ebpf.take_map(name).ok_or(KernelError::Missing(name));
         let mut abi: Array<MapData, u32> = take(PACKET_ABI_MAP)?.try_into()?;
         abi.set(0, PACKET_ABI_VERSION, 0)?;
-        let ring = RingBuf::try_from(take(PACKET_EVENTS_MAP)?)?;
-        let events = Events(sys::watch(ring, Interest::READABLE)?);
+        let events = Events::of(take(PACKET_EVENTS_MAP)?)?;
         let counters = take(PACKET_COUNTERS_MAP)?.try_into()?;
         let routes = Mutex::new(Routes::new(take(PACKET_ROUTES_MAP)?.try_into()?));
         let maps = Maps {
@@ -98,13 +94,25 @@ impl Splicer {
             offers: take(OFFERS_MAP)?.try_into()?,
             cuts: take(CUTS_MAP)?.try_into()?,
         };
-        let mut interfaces = take(INTERFACES_MAP)?.try_into()?;
+        let mut interfaces: HashMap<_, u32, u32> = take(INTERFACES_MAP)?.try_into()?;
         let before = places::write_down(links, &mut interfaces)?;
         places::attach(&mut ebpf, (links, hook), pins)?;
-        drivers::attach(&mut ebpf, links, pins, &mut interfaces)?;
+        let in_drivers = drivers::attach(&mut ebpf, links, pins)?;
         places::leave_others((links, hook), &before, pins, &mut interfaces);
         let (maps, loaded) = (Mutex::new(maps), Mutex::new(ebpf));
-        Ok((Self { maps, counters, routes, loaded }, events))
+        let interfaces = Mutex::new(interfaces);
+        Ok((Self { maps, interfaces, in_drivers, counters, routes, loaded }, events))
+    }
+
+    /// The interfaces in whose drivers the program is.
+    pub(crate) fn in_drivers(&self) -> &[u32] {
+        &self.in_drivers
+    }
+
+    /// Has other drivers send frames by this interface, whose own takes them.
+    pub(crate) fn send_by_driver(&self, number: u32) -> Result<(), KernelError> {
+        let mut interfaces = self.interfaces.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(interfaces.insert(number, BY_DRIVER, 0)?)
     }
 
     fn maps(&self) -> MutexGuard<'_, Maps> {
@@ -216,24 +224,6 @@ fn legs(number: u64, splice: &Splice) -> [(TupleBytes, LegBytes); 2] {
         (encode(tuple), encode(&Leg { splice: number, direction, reserved: 0 }))
     };
     [leg(&splice.client, Direction::Up), leg(&splice.backend, Direction::Down)]
-}
-
-impl Events {
-    /// Waits for the next ones.
-    pub(crate) async fn next(&mut self) -> io::Result<Vec<Told>> {
-        loop {
-            let mut ready = self.0.readable_mut().await?;
-            let ring = ready.get_inner_mut();
-            let mut events = Vec::new();
-            while let Some(item) = ring.next() {
-                events.push(Told::get(&item));
-            }
-            ready.clear_ready();
-            if !events.is_empty() {
-                return Ok(events);
-            }
-        }
-    }
 }
 
 fn program<'e>(

@@ -54,11 +54,16 @@ pub(crate) fn why_not_in_driver(link: &Interface) -> Option<String> {
         // It takes frames only as long as its other end has XDP or GRO (veth_xdp_xmit).
         return Some("a veth".into());
     }
-    match netdev::carries_frames(link.number) {
+    match netdev::can(link.number, netdev::GIVES) {
         Ok(true) => None,
-        Ok(false) => Some("no native XDP, or no way in for frames of others".into()),
+        Ok(false) => Some("no native XDP".into()),
         Err(error) => Some(format!("the kernel does not say (Linux 6.3 does): {error}")),
     }
+}
+
+/// Whether an interface's driver takes frames of others.
+pub(crate) fn takes_frames(number: u32) -> bool {
+    netdev::can(number, netdev::TAKES).unwrap_or_default()
 }
 
 /// The kernel must give none of our ports to anybody else.

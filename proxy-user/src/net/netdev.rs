@@ -18,24 +18,25 @@ const GET_DEVICE: u8 = 1;
 const INTERFACE: u16 = 1;
 const XDP_FEATURES: u16 = 3;
 
-/// `NETDEV_XDP_ACT_BASIC`, `_REDIRECT` and `_NDO_XMIT`: it has native XDP, redirects, and takes what others
-/// redirect to it.
-const CARRIES: u64 = 1 | 2 | 4;
+/// `NETDEV_XDP_ACT_BASIC` and `_REDIRECT`: it has native XDP, and a program can send frames elsewhere.
+pub(super) const GIVES: u64 = 1 | 2;
+/// `NETDEV_XDP_ACT_NDO_XMIT`: it takes frames of others. Many drivers do only while a program is in them.
+pub(super) const TAKES: u64 = 4;
 
 /// `nlmsghdr`, `genlmsghdr` and the latter's version.
 const HEADER: usize = 16;
 const GENERIC: usize = 4;
 const VERSION: u8 = 1;
 
-/// Whether frames can go from and to this interface by XDP. An older kernel does not say.
-pub(super) fn carries_frames(number: u32) -> io::Result<bool> {
+/// Whether an interface has these features now. An older kernel does not say.
+pub(super) fn can(number: u32, wanted: u64) -> io::Result<bool> {
     let name = DefaultNla::new(FAMILY_NAME, b"netdev\0".to_vec());
     let family = ask((CONTROL, GET_FAMILY), &name, FAMILY_ID)?;
     let family = family.first_chunk().copied().map(u16::from_ne_bytes).ok_or_else(nothing)?;
     let interface = DefaultNla::new(INTERFACE, number.to_ne_bytes().to_vec());
     let features = ask((family, GET_DEVICE), &interface, XDP_FEATURES)?;
     let features = features.first_chunk().copied().map(u64::from_ne_bytes).ok_or_else(nothing)?;
-    Ok(features & CARRIES == CARRIES)
+    Ok(features & wanted == wanted)
 }
 
 fn nothing() -> io::Error {

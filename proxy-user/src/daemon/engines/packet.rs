@@ -32,7 +32,9 @@ pub(super) fn load(config: &Config, ladder: &Ladder, pins: Option<&Path>) -> Res
     let hook = config.packet.hook;
     let in_drivers = links.iter().filter(|link| link.in_driver).count();
     info!(interfaces = names.join(" "), ?ports, ?hook, in_drivers, "packet");
-    ladder.add_packet(Packet::load((&links, hook), Ports::new(ports.clone()), pins)?);
+    let packet = Packet::load((&links, hook), Ports::new(ports.clone()), pins)?;
+    packet.use_drivers(host::takes_frames)?;
+    ladder.add_packet(packet);
     Ok(())
 }
 

@@ -4,42 +4,40 @@ use std::fs;
 use std::path::Path;
 
 use aya::Ebpf;
-use aya::maps::{HashMap, MapData};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::{XdpLink, XdpMode};
 use aya::programs::{ProgramError, Xdp};
-use snisplit_common::abi::packet::{BY_DRIVER, EARLY_PROGRAM};
+use snisplit_common::abi::packet::EARLY_PROGRAM;
 use tracing::warn;
 
 use super::KernelError;
 use super::links::{Link, early_pin};
 
-/// Puts it where it is wanted. Where it does not go (another one is there, or the MTU is too large for the
-/// driver), packets meet the other programs as before.
+/// Puts it where it is wanted; the answer is where it is. Where it does not go (another one is there, or the
+/// MTU is too large for the driver), packets meet the other programs as before.
 pub(super) fn attach(
     ebpf: &mut Ebpf,
     links: &[Link],
     pins: Option<&Path>,
-    interfaces: &mut HashMap<MapData, u32, u32>,
-) -> Result<(), KernelError> {
+) -> Result<Vec<u32>, KernelError> {
+    let mut there = Vec::new();
     let mut wanted = links.iter().filter(|link| link.in_driver).peekable();
     if wanted.peek().is_none() {
-        return Ok(());
+        return Ok(there);
     }
     let missing = || KernelError::Missing(EARLY_PROGRAM);
     let program: &mut Xdp = ebpf.program_mut(EARLY_PROGRAM).ok_or_else(missing)?.try_into()?;
     program.load()?;
     for link in wanted {
         match place(program, link, pins) {
-            // Now others may send frames there.
-            Ok(()) => interfaces.insert(link.number, BY_DRIVER, 0)?,
+            Ok(()) => there.push(link.number),
             Err(error) => {
                 let error = anyhow::Error::from(error);
                 warn!(interface = link.name, "packet.xdp: not in this driver: {error:#}");
             }
         }
     }
-    Ok(())
+    Ok(there)
 }
 
 /// In a place that stays; without a folder it goes with the program.

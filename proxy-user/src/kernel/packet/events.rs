@@ -1,0 +1,37 @@
+//! What the programs tell, as it happens.
+
+use std::io;
+
+use aya::maps::{Map, MapData, RingBuf};
+use snisplit_common::abi::packet::Told;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use crate::kernel::KernelError;
+use crate::kernel::layout::Plain as _;
+use crate::sys;
+
+/// The programs' end of it is a ring.
+pub(crate) struct Events(AsyncFd<RingBuf<MapData>>);
+
+impl Events {
+    pub(super) fn of(ring: Map) -> Result<Self, KernelError> {
+        Ok(Self(sys::watch(RingBuf::try_from(ring)?, Interest::READABLE)?))
+    }
+
+    /// Waits for the next ones.
+    pub(crate) async fn next(&mut self) -> io::Result<Vec<Told>> {
+        loop {
+            let mut ready = self.0.readable_mut().await?;
+            let ring = ready.get_inner_mut();
+            let mut events = Vec::new();
+            while let Some(item) = ring.next() {
+                events.push(Told::get(&item));
+            }
+            ready.clear_ready();
+            if !events.is_empty() {
+                return Ok(events);
+            }
+        }
+    }
+}
