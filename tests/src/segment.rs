@@ -81,6 +81,11 @@ pub fn mark(packet: &[u8], ecn: u8) -> Vec<u8> {
     [marked, parsed.payload.slice().to_vec()].concat()
 }
 
+/// The same with a VLAN's tag (802.1Q).
+pub fn tag(packet: &[u8]) -> Vec<u8> {
+    [&packet[..12], &[0x81, 0, 0, 5], &packet[12..]].concat()
+}
+
 /// ECN of a segment: the bits in its IP header, and whether it has both of TCP's; it never has one.
 pub fn marks(packet: &[u8]) -> (u8, bool) {
     let parsed = PacketHeaders::from_ethernet_slice(packet).unwrap();

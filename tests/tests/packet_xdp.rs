@@ -9,7 +9,7 @@ use snisplit_tests::agent::{self, Agent};
 use snisplit_tests::impair::Impairment;
 use snisplit_tests::kernel::packets;
 use snisplit_tests::lab::{Lab, PROXY6, backend, has_ipv6};
-use snisplit_tests::segment::{parse, sack, segment, stamps};
+use snisplit_tests::segment::{parse, sack, segment, stamps, tag};
 use snisplit_tests::spliced::{Spliced, begin, carry};
 use snisplit_tests::stream::listen;
 
@@ -98,7 +98,8 @@ fn the_same_translation() {
             let large = segment(ends, numbers, &[], &[7; 1_600]);
             let stranger = segment((ends.1, ends.0), numbers, &[], b"x");
             let unfinished = unsummed(segment(ends, numbers, &[], b"x"));
-            for packet in [&last, &large, &stranger, &unfinished] {
+            let tagged = tag(&segment(ends, numbers, &[], b"x"));
+            for packet in [&last, &large, &stranger, &unfinished, &tagged] {
                 assert_eq!(scene.run_by(&early, packet, None), (PASSED, packet.clone()), "{way}");
             }
         }
