@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 
 use rustix::process::Signal;
 use snisplit_tests::agent::{self, Agent};
@@ -103,6 +104,25 @@ fn the_same_translation() {
                 assert_eq!(scene.run_by(&early, packet, None), (PASSED, packet.clone()), "{way}");
             }
         }
+    }
+}
+
+/// A jumbo frame that fills several of the driver's buffers: not every driver takes one from another.
+#[test]
+fn frames_in_several_buffers_pass() {
+    let lab = Lab::impaired(Impairment::GOOD);
+    let agent = started(&lab, false, true);
+    let scene = Spliced::by(lab, agent, false);
+    for link in ["to-1002", "to-2002"] {
+        let words = ["link", "set", "dev", link, "mtu", "9000"];
+        let done = scene.lab.proxy(|| Command::new("ip").args(words).status());
+        assert!(done.unwrap().success());
+    }
+    let early = scene.program("sni_early");
+    let [ends, _] = scene.ends("up");
+    for (bytes, answer) in [(3_000, REDIRECTED_EARLY), (6_000, PASSED)] {
+        let packet = segment(ends, (scene.of("up", "end"), 1, 9), &[], &vec![7; bytes]);
+        assert_eq!(scene.run_by(&early, &packet, None).0, answer, "{bytes}");
     }
 }
 

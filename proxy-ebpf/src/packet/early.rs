@@ -32,7 +32,7 @@ fn sni_early(ctx: XdpContext) -> u32 {
 fn forward(ctx: &XdpContext, segment: &mut Segment, leg: &Leg, splice: *mut Splice) -> u32 {
     // SAFETY: the entry lives until this program ends, and what is translated by does not change.
     let (way, to) = unsafe { &*splice }.way(leg.direction);
-    let route = route(ctx, segment.family, to).filter(|route| takes(segment, route));
+    let route = route(ctx, segment.family, to).filter(|route| takes(ctx, segment, route));
     let Some(route) = route else { return XDP_PASS };
     if !unmark(segment, way) {
         return XDP_DROP;
@@ -69,12 +69,15 @@ fn is_partial(segment: &Segment) -> bool {
     pseudo.half_word() == segment.tcp.check
 }
 
-/// Whether that interface's driver takes frames from another one, and this frame. Otherwise it would be
-/// dropped without a word (`xdp_do_redirect`).
+/// Whether that interface's driver takes frames from another one, and this frame: one that is in several
+/// buffers not every driver does. Otherwise it would be dropped without a word (`xdp_do_redirect`).
 #[inline(always)]
-fn takes(segment: &Segment, route: &Route) -> bool {
+fn takes(ctx: &XdpContext, segment: &Segment, route: &Route) -> bool {
     let length = segment.at - ETHERNET + TCP + segment.options + segment.payload;
     // SAFETY: an entry is a number.
     let way_out = unsafe { LINKS.get(route.interface) }.copied();
-    way_out == Some(BY_DRIVER) && route.is_resolved != 0 && length <= route.mtu
+    way_out == Some(BY_DRIVER)
+        && route.is_resolved != 0
+        && length <= route.mtu
+        && ETHERNET + length <= ctx.length()
 }

@@ -31,7 +31,7 @@ pub(crate) trait Frame: EbpfContext {
     /// What is in it (`h_proto`); 0 if a VLAN's tag was taken off.
     fn protocol(&self) -> u16;
 
-    /// Bytes.
+    /// Bytes; of what a driver has received, those in its first buffer.
     fn length(&self) -> u32;
 
     /// Brings the checksum of an IP header up to date.
