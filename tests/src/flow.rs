@@ -41,7 +41,11 @@ impl Flow {
 
     /// The same, the agent started with these flags too.
     pub fn open_with(engine: &'static str, flags: &[&str]) -> Self {
-        let lab = Lab::new();
+        Self::open_in(Lab::new(), engine, flags)
+    }
+
+    /// The same in a lab of the caller's making.
+    pub fn open_in(lab: Lab, engine: &'static str, flags: &[&str]) -> Self {
         let told = ["--engine", engine, "--route", "a.test=10.91.2.2:8001"];
         let agent = Agent::start(&lab, &[&told[..], flags].concat());
         let listener = listen(&lab, backend(8001));
