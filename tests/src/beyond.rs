@@ -2,7 +2,7 @@
 //! smaller packets than the hosts beyond know.
 
 use crate::lab::{Lab, has_ipv6};
-use crate::namespace::{Namespace, ip};
+use crate::namespace::{Namespace, await_ipv6, ip};
 
 /// A host beyond: 10.91.3.2 and fd91:3::2.
 #[derive(Debug)]
@@ -32,6 +32,10 @@ impl Beyond {
             }
             ip(&["-n", proxy, family, "route", "add", net, "via", next]);
             ip(&["-n", far.name(), family, "route", "add", "default", "via", gateway]);
+        }
+        if has_ipv6() {
+            far.run(|| await_ipv6("to-router", 2));
+            lab.backends(|| await_ipv6("to-far", 1));
         }
         ip(&["-n", router, "link", "set", "to-far", "mtu", &mtu.to_string()]);
         lab.backends(|| {

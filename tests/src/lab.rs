@@ -7,7 +7,7 @@ use std::process::Command;
 use tempfile::TempDir;
 
 use crate::impair::{self, Cable, Fates, Impairment};
-use crate::namespace::{Namespace, ip};
+use crate::namespace::{Namespace, await_ipv6, ip};
 
 /// The proxy, as the client sees it.
 pub const PROXY: Ipv4Addr = Ipv4Addr::new(10, 91, 1, 1);
@@ -198,6 +198,10 @@ fn join(
             ip(&["-n", name, "addr", "add", &v6, "dev", link, "nodad"]);
         }
         ip(&["-n", name, "link", "set", link, "up"]);
+    }
+    if has_ipv6() {
+        left.0.run(|| await_ipv6(&left_name, (left.2 & 0xf) as u8));
+        right.0.run(|| await_ipv6(&right_name, (right.2 & 0xf) as u8));
     }
 }
 

@@ -1,12 +1,14 @@
 //! A network namespace, gone when it is dropped.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::wait::until;
 
 #[derive(Debug)]
 pub(crate) struct Namespace {
@@ -46,6 +48,19 @@ impl Drop for Namespace {
     fn drop(&mut self) {
         ip(&["netns", "delete", &self.name]);
     }
+}
+
+/// Waits until the namespace that we are in hears who asks for its IPv6 address on a link, of which this is
+/// the last byte. A worker of the kernel sees to that once the link is up (`addrconf_dad_work`), on a busy
+/// machine seconds later; whoever asks before gets no answer, and after three of them EHOSTUNREACH.
+pub(crate) fn await_ipv6(link: &str, host: u8) {
+    let (link, group) =
+        (format!(" {link} "), format!(" ff0200000000000000000001ff0000{host:02x} "));
+    until("a link that hears IPv6", || {
+        let groups = fs::read_to_string("/proc/thread-self/net/igmp6").unwrap();
+        let is_ours = |line: &str| line.contains(&link) && line.contains(&group);
+        groups.lines().any(is_ours).then_some(())
+    });
 }
 
 /// ip(8).
