@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 use std::net::{TcpListener, TcpStream};
+use std::time::Instant;
 
 use serde_json::Value;
 use snisplit_tests::agent::{self, Agent};
@@ -114,7 +115,8 @@ impl Scene {
 #[test]
 fn accept_rate_is_a_token_bucket() {
     let scene = Scene::new(&["--accept-rate", "3"]);
-    let reasons: Vec<Value> = (0..5)
+    let begun = Instant::now();
+    let reasons: Vec<Value> = (0..20)
         .map(|_| {
             let client = connect(&scene.lab, agent::address());
             finish(&client);
@@ -122,7 +124,12 @@ fn accept_rate_is_a_token_bucket() {
             scene.agent.record()["reason"].clone()
         })
         .collect();
-    assert_eq!(reasons.iter().filter(|reason| **reason == "accept_rate").count(), 2, "{reasons:?}");
+    let turned_away = reasons.iter().filter(|reason| **reason == "accept_rate").count();
+    let let_in = reasons.iter().filter(|reason| reason.is_null()).count();
+    assert_eq!(turned_away + let_in, reasons.len(), "{reasons:?}");
+    // As many as the bucket holds, and those for which it has been filled again meanwhile.
+    let most = 3 + (begun.elapsed().as_secs_f64() * 3.0) as usize;
+    assert!((3..=most).contains(&let_in), "{let_in} of {most}: {reasons:?}");
     until("a token", || {
         let client = connect(&scene.lab, agent::address());
         finish(&client);
@@ -160,10 +167,10 @@ fn back_ends_outside_the_allowed_networks_are_not_dialled() {
 
 #[test]
 fn an_idle_flow_is_reset_and_a_busy_one_is_not() {
-    let scene = Scene::new(&["--idle-timeout", "400ms"]);
+    let scene = Scene::new(&["--idle-timeout", "1s"]);
     let (client, backend) = scene.flow(&plain());
-    let begun = std::time::Instant::now();
-    while begun.elapsed().as_millis() < 1_500 {
+    let begun = Instant::now();
+    while begun.elapsed().as_millis() < 2_500 {
         write(&client, b"busy");
         assert_eq!(read_some(&backend, 4), b"busy");
         snisplit_tests::wait::pass(std::time::Duration::from_millis(50));

@@ -172,7 +172,7 @@ fn the_back_end_hears_a_proxy_header_in_the_clear() {
 
 #[test]
 fn no_back_end_and_no_handshake() {
-    let scene = Scene::new("", &["--hello-timeout", "300ms", "--dial-timeout", "1s"]);
+    let scene = Scene::new("", &["--hello-timeout", "1s", "--dial-timeout", "1s"]);
     let mut tls = scene.connect(scene.config(&[]));
     tls.write_all(b"anybody?").unwrap();
     let _gone = tls.read(&mut [0; 8]).unwrap_err();
