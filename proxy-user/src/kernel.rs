@@ -5,22 +5,18 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf, SockHash};
-use aya::pin::PinError;
-use aya::programs::links::LinkError;
-use aya::programs::{ProgramError, SkSkb};
-use aya::{Ebpf, EbpfError, EbpfLoader};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf, SockHash};
+use aya::programs::SkSkb;
+use aya::{Ebpf, EbpfLoader};
 use aya_log::EbpfLogger;
 use log::Log;
 use rustix::fs::statfs;
 use rustix::net::sockopt::socket_cookie;
-use snisplit_common::abi::packet::PACKET_ABI_VERSION;
 use snisplit_common::abi::{
     ABI_MAP, ABI_VERSION, COPIED_SEQ_OFFSET, COUNTERS_MAP, Count, EVENTS_MAP, Event, EventKind,
     FLOWS_MAP, Flow, ROUTES_MAP, SKB_SEQ_OFFSET, SOURCES_MAP, TARGETS_MAP, VERDICT_PROGRAM,
     WRITE_SEQ_OFFSET,
 };
-use thiserror::Error;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tracing::level_filters::LevelFilter;
@@ -28,12 +24,14 @@ use tracing::level_filters::LevelFilter;
 use crate::sys;
 
 pub(crate) mod address;
+mod error;
 mod layout;
 mod offsets;
 pub(crate) mod packet;
 pub(crate) mod pinned;
 mod routes;
 
+pub(crate) use error::KernelError;
 use layout::{FlowBytes, Plain as _, encode};
 use offsets::Offsets;
 use routes::Routes;
@@ -42,39 +40,6 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sn
 
 /// The maps that people look at.
 pub(crate) const PINNED: [&str; 4] = [ABI_MAP, FLOWS_MAP, ROUTES_MAP, COUNTERS_MAP];
-
-/// Why the kernel does not do what it should.
-#[derive(Debug, Error)]
-pub(crate) enum KernelError {
-    #[error("the kernel's types (BTF) do not say where TCP keeps its numbers: {0}")]
-    Offsets(String),
-    #[error("the object does not load (CAP_BPF and CAP_NET_ADMIN are needed)")]
-    Load(#[from] EbpfError),
-    #[error("the object lacks `{0}`")]
-    Missing(&'static str),
-    #[error("the verifier or the kernel refuses the program")]
-    Program(#[from] ProgramError),
-    #[error("a map does not work")]
-    Map(#[from] MapError),
-    #[error("the program's log does not open")]
-    Log(#[from] aya_log::Error),
-    #[error(
-        "the pins are of ABI version {0}, this snisplit is of {ABI_VERSION}: use the one that runs"
-    )]
-    Abi(u32),
-    #[error(
-        "the flows in {1} are of a snisplit with packet ABI version {0}, this one is of \
-         {PACKET_ABI_VERSION}: start that one again, or try `snisplit flows migrate`; \
-         `snisplit flows drop` ends them"
-    )]
-    PacketAbi(u32, String),
-    #[error("an interface does not take the program")]
-    Link(#[from] LinkError),
-    #[error("a pin does not work")]
-    Pin(#[from] PinError),
-    #[error("a socket or a ring does not work")]
-    Socket(#[from] io::Error),
-}
 
 /// The verdict program on its socket map. Dropping it detaches it.
 pub(crate) struct Verdict {

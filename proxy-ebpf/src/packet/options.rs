@@ -1,5 +1,6 @@
 //! TCP options that hold numbers of the flow: SACK blocks (RFC 2018, 2883) and timestamps (RFC 7323).
 
+use core::arch::asm;
 use core::ptr;
 
 use aya_ebpf::btf_maps::PerCpuArray;
@@ -75,9 +76,7 @@ impl Options {
         if length == 0 {
             return Some(this);
         }
-        if length > OPTIONS {
-            return None;
-        }
+        let length = at_least_one(length, OPTIONS)?;
         let to = this.bytes.as_mut_ptr().cast();
         // SAFETY: the helper writes `length` bytes, for which there is room.
         let is_read = unsafe { ctx.copy_out(at, to, length) };
@@ -95,10 +94,7 @@ impl Options {
         if self.is_changed == 0 {
             return Some(());
         }
-        let length = self.length;
-        if length == 0 || length > OPTIONS {
-            return None;
-        }
+        let length = at_least_one(self.length, OPTIONS)?;
         let from = self.bytes.as_ptr().cast();
         // SAFETY: the helper reads `length` bytes, which are there.
         let is_written = unsafe { ctx.copy_in(at, from, length) };
@@ -207,6 +203,16 @@ impl Options {
         }
         self.is_changed = 1;
     }
+}
+
+/// The number, if it is one to `most`, so that the verifier sees it: older ones, that of Linux 6.1 for
+/// one, take nothing from a comparison with 0.
+#[inline(always)]
+fn at_least_one(number: u32, most: u32) -> Option<u32> {
+    let mut before = u64::from(number);
+    // SAFETY: takes one from a register; the compiler must not see that it has the number then.
+    unsafe { asm!("{0} += -1", inout(reg) before, options(nomem, nostack)) };
+    (before < u64::from(most)).then_some(before as u32 + 1)
 }
 
 /// `bpf_loop`'s: 0 is to go on.

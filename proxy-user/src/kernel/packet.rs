@@ -70,6 +70,9 @@ impl Splicer {
         (links, hook): (&[Link], Hook),
         pins: Option<&Path>,
     ) -> Result<(Self, Events), KernelError> {
+        if hook == Hook::Tcx && Hook::of_this_kernel() != Hook::Tcx {
+            return Err(KernelError::NoTcx);
+        }
         if let Some(folder) = pins {
             ensure_abi(folder)?;
         }

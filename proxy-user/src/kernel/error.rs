@@ -1,0 +1,94 @@
+//! What can go wrong between us and the kernel.
+
+use std::io;
+
+use aya::EbpfError;
+use aya::maps::MapError;
+use aya::pin::PinError;
+use aya::programs::ProgramError;
+use aya::programs::links::LinkError;
+use snisplit_common::abi::ABI_VERSION;
+use snisplit_common::abi::packet::PACKET_ABI_VERSION;
+use thiserror::Error;
+
+/// Why the kernel does not do what it should.
+#[derive(Debug, Error)]
+pub(crate) enum KernelError {
+    #[error("the kernel's types (BTF) do not say where TCP keeps its numbers: {0}")]
+    Offsets(String),
+    #[error("the object does not load (CAP_BPF and CAP_NET_ADMIN are needed)")]
+    Load(#[from] EbpfError),
+    #[error("the object lacks `{0}`")]
+    Missing(&'static str),
+    /// What the verifier said last, and the kernel's error.
+    #[error("the verifier refuses the program (`--log debug` shows all it says): {0}")]
+    Refused(String, #[source] io::Error),
+    #[error("the kernel does not look at the program (CAP_BPF and CAP_NET_ADMIN are needed)")]
+    Denied(#[source] io::Error),
+    #[error("the kernel refuses the program")]
+    Program(#[source] ProgramError),
+    #[error(
+        "packet.hook: Linux has tcx since 6.6, and this one is older: write \"auto\" or \"clsact\""
+    )]
+    NoTcx,
+    #[error("a map does not work")]
+    Map(#[from] MapError),
+    #[error("the program's log does not open")]
+    Log(#[from] aya_log::Error),
+    #[error(
+        "the pins are of ABI version {0}, this snisplit is of {ABI_VERSION}: use the one that runs"
+    )]
+    Abi(u32),
+    #[error(
+        "the flows in {1} are of a snisplit with packet ABI version {0}, this one is of \
+         {PACKET_ABI_VERSION}: start that one again, or try `snisplit flows migrate`; \
+         `snisplit flows drop` ends them"
+    )]
+    PacketAbi(u32, String),
+    #[error("an interface does not take the program")]
+    Link(#[from] LinkError),
+    #[error("a pin does not work")]
+    Pin(#[from] PinError),
+    #[error("a socket or a ring does not work")]
+    Socket(#[from] io::Error),
+}
+
+/// Of what the verifier says, the end tells what is wrong; what comes before can be a thousand lines.
+const LAST_LINES: usize = 4;
+
+impl From<ProgramError> for KernelError {
+    fn from(error: ProgramError) -> Self {
+        let ProgramError::LoadError { io_error, verifier_log } = error else {
+            return Self::Program(error);
+        };
+        let said = verifier_log.to_string();
+        if said.is_empty() {
+            return Self::Denied(io_error);
+        }
+        tracing::debug!(said, "the verifier refuses a program");
+        Self::Refused(ending(&said), io_error)
+    }
+}
+
+/// The last lines that are not figures of its work.
+fn ending(log: &str) -> String {
+    let figures = ["verification time ", "stack depth ", "processed "];
+    let is_figure = |line: &&str| figures.iter().any(|figure| line.starts_with(figure));
+    let lines = log.lines().map(str::trim).filter(|line| !line.is_empty() && !is_figure(line));
+    let mut last: Vec<&str> = lines.rev().take(LAST_LINES).collect();
+    last.reverse();
+    last.join(" | ")
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn of_what_the_verifier_says_the_end_is_told() {
+        let log = "1: (b7)\n2: (85) call x#1\ninvalid access to map value\nR3 min value is outside\n\
+                   verification time 9 usec\nstack depth 8\nprocessed 3 insns (limit 1000000)\n";
+        let told =
+            "1: (b7) | 2: (85) call x#1 | invalid access to map value | R3 min value is outside";
+        assert_eq!(super::ending(log), told);
+        assert_eq!(super::ending(""), "");
+    }
+}
