@@ -12,8 +12,9 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::lab::{Lab, PROXY, has_ipv6};
-use crate::wait::{PATIENCE, until};
+use crate::lab::{Lab, PROXY};
+use crate::line::has_ipv6;
+use crate::wait::{patience, until};
 
 /// Where the agent listens, on every address.
 pub const PORT: u16 = 443;
@@ -114,7 +115,7 @@ impl Agent {
     /// The next record: what became of one connection.
     #[track_caller]
     pub fn record(&self) -> Value {
-        self.records.recv_timeout(PATIENCE).expect("a connection should have ended")
+        self.records.recv_timeout(patience()).expect("a connection should have ended")
     }
 
     /// The next record of a connection that asked for this name.

@@ -1,7 +1,8 @@
 //! A network behind the back ends' one, which is the router to it. The way on from that router takes
 //! smaller packets than the hosts beyond know.
 
-use crate::lab::{Lab, has_ipv6};
+use crate::lab::Lab;
+use crate::line::has_ipv6;
 use crate::namespace::{Namespace, await_ipv6, ip};
 
 /// A host beyond: 10.91.3.2 and fd91:3::2.

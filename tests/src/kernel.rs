@@ -3,9 +3,15 @@
 use std::process::Command;
 
 use aya::maps::{HashMap, Map, MapData};
+use aya::util::KernelVersion;
 use serde_json::Value;
 
 use crate::lab::Lab;
+
+/// Whether this kernel is of that version or newer.
+pub fn is_since(major: u8, minor: u8) -> bool {
+    KernelVersion::current().unwrap() >= KernelVersion::new(major, minor, 0)
+}
 
 /// bpftool's answer as JSON.
 pub fn bpftool(words: &[&str]) -> Value {

@@ -7,7 +7,8 @@ use std::process::Command;
 use tempfile::TempDir;
 
 use crate::impair::{self, Cable, Fates, Impairment};
-use crate::namespace::{Namespace, await_ipv6, ip};
+use crate::line::{End, has_ipv6, join, nic, veth, vlan};
+use crate::namespace::{Namespace, ip};
 
 /// The proxy, as the client sees it.
 pub const PROXY: Ipv4Addr = Ipv4Addr::new(10, 91, 1, 1);
@@ -31,9 +32,20 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Builds the namespaces and joins them.
+    /// Builds the namespaces and joins them. With `SNISPLIT_LINES=vlan` by lines in VLANs.
     pub fn new() -> Self {
-        Self::joined(veth)
+        match std::env::var("SNISPLIT_LINES").as_deref() {
+            Ok("vlan") => Self::tagged([true, true]),
+            Ok(other) => panic!("SNISPLIT_LINES={other}: vlan is the only other kind"),
+            Err(_) => Self::joined(veth),
+        }
+    }
+
+    /// The same with lines in VLANs instead (802.1Q), if they are to be: towards the client, towards the back
+    /// ends.
+    pub fn tagged(which: [bool; 2]) -> Self {
+        let mut which = which.into_iter();
+        Self::joined(|ends| if which.next() == Some(true) { vlan(ends) } else { veth(ends) })
     }
 
     /// The same with bad lines instead of good ones.
@@ -45,6 +57,16 @@ impl Lab {
         });
         lab.cables = cables;
         lab
+    }
+
+    /// The same with lines whose ends have native XDP: TAP devices, or the NICs that `SNISPLIT_NICS` has the
+    /// addresses of, of which two and two are joined.
+    pub fn with_drivers() -> Self {
+        let Ok(nics) = std::env::var("SNISPLIT_NICS") else {
+            return Self::impaired(Impairment::GOOD);
+        };
+        let mut nics = nics.split(',');
+        Self::joined(|ends| ends.into_iter().for_each(|end| nic(end, nics.next().unwrap())))
     }
 
     fn joined(mut lay: impl FnMut([End<'_>; 2])) -> Self {
@@ -159,50 +181,9 @@ impl Default for Lab {
     }
 }
 
-/// Whether this kernel speaks IPv6 at all.
-pub fn has_ipv6() -> bool {
-    Path::new("/proc/sys/net/ipv6").exists()
-}
-
 /// The address of a back end on this port.
 pub fn backend(port: u16) -> SocketAddr {
     (IpAddr::V4(BACKEND), port).into()
-}
-
-/// Where a link ends.
-struct End<'n> {
-    namespace: &'n Namespace,
-    link: &'n str,
-}
-
-/// A good line.
-fn veth([left, right]: [End<'_>; 2]) {
-    let peer = ["type", "veth", "peer", "name", right.link, "netns", right.namespace.name()];
-    ip(&[&["-n", left.namespace.name(), "link", "add", left.link][..], &peer].concat());
-}
-
-/// A link, which `lay` lays; `number` is what tells the ends' IPv6 addresses apart.
-fn join(
-    left: (&Namespace, Ipv4Addr, u16),
-    right: (&Namespace, Ipv4Addr, u16),
-    lay: &mut impl FnMut([End<'_>; 2]),
-) {
-    let (left_name, right_name) = (format!("to-{:x}", right.2), format!("to-{:x}", left.2));
-    let end = |namespace, link| End { namespace, link };
-    lay([end(left.0, &left_name), end(right.0, &right_name)]);
-    for ((namespace, v4, number), link) in [(left, &left_name), (right, &right_name)] {
-        let v6 = format!("fd91:{}::{}/64", number >> 12, number & 0xf);
-        let name = namespace.name();
-        ip(&["-n", name, "addr", "add", &format!("{v4}/24"), "dev", link]);
-        if has_ipv6() {
-            ip(&["-n", name, "addr", "add", &v6, "dev", link, "nodad"]);
-        }
-        ip(&["-n", name, "link", "set", link, "up"]);
-    }
-    if has_ipv6() {
-        left.0.run(|| await_ipv6(&left_name, (left.2 & 0xf) as u8));
-        right.0.run(|| await_ipv6(&right_name, (right.2 & 0xf) as u8));
-    }
 }
 
 fn nft(rules: &str) {

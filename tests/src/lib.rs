@@ -14,6 +14,7 @@ pub mod hello;
 pub mod impair;
 pub mod kernel;
 pub mod lab;
+pub mod line;
 mod namespace;
 pub mod pebble;
 pub mod peer;

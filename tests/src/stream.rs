@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use socket2::SockRef;
 
 use crate::lab::Lab;
-use crate::wait::PATIENCE;
+use crate::wait::patience;
 
 /// Connects as the client, with deadlines.
 pub fn connect(lab: &Lab, to: SocketAddr) -> TcpStream {
@@ -35,10 +35,10 @@ pub fn accept(listener: &TcpListener) -> TcpStream {
     patient(stream.0)
 }
 
-/// Reads and writes fail after [`PATIENCE`]; nothing is held back by Nagle.
+/// Reads and writes fail after [`patience`]; nothing is held back by Nagle.
 fn patient(stream: TcpStream) -> TcpStream {
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(patience())).unwrap();
+    stream.set_write_timeout(Some(patience())).unwrap();
     stream.set_nodelay(true).unwrap();
     stream
 }

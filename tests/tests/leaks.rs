@@ -13,7 +13,7 @@ use snisplit_tests::hello::Hello;
 use snisplit_tests::kernel;
 use snisplit_tests::lab::{Lab, backend};
 use snisplit_tests::stream::{connect, finish, listen, read_all, reset};
-use snisplit_tests::wait::{pass, until};
+use snisplit_tests::wait::{pass, patience, until};
 
 /// Clients at once, and as many back ends.
 const AT_ONCE: usize = 16;
@@ -72,7 +72,7 @@ fn serve(listener: &TcpListener, hello: usize, over: &AtomicBool) {
 
 fn receive(mut stream: TcpStream, hello: usize) {
     stream.set_nonblocking(false).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream.set_read_timeout(Some(patience())).unwrap();
     let mut first = vec![0; hello + 1];
     stream.read_exact(&mut first).unwrap();
     stream.write_all(b"!").unwrap();

@@ -3,7 +3,6 @@
 use std::io::ErrorKind;
 use std::net::{TcpListener, TcpStream};
 use std::thread;
-use std::time::Duration;
 
 use rustix::process::Signal;
 use snisplit_tests::agent::{self, Agent};
@@ -13,7 +12,7 @@ use snisplit_tests::kernel::{bpftool, fill};
 use snisplit_tests::lab::{Lab, backend};
 use snisplit_tests::spliced::begin;
 use snisplit_tests::stream::{Noise, accept, ending, finish, listen, read_all, read_some, write};
-use snisplit_tests::wait::until;
+use snisplit_tests::wait::{patience, until};
 
 const ROUTE: [&str; 4] = ["--engine", "packet", "--route", "a.test=10.91.2.2:8001"];
 /// Flows that outlive their agent; `SNISPLIT_FLOWS` makes it as many.
@@ -127,7 +126,7 @@ fn a_client_that_comes_back_by_the_same_port_is_a_new_one() {
             socket.connect(&agent::address().into()).unwrap();
             TcpStream::from(socket)
         });
-        client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        client.set_read_timeout(Some(patience())).unwrap();
         port = client.local_addr().unwrap().port();
         write(&client, &Hello::new().sni(b"a.test").bytes());
         let server = accept(&listener);

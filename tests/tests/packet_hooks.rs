@@ -8,6 +8,7 @@ use std::process::Command;
 
 use rustix::process::Signal;
 use snisplit_tests::agent::{self, Agent};
+use snisplit_tests::kernel::is_since;
 use snisplit_tests::lab::{Lab, backend};
 use snisplit_tests::spliced::{begin, carry};
 use snisplit_tests::stream::{listen, read_some, write};
@@ -35,6 +36,10 @@ fn places(lab: &Lab) -> (usize, usize) {
     let names = pins.into_iter().flatten().map(|pin| pin.unwrap().file_name());
     let is_link = |name: &str| name.starts_with("in_") || name.starts_with("out_");
     (filters.count(), names.filter(|name| is_link(name.to_str().unwrap())).count())
+}
+
+fn has_tcx() -> bool {
+    is_since(6, 6)
 }
 
 fn speak((client, server): &(TcpStream, TcpStream)) {
@@ -68,9 +73,9 @@ fn flows_outlive_their_agent_at_either_hook() {
     let (filters, at_tcx) = places(&lab);
     assert!(filters >= 4 && at_tcx == 0, "{filters} {at_tcx}");
     let mut pairs = flows(&lab, &listener);
-    let before = [("clsact", (filters, 0)), ("tcx", (0, filters)), ("clsact", (filters, 0))];
+    let hooks = [("clsact", (filters, 0)), ("tcx", (0, filters)), ("clsact", (filters, 0))];
     let mut running = agent;
-    for (hook, want) in before {
+    for (hook, want) in hooks.into_iter().filter(|(hook, _)| *hook == "clsact" || has_tcx()) {
         killed(running);
         pairs.iter().for_each(speak);
         running = started(&lab, hook, pairs.len());
@@ -86,6 +91,24 @@ fn flows_outlive_their_agent_at_either_hook() {
     running.signal(Signal::TERM);
     assert!(running.exit().success());
     assert_eq!(places(&lab), (0, 0), "it takes its programs with it");
+}
+
+/// Where there is no tcx, wishing for it is told apart from programs that do not work.
+#[test]
+fn a_hook_that_this_kernel_has_not() {
+    let lab = Lab::new();
+    if has_tcx() {
+        assert_eq!(started(&lab, "tcx", 0).logged("hook=Tcx"), 1);
+        return;
+    }
+    let file = config(&lab, "tcx");
+    let run = || Command::new(agent::binary()).arg("run").arg("-c").arg(file).output();
+    let done = lab.proxy(run).unwrap();
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert!(
+        !done.status.success() && said.contains("packet.hook: Linux has tcx since 6.6"),
+        "{said}"
+    );
 }
 
 #[test]

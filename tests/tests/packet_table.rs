@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 
 use snisplit_tests::dice::Dice;
 use snisplit_tests::kernel::packets;
-use snisplit_tests::lab::{Lab, has_ipv6};
+use snisplit_tests::lab::Lab;
+use snisplit_tests::line::has_ipv6;
 use snisplit_tests::segment::{mark, marks, parse, sack, segment, stamps, tag};
 use snisplit_tests::spliced::Spliced;
 

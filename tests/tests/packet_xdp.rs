@@ -1,5 +1,6 @@
 //! The packet engine in the drivers of interfaces (XDP). TAP devices are the interfaces: they have native
-//! XDP, and their frames are whole, as those of a NIC are.
+//! XDP, and their frames are whole, as those of a NIC are. `cargo xtask test --kernel` runs this on virtio's
+//! NICs too.
 
 use std::fs;
 use std::path::PathBuf;
@@ -7,13 +8,16 @@ use std::process::Command;
 
 use rustix::process::Signal;
 use snisplit_tests::agent::{self, Agent};
-use snisplit_tests::impair::Impairment;
-use snisplit_tests::kernel::packets;
-use snisplit_tests::lab::{Lab, PROXY6, backend, has_ipv6};
+use snisplit_tests::kernel::{is_since, packets};
+use snisplit_tests::lab::{Lab, PROXY6, backend};
+use snisplit_tests::line::has_ipv6;
 use snisplit_tests::segment::{parse, sack, segment, stamps, tag};
+use snisplit_tests::skip;
 use snisplit_tests::spliced::{Spliced, begin, carry};
 use snisplit_tests::stream::listen;
 
+/// Why there is nothing to test.
+const OLDER: &str = "what a driver can, Linux says since 6.3";
 /// Places in `abi::packet::Fate`.
 const FORWARDED: usize = 0;
 const EARLY: usize = 9;
@@ -46,8 +50,11 @@ fn translated(lab: &Lab) -> [u64; 2] {
 
 #[test]
 fn flows_are_carried_by_the_drivers() {
+    if !is_since(6, 3) {
+        return skip(OLDER);
+    }
     for is_v6 in [false, true].into_iter().filter(|is_v6| !is_v6 || has_ipv6()) {
-        let lab = Lab::impaired(Impairment::GOOD);
+        let lab = Lab::with_drivers();
         let agent = started(&lab, is_v6, true);
         let listener = listen(&lab, Spliced::backend(is_v6).parse().unwrap());
         let at = if is_v6 { (PROXY6, agent::PORT).into() } else { agent::address() };
@@ -70,8 +77,11 @@ fn flows_are_carried_by_the_drivers() {
 /// ordinary it leaves to that one.
 #[test]
 fn the_same_translation() {
+    if !is_since(6, 3) {
+        return skip(OLDER);
+    }
     for is_v6 in [false, true].into_iter().filter(|is_v6| !is_v6 || has_ipv6()) {
-        let lab = Lab::impaired(Impairment::GOOD);
+        let lab = Lab::with_drivers();
         let agent = started(&lab, is_v6, true);
         let scene = Spliced::by(lab, agent, is_v6);
         let early = scene.program("sni_early");
@@ -110,7 +120,10 @@ fn the_same_translation() {
 /// A jumbo frame that fills several of the driver's buffers: not every driver takes one from another.
 #[test]
 fn frames_in_several_buffers_pass() {
-    let lab = Lab::impaired(Impairment::GOOD);
+    if !is_since(6, 3) {
+        return skip(OLDER);
+    }
+    let lab = Lab::with_drivers();
     let agent = started(&lab, false, true);
     let scene = Spliced::by(lab, agent, false);
     for link in ["to-1002", "to-2002"] {
@@ -142,7 +155,10 @@ fn unsummed(mut packet: Vec<u8>) -> Vec<u8> {
 /// The driver's program outlives the agent too, and comes and goes between agents.
 #[test]
 fn flows_outlive_their_agent_in_the_driver() {
-    let lab = Lab::impaired(Impairment::GOOD);
+    if !is_since(6, 3) {
+        return skip(OLDER);
+    }
+    let lab = Lab::with_drivers();
     let listener = listen(&lab, backend(8001));
     let is_in_driver = |number: u32| {
         fs::exists(format!("/sys/fs/bpf/snisplit/{}/early_{number}", lab.names()[1])).unwrap()

@@ -16,7 +16,7 @@ use snisplit_tests::hello::Hello;
 use snisplit_tests::lab::Lab;
 use snisplit_tests::peer::{Peer, curl, nginx};
 use snisplit_tests::stream::{connect, finish, hash_all, read_all, read_some, reset, write};
-use snisplit_tests::wait::{PATIENCE, pass, until};
+use snisplit_tests::wait::{pass, patience, until};
 
 const BYTES: usize = 20_000_000;
 
@@ -31,7 +31,7 @@ fn over_unix(engine: &str, act: impl FnOnce(std::net::TcpStream, UnixStream, &Ag
     let hello = Hello::new().sni(b"a.test").bytes();
     write(&client, &hello);
     let (mut backend, _) = listener.accept().unwrap();
-    backend.set_read_timeout(Some(PATIENCE)).unwrap();
+    backend.set_read_timeout(Some(patience())).unwrap();
     let mut heard = vec![0; hello.len()];
     backend.read_exact(&mut heard).unwrap();
     assert_eq!(heard, hello);

@@ -4,7 +4,8 @@ use std::process::{Command, Stdio};
 
 use snisplit_tests::agent::{self, Agent};
 use snisplit_tests::flow::ENGINES;
-use snisplit_tests::lab::{BACKEND6, CLIENT, Lab, PROXY6, backend, has_ipv6};
+use snisplit_tests::lab::{BACKEND6, CLIENT, Lab, PROXY6, backend};
+use snisplit_tests::line::has_ipv6;
 use snisplit_tests::peer::{caddy, curl, nginx, openssl, s_client, traefik};
 use snisplit_tests::skip;
 use snisplit_tests::wait::until;

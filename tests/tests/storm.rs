@@ -13,10 +13,11 @@ use snisplit_tests::flow::ENGINES;
 use snisplit_tests::hello::Hello;
 use snisplit_tests::impair::Impairment;
 use snisplit_tests::kernel::{count, counter};
-use snisplit_tests::lab::{Lab, PROXY6, backend, has_ipv6};
+use snisplit_tests::lab::{Lab, PROXY6, backend};
+use snisplit_tests::line::has_ipv6;
 use snisplit_tests::speech::{ALL_SIZES, Manner, SINGLE, SMALL, hear, say};
 use snisplit_tests::stream::{connect, listen};
-use snisplit_tests::wait::{pass, until};
+use snisplit_tests::wait::{pass, patience, until};
 
 /// Clients at once.
 const AT_ONCE: usize = 24;
@@ -24,9 +25,9 @@ const AT_ONCE: usize = 24;
 /// A SYN that is lost three times is late by 7 s.
 const PATIENT: [&str; 4] = ["--hello-timeout", "20s", "--dial-timeout", "20s"];
 
-/// How long nothing may come. A peer that begins with a retransmission timeout of seconds, because its
+/// How much longer than usual nothing may come. A peer that begins with a retransmission timeout of seconds, because its
 /// SYN-ACK was late, and loses what it repeats, is silent for half a minute now and then.
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMES: u32 = 6;
 
 /// A kind of storm.
 #[derive(Clone, Copy)]
@@ -72,7 +73,7 @@ fn serve(listener: &TcpListener, hello: usize, manner: Manner, over: &AtomicBool
             continue;
         };
         stream.set_nonblocking(false).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(patience() * TIMES)).unwrap();
         let mut first = vec![0; hello + 8];
         stream.read_exact(&mut first).unwrap();
         let seed = u64::from_be_bytes(first[hello..].try_into().unwrap());
@@ -127,7 +128,7 @@ fn storm(storm: Storm) {
                     {
                         let (entrance, name) = entrances[seed % entrances.len()];
                         let stream = connect(&lab, entrance);
-                        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                        stream.set_read_timeout(Some(patience() * TIMES)).unwrap();
                         greet(&stream, &hello(name), seed as u64 + 1);
                         converse(&stream, seed as u64 + 1, 0, manner);
                     }

@@ -7,7 +7,8 @@ use std::process::{Command, Output};
 use snisplit_tests::agent::{self, Agent, PORT, binary};
 use snisplit_tests::flow::ENGINES;
 use snisplit_tests::hello::Hello;
-use snisplit_tests::lab::{BACKEND6, CLIENT, Lab, PROXY6, backend, has_ipv6};
+use snisplit_tests::lab::{BACKEND6, CLIENT, Lab, PROXY6, backend};
+use snisplit_tests::line::has_ipv6;
 use snisplit_tests::stream::{accept, connect, finish, listen, read_all, read_some, write};
 
 const BOTH: &str = "a.test=10.91.2.2:8001,[fd91:2::2]:8001;source=client";
