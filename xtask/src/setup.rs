@@ -6,7 +6,10 @@ use anyhow::Result;
 
 mod debian;
 mod ebpf;
+mod kernels;
 mod peers;
+
+pub(crate) use kernels::ensure as kernel;
 
 /// Everything.
 pub(crate) fn all() -> Result<PathBuf> {

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::run::{as_root, cargo, loud, root, words};
+use crate::run::{as_root, cargo, loud, quiet, root, words};
 use crate::setup;
 
 /// Namespaces for mounts, network and processes: whatever a run leaves dies with them. `/run/netns`
@@ -18,7 +18,7 @@ const FRESH: &str = "mkdir -p /run/netns /run/snisplit && mount -t tmpfs sp-netn
     exec \"$@\"";
 
 /// Test files that name the engine of every agent they start, or start none.
-const ENGINES_NAMED: [&str; 17] = [
+const ENGINES_NAMED: [&str; 18] = [
     "auto",
     "bpftool",
     "cli",
@@ -31,12 +31,16 @@ const ENGINES_NAMED: [&str; 17] = [
     "packet_pins",
     "packet_table",
     "packet_tls",
+    "packet_vlan",
     "packet_wire",
     "packet_xdp",
     "slow",
     "storm",
     "top",
 ];
+
+/// Most tests spend their time waiting.
+pub(crate) const AT_ONCE: &str = "--test-threads=3";
 
 /// Unit tests as the user, then the root suite: all of it with the engine asked for, else with the
 /// default and then, where that is another test, with sockmap and with packet. Skips are counted; a run
@@ -49,40 +53,55 @@ pub(crate) fn test(filter: Option<&str>, engine: Option<&str>) -> Result<()> {
     eprintln!("+ {}", words(units.args(unit).args(filter)));
     total.run(&mut units)?;
     let agent = build_agent("dev")?;
-    let skips = root().join("target/skipped-tests");
-    let _none_before = std::fs::remove_file(&skips);
+    for (name, mut command) in of_root((&agent, &peers), filter, engine)? {
+        eprintln!("+ {name} (as root, in fresh namespaces)");
+        total.run(&mut command)?;
+    }
+    total.close()
+}
+
+/// The programs of the root suite, those that have such tests, and what to call each.
+pub(crate) fn of_root(
+    (agent, peers): (&Path, &Path),
+    filter: Option<&str>,
+    engine: Option<&str>,
+) -> Result<Vec<(String, Command)>> {
+    let _none_before = std::fs::remove_file(skips());
     let executables = executables(&["--tests"])?;
     let passes =
         if engine.is_some() { &[engine][..] } else { &[None, Some("sockmap"), Some("packet")] };
+    let mut commands = Vec::new();
     for (pass, engine) in passes.iter().enumerate() {
         for executable in executables.iter().filter(|path| pass == 0 || !names_engines(path)) {
-            let mut command = fresh(&agent, &peers);
-            command.arg(format!("SNISPLIT_SKIPS={}", skips.display()));
+            let tests = filter.filter(|filter| !file(executable).contains(filter));
+            let list = ["--list", "--format", "terse"];
+            if quiet(Command::new(executable).args(tests).args(list))?.is_empty() {
+                continue;
+            }
+            let mut command = fresh(agent, peers);
+            command.arg(format!("SNISPLIT_SKIPS={}", skips().display()));
             command.args(engine.map(|name| format!("SNISPLIT_TEST_ENGINE={name}"))).args(INSIDE);
-            command.arg(executable).args(filter).args(["--test-threads", "3"]);
+            command.arg(executable).args(tests).arg(AT_ONCE);
             let with = engine.map(|name| format!(", engine {name}")).unwrap_or_default();
-            eprintln!("+ {} (as root, in fresh namespaces{with})", executable.display());
-            total.run(&mut command)?;
+            commands.push((format!("{}{with}", file(executable)), command));
         }
     }
-    total.skipped = match std::fs::read_to_string(&skips) {
-        Ok(text) => {
-            text.lines().for_each(|line| eprintln!("SKIPPED {line}"));
-            text.lines().count()
-        }
-        Err(_) => 0,
-    };
-    let passed = total.passed.saturating_sub(total.skipped);
-    println!("snisplit: {passed} passed, {} failed, {} skipped", total.failed, total.skipped);
-    ensure!(total.failed == 0, "tests failed");
-    ensure!(passed > 0, "no test ran");
-    Ok(())
+    Ok(commands)
+}
+
+/// What tests write down that are skipped.
+fn skips() -> PathBuf {
+    root().join("target/skipped-tests")
+}
+
+fn names_engines(executable: &Path) -> bool {
+    ENGINES_NAMED.contains(&file(executable))
 }
 
 /// `…/deps/storm-0123456789abcdef` is of `storm`.
-fn names_engines(executable: &Path) -> bool {
-    let file = executable.file_name().unwrap_or_default().to_string_lossy();
-    file.rsplit_once('-').is_some_and(|(test, _hash)| ENGINES_NAMED.contains(&test))
+fn file(executable: &Path) -> &str {
+    let name = executable.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    name.rsplit_once('-').map_or(name, |(file, _hash)| file)
 }
 
 /// Runs a program of the `tests` crate in fresh namespaces, on our standard streams.
@@ -97,7 +116,7 @@ pub(crate) fn in_lab(program: &str, args: &[String]) -> Result<()> {
     Ok(())
 }
 
-fn build_agent(profile: &str) -> Result<PathBuf> {
+pub(crate) fn build_agent(profile: &str) -> Result<PathBuf> {
     loud(cargo().args(["build", "--package", "snisplit", "--profile", profile]))?;
     let target =
         env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
@@ -149,31 +168,48 @@ const INSIDE: [&str; 11] = [
 ];
 
 #[derive(Default)]
-struct Total {
+pub(crate) struct Total {
     passed: usize,
     failed: usize,
-    skipped: usize,
+    /// Programs that came to their end.
+    pub(crate) closed: usize,
 }
 
 impl Total {
     /// Runs libtest programs, shows what they print and adds up how they close.
-    fn run(&mut self, command: &mut Command) -> Result<()> {
+    pub(crate) fn run(&mut self, command: &mut Command) -> Result<()> {
         let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| words(command))?;
         let stdout = child.stdout.take().context("no standard output")?;
-        let mut closed = false;
+        let before = self.closed;
         for line in BufReader::new(stdout).lines() {
             let line = line?;
             println!("{line}");
             if let Some((passed, failed)) = closing(&line) {
-                closed = true;
+                self.closed += 1;
                 self.passed += passed;
                 self.failed += failed;
             }
         }
         let status = child.wait()?;
-        if !status.success() && (!closed || self.failed == 0) {
+        if !status.success() && (self.closed == before || self.failed == 0) {
             bail!("{} failed: {status}", words(command));
         }
+        Ok(())
+    }
+
+    /// Says what it comes to, and which tests were skipped.
+    pub(crate) fn close(&self) -> Result<()> {
+        let skipped = match std::fs::read_to_string(skips()) {
+            Ok(text) => {
+                text.lines().for_each(|line| eprintln!("SKIPPED {line}"));
+                text.lines().count()
+            }
+            Err(_) => 0,
+        };
+        let passed = self.passed.saturating_sub(skipped);
+        println!("snisplit: {passed} passed, {} failed, {skipped} skipped", self.failed);
+        ensure!(self.failed == 0, "tests failed");
+        ensure!(passed > 0, "no test ran");
         Ok(())
     }
 }
