@@ -68,7 +68,9 @@ impl Spliced {
         let program = program(agent.pid(), "sni_in");
         let path = format!("/sys/fs/bpf/snisplit/{}/packet_flows", lab.names()[1]);
         let all = bpftool(&["map", "dump", "pinned", &path]);
-        let [one] = all.as_array().unwrap().as_slice() else { panic!("{all}") };
+        let [one] = all.as_array().unwrap().as_slice() else {
+            panic!("{all} {}", agent.metrics(&lab))
+        };
         let splice = one["formatted"]["value"].clone();
         Self { lab, agent, client, server, program, splice }
     }

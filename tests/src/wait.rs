@@ -6,8 +6,16 @@ use std::time::{Duration, Instant};
 /// How long anything in the lab may take before it counts as a failure: 20 s, or `SNISPLIT_PATIENCE` times
 /// that on a machine that is so much slower.
 pub fn patience() -> Duration {
-    let times = std::env::var("SNISPLIT_PATIENCE").map_or(1, |text| text.parse().unwrap());
-    Duration::from_secs(20) * times
+    Duration::from_secs(20) * times()
+}
+
+/// Whether this is such a machine.
+pub fn is_slow() -> bool {
+    times() > 1
+}
+
+fn times() -> u32 {
+    std::env::var("SNISPLIT_PATIENCE").map_or(1, |text| text.parse().unwrap())
 }
 
 /// Looks every 5 ms until there is something, and fails after [`patience`].

@@ -23,8 +23,9 @@ use snisplit_tests::wait::{pass, patience, until};
 
 /// Clients at once.
 const AT_ONCE: usize = 32;
-/// How much longer than usual nothing may come. A peer whose SYN-ACK was late by a second (`TCP_TIMEOUT_INIT`) repeats after
-/// two or three seconds, then after twice that, and so on: 30 s may pass if four of these are lost.
+/// How much longer than usual nothing may come. A peer whose SYN-ACK was late by a second
+/// (`TCP_TIMEOUT_INIT`) repeats after two or three seconds, then after twice that, and so on: 30 s may pass
+/// if four of these are lost.
 const TIMES: u32 = 6;
 /// Bytes of a speech, at most.
 const MOST: u64 = 60_000;

@@ -174,8 +174,9 @@ fn flows_outlive_their_agent_in_the_driver() {
         carry(&pairs.pop().unwrap(), 300_000);
         assert_eq!(running.record()["outcome"], "closed");
         let after = translated(&lab);
-        let [early, late] = [0, 1].map(|n| after[n] - before[n] > 300_000 / 1_500);
-        assert_eq!((early, late), (xdp, !xdp));
+        // Behind a NIC's driver they come merged.
+        let [early, late] = [0, 1].map(|n| after[n] - before[n]);
+        assert!(early + late > 10 && (early > late) == xdp, "{early} {late}");
     }
     for pair in &pairs {
         carry(pair, 100_000);
