@@ -36,7 +36,7 @@ enum Verb {
         #[arg(long)]
         engine: Option<String>,
         /// The root suite alone, on this kernel of Debian's, such as 6.1, in a machine that QEMU emulates:
-        /// slow, an hour or two without a filter
+        /// slow, hours without a filter
         #[arg(long)]
         kernel: Option<String>,
     },
