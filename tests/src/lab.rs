@@ -32,13 +32,9 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Builds the namespaces and joins them. With `SNISPLIT_LINES=vlan` by lines in VLANs.
+    /// Builds the namespaces and joins them.
     pub fn new() -> Self {
-        match std::env::var("SNISPLIT_LINES").as_deref() {
-            Ok("vlan") => Self::tagged([true, true]),
-            Ok(other) => panic!("SNISPLIT_LINES={other}: vlan is the only other kind"),
-            Err(_) => Self::joined(veth),
-        }
+        Self::joined(veth)
     }
 
     /// The same with lines in VLANs instead (802.1Q), if they are to be: towards the client, towards the back
@@ -62,7 +58,7 @@ impl Lab {
     /// The same with lines whose ends have native XDP: TAP devices, or the NICs that `SNISPLIT_NICS` has the
     /// addresses of, of which two and two are joined.
     pub fn with_drivers() -> Self {
-        let Ok(nics) = std::env::var("SNISPLIT_NICS") else {
+        let Ok(nics) = std::env::var(NICS) else {
             return Self::impaired(Impairment::GOOD);
         };
         let mut nics = nics.split(',');
@@ -179,6 +175,14 @@ impl Default for Lab {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// Has the addresses of NICs that lines may be made of.
+const NICS: &str = "SNISPLIT_NICS";
+
+/// Whether lines with drivers are made of NICs.
+pub fn has_nics() -> bool {
+    std::env::var_os(NICS).is_some()
 }
 
 /// The address of a back end on this port.

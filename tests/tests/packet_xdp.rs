@@ -9,7 +9,7 @@ use std::process::Command;
 use rustix::process::Signal;
 use snisplit_tests::agent::{self, Agent};
 use snisplit_tests::kernel::{is_since, packets};
-use snisplit_tests::lab::{Lab, PROXY6, backend};
+use snisplit_tests::lab::{Lab, PROXY6, backend, has_nics};
 use snisplit_tests::line::has_ipv6;
 use snisplit_tests::segment::{parse, sack, segment, stamps, tag};
 use snisplit_tests::skip;
@@ -174,9 +174,12 @@ fn flows_outlive_their_agent_in_the_driver() {
         carry(&pairs.pop().unwrap(), 300_000);
         assert_eq!(running.record()["outcome"], "closed");
         let after = translated(&lab);
-        // Behind a NIC's driver they come merged.
         let [early, late] = [0, 1].map(|n| after[n] - before[n]);
-        assert!(early + late > 10 && (early > late) == xdp, "{early} {late}");
+        match has_nics() {
+            // Behind their driver packets come merged.
+            true => assert!(early + late > 10 && (early > late) == xdp, "{early} {late}"),
+            false => assert_eq!([early, late].map(|packets| packets > 200), [xdp, !xdp]),
+        }
     }
     for pair in &pairs {
         carry(pair, 100_000);

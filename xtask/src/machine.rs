@@ -68,7 +68,7 @@ impl Machine {
             machine.arg(format!("--qemu-opts=-device {nic}"));
         }
         machine.arg(format!("--rwdir={}", root().join("target").display()));
-        machine.arg("--").arg(format!("sh {} 2>&1", script.display()));
+        machine.arg("--").arg(format!("sh {} 2>&1", quoted(&script.to_string_lossy())));
         Ok(machine)
     }
 }
