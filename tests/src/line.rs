@@ -36,7 +36,7 @@ pub(crate) fn vlan(ends: [End<'_>; 2]) {
 }
 
 /// An end that is a NIC, known by its address. When its namespace goes, the kernel takes it back here, a
-/// little later, and with it what a killed agent has left in its driver.
+/// little later, with its MTU and with what a killed agent has left in its driver.
 pub(crate) fn nic(End { namespace, link }: End<'_>, address: &str) {
     let is_it = |name: &OsStr| {
         let path = Path::new("/sys/class/net").join(name).join("address");
@@ -48,7 +48,7 @@ pub(crate) fn nic(End { namespace, link }: End<'_>, address: &str) {
     });
     let name = name.to_str().unwrap();
     let _none_left = fs::remove_dir_all("/sys/fs/bpf/snisplit");
-    ip(&["link", "set", name, "down"]);
+    ip(&["link", "set", name, "down", "mtu", "1500"]);
     ip(&["link", "set", name, "netns", namespace.name(), "name", link]);
 }
 
