@@ -5,6 +5,7 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
+use mimalloc::MiMalloc;
 use serde::Serialize;
 use snisplit::cli::{Certs, Cli, FlowsVerb, Instance, Net, Setup, Verb};
 use snisplit::config::{Config, Overrides, Problems};
@@ -12,6 +13,10 @@ use snisplit::daemon::Source;
 use snisplit::status::{Flows, Status};
 use snisplit::{daemon, doctor, explain, inspect, leftover, net, status};
 use tracing::level_filters::LevelFilter;
+
+/// A short connection makes some forty allocations, and glibc's took 3 to 4 % of its time.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();

@@ -32,10 +32,10 @@ pub(crate) fn unacknowledged(socket: impl AsFd) -> io::Result<usize> {
     }
 }
 
-/// Gives memory that is free back to the kernel, malloc_trim(3).
+/// Gives memory that this thread has freed back to the kernel (`mi_collect`, mimalloc.h).
 pub(crate) fn trim_heap() {
-    // SAFETY: takes a number and touches nothing of ours.
-    let _nothing_to_give = unsafe { libc::malloc_trim(0) };
+    // SAFETY: takes a flag and touches nothing of ours.
+    unsafe { libmimalloc_sys::mi_collect(true) };
 }
 
 /// What TCP says of a connection, as far as it is of use here.

@@ -10,6 +10,7 @@ use crate::engine::Ladder;
 use crate::engine::packet::{Packet, Ports};
 use crate::kernel::packet::Link;
 use crate::net::host::{self, Interface};
+use crate::sys;
 
 /// Attaches the engine and adds it to the ladder.
 pub(super) fn load(config: &Config, ladder: &Ladder, pins: Option<&Path>) -> Result<()> {
@@ -32,7 +33,10 @@ pub(super) fn load(config: &Config, ladder: &Ladder, pins: Option<&Path>) -> Res
     let hook = config.packet.hook;
     let in_drivers = links.iter().filter(|link| link.in_driver).count();
     info!(interfaces = names.join(" "), ?ports, ?hook, in_drivers, "packet");
-    let packet = Packet::load((&links, hook), Ports::new(ports.clone()), pins)?;
+    let packet = Packet::load((&links, hook), Ports::new(ports.clone()), pins);
+    // The kernel's types took some 50 MB for a moment.
+    sys::trim_heap();
+    let packet = packet?;
     packet.use_drivers(host::takes_frames)?;
     ladder.add_packet(packet);
     Ok(())
