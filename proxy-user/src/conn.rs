@@ -50,7 +50,7 @@ pub(crate) struct Shared {
     pub(crate) backends: Backends,
     pub(crate) resolver: Resolver,
     pub(crate) keyring: Keyring,
-    pub(crate) observers: Observers,
+    pub(crate) observers: Arc<Observers>,
     pub(crate) acme_log: AcmeLog,
     /// Ends all connections at once.
     pub(crate) cut: CancellationToken,
@@ -88,7 +88,7 @@ pub(crate) async fn serve(
     at: SocketAddr,
     shared: Arc<Shared>,
 ) {
-    let mut record = Record::open(shared.observers.clone(), from, at);
+    let mut record = Record::open(Arc::clone(&shared.observers), from, at);
     let tally = Arc::new(Tally::default());
     let config = shared.config.load_full();
     let scene = Scene { config: &config, shared: &shared, tally: &tally };

@@ -110,7 +110,7 @@ fn shared(config: Config) -> Result<Shared> {
         backends: Backends::new(observers.metrics.clone()),
         resolver: Resolver::new(observers.metrics.clone()),
         keyring,
-        observers,
+        observers: Arc::new(observers),
         acme_log: AcmeLog::default(),
         cut: CancellationToken::new(),
         config: ArcSwap::from_pointee(config),

@@ -52,6 +52,8 @@ pub struct Route {
 pub struct Backend {
     /// Where it is.
     pub place: Place,
+    /// The same in words, by which it is known from one configuration to the next.
+    pub name: String,
     /// Its share beside the others of its route, 0 to 256; 0 is nothing unless no other answers.
     pub weight: u16,
 }
@@ -112,10 +114,16 @@ impl Route {
 
 impl fmt::Display for Backend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.place {
-            Place::Address(address) => write!(f, "{address}"),
-            Place::Name(host, port) => write!(f, "{host}:{port}"),
-            Place::Unix(path) => write!(f, "unix:{}", path.display()),
+        f.write_str(&self.name)
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => write!(f, "{address}"),
+            Self::Name(host, port) => write!(f, "{host}:{port}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
 }

@@ -158,7 +158,7 @@ pub(super) fn backend(text: &str) -> Result<Backend, String> {
             format!("\"{word}\" is no option of a back end; weight=N, 0 to 256, is one")
         })?;
     }
-    Ok(Backend { place, weight })
+    Ok(Backend { name: place.to_string(), place, weight })
 }
 
 fn place(text: &str) -> Result<Place, String> {

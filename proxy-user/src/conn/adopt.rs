@@ -9,7 +9,7 @@ use super::forward::unless_idle;
 use super::{Scene, Shared};
 use crate::engine::Tally;
 use crate::engine::packet::Orphan;
-use crate::observe::{Outcome, Record};
+use crate::observe::{Outcome, Peer, Record};
 
 /// Takes all of them in. Before the first connection: its port must not be one of theirs.
 pub(crate) fn adopt(shared: &Arc<Shared>, tasks: &TaskTracker) {
@@ -26,10 +26,10 @@ pub(crate) fn adopt(shared: &Arc<Shared>, tasks: &TaskTracker) {
 
 async fn follow(orphan: Orphan, shared: Arc<Shared>) {
     let (client, at) = orphan.client();
-    let mut record = Record::open(shared.observers.clone(), client, at);
+    let mut record = Record::open(Arc::clone(&shared.observers), client, at);
     record.entry.time = orphan.opened() as f64;
     record.entry.route = orphan.route();
-    record.entry.backend = Some(orphan.backend().to_string());
+    record.entry.backend = Some(Peer::Address(orphan.backend()));
     record.entry.reason = Some("adopted");
     let tally = Arc::new(Tally::default());
     let config = shared.config.load_full();

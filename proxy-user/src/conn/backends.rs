@@ -54,7 +54,7 @@ impl Backends {
         let named: Vec<String> = config
             .all_routes()
             .flat_map(|route| &route.backends)
-            .map(ToString::to_string)
+            .map(|backend| backend.name.clone())
             .collect();
         let mut known = self.lock();
         known.retain(|key, _| named.contains(key));
@@ -68,18 +68,14 @@ impl Backends {
     /// The back ends of a route, the one to dial first in front.
     pub(super) fn order<'r>(&self, route: &'r Route, client: IpAddr) -> Vec<Choice<'r>> {
         let now = self.now();
-        let known: Vec<(Arc<Known>, String)> = route
-            .backends
-            .iter()
-            .map(ToString::to_string)
-            .map(|key| (self.of(&key), key))
-            .collect();
+        let known: Vec<Arc<Known>> =
+            route.backends.iter().map(|backend| self.of(&backend.name)).collect();
         let both = known.iter().zip(&route.backends);
         let candidates: Vec<Candidate<'_>> = both
-            .map(|((known, key), backend)| {
+            .map(|(known, backend)| {
                 let health = *known.health();
                 Candidate {
-                    key,
+                    key: &backend.name,
                     weight: f64::from(backend.weight) * health.share(route.slow_start, now),
                     connections: known.connections.load(Ordering::Relaxed),
                     is_up: health.is_up(now),
@@ -89,7 +85,7 @@ impl Backends {
         let order = order(route.balance, route.take_turn(), client, &candidates);
         let choice = |index: usize| Choice {
             backend: &route.backends[index],
-            known: Arc::clone(&known[index].0),
+            known: Arc::clone(&known[index]),
         };
         order.into_iter().map(choice).collect()
     }
@@ -104,15 +100,14 @@ impl Backends {
     pub(super) fn dialled(&self, choice: &Choice<'_>, answered: bool) {
         let change = choice.known.health().dialled(answered, self.now());
         if change.is_some() {
-            self.tell(&choice.backend.to_string(), change);
+            self.tell(&choice.backend.name, change);
         }
     }
 
     /// A check was made.
     pub(crate) fn checked(&self, backend: &Backend, answered: bool, rise_fall: (u32, u32)) {
-        let key = backend.to_string();
-        let change = self.of(&key).health().checked(answered, rise_fall, self.now());
-        self.tell(&key, change);
+        let change = self.of(&backend.name).health().checked(answered, rise_fall, self.now());
+        self.tell(&backend.name, change);
     }
 
     fn tell(&self, backend: &str, change: Option<Change>) {
@@ -133,7 +128,11 @@ impl Backends {
     }
 
     fn of(&self, key: &str) -> Arc<Known> {
-        Arc::clone(self.lock().entry(key.to_owned()).or_default())
+        let mut known = self.lock();
+        if let Some(known) = known.get(key) {
+            return Arc::clone(known);
+        }
+        Arc::clone(known.entry(key.to_owned()).or_default())
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Known>>> {

@@ -17,8 +17,8 @@ use super::offer::Offer;
 use crate::config::{Backend, Place, Route};
 use crate::engine::Socket;
 use crate::engine::packet::Lease;
-use crate::observe::Metrics;
 use crate::observe::metrics;
+use crate::observe::{Metrics, Peer};
 
 /// No back end of the route answered.
 pub(super) struct NoBackend;
@@ -46,7 +46,7 @@ pub(super) struct Dialled {
     /// Its port, if that is ours.
     pub(super) lease: Option<Lease>,
     /// Its address, for people.
-    pub(super) place: String,
+    pub(super) place: Peer,
     /// Bytes of the client that it has already.
     pub(super) told: usize,
     pub(super) _counted: Connected,
@@ -111,10 +111,10 @@ impl Dial<'_> {
             self.connector.connect(choice.backend).await?;
         self.connector.keep_alive(&socket)?;
         let (place, _own) = match &socket {
-            Socket::Unix(_) => (choice.backend.to_string(), None),
+            Socket::Unix(_) => (Peer::Unix(choice.backend.to_string()), None),
             Socket::Tcp(stream) => {
                 let (own, peer) = (stream.local_addr()?, stream.peer_addr()?);
-                (peer.to_string(), (own.ip() == peer.ip()).then(|| self.door.dials_from(own)))
+                (Peer::Address(peer), (own.ip() == peer.ip()).then(|| self.door.dials_from(own)))
             }
         };
         socket.write_all(preface.header).await?;

@@ -26,8 +26,10 @@ pub(super) fn hello(hello: &Hello, record: &mut Record) {
     record.entry.hello_time = Some(seconds);
     record.entry.hello_bytes = Some(hello.wire_len);
     record.entry.hello_records = Some(hello.records);
-    record.entry.alpn =
-        hello.alpn.iter().map(|protocol| protocol.escape_ascii().to_string()).collect();
+    if record.has_readers() {
+        let alpn = hello.alpn.iter();
+        record.entry.alpn = alpn.map(|protocol| protocol.escape_ascii().to_string()).collect();
+    }
     record.entry.sni = match &hello.sni {
         Sni::Name(name) => Some(name.to_string()),
         Sni::Absent | Sni::Invalid(_) => None,

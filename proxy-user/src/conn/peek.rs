@@ -167,11 +167,13 @@ impl<'c> Peek<'c> {
         most: usize,
         judge: &mut impl FnMut(&[u8]) -> ControlFlow<Result<T, NoHello>, usize>,
     ) -> io::Result<Result<T, NoHello>> {
-        let seen = self.peek(most)?;
-        if self.have == 0 {
+        let mut few = [0; FIRST_LOOK];
+        let mut many = Vec::new();
+        let seen = self.peek(most, &mut few, &mut many)?;
+        if seen.is_empty() {
             return Ok(Err(NoHello::Gone));
         }
-        match judge(&seen) {
+        match judge(seen) {
             Break(found) => Ok(found),
             Continue(need) => {
                 set_receive_low_water(self.client, need)?;
@@ -181,19 +183,28 @@ impl<'c> Peek<'c> {
         }
     }
 
-    /// Shows all that has arrived, as far as it is of interest.
-    fn peek(&mut self, most: usize) -> io::Result<Vec<u8>> {
-        let mut seen = vec![0; (self.have + FIRST_LOOK).min(most)];
-        loop {
-            let room = seen.len();
-            self.have = rustix::io::retry_on_intr(|| {
-                Ok(recv(self.client, &mut seen[..], RecvFlags::PEEK)?.0)
-            })?;
-            if self.have < room || room >= most {
-                seen.truncate(self.have);
-                return Ok(seen);
-            }
-            seen.resize((room * 2).min(most), 0);
+    /// Shows all that has arrived, as far as it is of interest. Most hellos need no room on the heap.
+    fn peek<'s>(
+        &mut self,
+        most: usize,
+        few: &'s mut [u8; FIRST_LOOK],
+        many: &'s mut Vec<u8>,
+    ) -> io::Result<&'s [u8]> {
+        if self.have > 0 {
+            many.resize((self.have + FIRST_LOOK).min(most), 0);
         }
+        loop {
+            let seen = if many.is_empty() { &mut few[..FIRST_LOOK.min(most)] } else { &mut *many };
+            let room = seen.len();
+            self.have =
+                rustix::io::retry_on_intr(
+                    || Ok(recv(self.client, &mut *seen, RecvFlags::PEEK)?.0),
+                )?;
+            if self.have < room || room >= most {
+                break;
+            }
+            many.resize((room * 2).min(most), 0);
+        }
+        Ok(if many.is_empty() { &few[..self.have] } else { &many[..self.have] })
     }
 }

@@ -14,7 +14,7 @@ use super::{AccessLog, Metrics};
 /// once, however its task ends.
 #[derive(Debug)]
 pub(crate) struct Record {
-    observers: Observers,
+    observers: Arc<Observers>,
     begun: Instant,
     pub(crate) entry: Entry,
     pub(crate) outcome: Outcome,
@@ -24,7 +24,7 @@ pub(crate) struct Record {
 }
 
 /// Where records go.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Observers {
     pub(crate) metrics: Metrics,
     pub(crate) access_log: Option<Arc<AccessLog>>,
@@ -51,6 +51,15 @@ pub(crate) enum Outcome {
     Lost,
 }
 
+/// A back end.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub(crate) enum Peer {
+    Address(SocketAddr),
+    /// `unix:` and its path.
+    Unix(String),
+}
+
 /// The access log's line. Absent fields were never known.
 #[derive(Debug, Serialize)]
 pub(crate) struct Entry {
@@ -68,8 +77,7 @@ pub(crate) struct Entry {
     pub(crate) hello_time: Option<f64>,
     /// The first name of the route.
     pub(crate) route: Option<String>,
-    /// Its address, or `unix:` and its path.
-    pub(crate) backend: Option<String>,
+    pub(crate) backend: Option<Peer>,
     /// Seconds that connecting took.
     pub(crate) dial_time: Option<f64>,
     pub(crate) engine: Option<&'static str>,
@@ -87,7 +95,11 @@ pub(crate) struct Entry {
 }
 
 impl Record {
-    pub(crate) fn open(observers: Observers, client: SocketAddr, listener: SocketAddr) -> Self {
+    pub(crate) fn open(
+        observers: Arc<Observers>,
+        client: SocketAddr,
+        listener: SocketAddr,
+    ) -> Self {
         observers.metrics.accepted.inc();
         observers.metrics.open.inc();
         let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
@@ -124,6 +136,11 @@ impl Record {
 
     pub(crate) fn metrics(&self) -> &Metrics {
         &self.observers.metrics
+    }
+
+    /// Whether somebody reads more of it than what is counted.
+    pub(crate) fn has_readers(&self) -> bool {
+        self.observers.access_log.is_some()
     }
 
     /// Time since accept.
