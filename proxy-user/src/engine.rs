@@ -29,7 +29,7 @@ pub(crate) mod splice;
 
 pub(crate) use end::End;
 pub(crate) use ladder::{Choice, Ladder, Listener};
-pub(crate) use socket::Socket;
+pub(crate) use socket::{Socket, Upkeep};
 
 /// How long bytes on their way to the surviving peer may take before the reset follows them.
 const RESET_FLUSH: Duration = Duration::from_secs(1);
@@ -82,8 +82,8 @@ pub(crate) struct Pair {
     route: u32,
     /// Whether a direction that turns bulk is to leave the kernel.
     may_turn_bulk: bool,
-    /// Our port towards the back end, if the packet engine may have it.
-    lease: Option<packet::Lease>,
+    /// What the packet engine must know of it, if that may have it.
+    terms: Option<Box<packet::Terms>>,
 }
 
 /// The account of a flow while it runs, for whoever watches it, and when it has ended.
@@ -138,17 +138,15 @@ impl Pair {
     /// Arms the back end's socket as the listener armed the client's.
     pub(crate) fn new(
         client: TcpStream,
-        backend: Socket,
+        (backend, terms): (Socket, Option<Box<packet::Terms>>),
         tally: Arc<Tally>,
     ) -> std::io::Result<Self> {
-        backend.arm()?;
+        backend.end_by_reset()?;
+        if terms.is_none() {
+            backend.hasten()?;
+        }
         let client = Socket::Tcp(client);
-        Ok(Self { client, backend, tally, route: 0, may_turn_bulk: false, lease: None })
-    }
-
-    /// With our port towards the back end.
-    pub(crate) fn with(self, lease: Option<packet::Lease>) -> Self {
-        Self { lease, ..self }
+        Ok(Self { client, backend, tally, route: 0, may_turn_bulk: false, terms })
     }
 
     /// An engine takes the flow.

@@ -53,6 +53,8 @@ pub(crate) struct TcpInfo {
     pub(crate) send_mss: u32,
     /// Bytes that a segment from the peer may have, as we told it.
     pub(crate) told_mss: u32,
+    /// Whether the peer has acknowledged all that was written.
+    pub(crate) is_drained: bool,
     /// Bytes that the peer has acknowledged, and one for a SYN or FIN of ours.
     pub(crate) bytes_acked: u64,
     /// Bytes that arrived in order, and one for a FIN.
@@ -61,7 +63,7 @@ pub(crate) struct TcpInfo {
 
 /// `TCP_INFO`, tcp(7); the layout is `struct tcp_info` in include/uapi/linux/tcp.h.
 pub(crate) fn tcp_info(socket: impl AsFd) -> io::Result<TcpInfo> {
-    let mut raw = [0_u8; 136];
+    let mut raw = [0_u8; 148];
     let mut len = raw.len() as socklen_t;
     let fd = socket.as_fd().as_raw_fd();
     let to = raw.as_mut_ptr().cast();
@@ -93,6 +95,8 @@ pub(crate) fn tcp_info(socket: impl AsFd) -> io::Result<TcpInfo> {
         our_scale,
         send_mss: half(16),
         told_mss: half(84),
+        // Segments on their way, and bytes that wait to be sent.
+        is_drained: half(24) == 0 && half(144) == 0,
         bytes_acked: number(120),
         bytes_received: number(128),
     })

@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 use std::net::{TcpListener, TcpStream};
+use std::process::Command;
 use std::thread;
 
 use rustix::process::Signal;
@@ -11,7 +12,9 @@ use snisplit_tests::hello::Hello;
 use snisplit_tests::kernel::{bpftool, fill};
 use snisplit_tests::lab::{Lab, backend};
 use snisplit_tests::spliced::begin;
-use snisplit_tests::stream::{Noise, accept, ending, finish, listen, read_all, read_some, write};
+use snisplit_tests::stream::{
+    Noise, accept, connect, ending, finish, listen, read_all, read_some, write,
+};
 use snisplit_tests::wait::{patience, until};
 
 const ROUTE: [&str; 4] = ["--engine", "packet", "--route", "a.test=10.91.2.2:8001"];
@@ -200,4 +203,30 @@ fn more_flows_than_ports() {
     assert_eq!(left.as_array().unwrap().len(), 4, "{left}");
     let left = bpftool(&["map", "dump", "pinned", &pinned(&lab, "tuples")]);
     assert_eq!(left.as_array().unwrap().len(), 8, "{left}");
+}
+
+/// A back end that takes its time is kept alive like one of any other engine, and its answer still makes
+/// the flow the kernel's.
+#[test]
+fn a_back_end_that_is_slow_to_answer_is_kept_alive() {
+    let lab = Lab::new();
+    let agent = Agent::start(&lab, &[&ROUTE[..], &["--keepalive", "33s"]].concat());
+    let listener = listen(&lab, backend(8001));
+    let client = connect(&lab, agent::address());
+    let hello = Hello::new().sni(b"a.test").bytes();
+    write(&client, &hello);
+    let server = accept(&listener);
+    assert_eq!(read_some(&server, hello.len()), hello);
+    until("both legs are kept alive", || {
+        let mut ss = Command::new("ss");
+        let done = lab.proxy(|| ss.args(["-tnoH", "state", "established"]).output()).unwrap();
+        let timers = String::from_utf8_lossy(&done.stdout).into_owned();
+        (timers.matches("timer:(keepalive,3").count() == 2).then_some(())
+    });
+    write(&server, b"at last");
+    assert_eq!(read_some(&client, 7), b"at last");
+    finish(&server);
+    finish(&client);
+    let record = agent.record();
+    assert_eq!((&record["engine"], &record["outcome"]), (&"packet".into(), &"closed".into()));
 }

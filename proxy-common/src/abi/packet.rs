@@ -2,8 +2,7 @@
 //! way between the client and the back end, and these records are all that is left of the proxy.
 //!
 //! A [`Tuple`] is always as packets *arrive* here, from one peer or the other; a [`Way`] is what
-//! packets of one direction go through. Sequence numbers are of the numbering that the direction's own
-//! sender uses, unless it says otherwise.
+//! packets of one direction go through, in numbers of the sender's unless it says otherwise.
 
 mod words;
 
@@ -232,6 +231,10 @@ pub struct Told {
     pub splice: u64,
     /// What it has become.
     pub state: SpliceState,
+    /// Bytes of data that the back end has acknowledged, if the flow has ended.
+    pub up: u64,
+    /// Bytes of data that the client has acknowledged, likewise.
+    pub down: u64,
 }
 
 impl Way {

@@ -49,10 +49,15 @@ pub(crate) fn find(tuple: &Tuple) -> Option<(Leg, *mut Splice)> {
     Some((leg, SPLICES.get_ptr_mut(leg.splice)?))
 }
 
-/// Tells user space what a flow has become.
+/// Tells user space whose a flow is now.
 #[inline(always)]
 pub(crate) fn tell(splice: u64, state: SpliceState) {
-    if EVENTS.output(Told { splice, state }, 0).is_err() {
+    tell_all(Told { splice, state, up: 0, down: 0 });
+}
+
+#[inline(always)]
+pub(crate) fn tell_all(told: Told) {
+    if EVENTS.output(told, 0).is_err() {
         count(Fate::EventLost);
     }
 }

@@ -3,11 +3,11 @@
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use snisplit_common::abi::Direction;
-use snisplit_common::abi::packet::{Splice, SpliceState, Way};
+use snisplit_common::abi::packet::{Splice, SpliceState, Told, Way};
 
 use crate::cas;
 use crate::headers::{ACK, FIN, RST, SYN, Segment};
-use crate::maps::tell;
+use crate::maps::tell_all;
 
 /// How far back a segment may begin, at least: one that is sent again, or a probe.
 const BEHIND: u32 = 1 << 16;
@@ -127,8 +127,10 @@ fn notes(segment: &Segment, own: &mut Way, other: &mut Way) -> bool {
 }
 
 #[inline(always)]
-fn end(number: u64, splice: *mut Splice, how: SpliceState) {
-    if cas::swap(splice, SpliceState::Spliced, how) {
-        tell(number, how);
+fn end(number: u64, splice: *mut Splice, state: SpliceState) {
+    if cas::swap(splice, SpliceState::Spliced, state) {
+        // SAFETY: the entry lives until this program ends.
+        let Splice { up, down, .. } = unsafe { &*splice };
+        tell_all(Told { splice: number, state, up: up.delivered(), down: down.delivered() });
     }
 }

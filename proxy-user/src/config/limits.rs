@@ -8,6 +8,7 @@ use snisplit_common::limits::HELLO_BYTES;
 
 use super::build::{Item, Wrong};
 use super::{DIAL_TIMEOUT, value};
+use crate::engine::Upkeep;
 
 /// Bounds.
 #[derive(Clone, Debug)]
@@ -60,6 +61,11 @@ impl Limits {
     pub fn allows_backend(&self, address: IpAddr) -> bool {
         let nets = &self.backends_allowed;
         nets.is_empty() || nets.iter().any(|net| net.contains(&address.to_canonical()))
+    }
+
+    /// What keeps connections from staying when their peer is gone.
+    pub(crate) const fn upkeep(&self) -> Upkeep {
+        Upkeep { keepalive: self.keepalive, user_timeout: self.user_timeout }
     }
 }
 

@@ -12,7 +12,6 @@ use tokio::net::TcpListener;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
-use super::connect::keepalive;
 use super::{Shared, serve};
 use crate::config::Limits;
 
@@ -28,12 +27,7 @@ pub(crate) fn listen(
     let socket = socket(address, v6_only)?;
     // Accepted sockets inherit all of these (sk_clone, net/core/sock.c). A socket that nobody ended
     // in order says so with a reset.
-    if let Some(idle) = limits.keepalive {
-        socket.set_tcp_keepalive(&keepalive(idle))?;
-    }
-    if limits.user_timeout.is_some() {
-        socket.set_tcp_user_timeout(limits.user_timeout)?;
-    }
+    limits.upkeep().apply(&socket)?;
     socket.set_tcp_nodelay(true)?;
     socket.set_linger(Some(Duration::ZERO))?;
     begin(socket, address)

@@ -2,15 +2,15 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
 
-use socket2::{Domain, Protocol, SockRef, TcpKeepalive, Type};
+use rustix::io::Errno;
+use socket2::{Domain, Protocol, Type};
 use tokio::net::{TcpSocket, TcpStream, UnixStream};
 
 use super::resolve::Resolver;
 use crate::config::{Backend, Limits, Place};
 use crate::engine::Socket;
-use crate::engine::packet::{Lease, Packet, SynOptions};
+use crate::engine::packet::{Front, Packet, Terms};
 use crate::sys;
 
 /// What connecting goes by.
@@ -28,19 +28,13 @@ pub(crate) struct Connector<'c> {
 #[derive(Clone, Copy)]
 pub(crate) struct Fitting<'c> {
     pub(crate) engine: &'c Packet,
-    pub(crate) offer: SynOptions,
+    pub(crate) front: Front,
 }
 
-/// A connection, and the port that is ours while it lasts.
+/// A connection, and what the packet engine must know of it, if that may have it.
 pub(crate) struct Connected {
     pub(crate) socket: Socket,
-    pub(crate) lease: Option<Lease>,
-}
-
-impl From<Socket> for Connected {
-    fn from(socket: Socket) -> Self {
-        Self { socket, lease: None }
-    }
+    pub(crate) terms: Option<Box<Terms>>,
 }
 
 impl<'c> Connector<'c> {
@@ -52,7 +46,9 @@ impl<'c> Connector<'c> {
     /// Tries the addresses of a back end one after the other.
     pub(crate) async fn connect(&self, backend: &Backend) -> io::Result<Connected> {
         let addresses = match &backend.place {
-            Place::Unix(path) => return Ok(Socket::Unix(UnixStream::connect(path).await?).into()),
+            Place::Unix(path) => {
+                return self.plain_of(Socket::Unix(UnixStream::connect(path).await?));
+            }
             Place::Address(address) => vec![*address],
             Place::Name(host, port) => self.resolver.addresses(host, *port).await?,
         };
@@ -73,10 +69,18 @@ impl<'c> Connector<'c> {
     async fn dial(&self, to: SocketAddr) -> io::Result<Connected> {
         let stream = match (self.from, self.packet) {
             (Some(from), _) => self.dial_from(from, to).await?,
-            (None, Some(fitting)) => return fitting.dial(to).await,
+            (None, Some(fitting)) => match fitting.dial(to, self.limits).await? {
+                Some(connected) => return Ok(connected),
+                None => TcpStream::connect(to).await?,
+            },
             (None, None) => TcpStream::connect(to).await?,
         };
-        Ok(Socket::Tcp(stream).into())
+        self.plain_of(Socket::Tcp(stream))
+    }
+
+    fn plain_of(&self, socket: Socket) -> io::Result<Connected> {
+        socket.keep_up(self.limits.upkeep())?;
+        Ok(Connected { socket, terms: None })
     }
 
     async fn dial_from(&self, from: IpAddr, to: SocketAddr) -> io::Result<TcpStream> {
@@ -91,26 +95,15 @@ impl<'c> Connector<'c> {
         socket.bind(&SocketAddr::new(from, 0).into())?;
         TcpSocket::from_std_stream(socket.into()).connect(to).await
     }
-
-    /// What keeps a connection from staying when its peer is gone.
-    pub(super) fn keep_alive(&self, socket: &Socket) -> io::Result<()> {
-        let Socket::Tcp(stream) = socket else { return Ok(()) };
-        let socket = SockRef::from(stream);
-        if let Some(idle) = self.limits.keepalive {
-            socket.set_tcp_keepalive(&keepalive(idle))?;
-        }
-        match self.limits.user_timeout {
-            Some(limit) => socket.set_tcp_user_timeout(Some(limit)),
-            None => Ok(()),
-        }
-    }
 }
 
 impl Fitting<'_> {
-    /// Comes from a port of ours, and offers no more than the client can take.
-    async fn dial(self, to: SocketAddr) -> io::Result<Connected> {
+    /// Comes from a port of ours, and offers no more than the client can take. `None` without such a
+    /// port.
+    async fn dial(self, to: SocketAddr, limits: &Limits) -> io::Result<Option<Connected>> {
+        let Self { engine, front } = self;
         // Somebody may listen on one, or wait on it for what is late.
-        for mut lease in (0..PORTS_TRIED).map_while(|_| self.engine.lease(to)) {
+        for mut lease in (0..PORTS_TRIED).map_while(|_| engine.lease(to)) {
             let socket = socket2::Socket::new(
                 Domain::for_address(to),
                 Type::STREAM.nonblocking(),
@@ -121,24 +114,37 @@ impl Fitting<'_> {
             if socket.bind(&SocketAddr::new(any, lease.port()).into()).is_err() {
                 continue;
             }
-            let Ok(_restrained) = self.engine.restrain(&mut lease, self.offer) else { break };
-            match TcpSocket::from_std_stream(socket.into()).connect(to).await {
+            let Ok(_restrained) = engine.restrain(&mut lease, &front) else { break };
+            match connect(socket, to).await {
                 Ok(stream) => {
-                    return Ok(Connected { socket: Socket::Tcp(stream), lease: Some(lease) });
+                    let (own, upkeep) = (stream.local_addr()?, limits.upkeep());
+                    let terms = Box::new(Terms { front, own, lease, upkeep });
+                    return Ok(Some(Connected { socket: Socket::Tcp(stream), terms: Some(terms) }));
                 }
                 Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok(Socket::Tcp(TcpStream::connect(to).await?).into())
+        Ok(None)
     }
+}
+
+/// Connects one that does not block. A back end on this host or next to it has answered by then, and there
+/// is no event to wait for.
+async fn connect(socket: socket2::Socket, to: SocketAddr) -> io::Result<TcpStream> {
+    match socket.connect(&to.into()) {
+        Err(error) if error.raw_os_error() != Some(Errno::INPROGRESS.raw_os_error()) => {
+            return Err(error);
+        }
+        Ok(()) | Err(_) => {}
+    }
+    let stream = TcpStream::from_std(socket.into())?;
+    if stream.peer_addr().is_err() {
+        stream.writable().await?;
+        stream.take_error()?.map_or(Ok(()), Err)?;
+    }
+    Ok(stream)
 }
 
 /// Ports of ours that are tried before one of the kernel's.
 const PORTS_TRIED: usize = 3;
-
-/// The first probe after `idle`, then three more in as much time again.
-pub(super) fn keepalive(idle: Duration) -> TcpKeepalive {
-    let between = (idle / 4).max(Duration::from_secs(1));
-    TcpKeepalive::new().with_time(idle).with_interval(between).with_retries(4)
-}

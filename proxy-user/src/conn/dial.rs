@@ -16,7 +16,7 @@ use super::connect::{self, Connector};
 use super::offer::Offer;
 use crate::config::{Backend, Place, Route};
 use crate::engine::Socket;
-use crate::engine::packet::Lease;
+use crate::engine::packet::Terms;
 use crate::observe::metrics;
 use crate::observe::{Metrics, Peer};
 
@@ -43,8 +43,8 @@ pub(super) struct Preface<'p> {
 /// A connection to a back end, and what must be kept as long as it lasts.
 pub(super) struct Dialled {
     pub(super) socket: Socket,
-    /// Its port, if that is ours.
-    pub(super) lease: Option<Lease>,
+    /// What the packet engine must know of it, if that may have it.
+    pub(super) terms: Option<Box<Terms>>,
     /// Its address, for people.
     pub(super) place: Peer,
     /// Bytes of the client that it has already.
@@ -107,19 +107,21 @@ impl Dial<'_> {
     }
 
     async fn greet(&self, choice: &Choice<'_>, preface: Preface<'_>) -> io::Result<Dialled> {
-        let connect::Connected { mut socket, lease } =
+        let connect::Connected { mut socket, terms } =
             self.connector.connect(choice.backend).await?;
-        self.connector.keep_alive(&socket)?;
         let (place, _own) = match &socket {
             Socket::Unix(_) => (Peer::Unix(choice.backend.to_string()), None),
             Socket::Tcp(stream) => {
-                let (own, peer) = (stream.local_addr()?, stream.peer_addr()?);
+                let (own, peer) = match &terms {
+                    Some(terms) => terms.addresses(),
+                    None => (stream.local_addr()?, stream.peer_addr()?),
+                };
                 (Peer::Address(peer), (own.ip() == peer.ip()).then(|| self.door.dials_from(own)))
             }
         };
         socket.write_all(preface.header).await?;
         preface.replay.to(&mut socket).await?;
-        Ok(Dialled { socket, lease, place, told: 0, _counted: self.backends.connect(choice), _own })
+        Ok(Dialled { socket, terms, place, told: 0, _counted: self.backends.connect(choice), _own })
     }
 }
 

@@ -13,7 +13,7 @@ use super::dial::{Dial, Dialled, NoBackend, Preface, Replay};
 use super::offer::Offer;
 use super::{Scene, close, note, preface};
 use crate::config::{Route, Source};
-use crate::engine::packet::SynOptions;
+use crate::engine::packet::Front;
 use crate::engine::{End, Listener, Pair, Tally, Tier};
 use crate::observe::metrics::{Declined, Moved};
 use crate::observe::{Metrics, Outcome, Record};
@@ -39,8 +39,9 @@ pub(super) async fn forward(
     let offer = scene.config.limits.answer_timeout.map(offer);
     let preface = Preface { header: &header, replay, offer };
     let engine = scene.shared.ladder.packet(scene.config.engine);
-    let packet =
-        engine.zip(SynOptions::of(&client)).map(|(engine, offer)| Fitting { engine, offer });
+    let addresses = (record.entry.proxy.unwrap_or(record.entry.client), record.entry.listener);
+    let packet = engine
+        .and_then(|engine| Some(Fitting { engine, front: Front::of(&client, addresses).ok()? }));
     match Box::pin(dial(route, (preface, packet), scene, record)).await {
         Ok(dialled) => {
             drop((hello, header));
@@ -85,17 +86,14 @@ async fn carry(
     scene: Scene<'_>,
     record: &mut Record,
 ) -> Outcome {
-    let Dialled { socket, lease, place, told, _counted, _own } = dialled;
+    let Dialled { socket, terms, place, told, _counted, _own } = dialled;
     record.entry.backend = Some(place);
     scene.tally.tell(told, 0);
-    let Ok(pair) = Pair::new(client, socket, Arc::clone(scene.tally)) else {
+    let Ok(pair) = Pair::new(client, (socket, terms), Arc::clone(scene.tally)) else {
         return Outcome::ClientGone;
     };
-    let carried = scene.shared.ladder.carry(
-        scene.config.engine,
-        (pair.with(lease), &route.label),
-        scene.metrics(),
-    );
+    let carried =
+        scene.shared.ladder.carry(scene.config.engine, (pair, &route.label), scene.metrics());
     unless_idle(Box::pin(carried), scene).await
 }
 

@@ -178,6 +178,7 @@ impl Ladder {
             Ok(end) => end,
             Err(Declined { pair, reason }) => {
                 heard.declined(Tier::Packet, reason);
+                pair.take_care();
                 Box::pin(self.splice(pair, heard)).await
             }
         }

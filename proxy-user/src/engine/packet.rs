@@ -7,13 +7,17 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::pin::pin;
 use std::sync::{Arc, Mutex};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::io::ioctl_fionread;
-use rustix::net::{RecvFlags, recv};
+use rustix::net::{SendFlags, send};
+use snisplit_common::abi::packet::Why;
 use tokio::io::AsyncWriteExt as _;
+use tokio::select;
 use tokio::task::JoinSet;
+use tokio::time::sleep;
 
 use super::sockmap::handed;
 use super::{Declined, End, Engine, Pair, Socket, Tally, Tier};
@@ -27,6 +31,7 @@ mod cut;
 mod flow;
 mod keeper;
 mod ports;
+mod story;
 mod terms;
 
 pub(crate) use adopt::Orphan;
@@ -34,7 +39,13 @@ pub(crate) use cut::reset;
 use flow::{Flow, Stage};
 use keeper::Keeper;
 pub(crate) use ports::{Lease, Ports};
-pub(crate) use terms::SynOptions;
+pub(crate) use terms::{Front, Terms};
+
+/// Within this time nearly every back end has answered, and its socket is no more. One that has not is
+/// given what keeps sockets well, which takes five system calls; the first probe comes no sooner anyway.
+const SOON: Duration = Duration::from_secs(2);
+/// What a socket counts of its SYN.
+const A_SYN: u64 = 1;
 
 /// Translates packets; cloning shares it.
 #[derive(Clone)]
@@ -78,14 +89,14 @@ impl Packet {
     pub(crate) fn restrain(
         &self,
         lease: &mut Lease,
-        offer: SynOptions,
+        front: &Front,
     ) -> Result<Option<Restrained>, KernelError> {
-        if !offer.restrains(lease.told_mss()) {
+        if !front.restrains(lease.told_mss()) {
             return Ok(None);
         }
         let (to, port) = lease.place();
-        self.splicer.offer(to, port, offer.word())?;
-        lease.offered = Some(offer.mss());
+        self.splicer.offer(to, port, front.offer())?;
+        lease.offered = Some(front.mss());
         Ok(Some(Restrained { splicer: Arc::clone(&self.splicer), to, port }))
     }
 
@@ -95,20 +106,27 @@ impl Packet {
 
     /// Everything up to the hello, and how many bytes that has. `Err` is why not.
     fn arm(&self, pair: &Pair) -> Result<(Flow, usize), &'static str> {
-        let mut splice = terms::splice_of(pair)?;
+        let (mut splice, info) = terms::splice_of(pair)?;
         let hello = ioctl_fionread(&pair.client).unwrap_or_default();
         if hello == 0 {
             return Err("not_at_the_hello");
         }
-        let handed = handed(&pair.backend).map_err(|_| "not_connected")?;
+        let handed = match info.is_drained {
+            true => info.bytes_acked,
+            false => handed(&pair.backend).map_err(|_| "not_connected")?,
+        };
+        if handed > A_SYN {
+            // What goes behind a PROXY header must not wait for its acknowledgement.
+            pair.take_care();
+        }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         splice.opened = now.as_secs();
         splice.route = pair.route;
         // The program counts in 32 bits, as TCP does.
         splice.due = (handed + hello) as u32;
         let number = cookie(&pair.client).map_err(|_| "not_connected")?;
-        let state = self.keeper.follow(number);
-        let flow = Flow { engine: self.clone(), number, state, stage: Stage::Armed };
+        let story = self.keeper.follow(number);
+        let flow = Flow { engine: self.clone(), number, story, stage: Stage::Armed };
         self.splicer.arm(number, &splice).map_err(|_| "no_room")?;
         Ok((flow, hello as usize))
     }
@@ -141,9 +159,7 @@ impl Engine for Packet {
             drop(flow);
             return Ok(pair.close(end).await);
         }
-        if let (Socket::Tcp(client), Socket::Tcp(backend)) = (&pair.client, &pair.backend)
-            && let Err(why) = flow.decided(client, backend).await
-        {
+        if let Err(why) = decided(&flow, &pair).await {
             return Err(Declined { pair, reason: why.name() });
         }
         flow.stage = Stage::Flying;
@@ -153,25 +169,51 @@ impl Engine for Packet {
     }
 }
 
+/// Waits until it is clear whose flow it is; `Err` is why it stays with its sockets.
+async fn decided(flow: &Flow, pair: &Pair) -> Result<(), Why> {
+    let Pair { client: Socket::Tcp(client), backend: Socket::Tcp(backend), .. } = pair else {
+        return Err(Why::NoSocket);
+    };
+    let mut decided = pin!(flow.decided(client, backend));
+    select! {
+        decided = &mut decided => decided,
+        () = sleep(SOON) => {
+            pair.take_care();
+            decided.await
+        }
+    }
+}
+
 impl Pair {
+    /// Has the back end's socket be what it is on other engines, as it may have to last.
+    pub(super) fn take_care(&self) {
+        if let Some(terms) = &self.terms {
+            // Fails on a socket that is dead already.
+            let _dead = self.backend.hasten().and_then(|()| self.backend.keep_up(terms.upkeep));
+        }
+    }
+
     /// Forgets both sockets without a word to their peers; the port is still in use.
     fn vanish(mut self) -> Option<Lease> {
         for socket in [&self.client, &self.backend] {
             // What one that is not silent says is not let out (`sni_out`).
             let _not_silent = sys::set_repair(socket);
         }
-        self.lease.take()
+        self.terms.take().map(|terms| terms.lease)
     }
 }
 
-/// Gives the back end what the client has said, which is in its socket to the last byte.
+/// Gives the back end what the client has said, which is in its socket to the last byte. Should that be
+/// more by now, the programs find that the flow is not where it is `due`.
 async fn say_hello(pair: &mut Pair, bytes: usize) -> Result<(), End> {
-    let mut hello = vec![0; bytes];
-    let read = recv(&pair.client, &mut hello[..], RecvFlags::empty());
-    if read.is_ok_and(|(_, read)| read != bytes) || read.is_err() {
+    // Room for one more shows that this was all.
+    let mut hello = Vec::with_capacity(bytes + 1);
+    if pair.client.take(&mut hello).is_err() || hello.is_empty() {
         return Err(End::ClientReset);
     }
-    pair.backend.write_all(&hello).await.map_err(|_| End::BackendReset)?;
-    pair.tally.tell(bytes, 0);
+    // There is room for it, as a rule; an error comes again.
+    let sent = send(&pair.backend, &hello, SendFlags::NOSIGNAL).unwrap_or_default();
+    pair.backend.write_all(&hello[sent..]).await.map_err(|_| End::BackendReset)?;
+    pair.tally.tell(hello.len(), 0);
     Ok(())
 }

@@ -72,7 +72,7 @@ async fn carry(engine: &Sockmap, at: IpAddr) -> Result<()> {
     while ours.peek(&mut [0; EARLY.0]).await? < EARLY.0 {}
     ours.read_exact(&mut [0; EARLY.1]).await?;
     let tally = Arc::new(Tally::default());
-    let pair = Pair::new(ours, Socket::Tcp(backend), Arc::clone(&tally))?;
+    let pair = Pair::new(ours, (Socket::Tcp(backend), None), Arc::clone(&tally))?;
     let carried = async {
         engine.carry(pair).await.map_err(|back| anyhow::anyhow!("declined: {}", back.reason))
     };

@@ -6,7 +6,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use socket2::SockRef;
+use rustix::buffer::spare_capacity;
+use rustix::net::{RecvFlags, recv};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
 use tokio::net::{TcpStream, UnixStream};
 
@@ -16,6 +18,30 @@ pub(crate) enum Socket {
     Tcp(TcpStream),
     /// Knows no reset: however it is closed, its peer sees an end of stream (unix(7)).
     Unix(UnixStream),
+}
+
+/// What keeps a connection from staying when its peer is gone.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Upkeep {
+    /// How long it may be idle before the peer is asked for.
+    pub(crate) keepalive: Option<Duration>,
+    /// How long sent data may stay unacknowledged; `None` for the kernel's own.
+    pub(crate) user_timeout: Option<Duration>,
+}
+
+impl Upkeep {
+    /// The first probe after `keepalive`, then three more in as much time again.
+    pub(crate) fn apply(self, socket: &socket2::Socket) -> io::Result<()> {
+        if let Some(idle) = self.keepalive {
+            let between = (idle / 4).max(Duration::from_secs(1));
+            let probes = TcpKeepalive::new().with_time(idle).with_interval(between);
+            socket.set_tcp_keepalive(&probes.with_retries(4))?;
+        }
+        match self.user_timeout {
+            Some(limit) => socket.set_tcp_user_timeout(Some(limit)),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Socket {
@@ -37,13 +63,43 @@ impl Socket {
         }
     }
 
+    /// Takes what has arrived, as far as `to` has room. If that was all, tokio learns of it, which otherwise
+    /// believes that there is more until somebody looks.
+    pub(super) fn take(&self, to: &mut Vec<u8>) -> io::Result<()> {
+        let mut taken = None;
+        let _all = self.try_io(Interest::READABLE, || {
+            taken = Some(recv(self, spare_capacity(to), RecvFlags::empty()));
+            if to.len() < to.capacity() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+        });
+        // It does not act on a socket that it has heard nothing of.
+        let taken = taken.unwrap_or_else(|| recv(self, spare_capacity(to), RecvFlags::empty()));
+        taken.map(|_bytes| ()).map_err(io::Error::from)
+    }
+
     /// Sends at once, and ends with a reset unless [`super::without_reset`] is called.
     pub(crate) fn arm(&self) -> io::Result<()> {
+        self.hasten()?;
+        self.end_by_reset()
+    }
+
+    /// Sends at once.
+    pub(super) fn hasten(&self) -> io::Result<()> {
+        self.set(|socket| socket.set_tcp_nodelay(true))
+    }
+
+    pub(super) fn end_by_reset(&self) -> io::Result<()> {
+        self.set(|socket| socket.set_linger(Some(Duration::ZERO)))
+    }
+
+    /// Does not stay when its peer is gone.
+    pub(crate) fn keep_up(&self, upkeep: Upkeep) -> io::Result<()> {
+        self.set(|socket| upkeep.apply(socket))
+    }
+
+    /// What there is of TCP's options.
+    fn set(&self, option: impl FnOnce(&socket2::Socket) -> io::Result<()>) -> io::Result<()> {
         match self {
-            Self::Tcp(stream) => {
-                stream.set_nodelay(true)?;
-                SockRef::from(stream).set_linger(Some(Duration::ZERO))
-            }
+            Self::Tcp(stream) => option(&SockRef::from(stream)),
             Self::Unix(_) => Ok(()),
         }
     }

@@ -106,7 +106,7 @@ fields! {
         packets bytes last_seen seq ack stamp echo echo_floor scale_in scale_out start end acked edge fin
         has_fin ends_ecn
     }
-    Told { splice state }
+    Told { splice state up down }
 }
 
 #[cfg(test)]

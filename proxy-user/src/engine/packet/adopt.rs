@@ -8,6 +8,7 @@ use std::time::Instant;
 use snisplit_common::abi::packet::{Splice, SpliceState};
 
 use super::flow::silence;
+use super::story::News;
 use super::{End, Flow, Lease, Packet, Stage, Tally};
 use crate::kernel::address::addresses;
 
@@ -33,7 +34,7 @@ impl Packet {
             return None;
         }
         let (backend, us) = addresses(&splice.backend);
-        let state = self.keeper.follow(number);
+        let story = self.keeper.follow(number);
         // It may have ended while nobody listened, also just now.
         let now = self.splicer.splice(number)?;
         if now.state != SpliceState::Spliced {
@@ -43,8 +44,8 @@ impl Packet {
             return None;
         }
         let lease = self.ports.inherit(backend, us.port());
-        self.keeper.tell(number, now.state);
-        let flow = Flow { engine: self.clone(), number, state, stage: Stage::Flying };
+        self.keeper.tell(number, News::State(now.state));
+        let flow = Flow { engine: self.clone(), number, story, stage: Stage::Flying };
         let route = self.splicer.route_name(splice.route);
         Some(Orphan { flow, lease, splice, route })
     }

@@ -10,24 +10,17 @@ use snisplit_common::abi::packet::{Splice, SpliceState, Why};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::select;
-use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::task::yield_now;
 
 use super::super::{End, Tally, Tier};
-use super::keeper::News;
+use super::story::{News, Story};
 use super::{Lease, Packet, cut};
-
-/// Between looks whether a flow's peers are still there: nobody keeps it alive by the leg any more.
-const LOOK: Duration = Duration::from_secs(600);
-/// How long one of them may be silent, as no firewall between them would bear for longer
-/// (`nf_conntrack_tcp_timeout_established` is five days; RFC 5382 §5 asks for two hours).
-const SILENCE: Duration = Duration::from_secs(2 * 3_600 + 240);
 
 /// A flow that the programs know.
 pub(super) struct Flow {
     pub(super) engine: Packet,
     pub(super) number: u64,
-    pub(super) state: watch::Receiver<News>,
+    pub(super) story: Arc<Story>,
     pub(super) stage: Stage,
 }
 
@@ -63,31 +56,28 @@ impl Flow {
     }
 
     /// Waits until it is clear whose flow it is; `Err` is why it stays with its sockets.
-    pub(super) async fn decided(
-        &mut self,
-        client: &TcpStream,
-        backend: &TcpStream,
-    ) -> Result<(), Why> {
+    pub(super) async fn decided(&self, client: &TcpStream, backend: &TcpStream) -> Result<(), Why> {
         let is_told = select! {
-            told = self.state.wait_for(News::is_decided) => match told.as_deref() {
-                Ok(News::State(state)) if state.is_translated() => return Ok(()),
-                Ok(News::State(_)) => true,
-                Ok(News::Cut) | Err(_) => false,
+            told = self.story.wait_for(News::is_decided) => match told {
+                News::State(state) if state.is_translated() => return Ok(()),
+                News::State(_) => true,
+                News::Silent(_) | News::Cut => false,
             },
             // Whatever comes to a socket is for it to carry.
             () = stirs(client) => false,
             () = stirs(backend) => false,
         };
         if !is_told {
-            let settled = self.engine.splicer.settle(self.number);
-            if settled.is_ok_and(|state| state == SpliceState::Switching) {
-                let _told = self.state.wait_for(News::is_decided).await;
-            }
+            let _unknown = self.engine.splicer.settle(self.number);
         }
-        match self.splice() {
-            Some(splice) if splice.state.is_translated() => Ok(()),
-            Some(splice) => Err(splice.why),
-            None => Err(Why::NoSocket),
+        loop {
+            match self.splice() {
+                Some(splice) if splice.state.is_translated() => return Ok(()),
+                // For as long as a program takes on another CPU.
+                Some(splice) if splice.state == SpliceState::Switching => yield_now().await,
+                Some(splice) => return Err(splice.why),
+                None => return Err(Why::NoSocket),
+            }
         }
     }
 
@@ -95,29 +85,16 @@ impl Flow {
     pub(super) async fn fly(&mut self, lease: Option<Lease>, tally: &Tally) -> End {
         tally.settle(Tier::Packet);
         let (splicer, number) = (Arc::clone(&self.engine.splicer), self.number);
-        let _metered =
-            tally.metered(move || splicer.splice(number).as_ref().map_or((0, 0), cut::delivered));
-        let (end, is_told) = self.end().await;
+        let story = Arc::clone(&self.story);
+        let now = move || splicer.splice(number).as_ref().map_or((0, 0), cut::delivered);
+        let _metered = tally.metered(move || story.delivered().unwrap_or_else(&now));
+        let last = self.story.wait_for(|news| news.end().is_some()).await;
+        // Nothing else was waited for.
+        let (end, is_told) = last.end().unwrap_or((End::Cut, false));
         if let Some(lease) = lease.filter(|_| is_told) {
             self.stage = Stage::Ended(lease);
         }
         end
-    }
-
-    /// Waits for the end of one without sockets, and whether its peers know of it.
-    async fn end(&mut self) -> (End, bool) {
-        loop {
-            let over = timeout(LOOK, self.state.wait_for(|news| news.end().is_some())).await;
-            if let Some(end) = over.ok().and_then(Result::ok).and_then(|news| news.end()) {
-                return end;
-            }
-            let seen = self.splice().map_or((0, 0), |it| (it.up.last_seen, it.down.last_seen));
-            match (silence(seen.0) > SILENCE, silence(seen.1) > SILENCE) {
-                (true, _) => return (End::ClientReset, false),
-                (_, true) => return (End::BackendReset, false),
-                _ => {}
-            }
-        }
     }
 }
 

@@ -4,12 +4,13 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use snisplit_common::abi::packet::{Fate, SPLICES_MAX, SpliceState, Told};
-use tokio::sync::watch;
+use snisplit_common::abi::packet::{Fate, SPLICES_MAX, Splice, SpliceState, Told};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use super::End;
+use super::super::Side;
+use super::flow::silence;
+use super::story::{News, Story};
 use crate::kernel::packet::{Events, Splicer};
 
 /// How long what is repeated of a flow's end is still translated, as TIME-WAIT is kept (`TCP_TIMEWAIT_LEN`,
@@ -17,49 +18,20 @@ use crate::kernel::packet::{Events, Splicer};
 const TIME_WAIT: Duration = Duration::from_secs(60);
 /// Between looks at the graves, and for events that were lost.
 const LOOK: Duration = Duration::from_secs(1);
+/// Between looks whether the peers of flows are still there.
+const LISTEN: Duration = Duration::from_secs(600);
+/// How long one of them may be silent, as no firewall between them would bear for longer
+/// (`nf_conntrack_tcp_timeout_established` is five days; RFC 5382 §5 asks for two hours).
+const SILENCE: Duration = Duration::from_secs(2 * 3_600 + 240);
 /// Graves that leave room for the living.
 const MANY: usize = SPLICES_MAX / 2;
 
 /// Listens to the programs as long as it lives.
 pub(super) struct Keeper {
     splicer: Arc<Splicer>,
-    flows: Mutex<HashMap<u64, watch::Sender<News>>>,
+    flows: Mutex<HashMap<u64, Arc<Story>>>,
     /// Flows that have ended, and since when; the oldest first.
     graves: Mutex<VecDeque<(u64, Instant)>>,
-}
-
-/// What there is to say of a flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum News {
-    /// What it has become.
-    State(SpliceState),
-    /// Somebody wants it cut.
-    Cut,
-}
-
-impl News {
-    fn is_before(self, state: SpliceState) -> bool {
-        matches!(self, Self::State(known) if (state as u64) > known as u64)
-    }
-
-    /// Whether it is clear whose flow it is.
-    pub(super) const fn is_decided(&self) -> bool {
-        match self {
-            Self::State(state) => *state as u64 >= SpliceState::Spliced as u64,
-            Self::Cut => true,
-        }
-    }
-
-    /// How a flow without sockets has ended, and whether its peers know of it.
-    pub(super) const fn end(self) -> Option<(End, bool)> {
-        match self {
-            Self::State(SpliceState::Closed) => Some((End::Closed, true)),
-            Self::State(SpliceState::ClientReset) => Some((End::ClientReset, true)),
-            Self::State(SpliceState::BackendReset) => Some((End::BackendReset, true)),
-            Self::Cut => Some((End::Cut, false)),
-            Self::State(_) => None,
-        }
-    }
 }
 
 impl Keeper {
@@ -72,7 +44,7 @@ impl Keeper {
         (keeper, tasks)
     }
 
-    fn flows(&self) -> MutexGuard<'_, HashMap<u64, watch::Sender<News>>> {
+    fn flows(&self) -> MutexGuard<'_, HashMap<u64, Arc<Story>>> {
         self.flows.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -81,10 +53,10 @@ impl Keeper {
     }
 
     /// Follows a flow from before it is armed.
-    pub(super) fn follow(&self, number: u64) -> watch::Receiver<News> {
-        let (sender, receiver) = watch::channel(News::State(SpliceState::Armed));
-        self.flows().insert(number, sender);
-        receiver
+    pub(super) fn follow(&self, number: u64) -> Arc<Story> {
+        let story = Arc::new(Story::default());
+        self.flows().insert(number, Arc::clone(&story));
+        story
     }
 
     pub(super) fn forget(&self, number: u64) {
@@ -97,23 +69,28 @@ impl Keeper {
     }
 
     /// Passes on what has become of a flow.
-    pub(super) fn tell(&self, number: u64, state: SpliceState) {
-        if let Some(flow) = self.flows().get(&number) {
-            // Later states have greater numbers, and a look may be behind an event.
-            flow.send_if_modified(|known| {
-                let is_news = known.is_before(state);
-                if is_news {
-                    *known = News::State(state);
-                }
-                is_news
-            });
+    pub(super) fn tell(&self, number: u64, news: News) {
+        if let Some(story) = self.flows().get(&number) {
+            story.tell(news);
         }
     }
 
-    /// Passes on that somebody wants a flow cut.
-    fn cut(&self, number: u64) {
-        if let Some(flow) = self.flows().get(&number) {
-            flow.send_replace(News::Cut);
+    /// Passes on what the programs say of a flow.
+    fn pass_on(&self, told: &Told) {
+        if let Some(story) = self.flows().get(&told.splice) {
+            if told.state.is_over() {
+                story.conclude((told.up, told.down));
+            }
+            story.tell(News::State(told.state));
+        }
+    }
+
+    /// Passes on that a peer may be gone: nobody keeps these connections alive by the leg.
+    fn tell_silent(&self, number: u64, splice: &Splice) {
+        for (side, way) in [(Side::Client, &splice.up), (Side::Backend, &splice.down)] {
+            if splice.state == SpliceState::Spliced && silence(way.last_seen) > SILENCE {
+                self.tell(number, News::Silent(side));
+            }
         }
     }
 
@@ -130,24 +107,30 @@ impl Keeper {
 async fn listen(keeper: Arc<Keeper>, mut events: Events) {
     // A ring that fails leaves the looks.
     while let Ok(told) = events.next().await {
-        for Told { splice, state } in told {
-            keeper.tell(splice, state);
-        }
+        told.iter().for_each(|told| keeper.pass_on(told));
     }
 }
 
 async fn look(keeper: Arc<Keeper>) {
     let mut lost = 0;
+    let mut listened = Instant::now();
     loop {
         sleep(LOOK).await;
         let before = lost;
         lost = keeper.splicer.count(Fate::EventLost).unwrap_or_default();
         if lost != before {
             for (number, splice) in keeper.splicer.splices() {
-                keeper.tell(number, splice.state);
+                keeper.tell(number, News::State(splice.state));
             }
         }
-        keeper.splicer.cuts().into_iter().for_each(|number| keeper.cut(number));
+        if listened.elapsed() > LISTEN {
+            listened = Instant::now();
+            for (number, splice) in keeper.splicer.splices() {
+                keeper.tell_silent(number, &splice);
+            }
+        }
+        let cuts = keeper.splicer.cuts();
+        cuts.into_iter().for_each(|number| keeper.tell(number, News::Cut));
         keeper.sweep();
     }
 }

@@ -1,12 +1,14 @@
 //! Whether two connections can be made one: what their handshakes agreed on must fit together, for
 //! nobody can agree anew.
 
+use std::io;
 use std::net::SocketAddr;
 
 use snisplit_common::abi::packet::{MSS_MASK, NO_SACK, NO_STAMPS, Splice, Way};
 use tokio::net::TcpStream;
 
-use super::super::{Pair, Socket};
+use super::super::{Pair, Socket, Upkeep};
+use super::Lease;
 use crate::kernel::address::tuple;
 use crate::sys::{self, TcpInfo};
 
@@ -23,31 +25,53 @@ const MICROSECONDS: u8 = 64;
 /// Bytes of a segment that timestamps take.
 const STAMP_BYTES: u32 = 12;
 
-/// What the client's connection has, for the back end's to be offered no more (`OFFERS_MAP`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct SynOptions(u32);
+/// A client's connection, which one to a back end is to fit to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Front {
+    peer: SocketAddr,
+    us: SocketAddr,
+    info: TcpInfo,
+}
 
-impl SynOptions {
-    pub(crate) fn of(client: &TcpStream) -> Option<Self> {
-        let info = sys::tcp_info(client).ok()?;
-        let lacks = |option, word| if info.options & option == 0 { word } else { 0 };
-        let without = lacks(TIMESTAMPS, NO_STAMPS) | lacks(SACK, NO_SACK);
-        Some(Self(whole_mss(&info).min(MSS_MASK) | without))
+/// What is known of a flow that the packet engine may carry, once its back end is connected.
+#[derive(Debug)]
+pub(crate) struct Terms {
+    pub(crate) front: Front,
+    /// Our address towards the back end.
+    pub(crate) own: SocketAddr,
+    pub(crate) lease: Lease,
+    /// Not applied to the back end's socket yet: most of these have little time to live.
+    pub(crate) upkeep: Upkeep,
+}
+
+impl Front {
+    /// `peer` is where the connection comes from, and `at` its listener.
+    pub(crate) fn of(client: &TcpStream, (peer, at): (SocketAddr, SocketAddr)) -> io::Result<Self> {
+        let us = if at.ip().is_unspecified() { client.local_addr()? } else { at };
+        Ok(Self { peer, us, info: sys::tcp_info(client)? })
     }
 
-    /// Whether a SYN must be changed for that, where our kernel would tell of segments of this size.
-    pub(super) fn restrains(self, told_mss: Option<u32>) -> bool {
-        self.0 & !MSS_MASK != 0 || told_mss.is_none_or(|told| told > self.mss())
-    }
-
-    /// As the programs know them.
-    pub(super) const fn word(self) -> u32 {
-        self.0
+    /// What it has, for the back end's to be offered no more; as the programs know it (`OFFERS_MAP`).
+    pub(super) fn offer(&self) -> u32 {
+        let lacks = |option, word| if self.info.options & option == 0 { word } else { 0 };
+        self.mss() | lacks(TIMESTAMPS, NO_STAMPS) | lacks(SACK, NO_SACK)
     }
 
     /// Bytes of a segment that the client can take.
-    pub(super) const fn mss(self) -> u32 {
-        self.0 & MSS_MASK
+    pub(super) fn mss(&self) -> u32 {
+        whole_mss(&self.info).min(MSS_MASK)
+    }
+
+    /// Whether a SYN must be changed for that, where our kernel would tell of segments of this size.
+    pub(super) fn restrains(&self, told_mss: Option<u32>) -> bool {
+        self.offer() & !MSS_MASK != 0 || told_mss.is_none_or(|told| told > self.mss())
+    }
+}
+
+impl Terms {
+    /// Our address, and the back end's.
+    pub(crate) const fn addresses(&self) -> (SocketAddr, SocketAddr) {
+        (self.own, self.lease.place().0)
     }
 }
 
@@ -57,18 +81,14 @@ const fn whole_mss(info: &TcpInfo) -> u32 {
     info.send_mss + stamps
 }
 
-/// The flow as it is to be armed, or why it cannot be.
-pub(super) fn splice_of(pair: &Pair) -> Result<Splice, &'static str> {
-    let Pair { client: Socket::Tcp(client), backend: Socket::Tcp(backend), .. } = pair else {
+/// The flow as it is to be armed and what its back end's socket says, or why it cannot be.
+pub(super) fn splice_of(pair: &Pair) -> Result<(Splice, TcpInfo), &'static str> {
+    let Pair { client: Socket::Tcp(_), backend: Socket::Tcp(backend), .. } = pair else {
         return Err("not_tcp");
     };
-    let Some(lease) = &pair.lease else { return Err("no_port") };
-    let (Ok(peer), Ok(us), Ok(own)) =
-        (client.peer_addr(), client.local_addr(), backend.local_addr())
-    else {
-        return Err("not_connected");
-    };
-    let (front, back) = (canonical((peer, us)), canonical((lease.place().0, own)));
+    let Some(terms) = &pair.terms else { return Err("no_port") };
+    let Terms { front: Front { peer, us, info: a }, own, lease, .. } = &**terms;
+    let (front, back) = (canonical((*peer, *us)), canonical((lease.place().0, *own)));
     if front.0.is_ipv4() != back.0.is_ipv4() {
         return Err("other_family");
     }
@@ -76,20 +96,19 @@ pub(super) fn splice_of(pair: &Pair) -> Result<Splice, &'static str> {
     if [front, back].iter().any(|(peer, us)| peer.ip() == us.ip() || peer.ip().is_loopback()) {
         return Err("local");
     }
-    let (Ok(a), Ok(b)) = (sys::tcp_info(client), sys::tcp_info(backend)) else {
-        return Err("not_connected");
-    };
+    let b = sys::tcp_info(backend).map_err(|_| "not_connected")?;
     lease.learn_mss(b.told_mss);
     // The kernel does not know what became of its SYN.
     let told_mss = b.told_mss.min(lease.offered.unwrap_or(b.told_mss));
-    fits(&a, &TcpInfo { told_mss, ..b })?;
-    Ok(Splice {
+    fits(a, &TcpInfo { told_mss, ..b })?;
+    let splice = Splice {
         client: tuple(front.0, front.1),
         backend: tuple(back.0, back.1),
-        up: way(&a, &b),
-        down: way(&b, &a),
+        up: way(a, &b),
+        down: way(&b, a),
         ..Splice::default()
-    })
+    };
+    Ok((splice, b))
 }
 
 fn canonical((peer, us): (SocketAddr, SocketAddr)) -> (SocketAddr, SocketAddr) {
@@ -143,6 +162,7 @@ mod tests {
         our_scale: 10,
         send_mss: 1448,
         told_mss: 1460,
+        is_drained: true,
         bytes_acked: 1,
         bytes_received: 0,
     };
