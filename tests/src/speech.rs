@@ -1,10 +1,11 @@
 //! Speeches that are said in odd pieces, and heard to the last byte.
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
 use crate::dice::Dice;
+use crate::stream::read_once;
 use crate::wait::pass;
 
 /// How one speaks.
@@ -58,13 +59,13 @@ pub fn say(mut stream: &TcpStream, seed: u64, side: u64, manner: Manner) {
 }
 
 /// Hears all of it, sometimes slowly.
-pub fn hear(mut stream: &TcpStream, seed: u64, side: u64, most: u64) {
+pub fn hear(stream: &TcpStream, seed: u64, side: u64, most: u64) {
     let mut dice = Dice::of(seed, side + 4);
     let mut heard: Vec<u8> = Vec::new();
     let mut buffer = vec![0; 1 + dice.roll(30_000) as usize];
     loop {
         let heard_of = |error| panic!("seed {seed}, {:?}: {error}", stream.local_addr());
-        let bytes = stream.read(&mut buffer).unwrap_or_else(heard_of);
+        let bytes = read_once(stream, &mut buffer).unwrap_or_else(heard_of);
         if bytes == 0 {
             break;
         }

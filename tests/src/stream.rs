@@ -117,14 +117,25 @@ impl Noise {
     }
 }
 
+/// Reads what there is. A process that was stopped and goes on is no fault of a stream with a deadline, whose
+/// read is not begun again by the kernel (signal(7)).
+pub fn read_once(mut stream: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match stream.read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            read => return read,
+        }
+    }
+}
+
 /// How many bytes came up to the end of stream, and what they hash to.
 #[track_caller]
-pub fn hash_all(mut stream: &TcpStream) -> (usize, [u8; 32]) {
+pub fn hash_all(stream: &TcpStream) -> (usize, [u8; 32]) {
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 256 * 1024];
     let mut total = 0;
     loop {
-        match stream.read(&mut buffer).unwrap() {
+        match read_once(stream, &mut buffer).unwrap() {
             0 => return (total, hash.finalize().into()),
             n => {
                 hash.update(&buffer[..n]);
