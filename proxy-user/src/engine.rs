@@ -135,7 +135,8 @@ enum Side {
 }
 
 impl Pair {
-    /// Arms the back end's socket as the listener armed the client's.
+    /// Arms the back end's socket as the listener armed the client's; what it needs only if it lasts, one that
+    /// the packet engine may have is given later (`take_care`).
     pub(crate) fn new(
         client: TcpStream,
         (backend, terms): (Socket, Option<Box<packet::Terms>>),

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use snisplit_common::abi::packet::{Fate, SPLICES_MAX, Splice, SpliceState, Told};
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, yield_now};
 use tokio::time::sleep;
 
 use super::super::Side;
@@ -85,6 +85,17 @@ impl Keeper {
         }
     }
 
+    /// Looks at one flow after the other: nothing that begins meanwhile waits for all of them.
+    async fn listen_to_peers(&self) {
+        let numbers: Vec<u64> = self.flows().keys().copied().collect();
+        for number in numbers {
+            if let Some(splice) = self.splicer.splice(number) {
+                self.tell_silent(number, &splice);
+            }
+            yield_now().await;
+        }
+    }
+
     /// Passes on that a peer may be gone: nobody keeps these connections alive by the leg.
     fn tell_silent(&self, number: u64, splice: &Splice) {
         for (side, way) in [(Side::Client, &splice.up), (Side::Backend, &splice.down)] {
@@ -125,9 +136,7 @@ async fn look(keeper: Arc<Keeper>) {
         }
         if listened.elapsed() > LISTEN {
             listened = Instant::now();
-            for (number, splice) in keeper.splicer.splices() {
-                keeper.tell_silent(number, &splice);
-            }
+            keeper.listen_to_peers().await;
         }
         let cuts = keeper.splicer.cuts();
         cuts.into_iter().for_each(|number| keeper.tell(number, News::Cut));
