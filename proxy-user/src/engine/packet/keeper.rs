@@ -98,10 +98,10 @@ impl Keeper {
 
     /// Passes on that a peer may be gone: nobody keeps these connections alive by the leg.
     fn tell_silent(&self, number: u64, splice: &Splice) {
-        for (side, way) in [(Side::Client, &splice.up), (Side::Backend, &splice.down)] {
-            if splice.state == SpliceState::Spliced && silence(way.last_seen) > SILENCE {
-                self.tell(number, News::Silent(side));
-            }
+        let sides = [(Side::Client, &splice.up), (Side::Backend, &splice.down)];
+        let silent = sides.into_iter().find(|(_, way)| silence(way.last_seen) > SILENCE);
+        if let (SpliceState::Spliced, Some((side, _))) = (splice.state, silent) {
+            self.tell(number, News::Silent(side));
         }
     }
 
