@@ -8,10 +8,10 @@ use aya_ebpf::programs::XdpContext;
 use snisplit_common::abi::packet::{BY_DRIVER, Fate, Leg, Splice};
 
 use crate::cas;
-use crate::forward::{Route, route};
+use crate::forward::{Route, route, tick};
 use crate::frame::Frame;
 use crate::headers::{ETHERNET, Family, IPPROTO_TCP, SYN, Segment, TCP, unmapped, words};
-use crate::maps::{LINKS, count, find};
+use crate::maps::{count, find};
 use crate::sum::Change;
 use crate::track::track;
 use crate::translate::{translate, unmark};
@@ -32,14 +32,14 @@ fn sni_early(ctx: XdpContext) -> u32 {
 fn forward(ctx: &XdpContext, segment: &mut Segment, leg: &Leg, splice: *mut Splice) -> u32 {
     // SAFETY: the entry lives until this program ends, and what is translated by does not change.
     let (way, to) = unsafe { &*splice }.way(leg.direction);
-    let route = route(ctx, segment.family, to).filter(|route| takes(ctx, segment, route));
+    let now = tick();
+    let route = route(ctx, segment.family, to, now).filter(|route| takes(ctx, segment, route));
     let Some(route) = route else { return XDP_PASS };
     if !unmark(segment, way) {
         return XDP_DROP;
     }
-    track(segment, leg.splice, leg.direction, splice);
-    let is_translated = translate(ctx, segment, way, to) && ctx.store(0, &route.ethernet).is_some();
-    if !is_translated {
+    track(segment, leg, splice, now);
+    if !translate(ctx, segment, way, to, route) {
         count(Fate::Malformed);
         return XDP_DROP;
     }
@@ -74,9 +74,7 @@ fn is_partial(segment: &Segment) -> bool {
 #[inline(always)]
 fn takes(ctx: &XdpContext, segment: &Segment, route: &Route) -> bool {
     let length = segment.at - ETHERNET + TCP + segment.options + segment.payload;
-    // SAFETY: an entry is a number.
-    let way_out = unsafe { LINKS.get(route.interface) }.copied();
-    way_out == Some(BY_DRIVER)
+    route.way_out == BY_DRIVER
         && route.is_resolved != 0
         && length <= route.mtu
         && ETHERNET + length <= ctx.length()

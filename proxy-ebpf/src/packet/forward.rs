@@ -10,7 +10,6 @@ use aya_ebpf::helpers::generated::{
     bpf_redirect_peer,
 };
 use aya_ebpf::macros::btf_map;
-use aya_ebpf::programs::TcContext;
 use snisplit_common::abi::packet::{BY_PEER, Tuple};
 
 use crate::frame::Frame;
@@ -28,22 +27,23 @@ const TC_ACT_REDIRECT: i32 = 7;
 ///
 /// No function that is not inlined may have an enum with data in its signature, an `Option` included:
 /// the type information that some compilers make of one is none that the kernel takes.
-#[derive(Clone, Copy, Default)]
 #[repr(C)]
 pub(crate) struct Route {
     pub(crate) interface: u32,
+    /// How to leave by that interface (`LINKS`); 0 if the programs are not attached to it.
+    pub(crate) way_out: u32,
     /// Whether the addresses are known.
     pub(crate) is_resolved: u32,
-    /// Destination and source of the frame.
-    pub(crate) ethernet: [[u8; 6]; 2],
     /// Most bytes behind the Ethernet header.
     pub(crate) mtu: u32,
+    /// Destination and source of the frame.
+    pub(crate) ethernet: [u16; 6],
 }
 
 /// A way, and of which peer and which address of ours.
 #[repr(C)]
 struct Known {
-    /// Of the coarse clock, which moves with each jiffy: 10 ms at most.
+    /// Of the coarse clock, which moves with each jiffy: 10 ms at most. 0 if it is to be asked for again.
     tick: u64,
     peer: [u32; 4],
     us: [u32; 4],
@@ -52,7 +52,7 @@ struct Known {
 
 const KNOWN_MAX: usize = 64;
 
-/// This CPU's ways of this tick. Looking one up takes a fifth of a packet's time here.
+/// This CPU's ways of this tick. Looking one up takes a good part of a packet's time.
 #[btf_map(name = "packet_known")]
 static KNOWN: PerCpuArray<Known, KNOWN_MAX> = PerCpuArray::new();
 
@@ -73,36 +73,46 @@ impl Known {
     }
 }
 
-/// The way to whoever's packets arrive by the tuple `to`. `None`: there is none.
+/// The way to whoever's packets arrive by the tuple `to`, at this time of the coarse clock. `None`: there
+/// is none. It holds until the next one is asked for.
 #[inline(always)]
-pub(crate) fn route(ctx: &impl Frame, family: Family, to: &Tuple) -> Option<Route> {
-    let mut route = Route::default();
-    find(ctx, family, to, &mut route).then_some(route)
+pub(crate) fn route(
+    ctx: &impl Frame,
+    family: Family,
+    to: &Tuple,
+    tick: u64,
+) -> Option<&'static Route> {
+    let known = Known::at(to)?;
+    let is_found = known.is_of(tick, to) || ask(ctx, family, to, known, tick);
+    is_found.then_some(&known.route)
+}
+
+/// This time of the coarse clock.
+#[inline(always)]
+pub(crate) fn tick() -> u64 {
+    // SAFETY: takes nothing and touches nothing.
+    unsafe { bpf_ktime_get_coarse_ns() }
 }
 
 #[inline(never)]
-fn find(ctx: &impl Frame, family: Family, to: &Tuple, route: &mut Route) -> bool {
-    // SAFETY: takes nothing and touches nothing.
-    let tick = unsafe { bpf_ktime_get_coarse_ns() };
-    let Some(known) = Known::at(to) else { return false };
-    if known.is_of(tick, to) {
-        *route = known.route;
-        return true;
-    }
-    if !ask(ctx, family, to, route) {
+fn ask(ctx: &impl Frame, family: Family, to: &Tuple, known: &mut Known, tick: u64) -> bool {
+    known.tick = 0;
+    let route = &mut known.route;
+    if !look_up(ctx, family, to, route) {
         return false;
     }
+    // SAFETY: an entry is a number.
+    route.way_out = unsafe { LINKS.get(route.interface) }.copied().unwrap_or_default();
     // What is not resolved is asked for again: the kernel finds the neighbour meanwhile.
-    if route.is_resolved != 0 {
-        // Not all at once: that would be too much for the stack.
-        (known.tick, known.route) = (tick, *route);
+    if route.is_resolved != 0 && route.way_out != 0 {
         [known.peer, known.us] = [words(&to.source), words(&to.destination)];
+        known.tick = tick;
     }
     true
 }
 
 #[inline(always)]
-fn ask(ctx: &impl Frame, family: Family, to: &Tuple, route: &mut Route) -> bool {
+fn look_up(ctx: &impl Frame, family: Family, to: &Tuple, route: &mut Route) -> bool {
     // SAFETY: plain numbers, for which zero is a value.
     let mut params: bpf_fib_lookup = unsafe { mem::zeroed() };
     params.l4_protocol = 6;
@@ -124,30 +134,25 @@ fn ask(ctx: &impl Frame, family: Family, to: &Tuple, route: &mut Route) -> bool 
     let found = unsafe { fib_lookup(ctx.as_ptr(), &raw mut params, size, 0) };
     route.interface = params.ifindex;
     route.is_resolved = (found as u32 == BPF_FIB_LKUP_RET_SUCCESS).into();
-    route.ethernet = [params.dmac, params.smac];
+    let halves = |at: [u8; 6]| [0, 2, 4].map(|i| u16::from_ne_bytes([at[i], at[i + 1]]));
+    let ([a, b, c], [d, e, f]) = (halves(params.dmac), halves(params.smac));
+    route.ethernet = [a, b, c, d, e, f];
     // SAFETY: the helper writes it where the total length was.
     route.mtu = unsafe { params.__bindgen_anon_1.mtu_result }.into();
     matches!(found as u32, BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH)
 }
 
-/// Sends the packet that way; the answer is what the program returns.
+/// Sends the packet that way, its Ethernet header written; the answer is what the program returns.
 #[inline(always)]
-pub(crate) fn send(ctx: &TcContext, route: &Route) -> Option<i32> {
-    match route.is_resolved {
-        1 => {
-            Frame::store(ctx, 0, &route.ethernet)?;
-            // SAFETY: an entry is a number.
-            let way_out = unsafe { LINKS.get(route.interface) }.copied();
-            // SAFETY: both take numbers.
-            _ = match way_out {
-                Some(BY_PEER) => unsafe { bpf_redirect_peer(route.interface, 0) },
-                _ => unsafe { bpf_redirect(route.interface, 0) },
-            };
-        }
-        // SAFETY: without parameters it asks for the way once more, and then for the neighbour.
-        _ => unsafe {
-            bpf_redirect_neigh(route.interface, ptr::null_mut(), 0, 0);
-        },
+pub(crate) fn send(route: &Route) -> i32 {
+    // SAFETY: these take numbers; without parameters the last one asks for the way once more, and then for
+    // the neighbour.
+    unsafe {
+        match (route.is_resolved, route.way_out) {
+            (1, BY_PEER) => bpf_redirect_peer(route.interface, 0),
+            (1, _) => bpf_redirect(route.interface, 0),
+            _ => bpf_redirect_neigh(route.interface, ptr::null_mut(), 0, 0),
+        };
     }
-    Some(TC_ACT_REDIRECT)
+    TC_ACT_REDIRECT
 }

@@ -1,6 +1,7 @@
 //! A frame as a hook has it: in a socket buffer (TC), or as the driver has received it (XDP).
 
 use core::mem::MaybeUninit;
+use core::ops::Range;
 use core::ptr;
 
 use aya_ebpf::EbpfContext;
@@ -28,17 +29,41 @@ pub(crate) trait Frame: EbpfContext {
     /// There are `length` bytes.
     unsafe fn copy_in(&self, at: u32, from: *const c_void, length: u32) -> bool;
 
+    /// Where the bytes are that can be read without a call.
+    fn linear(&self) -> Range<usize>;
+
+    /// Makes that these are so many, if it can.
+    fn pull(&self, length: u32) -> bool;
+
     /// What is in it (`h_proto`); 0 if a VLAN's tag was taken off.
     fn protocol(&self) -> u16;
 
     /// Bytes; of what a driver has received, those in its first buffer.
     fn length(&self) -> u32;
 
-    /// Brings the checksum of an IP header up to date.
-    fn amend_ip(&self, at: u32, change: Change) -> Option<()>;
-
-    /// The checksum of TCP likewise, of which a pseudo-header of addresses is part.
+    /// Brings the checksum of TCP up to date, of which a pseudo-header of addresses is part.
     fn amend_tcp(&self, at: u32, addresses: Change, rest: Change) -> Option<()>;
+
+    /// Copies from a place that is known when this is compiled. It makes no call where it can: whatever
+    /// returns costs a packet time of its own on processors whose returns the kernel distrusts
+    /// (Documentation/admin-guide/hw-vuln/srso.rst).
+    #[inline(always)]
+    fn peek<T: Copy>(&self, at: u32) -> Option<T> {
+        let behind = at + size_of::<T>() as u32;
+        let mut linear = self.linear();
+        if linear.start + behind as usize > linear.end {
+            if !self.pull(behind) {
+                return None;
+            }
+            linear = self.linear();
+            if linear.start + behind as usize > linear.end {
+                return None;
+            }
+        }
+        // SAFETY: it is there, and is one of the plain structures of headers. The verifier refuses what is
+        // not aligned enough for the machine.
+        Some(unsafe { ((linear.start + at as usize) as *const T).read() })
+    }
 
     #[inline(always)]
     fn load<T>(&self, at: u32) -> Option<T> {
@@ -60,6 +85,16 @@ pub(crate) trait Frame: EbpfContext {
 }
 
 impl Frame for TcContext {
+    #[inline(always)]
+    fn linear(&self) -> Range<usize> {
+        self.data()..self.data_end()
+    }
+
+    #[inline(always)]
+    fn pull(&self, length: u32) -> bool {
+        self.pull_data(length).is_ok()
+    }
+
     #[inline(always)]
     unsafe fn copy_out(&self, at: u32, to: *mut c_void, length: u32) -> bool {
         // SAFETY: as our caller says.
@@ -86,11 +121,6 @@ impl Frame for TcContext {
     }
 
     #[inline(always)]
-    fn amend_ip(&self, at: u32, change: Change) -> Option<()> {
-        self.l3_csum_replace(at as usize, 0, change.folded(), 0).ok()
-    }
-
-    #[inline(always)]
     fn amend_tcp(&self, at: u32, addresses: Change, rest: Change) -> Option<()> {
         // Of a checksum that is still to be made only the addresses are in yet (CHECKSUM_PARTIAL).
         let pseudo = u64::from(BPF_F_PSEUDO_HDR);
@@ -100,6 +130,16 @@ impl Frame for TcContext {
 }
 
 impl Frame for XdpContext {
+    #[inline(always)]
+    fn linear(&self) -> Range<usize> {
+        self.data()..self.data_end()
+    }
+
+    #[inline(always)]
+    fn pull(&self, _length: u32) -> bool {
+        false
+    }
+
     #[inline(always)]
     unsafe fn copy_out(&self, at: u32, to: *mut c_void, length: u32) -> bool {
         // SAFETY: as our caller says.
@@ -124,15 +164,10 @@ impl Frame for XdpContext {
     }
 
     #[inline(always)]
-    fn amend_ip(&self, at: u32, change: Change) -> Option<()> {
-        let sum: u16 = self.load(at)?;
-        self.store(at, &change.applied_to(sum))
-    }
-
-    #[inline(always)]
     fn amend_tcp(&self, at: u32, mut addresses: Change, rest: Change) -> Option<()> {
         // What comes from a driver has its whole checksum.
         addresses.add(rest.folded());
-        self.amend_ip(at, addresses)
+        let sum: u16 = self.load(at)?;
+        self.store(at, &addresses.applied_to(sum))
     }
 }

@@ -15,8 +15,11 @@ pub(crate) const TCP: u32 = 20;
 /// Most bytes of TCP options.
 pub(crate) const OPTIONS: u32 = 40;
 
-const ETH_P_IP: u16 = 0x0800;
-const ETH_P_IPV6: u16 = 0x86dd;
+pub(crate) const ETH_P_IP: u16 = 0x0800;
+pub(crate) const ETH_P_IPV6: u16 = 0x86dd;
+/// Where a TCP header begins behind an IP header without options.
+pub(crate) const TCP4: u32 = ETHERNET + 20;
+pub(crate) const TCP6: u32 = ETHERNET + 40;
 pub(crate) const IPPROTO_TCP: u8 = 6;
 
 pub(crate) const FIN: u8 = 0x01;
@@ -124,7 +127,11 @@ impl Segment {
             Family::V6 => this.read_ip6(ctx)?,
         };
         this.family = family;
-        this.tcp = ctx.load(this.at)?;
+        this.tcp = match this.at {
+            TCP4 => ctx.peek(TCP4)?,
+            TCP6 => ctx.peek(TCP6)?,
+            elsewhere => ctx.load(elsewhere)?,
+        };
         this.becomes = this.tcp;
         this.tuple.source_port = u16::from_be(this.tcp.source);
         this.tuple.destination_port = u16::from_be(this.tcp.destination);
@@ -140,7 +147,7 @@ impl Segment {
     /// How many bytes are behind the IP header.
     #[inline(always)]
     fn read_ip4(&mut self, ctx: &impl Frame) -> Option<u32> {
-        let ip: Ip4 = ctx.load(ETHERNET)?;
+        let ip: Ip4 = ctx.peek(ETHERNET)?;
         // The first fragment too has ports to be known by.
         let fragment = u16::from_be(ip.fragment) & 0x3fff;
         if ip.protocol != IPPROTO_TCP || fragment & 0x1fff != 0 {
@@ -162,11 +169,11 @@ impl Segment {
 
     #[inline(always)]
     fn read_ip6(&mut self, ctx: &impl Frame) -> Option<u32> {
-        let ip: Ip6 = ctx.load(ETHERNET)?;
+        let ip: Ip6 = ctx.peek(ETHERNET)?;
         if ip.next != IPPROTO_TCP {
             return None;
         }
-        self.at = ETHERNET + 40;
+        self.at = TCP6;
         put(&mut self.tuple.source, ip.source);
         put(&mut self.tuple.destination, ip.destination);
         (self.ttl, self.service) = (ip.hops.into(), u32::from_be(ip.flow) >> 20 & 0xff);

@@ -7,12 +7,13 @@ use snisplit_common::abi::Direction;
 use snisplit_common::abi::packet::{Fate, Tuple, Way};
 
 use crate::cas;
-use crate::forward::{route, send};
-use crate::headers::{ETHERNET, Family, Ip4, Ip6, Segment, Tcp, family, map, put, unmapped};
+use crate::forward::{route, send, tick};
+use crate::frame::Frame;
+use crate::headers::{ETHERNET, Family, Ip4, Ip6, Segment, Tcp, family, map, put, unmapped, words};
 use crate::maps::{count, find};
 use crate::sum::Change;
 use crate::track::is_within;
-use crate::translate::{addresses4, addresses6, replace};
+use crate::translate::Network as _;
 
 const IPPROTO_ICMP: u8 = 1;
 const IPPROTO_TCP: u8 = 6;
@@ -81,10 +82,10 @@ fn translate(ctx: &TcContext) -> Option<i32> {
         // RFC 5927 §4.1: of nothing that is on its way.
         return None;
     }
-    let out = route(ctx, family, sender)?;
-    let is_done = rewrite(ctx, about, way, sender);
+    let out = route(ctx, family, sender, tick())?;
+    let is_done = Frame::store(ctx, 0, &out.ethernet).is_some() && rewrite(ctx, about, way, sender);
     count(if is_done { Fate::Icmp } else { Fate::Malformed });
-    if is_done { send(ctx, &out) } else { Some(crate::DROP) }
+    Some(if is_done { send(out) } else { crate::DROP })
 }
 
 /// A quote may have no more of the TCP header than this (RFC 792).
@@ -116,7 +117,6 @@ fn read4(ctx: &TcContext, about: &mut Segment) -> bool {
     let Ok(inner) = ctx.load::<Ip4>(QUOTED4 as usize) else { return false };
     map(&mut about.tuple.source, inner.destination);
     map(&mut about.tuple.destination, inner.source);
-    about.ttl = outer.ttl.into();
     inner.protocol == IPPROTO_TCP && inner.version_length == 0x45 && outer.ttl > 1
 }
 
@@ -130,13 +130,12 @@ fn read6(ctx: &TcContext, about: &mut Segment) -> bool {
     let Ok(inner) = ctx.load::<Ip6>(QUOTED6 as usize) else { return false };
     put(&mut about.tuple.source, inner.destination);
     put(&mut about.tuple.destination, inner.source);
-    about.ttl = outer.hops.into();
     inner.next == IPPROTO_TCP && outer.hops > 1
 }
 
 /// The quote becomes what `sender` has sent, and the error goes to it, from us.
 #[inline(always)]
-fn rewrite(ctx: &TcContext, about: &mut Segment, way: &Way, sender: &Tuple) -> bool {
+fn rewrite(ctx: &TcContext, about: &Segment, way: &Way, sender: &Tuple) -> bool {
     let old = &about.tcp;
     let new = Ports {
         source: sender.source_port.to_be(),
@@ -156,7 +155,7 @@ fn rewrite(ctx: &TcContext, about: &mut Segment, way: &Way, sender: &Tuple) -> b
 }
 
 #[inline(never)]
-fn outer4(ctx: &TcContext, about: &mut Segment, sender: &Tuple, change: u64) -> bool {
+fn outer4(ctx: &TcContext, about: &Segment, sender: &Tuple, change: u64) -> bool {
     // The quoted header: its own sum takes up what changes in it.
     let new = [unmapped(&sender.source), unmapped(&sender.destination)];
     let mut inner = Change::default();
@@ -166,25 +165,51 @@ fn outer4(ctx: &TcContext, about: &mut Segment, sender: &Tuple, change: u64) -> 
     let is_quoted = ctx.store((QUOTED4 + 12) as usize, &new, 0).is_ok()
         && ctx.l3_csum_replace((QUOTED4 + 10) as usize, 0, inner.folded(), 0).is_ok()
         && ctx.l4_csum_replace(check, 0, change, 0).is_ok();
-    // The error itself came from a router, to the address that the quoted packet had come from.
-    let Ok(router) = ctx.load::<u32>((ETHERNET + 12) as usize) else { return false };
-    map(&mut about.tuple.source, router);
-    is_quoted && addresses4(ctx, (&about.tuple, about.ttl), sender).is_some()
+    let Some((outer, _)) = Ip4::translated(ctx, sender, false) else { return false };
+    is_quoted && ctx.store(ETHERNET as usize, &outer, 0).is_ok()
 }
 
 #[inline(never)]
-fn outer6(ctx: &TcContext, about: &mut Segment, sender: &Tuple, ports: u64) -> bool {
+fn outer6(ctx: &TcContext, about: &Segment, sender: &Tuple, ports: u64) -> bool {
     let mut change = Change::of(ports);
     let inner = &about.tuple;
     let is_quoted = replace(ctx, QUOTED6 + 8, (&inner.destination, &sender.source), &mut change)
-        .is_some()
-        && replace(ctx, QUOTED6 + 24, (&inner.source, &sender.destination), &mut change).is_some();
-    let Ok(router) = ctx.load::<[u32; 4]>((ETHERNET + 8) as usize) else { return false };
-    put(&mut about.tuple.source, router);
-    let addresses = addresses6(ctx, (&about.tuple, about.ttl), sender);
+        && replace(ctx, QUOTED6 + 24, (&inner.source, &sender.destination), &mut change);
+    let Some((outer, addresses)) = Ip6::translated(ctx, sender, false) else { return false };
     let check = (ETHERNET + 40 + CHECK) as usize;
     let pseudo = u64::from(BPF_F_PSEUDO_HDR);
     is_quoted
-        && addresses.is_some_and(|sum| ctx.l4_csum_replace(check, 0, sum.folded(), pseudo).is_ok())
+        && ctx.store(ETHERNET as usize, &outer, 0).is_ok()
+        && ctx.l4_csum_replace(check, 0, addresses.folded(), pseudo).is_ok()
         && ctx.l4_csum_replace(check, 0, change.folded(), 0).is_ok()
+}
+
+/// Writes an address of IPv6 at this place.
+#[inline(always)]
+fn replace(
+    ctx: &TcContext,
+    at: u32,
+    (old, new): (&[u8; 16], &[u8; 16]),
+    change: &mut Change,
+) -> bool {
+    let sum = store(ctx, at, old, new);
+    change.add(sum);
+    sum != FAILED
+}
+
+/// No folded sum is as large.
+const FAILED: u64 = u64::MAX;
+
+/// Not inlined: all of it at once is too much for the stack.
+#[inline(never)]
+fn store(ctx: &TcContext, at: u32, old: &[u8; 16], new: &[u8; 16]) -> u64 {
+    if ctx.store(at as usize, new, 0).is_err() {
+        return FAILED;
+    }
+    let (old, new) = (words(old), words(new));
+    let mut change = Change::default();
+    for word in 0..4 {
+        change.word(old[word], new[word]);
+    }
+    change.folded()
 }

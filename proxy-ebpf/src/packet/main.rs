@@ -25,6 +25,7 @@ mod maps;
 mod offer;
 mod options;
 mod sockets;
+mod stamps;
 mod sum;
 mod switch;
 mod track;
@@ -42,21 +43,19 @@ const DROP: i32 = 2;
 fn sni_in(ctx: TcContext) -> i32 {
     let Some(segment) = Segment::read(&ctx) else { return icmp::forward(&ctx) };
     let Some((leg, splice)) = find(&segment.tuple) else { return NEXT };
-    match cas::state(splice) {
-        SpliceState::Armed => match armed(&ctx, segment, &leg, splice) {
-            true => forward(&ctx, segment, &leg, splice),
-            false => NEXT,
-        },
+    let is_ours = match cas::state(splice) {
+        SpliceState::Armed => armed(&ctx, segment, &leg, splice),
         SpliceState::Switching => {
             count(Fate::Switching);
-            DROP
+            return DROP;
         }
-        SpliceState::Fallback => NEXT,
+        SpliceState::Fallback => false,
         SpliceState::Spliced
         | SpliceState::Closed
         | SpliceState::ClientReset
-        | SpliceState::BackendReset => forward(&ctx, segment, &leg, splice),
-    }
+        | SpliceState::BackendReset => true,
+    };
+    if is_ours { forward(&ctx, segment, &leg, splice) } else { NEXT }
 }
 
 #[classifier]
@@ -143,7 +142,7 @@ fn armed(ctx: &TcContext, segment: &Segment, leg: &Leg, splice: *mut Splice) -> 
 }
 
 /// Sends a segment on to the other peer.
-#[inline(never)]
+#[inline(always)]
 fn forward(ctx: &TcContext, segment: &mut Segment, leg: &Leg, splice: *mut Splice) -> i32 {
     if segment.is_whole == 0 {
         count(Fate::Malformed);
@@ -159,19 +158,19 @@ fn forward(ctx: &TcContext, segment: &mut Segment, leg: &Leg, splice: *mut Splic
     if !translate::unmark(segment, way) {
         return DROP;
     }
-    let Some(route) = forward::route(ctx, segment.family, to).filter(|_| segment.ttl > 1) else {
+    let now = forward::tick();
+    let route = forward::route(ctx, segment.family, to, now).filter(|_| segment.ttl > 1);
+    let Some(route) = route else {
         count(Fate::Unroutable);
         return DROP;
     };
-    track::track(segment, leg.splice, leg.direction, splice);
-    let is_translated = translate::translate(ctx, segment, way, to);
-    let sent = is_translated.then(|| forward::send(ctx, &route)).flatten();
-    count(match sent {
-        None => Fate::Malformed,
-        Some(_) if is_new => Fate::Challenged,
-        Some(_) => Fate::Forwarded,
-    });
-    sent.unwrap_or(DROP)
+    track::track(segment, leg, splice, now);
+    if !translate::translate(ctx, segment, way, to, route) {
+        count(Fate::Malformed);
+        return DROP;
+    }
+    count(if is_new { Fate::Challenged } else { Fate::Forwarded });
+    forward::send(route)
 }
 
 #[panic_handler]

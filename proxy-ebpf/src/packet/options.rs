@@ -11,6 +11,7 @@ use snisplit_common::abi::packet::{MSS_MASK, NO_SACK, NO_STAMPS, Way};
 
 use crate::frame::Frame;
 use crate::headers::OPTIONS;
+use crate::stamps::Shift;
 use crate::sum::Change;
 
 const END: u8 = 0;
@@ -18,7 +19,7 @@ pub(crate) const NOP: u8 = 1;
 const MSS: u8 = 2;
 const SACK_PERMITTED: u8 = 4;
 const SACK: u8 = 5;
-const TIMESTAMPS: u8 = 8;
+pub(crate) const TIMESTAMPS: u8 = 8;
 
 /// More options than fit.
 const MOST: u32 = OPTIONS;
@@ -42,17 +43,7 @@ pub(crate) struct Options {
     stamp: u32,
     /// What a SYN may offer (`OFFERS`), if this is one; then nothing is translated.
     pub(crate) offered: u32,
-    way: Numbers,
-}
-
-/// What a [`Way`] adds to options.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Numbers {
-    ack: u32,
-    stamp: u32,
-    echo: u32,
-    echo_floor: u32,
+    shift: Shift,
 }
 
 /// This CPU's. No program is interrupted by another one: softirqs are off while each of them runs.
@@ -102,17 +93,10 @@ impl Options {
     }
 
     /// Translates in place; what that changes in the sum. `None`: they cannot be.
-    ///
-    /// Most segments have timestamps and nothing else, in the layout of RFC 7323 appendix A.
     #[inline(always)]
     pub(crate) fn translate(&mut self, way: &Way) -> Option<Change> {
-        let Way { ack, stamp, echo, echo_floor, .. } = *way;
-        self.way = Numbers { ack, stamp, echo, echo_floor };
-        if self.length == 12 && self.bytes.first_chunk() == Some(&[NOP, NOP, TIMESTAMPS, 10]) {
-            self.stamps(4);
-        } else {
-            self.walk();
-        }
+        self.shift = Shift::of(way);
+        self.walk();
         (self.is_malformed == 0).then_some(self.change)
     }
 
@@ -161,7 +145,7 @@ impl Options {
         for edge in 0..EDGES {
             if edge * 4 + 4 <= length {
                 let at = at + edge * 4;
-                let number = self.number(at).wrapping_add(self.way.ack);
+                let number = self.number(at).wrapping_add(self.shift.ack);
                 self.put(at, number);
             }
         }
@@ -171,10 +155,9 @@ impl Options {
     fn stamps(&mut self, at: u32) {
         let stamp = self.number(at);
         (self.stamp, self.has_stamp) = (stamp, 1);
-        self.put(at, stamp.wrapping_add(self.way.stamp));
-        let (echo, floor) = (self.number(at + 4).wrapping_add(self.way.echo), self.way.echo_floor);
-        let is_old = (echo.wrapping_sub(floor) as i32) < 0;
-        self.put(at + 4, if is_old { floor } else { echo });
+        self.put(at, stamp.wrapping_add(self.shift.stamp));
+        let echo = self.number(at + 4);
+        self.put(at + 4, self.shift.echoed(echo));
     }
 
     #[inline(always)]

@@ -6,9 +6,9 @@ use aya_ebpf::programs::TcContext;
 use snisplit_common::abi::packet::{Splice, SpliceState, Why};
 
 use crate::cas;
-use crate::forward::route;
+use crate::forward::{route, tick};
 use crate::headers::{ACK, Segment, TCP};
-use crate::maps::{LINKS, tell};
+use crate::maps::tell;
 use crate::options::Options;
 use crate::sockets::{Numbers, numbers};
 
@@ -59,9 +59,11 @@ fn take_over(ctx: &TcContext, segment: &Segment, splice: &mut Splice) -> Result<
         return Err(Why::BackendBytes);
     }
     for tuple in [&splice.client, &splice.backend] {
-        let out = route(ctx, segment.family, tuple).ok_or(Why::NoRoute)?;
+        let out = route(ctx, segment.family, tuple, tick()).ok_or(Why::NoRoute)?;
         // What comes back by that way must pass here.
-        LINKS.get_ptr(out.interface).ok_or(Why::NoRoute)?;
+        if out.way_out == 0 {
+            return Err(Why::NoRoute);
+        }
     }
     let options = Options::read(ctx, segment.at + TCP, segment.options).ok_or(Why::NoSocket)?;
     options.translate(&splice.down).ok_or(Why::NoSocket)?;

@@ -1,9 +1,8 @@
 //! What a flow has come to, from the packets that pass. Only a segment within its window tells
 //! anything: a forged one is sent on like any other, and the receivers judge it themselves.
 
-use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use snisplit_common::abi::Direction;
-use snisplit_common::abi::packet::{Splice, SpliceState, Told, Way};
+use snisplit_common::abi::packet::{Leg, Splice, SpliceState, Told, Way};
 
 use crate::cas;
 use crate::headers::{ACK, FIN, RST, SYN, Segment};
@@ -26,7 +25,8 @@ pub(crate) const fn is_within(number: u32, from: u32, to: u32) -> bool {
 
 /// Takes note of a segment. Numbers of a direction are written by its own packets only.
 #[inline(always)]
-pub(crate) fn track(segment: &Segment, number: u64, direction: Direction, splice: *mut Splice) {
+pub(crate) fn track(segment: &Segment, leg: &Leg, splice: *mut Splice, tick: u64) {
+    let (number, direction) = (leg.splice, leg.direction);
     // SAFETY: the entry lives until this program ends; a torn account is put right by the next packet.
     let entry = unsafe { &mut *splice };
     let (own, other) = match direction {
@@ -48,7 +48,7 @@ pub(crate) fn track(segment: &Segment, number: u64, direction: Direction, splice
         }
         return;
     }
-    if segment.tcp.flags & (SYN | ACK) != ACK || !notes(segment, own, other) {
+    if segment.tcp.flags & (SYN | ACK) != ACK || !notes(segment, own, other, tick) {
         return;
     }
     let has_ended = |way: &Way| way.has_fin != 0 && !is_after(way.fin, way.acked);
@@ -92,7 +92,7 @@ fn oldest(way: &Way) -> u32 {
 
 /// Whether it was within its window.
 #[inline(always)]
-fn notes(segment: &Segment, own: &mut Way, other: &mut Way) -> bool {
+fn notes(segment: &Segment, own: &mut Way, other: &mut Way, tick: u64) -> bool {
     let ack = segment.ack().wrapping_add(own.ack);
     // The byte behind the edge is a FIN, or a probe of a closed window.
     let (oldest, edge) = (oldest(own), own.edge.wrapping_add(1));
@@ -102,8 +102,7 @@ fn notes(segment: &Segment, own: &mut Way, other: &mut Way) -> bool {
     if !is_sane {
         return false;
     }
-    // SAFETY: takes nothing and touches nothing.
-    own.last_seen = unsafe { bpf_ktime_get_coarse_ns() };
+    own.last_seen = tick;
     if is_after(segment.end(), own.end) {
         own.end = segment.end();
     }

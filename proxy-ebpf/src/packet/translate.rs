@@ -1,70 +1,101 @@
 //! From one leg's numbers to the other's.
 
+use aya_ebpf::btf_maps::PerCpuArray;
+use aya_ebpf::macros::btf_map;
 use snisplit_common::abi::packet::{Fate, Tuple, Way};
 
+use crate::forward::Route;
 use crate::frame::Frame;
-use crate::headers::{CWR, ECE, ECN, ETHERNET, Family, Segment, TCP, Tcp, unmapped, words};
+use crate::headers::{
+    CWR, ECE, ECN, ETH_P_IP, ETH_P_IPV6, ETHERNET, Family, Ip4, Ip6, Segment, TCP, TCP4, TCP6, Tcp,
+    unmapped, words,
+};
 use crate::maps::count;
 use crate::options::Options;
+use crate::stamps::{QUICK, Stamps};
 use crate::sum::Change;
 
-/// Where things stand.
-const IP4_SERVICE: u32 = ETHERNET + 1;
-const IP4_TTL: u32 = ETHERNET + 8;
-const IP4_CHECK: u32 = ETHERNET + 10;
-const IP4_ADDRESSES: u32 = ETHERNET + 12;
-const IP6_HOPS: u32 = ETHERNET + 7;
-const IP6_ADDRESSES: u32 = ETHERNET + 8;
+/// Where the checksum is in a TCP header.
 const TCP_CHECK: u32 = 16;
+/// Where the ECN bits are in the first word of an IPv6 header: of its traffic class, RFC 8200 §3.
+const ECN6: u32 = ECN << 20;
 
 /// Rewrites a segment for the receiver, whose own packets arrive by the tuple `to`. `false`: it is one
 /// that cannot be, or the buffer does not let itself be written.
 #[inline(never)]
-pub(crate) fn translate(ctx: &impl Frame, segment: &Segment, way: &Way, to: &Tuple) -> bool {
-    rewrite(ctx, segment, way, to).is_some()
+pub(crate) fn translate(
+    ctx: &impl Frame,
+    segment: &Segment,
+    way: &Way,
+    to: &Tuple,
+    route: &Route,
+) -> bool {
+    let rewritten = match segment.family {
+        Family::V4 => rewrite::<Ip4>(ctx, segment, (way, to), route),
+        Family::V6 => rewrite::<Ip6>(ctx, segment, (way, to), route),
+    };
+    rewritten.is_some()
+}
+
+/// The headers of a frame, which are written at once: each call costs a packet time. In a map, for they are
+/// too much for the stack.
+#[repr(C, align(4))]
+struct Head<Ip> {
+    /// Not written: what is behind it is aligned so.
+    ahead: u16,
+    ethernet: [u16; 6],
+    protocol: u16,
+    ip: Ip,
+    tcp: Tcp,
+    stamps: Stamps,
+}
+
+/// This CPU's, with room for either family.
+#[btf_map(name = "packet_head")]
+static WORK: PerCpuArray<Head<Ip6>, 1> = PerCpuArray::new();
+
+impl<Ip: Network> Head<Ip> {
+    #[inline(always)]
+    fn work() -> Option<&'static mut Self> {
+        const { assert!(size_of::<Self>() <= size_of::<Head<Ip6>>()) };
+        // SAFETY: the slot is this CPU's, never goes, is as large, and is used by one function at a time; of
+        // numbers every bit pattern is one.
+        WORK.get_ptr_mut(0).map(|work| unsafe { &mut *work.cast::<Self>() })
+    }
 }
 
 #[inline(always)]
-fn rewrite(ctx: &impl Frame, segment: &Segment, way: &Way, to: &Tuple) -> Option<()> {
-    let at = segment.at;
-    let options = Options::read(ctx, at + TCP, segment.options)?;
-    let mut change = options.translate(way)?;
-    options.write(ctx, at + TCP)?;
-    let tcp = header(segment, way, to);
-    let old = &segment.tcp;
-    change.half(old.source, tcp.source);
-    change.half(old.destination, tcp.destination);
-    change.word(old.seq, tcp.seq);
-    change.word(old.ack, tcp.ack);
-    change.half(old.window, tcp.window);
-    change.half(
-        u16::from_ne_bytes([old.length, old.flags]),
-        u16::from_ne_bytes([tcp.length, tcp.flags]),
-    );
-    let front = Front {
-        ports: [tcp.source, tcp.destination],
-        numbers: [tcp.seq, tcp.ack],
-        length_flags: [tcp.length, tcp.flags],
-        window: tcp.window,
+fn rewrite<Ip: Network>(
+    ctx: &impl Frame,
+    segment: &Segment,
+    (way, to): (&Way, &Tuple),
+    route: &Route,
+) -> Option<()> {
+    let head = Head::<Ip>::work()?;
+    let (ip, addresses) = Ip::translated(ctx, to, way.ends_ecn != 0)?;
+    (head.ethernet, head.protocol, head.ip) = (route.ethernet, Ip::PROTOCOL.to_be(), ip);
+    head.tcp = header(segment, way, to);
+    let mut change = between(&segment.tcp, &head.tcp);
+    let mut length = ETHERNET + size_of::<Ip>() as u32 + TCP;
+    // Most segments have timestamps and nothing else, in the layout of RFC 7323 appendix A.
+    let quick = match segment.options {
+        QUICK => ctx.peek::<Stamps>(Ip::TCP_AT + TCP)?.translated(way, &mut change),
+        _ => None,
     };
-    ctx.store(at, &front)?;
-    if way.ends_ecn != 0 && segment.service & ECN != 0 {
-        end_ecn(ctx, segment)?;
+    if let Some(stamps) = quick {
+        head.stamps = stamps;
+        length += QUICK;
+    } else {
+        let options = Options::read(ctx, Ip::TCP_AT + TCP, segment.options)?;
+        change.add(options.translate(way)?.folded());
+        options.write(ctx, Ip::TCP_AT + TCP)?;
     }
-    let addresses = match segment.family {
-        Family::V4 => addresses4(ctx, (&segment.tuple, segment.ttl), to)?,
-        Family::V6 => addresses6(ctx, (&segment.tuple, segment.ttl), to)?,
-    };
-    ctx.amend_tcp(at + TCP_CHECK, addresses, change)
-}
-
-/// The first sixteen bytes of a TCP header.
-#[repr(C)]
-struct Front {
-    ports: [u16; 2],
-    numbers: [u32; 2],
-    length_flags: [u8; 2],
-    window: u16,
+    // SAFETY: `length` bytes at most are behind the first field.
+    let is_written = unsafe { ctx.copy_in(0, (&raw const head.ethernet).cast(), length) };
+    if !is_written {
+        return None;
+    }
+    ctx.amend_tcp(Ip::TCP_AT + TCP_CHECK, addresses, change)
 }
 
 #[inline(always)]
@@ -76,6 +107,77 @@ fn header(segment: &Segment, way: &Way, to: &Tuple) -> Tcp {
         ack: u32::from_be(segment.becomes.ack).wrapping_add(way.ack).to_be(),
         window: window(u16::from_be(segment.becomes.window), way).to_be(),
         ..segment.becomes
+    }
+}
+
+#[inline(always)]
+fn between(old: &Tcp, new: &Tcp) -> Change {
+    let mut change = Change::default();
+    change.half(old.source, new.source);
+    change.half(old.destination, new.destination);
+    change.word(old.seq, new.seq);
+    change.word(old.ack, new.ack);
+    change.half(old.window, new.window);
+    change.half(
+        u16::from_ne_bytes([old.length, old.flags]),
+        u16::from_ne_bytes([new.length, new.flags]),
+    );
+    change
+}
+
+/// What differs between IPv4 and IPv6.
+pub(crate) trait Network: Sized + 'static {
+    const PROTOCOL: u16;
+    const TCP_AT: u32;
+
+    /// The frame's header for whoever's packets arrive by the tuple `to`, with ECN's bits or without, and
+    /// what changes in the addresses.
+    fn translated(ctx: &impl Frame, to: &Tuple, ends_ecn: bool) -> Option<(Self, Change)>;
+}
+
+impl Network for Ip4 {
+    const PROTOCOL: u16 = ETH_P_IP;
+    const TCP_AT: u32 = TCP4;
+
+    #[inline(always)]
+    fn translated(ctx: &impl Frame, to: &Tuple, ends_ecn: bool) -> Option<(Self, Change)> {
+        let old: Self = ctx.peek(ETHERNET)?;
+        let mut new = old;
+        new.ttl = old.ttl.wrapping_sub(1);
+        (new.source, new.destination) = (unmapped(&to.destination), unmapped(&to.source));
+        let mut addresses = Change::default();
+        addresses.word(old.source, new.source);
+        addresses.word(old.destination, new.destination);
+        let mut header = addresses;
+        header.half(u16::from_ne_bytes([old.ttl, 0]), u16::from_ne_bytes([new.ttl, 0]));
+        if ends_ecn {
+            new.service &= !(ECN as u8);
+            header.half(u16::from_ne_bytes([0, old.service]), u16::from_ne_bytes([0, new.service]));
+        }
+        new.check = header.applied_to(old.check);
+        Some((new, addresses))
+    }
+}
+
+impl Network for Ip6 {
+    const PROTOCOL: u16 = ETH_P_IPV6;
+    const TCP_AT: u32 = TCP6;
+
+    #[inline(always)]
+    fn translated(ctx: &impl Frame, to: &Tuple, ends_ecn: bool) -> Option<(Self, Change)> {
+        let old: Self = ctx.peek(ETHERNET)?;
+        let mut new = old;
+        new.hops = old.hops.wrapping_sub(1);
+        (new.source, new.destination) = (words(&to.destination), words(&to.source));
+        if ends_ecn {
+            new.flow &= !ECN6.to_be();
+        }
+        let mut addresses = Change::default();
+        for word in 0..4 {
+            addresses.word(old.source[word], new.source[word]);
+            addresses.word(old.destination[word], new.destination[word]);
+        }
+        Some((new, addresses))
     }
 }
 
@@ -94,27 +196,6 @@ pub(crate) fn unmark(segment: &mut Segment, way: &Way) -> bool {
     true
 }
 
-/// Says that the sender has no ECN.
-#[inline(always)]
-fn end_ecn(ctx: &impl Frame, segment: &Segment) -> Option<()> {
-    let service = segment.service as u8;
-    let without = service & !(ECN as u8);
-    match segment.family {
-        Family::V4 => {
-            ctx.store(IP4_SERVICE, &without)?;
-            let mut change = Change::default();
-            change.half(u16::from_ne_bytes([0, service]), u16::from_ne_bytes([0, without]));
-            ctx.amend_ip(IP4_CHECK, change)
-        }
-        Family::V6 => {
-            // Version, class and the beginning of the flow label (RFC 8200 §3).
-            let old: [u8; 2] = ctx.load(ETHERNET)?;
-            let new = [old[0], old[1] & !((ECN as u8) << 4)];
-            ctx.store(ETHERNET, &new)
-        }
-    }
-}
-
 /// In the scale that the receiver was told of. Some room stays some room, and no room none.
 #[inline(always)]
 fn window(window: u16, way: &Way) -> u16 {
@@ -124,68 +205,4 @@ fn window(window: u16, way: &Way) -> u16 {
         0xffff.. => 0xffff,
         scaled => scaled as u16,
     }
-}
-
-#[inline(always)]
-pub(crate) fn addresses4(
-    ctx: &impl Frame,
-    (from, ttl): (&Tuple, u32),
-    to: &Tuple,
-) -> Option<Change> {
-    let mut change = Change::default();
-    let new = [unmapped(&to.destination), unmapped(&to.source)];
-    change.word(unmapped(&from.source), new[0]);
-    change.word(unmapped(&from.destination), new[1]);
-    ctx.store(IP4_ADDRESSES, &new)?;
-    let ttl = ttl as u8;
-    let less = ttl.wrapping_sub(1);
-    ctx.store(IP4_TTL, &less)?;
-    let mut header = change;
-    header.half(u16::from_ne_bytes([ttl, 0]), u16::from_ne_bytes([less, 0]));
-    ctx.amend_ip(IP4_CHECK, header)?;
-    Some(change)
-}
-
-#[inline(always)]
-pub(crate) fn addresses6(
-    ctx: &impl Frame,
-    (from, hops): (&Tuple, u32),
-    to: &Tuple,
-) -> Option<Change> {
-    ctx.store(IP6_HOPS, &(hops as u8).wrapping_sub(1))?;
-    let mut change = Change::default();
-    let Tuple { source, destination, .. } = from;
-    replace(ctx, IP6_ADDRESSES, (source, &to.destination), &mut change)?;
-    replace(ctx, IP6_ADDRESSES + 16, (destination, &to.source), &mut change)?;
-    Some(change)
-}
-
-/// Writes an address of IPv6 at this place.
-#[inline(always)]
-pub(crate) fn replace(
-    ctx: &impl Frame,
-    at: u32,
-    (old, new): (&[u8; 16], &[u8; 16]),
-    change: &mut Change,
-) -> Option<()> {
-    let sum = store(ctx, at, old, new);
-    change.add(sum);
-    (sum != FAILED).then_some(())
-}
-
-/// No folded sum is as large.
-const FAILED: u64 = u64::MAX;
-
-/// Not inlined: all of it at once is too much for the stack.
-#[inline(never)]
-fn store(ctx: &impl Frame, at: u32, old: &[u8; 16], new: &[u8; 16]) -> u64 {
-    if ctx.store(at, new).is_none() {
-        return FAILED;
-    }
-    let (old, new) = (words(old), words(new));
-    let mut change = Change::default();
-    for word in 0..4 {
-        change.word(old[word], new[word]);
-    }
-    change.folded()
 }
