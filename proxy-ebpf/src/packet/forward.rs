@@ -1,7 +1,7 @@
 //! The way out: routing as for what this host itself sends, so forwarding need not be enabled for the
 //! interfaces that packets come by.
 
-use core::{mem, ptr};
+use core::ptr;
 
 use aya_ebpf::bindings::{BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup};
 use aya_ebpf::btf_maps::PerCpuArray;
@@ -13,7 +13,7 @@ use aya_ebpf::macros::btf_map;
 use snisplit_common::abi::packet::{BY_PEER, Tuple};
 
 use crate::frame::Frame;
-use crate::headers::{Family, unmapped, words};
+use crate::headers::{Family, IPPROTO_TCP, unmapped, words};
 use crate::maps::LINKS;
 
 /// linux/socket.h
@@ -48,6 +48,8 @@ struct Known {
     peer: [u32; 4],
     us: [u32; 4],
     route: Route,
+    /// Here, for it is too much for the stack.
+    question: bpf_fib_lookup,
 }
 
 const KNOWN_MAX: usize = 64;
@@ -97,10 +99,10 @@ pub(crate) fn tick() -> u64 {
 #[inline(never)]
 fn ask(ctx: &impl Frame, family: Family, to: &Tuple, known: &mut Known, tick: u64) -> bool {
     known.tick = 0;
-    let route = &mut known.route;
-    if !look_up(ctx, family, to, route) {
+    if !look_up(ctx, family, to, known) {
         return false;
     }
+    let route = &mut known.route;
     // SAFETY: an entry is a number.
     route.way_out = unsafe { LINKS.get(route.interface) }.copied().unwrap_or_default();
     // What is not resolved is asked for again: the kernel finds the neighbour meanwhile.
@@ -112,33 +114,36 @@ fn ask(ctx: &impl Frame, family: Family, to: &Tuple, known: &mut Known, tick: u6
 }
 
 #[inline(always)]
-fn look_up(ctx: &impl Frame, family: Family, to: &Tuple, route: &mut Route) -> bool {
-    // SAFETY: plain numbers, for which zero is a value.
-    let mut params: bpf_fib_lookup = unsafe { mem::zeroed() };
-    params.l4_protocol = 6;
-    params.ifindex = LOOPBACK;
+fn look_up(ctx: &impl Frame, family: Family, to: &Tuple, known: &mut Known) -> bool {
+    let Known { route, question, .. } = known;
+    // All that the helper reads; the last answer is still in it.
+    (question.sport, question.dport, question.l4_protocol) = (0, 0, IPPROTO_TCP);
+    question.ifindex = LOOPBACK;
+    question.__bindgen_anon_1.tot_len = 0;
     match family {
         Family::V4 => {
-            params.family = AF_INET;
-            params.__bindgen_anon_3.ipv4_src = unmapped(&to.destination);
-            params.__bindgen_anon_4.ipv4_dst = unmapped(&to.source);
+            question.family = AF_INET;
+            question.__bindgen_anon_2.tos = 0;
+            question.__bindgen_anon_3.ipv4_src = unmapped(&to.destination);
+            question.__bindgen_anon_4.ipv4_dst = unmapped(&to.source);
         }
         Family::V6 => {
-            params.family = AF_INET6;
-            params.__bindgen_anon_3.ipv6_src = words(&to.destination);
-            params.__bindgen_anon_4.ipv6_dst = words(&to.source);
+            question.family = AF_INET6;
+            question.__bindgen_anon_2.flowinfo = 0;
+            question.__bindgen_anon_3.ipv6_src = words(&to.destination);
+            question.__bindgen_anon_4.ipv6_dst = words(&to.source);
         }
     }
     let size = size_of::<bpf_fib_lookup>() as i32;
-    // SAFETY: the helper reads and writes `size` bytes of `params`.
-    let found = unsafe { fib_lookup(ctx.as_ptr(), &raw mut params, size, 0) };
-    route.interface = params.ifindex;
+    // SAFETY: the helper reads and writes `size` bytes of it.
+    let found = unsafe { fib_lookup(ctx.as_ptr(), &raw mut *question, size, 0) };
+    route.interface = question.ifindex;
     route.is_resolved = (found as u32 == BPF_FIB_LKUP_RET_SUCCESS).into();
     let halves = |at: [u8; 6]| [0, 2, 4].map(|i| u16::from_ne_bytes([at[i], at[i + 1]]));
-    let ([a, b, c], [d, e, f]) = (halves(params.dmac), halves(params.smac));
+    let ([a, b, c], [d, e, f]) = (halves(question.dmac), halves(question.smac));
     route.ethernet = [a, b, c, d, e, f];
     // SAFETY: the helper writes it where the total length was.
-    route.mtu = unsafe { params.__bindgen_anon_1.mtu_result }.into();
+    route.mtu = unsafe { question.__bindgen_anon_1.mtu_result }.into();
     matches!(found as u32, BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH)
 }
 
