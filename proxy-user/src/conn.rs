@@ -13,13 +13,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::certs::Keyring;
 use crate::config::{Config, Listener, Starttls};
-use crate::engine::{Ladder, Tally, Tier};
+use crate::engine::{Ladder, Tally};
 use crate::observe::record::Observers;
 use crate::observe::{AcmeLog, Metrics, Outcome, Record};
 
 pub(crate) mod accept;
 pub(crate) mod admit;
 pub(crate) mod adopt;
+mod aloft;
 pub(crate) mod backends;
 mod close;
 pub(crate) mod connect;
@@ -35,6 +36,7 @@ pub(crate) mod resolve;
 mod terminate;
 
 use admit::Door;
+use aloft::{Aloft, Life};
 use backends::Backends;
 use dial::Replay;
 use peek::{NoHello, Peek};
@@ -69,12 +71,6 @@ impl<'s> Scene<'s> {
         &self.shared.observers.metrics
     }
 
-    /// What was carried, and by which engine.
-    fn conclude(self, record: &mut Record) {
-        (record.entry.up, record.entry.down) = self.tally.read();
-        record.entry.engine = record.entry.engine.or(self.tally.tier().map(Tier::name));
-    }
-
     /// Counts a flow against its source.
     fn begin(self, record: &Record) -> Result<admit::Flow, admit::Refusal> {
         self.shared.door.begin(record.entry.client.ip(), &self.config.limits)
@@ -88,56 +84,79 @@ pub(crate) async fn serve(
     at: SocketAddr,
     shared: Arc<Shared>,
 ) {
+    // What it took to begin a flow is given back where the flow goes on without.
+    if let Some(mut aloft) = Box::pin(begin(client, from, at, &shared)).await {
+        aloft.watch(&shared).await;
+    }
+}
+
+/// Serves a connection to its end, or to where nothing is left but to wait for that.
+async fn begin(
+    client: TcpStream,
+    from: SocketAddr,
+    at: SocketAddr,
+    shared: &Shared,
+) -> Option<Box<Aloft>> {
     let mut record = Record::open(Arc::clone(&shared.observers), from, at);
     let tally = Arc::new(Tally::default());
     let config = shared.config.load_full();
-    let scene = Scene { config: &config, shared: &shared, tally: &tally };
-    record.outcome = tokio::select! {
-        outcome = live(client, scene, &mut record) => outcome,
-        () = shared.cut.cancelled() => Outcome::Cut,
+    let scene = Scene { config: &config, shared, tally: &tally };
+    let life = tokio::select! {
+        life = live(client, scene, &mut record) => life,
+        () = shared.cut.cancelled() => Life::Over(Outcome::Cut),
     };
-    scene.conclude(&mut record);
+    match life {
+        Life::Over(outcome) => {
+            record.conclude(outcome, &tally);
+            None
+        }
+        Life::Flying(flight, places) => {
+            let limit = config.limits.idle_timeout;
+            Some(Box::new(Aloft { flight, _places: Some(places), tally, limit, record }))
+        }
+    }
 }
 
-async fn live(client: TcpStream, scene: Scene<'_>, record: &mut Record) -> Outcome {
+/// Each phase has its memory on the heap, and gives it back: a flow that runs holds what it needs.
+async fn live(client: TcpStream, scene: Scene<'_>, record: &mut Record) -> Life {
     let Scene { config, shared, .. } = scene;
     let listener = config.listener(record.entry.listener);
     let from = record.entry.client;
     let is_proxy = listener.wants_header(from.ip());
-    let (_present, waiting) = match shared.door.enter(from, is_proxy, &config.limits) {
+    let (present, waiting) = match shared.door.enter(from, is_proxy, &config.limits) {
         Ok(places) => places,
-        Err(full) => return close::turn_away(client, full, record),
+        Err(full) => return close::turn_away(client, full, record).into(),
     };
     let mut peek = Peek::new(&client, listener.hello_timeout);
-    // Each phase has its memory on the heap, and gives it back: a flow that runs holds what it needs.
     let (hello, replay) = match Box::pin(greet(&mut peek, &listener, config, record)).await {
         Ok(greeting) => greeting,
-        Err(why) => return Box::pin(close::without_hello(client, why, record)).await,
+        Err(why) => return Box::pin(close::without_hello(client, why, record)).await.into(),
     };
     drop((peek, waiting));
     if shared.door.is_own(from) {
-        return Box::pin(close::refuse(client, Alert::InternalError, "loop", record)).await;
+        return Box::pin(close::refuse(client, Alert::InternalError, "loop", record)).await.into();
     }
     note::hello(&hello, record);
     let proofs = Proofs { config, keyring: &shared.keyring };
     let verdict = decide(&hello, &config.routes, config.acme_bypass, &proofs);
     note::verdict(&hello, &verdict, &shared.acme_log, record);
-    match verdict.decision {
+    let outcome = match verdict.decision {
         Decision::Terminate(Held::Challenge(answer)) => {
             Box::pin(terminate::answer(client, answer)).await
         }
         Decision::Terminate(Held::Certificate(one, server)) => {
-            let patience = listener.hello_timeout;
-            let terms = (one, server, patience);
+            let terms = (one, server, listener.hello_timeout);
             Box::pin(terminate::decrypt(client, &hello, terms, scene, record)).await
         }
         Decision::Refuse(alert) => {
             Box::pin(close::refuse(client, alert, verdict.reason.name(), record)).await
         }
         Decision::Forward(route) => {
-            forward::forward(client, (hello, replay), route, scene, record).await
+            let greeting = (hello, replay);
+            return forward::forward(client, greeting, route, scene, (record, present)).await;
         }
-    }
+    };
+    outcome.into()
 }
 
 /// The client's first words: whom it speaks for and that it wants TLS, where these are due, and its

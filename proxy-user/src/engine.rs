@@ -43,6 +43,14 @@ pub(crate) trait Engine {
     async fn carry(&self, pair: Pair) -> Result<End, Self::Declined>;
 }
 
+/// What the ladder makes of a pair.
+pub(crate) enum Course {
+    /// An engine has carried it to its end.
+    Ended(End),
+    /// It needs no sockets any more; whoever has this waits for its end.
+    Flying(packet::Flight),
+}
+
 /// The engines there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Tier {

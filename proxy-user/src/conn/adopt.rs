@@ -5,11 +5,11 @@ use std::sync::Arc;
 use tokio_util::task::TaskTracker;
 use tracing::info;
 
-use super::forward::unless_idle;
-use super::{Scene, Shared};
+use super::Shared;
+use super::aloft::Aloft;
 use crate::engine::Tally;
 use crate::engine::packet::Orphan;
-use crate::observe::{Outcome, Peer, Record};
+use crate::observe::{Peer, Record};
 
 /// Takes all of them in. Before the first connection: its port must not be one of theirs.
 pub(crate) fn adopt(shared: &Arc<Shared>, tasks: &TaskTracker) {
@@ -20,11 +20,12 @@ pub(crate) fn adopt(shared: &Arc<Shared>, tasks: &TaskTracker) {
         info!(flows = orphans.len(), "flows of a former agent go on");
     }
     for orphan in orphans {
-        tasks.spawn(follow(orphan, Arc::clone(shared)));
+        let (mut aloft, shared) = (taken_over(orphan, shared), Arc::clone(shared));
+        tasks.spawn(async move { aloft.watch(&shared).await });
     }
 }
 
-async fn follow(orphan: Orphan, shared: Arc<Shared>) {
+fn taken_over(orphan: Orphan, shared: &Shared) -> Box<Aloft> {
     let (client, at) = orphan.client();
     let mut record = Record::open(Arc::clone(&shared.observers), client, at);
     record.entry.time = orphan.opened() as f64;
@@ -32,11 +33,7 @@ async fn follow(orphan: Orphan, shared: Arc<Shared>) {
     record.entry.backend = Some(Peer::Address(orphan.backend()));
     record.entry.reason = Some("adopted");
     let tally = Arc::new(Tally::default());
-    let config = shared.config.load_full();
-    let scene = Scene { config: &config, shared: &shared, tally: &tally };
-    record.outcome = tokio::select! {
-        outcome = unless_idle(Box::pin(orphan.carry(&tally)), scene) => outcome,
-        () = shared.cut.cancelled() => Outcome::Cut,
-    };
-    scene.conclude(&mut record);
+    let limit = shared.config.load().limits.idle_timeout;
+    let flight = orphan.flight(Arc::clone(&tally));
+    Box::new(Aloft { flight, _places: None, tally, limit, record })
 }

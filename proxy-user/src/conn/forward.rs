@@ -1,20 +1,21 @@
 //! Hands a connection to a back end of its route, unread.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use snisplit_common::alert::Alert;
 use snisplit_common::hello::Hello;
 use tokio::net::TcpStream;
-use tokio::time::sleep;
 
+use super::admit::{Flow, Present};
+use super::aloft::{Life, Places, of, unless_idle};
 use super::connect::{Connector, Fitting};
 use super::dial::{Dial, Dialled, NoBackend, Preface, Replay};
 use super::offer::Offer;
 use super::{Scene, close, note, preface};
 use crate::config::{Route, Source};
 use crate::engine::packet::Front;
-use crate::engine::{End, Listener, Pair, Tally, Tier};
+use crate::engine::{Course, Listener, Pair, Tier};
 use crate::observe::metrics::{Declined, Moved};
 use crate::observe::{Metrics, Outcome, Record};
 
@@ -23,16 +24,16 @@ pub(super) async fn forward(
     (hello, replay): (Box<Hello>, Replay),
     route: &Route,
     scene: Scene<'_>,
-    record: &mut Record,
-) -> Outcome {
+    (record, present): (&mut Record, Present),
+) -> Life {
     // A CA validates a name several times at once; none of these is anybody's flow.
     let flow = match hello.is_acme_validation() {
         true => Ok(None),
         false => scene.begin(record).map(Some),
     };
-    let _flow = match flow {
+    let flow = match flow {
         Ok(flow) => flow,
-        Err(full) => return close::turn_away(client, full, record),
+        Err(full) => return close::turn_away(client, full, record).into(),
     };
     let header = preface::header(route, &hello, &client, record);
     let offer = |patience| Offer { client: &client, hello: hello.wire_len, patience };
@@ -45,10 +46,12 @@ pub(super) async fn forward(
     match Box::pin(dial(route, (preface, packet), scene, record)).await {
         Ok(dialled) => {
             drop((hello, header));
-            Box::pin(carry(client, dialled, route, scene, record)).await
+            let counts = (present, flow);
+            Box::pin(carry((client, dialled), counts, route, scene, record)).await
         }
         Err(NoBackend) => {
-            Box::pin(close::refuse(client, Alert::InternalError, "no_backend", record)).await
+            let alert = Alert::InternalError;
+            Box::pin(close::refuse(client, alert, "no_backend", record)).await.into()
         }
     }
 }
@@ -80,21 +83,26 @@ pub(super) async fn dial(
 }
 
 async fn carry(
-    client: TcpStream,
-    dialled: Dialled,
+    (client, dialled): (TcpStream, Dialled),
+    (_present, _flow): (Present, Option<Flow>),
     route: &Route,
     scene: Scene<'_>,
     record: &mut Record,
-) -> Outcome {
+) -> Life {
     let Dialled { socket, terms, place, told, _counted, _own } = dialled;
+    let places = Places { _present, _flow, _counted, _own };
     record.entry.backend = Some(place);
     scene.tally.tell(told, 0);
     let Ok(pair) = Pair::new(client, (socket, terms), Arc::clone(scene.tally)) else {
-        return Outcome::ClientGone;
+        return Outcome::ClientGone.into();
     };
     let carried =
         scene.shared.ladder.carry(scene.config.engine, (pair, &route.label), scene.metrics());
-    unless_idle(Box::pin(carried), scene).await
+    match unless_idle(Box::pin(carried), scene.config.limits.idle_timeout, scene.tally).await {
+        Some(Course::Flying(flight)) => Life::Flying(flight, places),
+        Some(Course::Ended(end)) => of(Some(end)).into(),
+        None => of(None).into(),
+    }
 }
 
 impl Listener for Metrics {
@@ -105,27 +113,5 @@ impl Listener for Metrics {
 
     fn moved(&self, to: Tier) {
         self.moved.get_or_create(&Moved { engine: to.name() }).inc();
-    }
-}
-
-/// Carries a flow to its end, unless no byte moves for `idle_timeout`.
-pub(super) async fn unless_idle(carried: impl Future<Output = End>, scene: Scene<'_>) -> Outcome {
-    match scene.config.limits.idle_timeout {
-        None => Outcome::Carried(carried.await.name()),
-        Some(limit) => tokio::select! {
-            end = carried => Outcome::Carried(end.name()),
-            () = idle(scene.tally, limit) => Outcome::Idle,
-        },
-    }
-}
-
-/// Waits until no byte has moved for `limit`, give or take a quarter of it.
-async fn idle(tally: &Tally, limit: Duration) {
-    let mut last = (tally.read(), Instant::now());
-    while last.1.elapsed() < limit {
-        sleep(limit / 4).await;
-        if tally.read() != last.0 {
-            last = (tally.read(), Instant::now());
-        }
     }
 }

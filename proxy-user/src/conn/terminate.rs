@@ -12,6 +12,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use super::aloft::{of, unless_idle};
 use super::dial::{Dialled, Preface, Replay};
 use super::{Scene, close, forward, preface};
 use crate::config::Terminate;
@@ -74,7 +75,8 @@ pub(super) async fn decrypt(
         return Outcome::ClientGone;
     }
     let told = |up, down| scene.tally.tell(up, down);
-    forward::unless_idle(Box::pin(carry(tls, socket, told)), scene).await
+    let carried = Box::pin(carry(tls, socket, told));
+    of(unless_idle(carried, scene.config.limits.idle_timeout, scene.tally).await)
 }
 
 /// The handshake of ordinary traffic; rustls tells the client what is wrong with it.

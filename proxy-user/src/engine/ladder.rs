@@ -9,7 +9,7 @@ use super::pace::Pace;
 use super::packet::Packet;
 use super::sockmap::Sockmap;
 use super::splice::{Carried, Splice};
-use super::{Declined, End, Engine, Pair, Tier};
+use super::{Course, Declined, End, Engine, Pair, Tier};
 
 /// What the operator asked for (`engine`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -104,15 +104,15 @@ impl Ladder {
         }
     }
 
-    /// Carries a pair of this route to its end. Each way that a flow may take is on the heap: an idle
-    /// one keeps the memory of its own, not of the largest.
+    /// Carries a pair of this route to its end, or to where it needs nobody. Each way that a flow may take is
+    /// on the heap: an idle one keeps the memory of its own, not of the largest.
     pub(crate) async fn carry(
         &self,
         choice: Choice,
         (pair, route): (Pair, &str),
         heard: &impl Listener,
-    ) -> End {
-        match choice {
+    ) -> Course {
+        Course::Ended(match choice {
             Choice::Only(Tier::Copy) => Box::pin(self.copy(pair)).await,
             Choice::Only(Tier::Splice) => Box::pin(self.splice(pair, heard)).await,
             Choice::Only(Tier::Sockmap) => match self.sockmap.get() {
@@ -120,11 +120,11 @@ impl Ladder {
                 None => Box::pin(self.splice(pair, heard)).await,
             },
             Choice::Only(Tier::Packet) => match self.packet.get() {
-                Some(packet) => Box::pin(self.packets(packet, (pair, route), heard)).await,
+                Some(packet) => return self.packets(packet, (pair, route), heard).await,
                 None => Box::pin(self.splice(pair, heard)).await,
             },
             Choice::Auto => Box::pin(self.auto((pair, route), heard)).await,
-        }
+        })
     }
 
     /// Splices, until the flow has proved to be one of small messages; then the kernel forwards each
@@ -172,14 +172,14 @@ impl Ladder {
         packet: &Packet,
         (mut pair, route): (Pair, &str),
         heard: &impl Listener,
-    ) -> End {
+    ) -> Course {
         pair.route = packet.route(route);
-        match packet.carry(pair).await {
-            Ok(end) => end,
+        match Box::pin(packet.take(pair)).await {
+            Ok(course) => course,
             Err(Declined { pair, reason }) => {
                 heard.declined(Tier::Packet, reason);
                 pair.take_care();
-                Box::pin(self.splice(pair, heard)).await
+                Course::Ended(Box::pin(self.splice(pair, heard)).await)
             }
         }
     }

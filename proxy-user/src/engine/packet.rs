@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use super::sockmap::handed;
-use super::{Declined, End, Engine, Pair, Socket, Tally, Tier};
+use super::{Course, Declined, End, Pair, Socket, Tally, Tier};
 pub(crate) use crate::kernel::packet::Hook;
 use crate::kernel::packet::{Link, Splicer};
 use crate::kernel::{KernelError, cookie};
@@ -36,6 +36,7 @@ mod terms;
 
 pub(crate) use adopt::Orphan;
 pub(crate) use cut::reset;
+pub(crate) use flow::Flight;
 use flow::{Flow, Stage};
 use keeper::Keeper;
 pub(crate) use ports::{Lease, Ports};
@@ -145,10 +146,10 @@ impl Drop for Restrained {
     }
 }
 
-impl Engine for Packet {
-    type Declined = Declined;
-
-    async fn carry(&self, mut pair: Pair) -> Result<End, Declined> {
+impl Packet {
+    /// Takes a pair over, or hands it back as it was. What has taken off needs nothing of what it began
+    /// with: that is what its caller waits for the end without.
+    pub(super) async fn take(&self, mut pair: Pair) -> Result<Course, Declined> {
         let (mut flow, hello) = match self.arm(&pair) {
             Ok(armed) => armed,
             Err(reason) => return Err(Declined { pair, reason }),
@@ -157,7 +158,7 @@ impl Engine for Packet {
         pair.settle(Tier::Packet);
         if let Err(end) = say_hello(&mut pair, hello).await {
             drop(flow);
-            return Ok(pair.close(end).await);
+            return Ok(Course::Ended(pair.close(end).await));
         }
         if let Err(why) = decided(&flow, &pair).await {
             return Err(Declined { pair, reason: why.name() });
@@ -165,7 +166,7 @@ impl Engine for Packet {
         flow.stage = Stage::Flying;
         let tally = Arc::clone(&pair.tally);
         let lease = pair.vanish();
-        Ok(flow.fly(lease, &tally).await)
+        Ok(Course::Flying(Flight { flow, lease, tally }))
     }
 }
 

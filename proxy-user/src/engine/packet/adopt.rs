@@ -9,7 +9,7 @@ use snisplit_common::abi::packet::{Splice, SpliceState};
 
 use super::flow::silence;
 use super::story::News;
-use super::{End, Flow, Lease, Packet, Stage, Tally};
+use super::{Flight, Flow, Lease, Packet, Stage, Tally};
 use crate::kernel::address::addresses;
 
 /// A flow without an agent.
@@ -79,9 +79,9 @@ impl Orphan {
         self.route.clone()
     }
 
-    /// Waits for its end.
-    pub(crate) async fn carry(self, tally: &Arc<Tally>) -> End {
-        let Self { mut flow, lease, .. } = self;
-        flow.fly(Some(lease), tally).await
+    /// Goes on with it, on this account.
+    pub(crate) fn flight(self, tally: Arc<Tally>) -> Flight {
+        let Self { flow, lease, .. } = self;
+        Flight { flow, lease: Some(lease), tally }
     }
 }

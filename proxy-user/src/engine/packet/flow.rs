@@ -24,6 +24,13 @@ pub(super) struct Flow {
     pub(super) stage: Stage,
 }
 
+/// One that has no sockets any more.
+pub(crate) struct Flight {
+    pub(super) flow: Flow,
+    pub(super) lease: Option<Lease>,
+    pub(super) tally: Arc<Tally>,
+}
+
 /// What becomes of a flow that is let go of.
 pub(super) enum Stage {
     /// It has sockets: it is forgotten.
@@ -80,19 +87,22 @@ impl Flow {
             }
         }
     }
+}
 
-    /// Sees one without sockets to its end.
-    pub(super) async fn fly(&mut self, lease: Option<Lease>, tally: &Tally) -> End {
+impl Flight {
+    /// Sees it to its end.
+    pub(crate) async fn land(&mut self) -> End {
+        let Self { flow, lease, tally } = self;
         tally.settle(Tier::Packet);
-        let (splicer, number) = (Arc::clone(&self.engine.splicer), self.number);
-        let story = Arc::clone(&self.story);
+        let (splicer, number) = (Arc::clone(&flow.engine.splicer), flow.number);
+        let story = Arc::clone(&flow.story);
         let now = move || splicer.splice(number).as_ref().map_or((0, 0), cut::delivered);
         let _metered = tally.metered(move || story.delivered().unwrap_or_else(&now));
-        let last = self.story.wait_for(|news| news.end().is_some()).await;
+        let last = flow.story.wait_for(|news| news.end().is_some()).await;
         // Nothing else was waited for.
         let (end, is_told) = last.end().unwrap_or((End::Cut, false));
-        if let Some(lease) = lease.filter(|_| is_told) {
-            self.stage = Stage::Ended(lease);
+        if let Some(lease) = lease.take().filter(|_| is_told) {
+            flow.stage = Stage::Ended(lease);
         }
         end
     }
