@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use snisplit_common::abi::packet::{Splice, SpliceState};
 
-use super::flow::silence;
+use super::flow::{now, silence};
 use super::story::News;
 use super::{Flight, Flow, Lease, Packet, Stage, Tally};
 use crate::kernel::address::addresses;
@@ -53,9 +53,9 @@ impl Packet {
 
 /// When one of its peers was last heard.
 fn seen(splice: &Splice) -> Instant {
-    let since = silence(splice.up.last_seen.max(splice.down.last_seen));
-    let now = Instant::now();
-    now.checked_sub(since).unwrap_or(now)
+    let since = silence(splice.up.last_seen.max(splice.down.last_seen), now());
+    let at = Instant::now();
+    at.checked_sub(since).unwrap_or(at)
 }
 
 impl Orphan {

@@ -119,9 +119,13 @@ async fn stirs(socket: &TcpStream) {
     }
 }
 
-/// How long ago that was, of a clock that the programs read (nanoseconds, CLOCK_MONOTONIC).
-pub(super) fn silence(since: u64) -> Duration {
+/// The clock that the programs read (CLOCK_MONOTONIC).
+pub(super) fn now() -> Duration {
     let now = clock_gettime(ClockId::Monotonic);
-    let now = Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec as u32);
+    Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec as u32)
+}
+
+/// How long ago something was by then, in nanoseconds of that clock.
+pub(super) const fn silence(since: u64, now: Duration) -> Duration {
     now.saturating_sub(Duration::from_nanos(since))
 }

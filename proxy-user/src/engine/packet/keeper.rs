@@ -9,7 +9,7 @@ use tokio::task::{JoinSet, yield_now};
 use tokio::time::sleep;
 
 use super::super::Side;
-use super::flow::silence;
+use super::flow::{now, silence};
 use super::story::{News, Story};
 use crate::kernel::packet::{Events, Splicer};
 
@@ -89,19 +89,12 @@ impl Keeper {
     async fn listen_to_peers(&self) {
         let numbers: Vec<u64> = self.flows().keys().copied().collect();
         for number in numbers {
-            if let Some(splice) = self.splicer.splice(number) {
-                self.tell_silent(number, &splice);
+            if let Some(side) =
+                self.splicer.splice(number).and_then(|splice| silent(&splice, now()))
+            {
+                self.tell(number, News::Silent(side));
             }
             yield_now().await;
-        }
-    }
-
-    /// Passes on that a peer may be gone: nobody keeps these connections alive by the leg.
-    fn tell_silent(&self, number: u64, splice: &Splice) {
-        let sides = [(Side::Client, &splice.up), (Side::Backend, &splice.down)];
-        let silent = sides.into_iter().find(|(_, way)| silence(way.last_seen) > SILENCE);
-        if let (SpliceState::Spliced, Some((side, _))) = (splice.state, silent) {
-            self.tell(number, News::Silent(side));
         }
     }
 
@@ -141,5 +134,36 @@ async fn look(keeper: Arc<Keeper>) {
         let cuts = keeper.splicer.cuts();
         cuts.into_iter().for_each(|number| keeper.tell(number, News::Cut));
         keeper.sweep();
+    }
+}
+
+/// The peer that may be gone, for it has said nothing for too long: nobody keeps these connections alive by
+/// the leg.
+fn silent(splice: &Splice, now: Duration) -> Option<Side> {
+    let sides = [(Side::Client, &splice.up), (Side::Backend, &splice.down)];
+    let (side, _) = sides.into_iter().find(|(_, way)| silence(way.last_seen, now) > SILENCE)?;
+    (splice.state == SpliceState::Spliced).then_some(side)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_that_says_nothing_for_two_hours_is_gone() {
+        let hours = |hours: u64| Duration::from_secs(hours * 3_600);
+        let seen = |client: u64, backend: u64| {
+            let mut splice = Splice { state: SpliceState::Spliced, ..Splice::default() };
+            splice.up.last_seen = hours(client).as_nanos() as u64;
+            splice.down.last_seen = hours(backend).as_nanos() as u64;
+            splice
+        };
+        assert_eq!(silent(&seen(10, 10), hours(12)), None);
+        assert_eq!(silent(&seen(9, 12), hours(12)), Some(Side::Client));
+        assert_eq!(silent(&seen(12, 9), hours(12)), Some(Side::Backend));
+        assert_eq!(silent(&seen(9, 9), hours(12)), Some(Side::Client));
+        assert_eq!(silent(&seen(12, 13), hours(12)), None, "the programs' clock is ahead");
+        let over = Splice { state: SpliceState::Closed, ..seen(9, 9) };
+        assert_eq!(silent(&over, hours(12)), None);
     }
 }
