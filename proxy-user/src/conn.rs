@@ -10,6 +10,7 @@ use snisplit_common::decide::{Decision, decide};
 use snisplit_common::hello::Hello;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::certs::Keyring;
 use crate::config::{Config, Listener, Starttls};
@@ -36,7 +37,7 @@ pub(crate) mod resolve;
 mod terminate;
 
 use admit::Door;
-use aloft::{Aloft, Life};
+use aloft::{Aloft, Life, watch};
 use backends::Backends;
 use dial::Replay;
 use peek::{NoHello, Peek};
@@ -82,25 +83,12 @@ pub(crate) async fn serve(
     client: TcpStream,
     from: SocketAddr,
     at: SocketAddr,
-    shared: Arc<Shared>,
+    (shared, tasks): (Arc<Shared>, TaskTracker),
 ) {
-    // What it took to begin a flow is given back where the flow goes on without.
-    if let Some(mut aloft) = Box::pin(begin(client, from, at, &shared)).await {
-        aloft.watch(&shared).await;
-    }
-}
-
-/// Serves a connection to its end, or to where nothing is left but to wait for that.
-async fn begin(
-    client: TcpStream,
-    from: SocketAddr,
-    at: SocketAddr,
-    shared: &Shared,
-) -> Option<Box<Aloft>> {
     let mut record = Record::open(Arc::clone(&shared.observers), from, at);
     let tally = Arc::new(Tally::default());
     let config = shared.config.load_full();
-    let scene = Scene { config: &config, shared, tally: &tally };
+    let scene = Scene { config: &config, shared: &shared, tally: &tally };
     let life = tokio::select! {
         life = live(client, scene, &mut record) => life,
         () = shared.cut.cancelled() => Life::Over(Outcome::Cut),
@@ -108,11 +96,12 @@ async fn begin(
     match life {
         Life::Over(outcome) => {
             record.conclude(outcome, &tally);
-            None
         }
         Life::Flying(flight, places) => {
             let limit = config.limits.idle_timeout;
-            Some(Box::new(Aloft { flight, _places: Some(places), tally, limit, record }))
+            let aloft = Aloft { flight, _places: Some(places), tally, limit, record };
+            // This task ends, and gives back what it took to begin the flow.
+            tasks.spawn(watch(aloft, Arc::clone(&shared)));
         }
     }
 }

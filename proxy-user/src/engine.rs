@@ -48,7 +48,7 @@ pub(crate) enum Course {
     /// An engine has carried it to its end.
     Ended(End),
     /// It needs no sockets any more; whoever has this waits for its end.
-    Flying(packet::Flight),
+    Flying(Box<packet::Flight>),
 }
 
 /// The engines there are.

@@ -69,7 +69,8 @@ pub(crate) async fn run(
                 backoff.succeed();
                 starving = false;
                 let from = SocketAddr::new(from.ip().to_canonical(), from.port());
-                tasks.spawn(serve(client, from, address, Arc::clone(&shared)));
+                let scene = (Arc::clone(&shared), tasks.clone());
+                tasks.spawn(serve(client, from, address, scene));
             }
             Err(error) if is_the_clients(&error) => {}
             Err(error) => {

@@ -6,7 +6,7 @@ use tokio_util::task::TaskTracker;
 use tracing::info;
 
 use super::Shared;
-use super::aloft::Aloft;
+use super::aloft::{Aloft, watch};
 use crate::engine::Tally;
 use crate::engine::packet::Orphan;
 use crate::observe::{Peer, Record};
@@ -20,12 +20,11 @@ pub(crate) fn adopt(shared: &Arc<Shared>, tasks: &TaskTracker) {
         info!(flows = orphans.len(), "flows of a former agent go on");
     }
     for orphan in orphans {
-        let (mut aloft, shared) = (taken_over(orphan, shared), Arc::clone(shared));
-        tasks.spawn(async move { aloft.watch(&shared).await });
+        tasks.spawn(watch(taken_over(orphan, shared), Arc::clone(shared)));
     }
 }
 
-fn taken_over(orphan: Orphan, shared: &Shared) -> Box<Aloft> {
+fn taken_over(orphan: Orphan, shared: &Shared) -> Aloft {
     let (client, at) = orphan.client();
     let mut record = Record::open(Arc::clone(&shared.observers), client, at);
     record.entry.time = orphan.opened() as f64;
@@ -35,5 +34,5 @@ fn taken_over(orphan: Orphan, shared: &Shared) -> Box<Aloft> {
     let tally = Arc::new(Tally::default());
     let limit = shared.config.load().limits.idle_timeout;
     let flight = orphan.flight(Arc::clone(&tally));
-    Box::new(Aloft { flight, _places: None, tally, limit, record })
+    Aloft { flight, _places: None, tally, limit, record }
 }

@@ -13,12 +13,11 @@ use crate::engine::{End, Tally, Tier};
 use crate::observe::{Outcome, Record};
 
 /// What becomes of a connection.
-#[expect(clippy::large_enum_variant, reason = "it is made once and taken apart at once")]
 pub(super) enum Life {
     /// It has ended.
     Over(Outcome),
     /// Nothing is left to do but to wait for the end, in these places.
-    Flying(Flight, Places),
+    Flying(Box<Flight>, Box<Places>),
 }
 
 impl From<Outcome> for Life {
@@ -37,19 +36,20 @@ pub(super) struct Places {
 
 /// A flow in flight. In the order that its parts go in: it is told of last.
 pub(super) struct Aloft {
-    pub(super) flight: Flight,
+    pub(super) flight: Box<Flight>,
     /// One of a former agent has none.
-    pub(super) _places: Option<Places>,
+    pub(super) _places: Option<Box<Places>>,
     pub(super) tally: Arc<Tally>,
     /// `idle_timeout`
     pub(super) limit: Option<Duration>,
     pub(super) record: Record,
 }
 
-impl Aloft {
-    /// Waits for the end, and tells of it.
-    pub(super) async fn watch(&mut self, shared: &Shared) {
-        let Self { record, tally, flight, limit, .. } = self;
+/// Waits for the end, and tells of it.
+#[expect(clippy::manual_async_fn, reason = "that would hold what it takes twice")]
+pub(super) fn watch(mut aloft: Aloft, shared: Arc<Shared>) -> impl Future<Output = ()> {
+    async move {
+        let Aloft { record, tally, flight, limit, .. } = &mut aloft;
         let outcome = tokio::select! {
             end = unless_idle(flight.land(), *limit, tally) => of(end),
             () = shared.cut.cancelled() => Outcome::Cut,

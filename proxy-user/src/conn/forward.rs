@@ -90,7 +90,7 @@ async fn carry(
     record: &mut Record,
 ) -> Life {
     let Dialled { socket, terms, place, told, _counted, _own } = dialled;
-    let places = Places { _present, _flow, _counted, _own };
+    let places = Box::new(Places { _present, _flow, _counted, _own });
     record.entry.backend = Some(place);
     scene.tally.tell(told, 0);
     let Ok(pair) = Pair::new(client, (socket, terms), Arc::clone(scene.tally)) else {

@@ -120,7 +120,9 @@ impl Ladder {
                 None => Box::pin(self.splice(pair, heard)).await,
             },
             Choice::Only(Tier::Packet) => match self.packet.get() {
-                Some(packet) => return self.packets(packet, (pair, route), heard).await,
+                Some(packet) => {
+                    return Box::pin(self.packets(packet, (pair, route), heard)).await;
+                }
                 None => Box::pin(self.splice(pair, heard)).await,
             },
             Choice::Auto => Box::pin(self.auto((pair, route), heard)).await,
@@ -174,7 +176,7 @@ impl Ladder {
         heard: &impl Listener,
     ) -> Course {
         pair.route = packet.route(route);
-        match Box::pin(packet.take(pair)).await {
+        match packet.take(pair).await {
             Ok(course) => course,
             Err(Declined { pair, reason }) => {
                 heard.declined(Tier::Packet, reason);

@@ -166,7 +166,7 @@ impl Packet {
         flow.stage = Stage::Flying;
         let tally = Arc::clone(&pair.tally);
         let lease = pair.vanish();
-        Ok(Course::Flying(Flight { flow, lease, tally }))
+        Ok(Course::Flying(Box::new(Flight { flow, lease, tally })))
     }
 }
 

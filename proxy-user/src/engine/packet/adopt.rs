@@ -80,8 +80,8 @@ impl Orphan {
     }
 
     /// Goes on with it, on this account.
-    pub(crate) fn flight(self, tally: Arc<Tally>) -> Flight {
+    pub(crate) fn flight(self, tally: Arc<Tally>) -> Box<Flight> {
         let Self { flow, lease, .. } = self;
-        Flight { flow, lease: Some(lease), tally }
+        Box::new(Flight { flow, lease: Some(lease), tally })
     }
 }
