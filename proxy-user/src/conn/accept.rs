@@ -69,8 +69,8 @@ pub(crate) async fn run(
                 backoff.succeed();
                 starving = false;
                 let from = SocketAddr::new(from.ip().to_canonical(), from.port());
-                let scene = (Arc::clone(&shared), tasks.clone());
-                tasks.spawn(serve(client, from, address, scene));
+                let around = (Arc::clone(&shared), tasks.clone());
+                tasks.spawn(serve(client, from, address, around));
             }
             Err(error) if is_the_clients(&error) => {}
             Err(error) => {

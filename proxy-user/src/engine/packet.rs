@@ -147,8 +147,8 @@ impl Drop for Restrained {
 }
 
 impl Packet {
-    /// Takes a pair over, or hands it back as it was. What has taken off needs nothing of what it began
-    /// with: that is what its caller waits for the end without.
+    /// Takes a pair over, or hands it back as it was. Once the kernel has the flow, nothing that it began with
+    /// is needed, so its caller gives that back before it waits for the end.
     pub(super) async fn take(&self, mut pair: Pair) -> Result<Course, Declined> {
         let (mut flow, hello) = match self.arm(&pair) {
             Ok(armed) => armed,
