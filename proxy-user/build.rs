@@ -21,6 +21,8 @@ fn main() -> Result<()> {
         return build();
     }
     println!("cargo:rerun-if-changed=build.rs");
+    // Its profiles make the programs too, which aya-build does not look at.
+    println!("cargo:rerun-if-changed=../Cargo.toml");
     println!("cargo:rerun-if-env-changed={TOOLCHAIN}");
     let mut again = Command::new(env::current_exe()?);
     again.env(INNER, "1");
