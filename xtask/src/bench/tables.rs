@@ -26,7 +26,7 @@ pub(super) fn all(measured: &Value) -> String {
     for (key, title) in titles {
         table(&mut page, measured, (key, title));
     }
-    to_direct(&mut page, measured);
+    to_cable(&mut page, measured);
     idle(&mut page, measured);
     siege(&mut page, &measured["siege"]);
     page
@@ -57,24 +57,38 @@ fn table(page: &mut String, measured: &Value, (key, title): (&str, &str)) {
 }
 
 /// How near those come to a cable that leave the path, or were never in it.
-fn to_direct(page: &mut String, measured: &Value) {
+fn to_cable(page: &mut String, measured: &Value) {
     let _ = write!(
         page,
         "\n### The packet engine, and the kernel's own forwarding, to a cable\n\nMedians of the \
-         ratios to `direct` in the same round: packet / forward.\n\n\
-         | | rate | CPU | p50 | p99 |\n|---|---:|---:|---:|---:|\n"
+         ratios: packet / forward / the cable to itself.\n\n\
+         | | cores | rate | CPU | p50 | p99 |\n|---|---:|---:|---:|---:|---:|\n"
     );
-    let tables = ["rate", "cpu", "p50", "p99"].map(|key| rows(measured, key));
-    for load in tables[0].iter().map(|row| &row.load) {
-        let _ = write!(page, "| {load} |");
-        for table in &tables {
-            let row = table.iter().find(|row| row.load == *load);
-            let to = |name| row.and_then(|row| row.ratio(name, "direct"));
-            match (to("packet"), to("forward")) {
-                (Some(packet), Some(forward)) => {
-                    let _ = write!(page, " {packet:.2} / {forward:.2} |");
+    let pairs = Vec::from_iter(measured["beside"].as_array().into_iter().flatten());
+    let mut rows: Vec<[&Value; 2]> = Vec::new();
+    for pair in &pairs {
+        let row = [&pair["load"], &pair["cores"]];
+        if !rows.contains(&row) {
+            rows.push(row);
+        }
+    }
+    for [load, cores] in rows {
+        let _ = write!(page, "| {} | {cores} |", word(load));
+        for key in ["rate", "cpu", "p50", "p99"] {
+            let ratio = |name: &str| {
+                let is_it = |pair: &&&Value| {
+                    pair["load"] == *load && pair["cores"] == *cores && pair["candidate"] == name
+                };
+                let of =
+                    |pair: &&Value| Some(pair["own"][key].as_f64()? / pair["cable"][key].as_f64()?);
+                median(pairs.iter().filter(is_it).filter_map(of).collect())
+            };
+            let ratios = ["packet", "forward", "direct"].map(ratio);
+            match ratios.iter().any(|ratio| ratio.is_nan()) {
+                true => page.push_str(" – |"),
+                false => {
+                    _ = write!(page, " {:.2} / {:.2} / {:.2} |", ratios[0], ratios[1], ratios[2])
                 }
-                _ => page.push_str(" – |"),
             }
         }
         page.push('\n');

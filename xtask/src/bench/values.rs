@@ -22,7 +22,7 @@ impl Row {
     }
 
     /// The median of the ratios of one to another one in the same round.
-    pub(super) fn ratio(&self, candidate: &str, to: &str) -> Option<f64> {
+    fn ratio(&self, candidate: &str, to: &str) -> Option<f64> {
         let (own, base) = (self.by_candidate.get(candidate)?, self.by_candidate.get(to)?);
         Some(median(own.iter().zip(base).map(|(own, base)| own / base).collect()))
     }

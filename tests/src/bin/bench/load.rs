@@ -1,15 +1,13 @@
 //! The loads, and the back end that they are for.
 
-use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use serde_json::{Value, json};
-use snisplit_tests::lab::Lab;
+use crate::places;
 
 /// Bytes of a small message, and of a reply.
 pub(crate) const SMALL: usize = 64;
@@ -67,7 +65,7 @@ impl Load {
         }
     }
 
-    fn flows(self) -> usize {
+    pub(crate) fn flows(self) -> usize {
         match self {
             Self::Connections(n) | Self::Exchanges(_, n) | Self::Down(n) | Self::Up(n) => n,
         }
@@ -93,6 +91,7 @@ pub(crate) fn serve(listener: &TcpListener, hello: usize) {
 
 /// A peer that leaves ends the stream; that is how a measurement stops.
 fn answer(mut stream: TcpStream, hello: usize, buffer: &mut [u8]) -> io::Result<()> {
+    places::take(1);
     stream.set_nodelay(true)?;
     stream.read_exact(&mut buffer[..hello + 9])?;
     let kind = buffer[hello];
@@ -118,96 +117,61 @@ fn answer(mut stream: TcpStream, hello: usize, buffer: &mut [u8]) -> io::Result<
     }
 }
 
-/// What was measured: the rate; CPU seconds for each GB, or for each thousand connections or
-/// exchanges; of exchanges the times, in µs.
-pub(crate) struct Measured {
-    pub(crate) rate: f64,
-    pub(crate) cpu: f64,
-    times: Vec<u32>,
-}
-
-impl Measured {
-    pub(crate) fn json(mut self) -> Value {
-        self.times.sort_unstable();
-        let at = |percent: usize| self.times.get(self.times.len() * percent / 100);
-        json!({ "rate": self.rate, "cpu": self.cpu, "p50": at(50), "p99": at(99) })
-    }
-}
-
-pub(crate) fn measure(
-    lab: &Lab,
-    load: Load,
-    to: SocketAddr,
-    hello: &[u8],
-    time: Duration,
-) -> Measured {
-    let (done, times) = (AtomicU64::new(0), Mutex::new(Vec::new()));
-    let (cpu, begun) = (cpu_seconds(), Instant::now());
-    let end = begun + time;
-    lab.client(|| {
-        thread::scope(|scope| {
-            // Threads of this one stay in the client's namespace.
-            for _ in 0..load.flows() {
-                scope.spawn(|| drive(load, to, hello, end, (&done, &times)));
-            }
-        });
-    });
-    let (took, cpu) = (begun.elapsed().as_secs_f64(), cpu_seconds() - cpu);
-    let done = done.load(Ordering::Relaxed) as f64;
-    let (rate, cpu) = match load {
-        Load::Connections(_) | Load::Exchanges(..) => (done / took, cpu / (done / 1e3)),
-        Load::Down(_) | Load::Up(_) => (done * 8.0 / took / 1e9, cpu / (done / 1e9)),
+/// A connection of a load that goes on, once it is answered.
+pub(crate) fn open(load: Load, to: SocketAddr, hello: &[u8]) -> Option<TcpStream> {
+    places::take(0);
+    let kind = match load {
+        Load::Connections(_) => return None,
+        Load::Exchanges(SMALL, _) => b'e',
+        Load::Exchanges(..) => b'E',
+        Load::Down(_) => b'd',
+        Load::Up(_) => b'u',
     };
-    Measured { rate, cpu, times: times.into_inner().unwrap() }
+    let mut stream = ask(to, hello, kind).unwrap();
+    stream.read_exact(&mut [0; SMALL]).unwrap();
+    Some(stream)
 }
 
-fn drive(
+/// Works until `end`, on that connection or on one after the other; what was done, and how long each exchange
+/// took.
+pub(crate) fn drive(
     load: Load,
-    to: SocketAddr,
-    hello: &[u8],
+    stream: Option<&TcpStream>,
+    next: impl Fn(),
     end: Instant,
     (done, times): (&AtomicU64, &Mutex<Vec<u32>>),
 ) {
     let mut buffer = vec![0; 256 * 1024];
-    let ask = |kind: u8| answered(to, hello, kind).unwrap();
-    match load {
-        Load::Connections(_) => {
-            while Instant::now() < end {
-                reply(to, hello).unwrap();
-                done.fetch_add(1, Ordering::Relaxed);
-            }
+    let Some(mut stream) = stream else {
+        while Instant::now() < end {
+            next();
+            done.fetch_add(1, Ordering::Relaxed);
         }
-        Load::Exchanges(size, _) => {
-            let stream = ask(if size == SMALL { b'e' } else { b'E' });
-            let own_times = exchange(stream, &mut buffer[..size], end);
-            done.fetch_add(own_times.len() as u64, Ordering::Relaxed);
-            times.lock().unwrap().extend(own_times);
-        }
-        Load::Down(_) => {
-            let mut stream = ask(b'd');
-            while Instant::now() < end {
-                let n = stream.read(&mut buffer).unwrap();
-                done.fetch_add(n as u64, Ordering::Relaxed);
-            }
-        }
-        Load::Up(_) => {
-            let mut stream = ask(b'u');
-            while Instant::now() < end {
-                let n = stream.write(&buffer).unwrap();
-                done.fetch_add(n as u64, Ordering::Relaxed);
-            }
-        }
+        return;
+    };
+    if let Load::Exchanges(size, _) = load {
+        let own_times = exchange(stream, &mut buffer[..size], end);
+        done.fetch_add(own_times.len() as u64, Ordering::Relaxed);
+        times.lock().unwrap().extend(own_times);
+        return;
+    }
+    while Instant::now() < end {
+        let n = match load {
+            Load::Down(_) => stream.read(&mut buffer),
+            Load::Connections(_) | Load::Exchanges(..) | Load::Up(_) => stream.write(&buffer),
+        };
+        done.fetch_add(n.unwrap() as u64, Ordering::Relaxed);
     }
 }
 
-/// Sends a message and waits for as much, again and again; how long each took, in µs.
-fn exchange(mut stream: TcpStream, message: &mut [u8], end: Instant) -> Vec<u32> {
+/// Sends a message and waits for as much, again and again; how long each took, in ns.
+fn exchange(mut stream: &TcpStream, message: &mut [u8], end: Instant) -> Vec<u32> {
     let mut times = Vec::new();
     while Instant::now() < end {
         let begun = Instant::now();
         stream.write_all(message).unwrap();
         stream.read_exact(message).unwrap();
-        times.push(begun.elapsed().as_micros() as u32);
+        times.push(u32::try_from(begun.elapsed().as_nanos()).unwrap_or(u32::MAX));
     }
     times
 }
@@ -225,21 +189,4 @@ pub(crate) fn ask(to: SocketAddr, hello: &[u8], kind: u8) -> io::Result<TcpStrea
     stream.set_nodelay(true)?;
     stream.write_all(&[hello, &[kind; 9]].concat())?;
     Ok(stream)
-}
-
-/// The same, once it is answered.
-fn answered(to: SocketAddr, hello: &[u8], kind: u8) -> io::Result<TcpStream> {
-    let mut stream = ask(to, hello, kind)?;
-    stream.read_exact(&mut [0; SMALL])?;
-    Ok(stream)
-}
-
-/// All time that the machine did not idle, so far.
-fn cpu_seconds() -> f64 {
-    let stat = fs::read_to_string("/proc/stat").unwrap();
-    let fields = stat.lines().next().unwrap().split_whitespace().skip(1);
-    let ticks: Vec<u64> = fields.map(|field| field.parse().unwrap()).collect();
-    // user nice system idle iowait irq softirq steal; guest time is part of user.
-    let busy: u64 = ticks[..3].iter().chain(&ticks[5..8]).sum();
-    busy as f64 / rustix::param::clock_ticks_per_second() as f64
 }

@@ -15,24 +15,58 @@ use snisplit_tests::hello::recorded;
 use snisplit_tests::lab::Lab;
 
 use candidate::Candidate;
-use load::{Load, measure, serve};
+use load::{Load, serve};
+use measured::measure;
 
+mod beside;
 mod candidate;
 mod idle;
 mod links;
 mod load;
+mod measured;
+mod places;
 mod siege;
 
 const BACKEND_PORT: u16 = 8001;
+/// What asks for nothing but the comparison with a cable.
+const BESIDE: &str = "beside";
+
+/// What is asked for.
+struct Plan {
+    rounds: u64,
+    time: Duration,
+    /// A file for the results.
+    out: String,
+    candidates: Vec<&'static str>,
+    loads: Vec<Load>,
+    /// Whether candidates are compared with each other, and with a cable.
+    parts: [bool; 2],
+    /// Whether it is all of the benchmark, but perhaps for some candidates.
+    is_whole: bool,
+}
+
+impl Plan {
+    fn read() -> Self {
+        let mut words = std::env::args().skip(1);
+        let mut number = |what: &str| words.next().and_then(|w| w.parse().ok()).expect(what);
+        let (rounds, time) = (number("rounds"), Duration::from_secs(number("seconds")));
+        let out = words.next().expect("a file for the results");
+        let (names, words): (Vec<String>, Vec<String>) =
+            words.partition(|word| candidate::is_one(word));
+        let (parts, loads): (Vec<String>, Vec<String>) =
+            words.into_iter().partition(|word| word == BESIDE);
+        let is_whole = loads.is_empty() && parts.is_empty();
+        let candidates = candidate::chosen(&names);
+        let parts = [parts.is_empty(), is_whole || !parts.is_empty()];
+        let words = loads;
+        let loads: Vec<Load> = Load::chosen(&words).collect();
+        assert!(!loads.is_empty(), "no load and no candidate has such a name: {words:?}");
+        Self { rounds, time, out, candidates, loads, parts, is_whole }
+    }
+}
 
 fn main() {
-    let mut words = std::env::args().skip(1);
-    let mut number = |what: &str| words.next().and_then(|w| w.parse::<u64>().ok()).expect(what);
-    let (rounds, seconds) = (number("rounds"), Duration::from_secs(number("seconds")));
-    let out = words.next().expect("a file for the results");
-    let (names, loads): (Vec<String>, Vec<String>) =
-        words.partition(|word| candidate::is_one(word));
-    let candidates = candidate::chosen(&names);
+    let plan = Plan::read();
     let greeting = recorded().into_iter().find(|greeting| greeting.client == "chromium");
     let hello = greeting.expect("the greeting of chromium").bytes;
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
@@ -44,21 +78,23 @@ fn main() {
     let listener = listen(&lab, BACKEND_PORT);
     let expected = hello.len();
     thread::spawn(move || serve(&listener, expected));
-    let terms = (rounds, seconds);
-    let results = Load::chosen(&loads).flat_map(|load| run(&lab, load, &hello, &candidates, terms));
-    let results: Vec<Value> = results.collect();
-    if !loads.is_empty() {
-        assert!(!results.is_empty(), "no load and no candidate has such a name: {loads:?}");
+    let by_load = |part: usize, measure: fn(&Lab, Load, &[u8], &Plan) -> Vec<Value>| {
+        let loads = plan.loads.iter().filter(|_| plan.parts[part]);
+        loads.flat_map(|&load| measure(&lab, load, &hello, &plan)).collect::<Vec<Value>>()
+    };
+    let (results, beside) = (by_load(0, run), by_load(1, beside::run));
+    if !plan.is_whole {
         return;
     }
-    let idle = idle::run(&lab, &hello, &candidates);
-    let siege = siege::run(&lab, &hello, rounds, seconds);
+    let idle = idle::run(&lab, &hello, &plan.candidates);
+    let siege = siege::run(&lab, &hello, plan.rounds, plan.time);
     let machine = json!({ "cores": thread::available_parallelism().unwrap().get(),
         "kernel": fs::read_to_string("/proc/sys/kernel/osrelease").unwrap().trim(),
         "haproxy": candidate::haproxy_version() });
-    let all = json!({ "machine": machine, "seconds": seconds.as_secs(), "rounds": rounds,
-        "candidates": candidates, "results": results, "idle": idle, "siege": siege });
-    fs::write(out, serde_json::to_string_pretty(&all).unwrap()).unwrap();
+    let all = json!({ "machine": machine, "seconds": plan.time.as_secs(), "rounds": plan.rounds,
+        "candidates": plan.candidates, "results": results, "beside": beside, "idle": idle,
+        "siege": siege });
+    fs::write(plan.out, serde_json::to_string_pretty(&all).unwrap()).unwrap();
 }
 
 /// A back end's listener, on all its addresses.
@@ -66,30 +102,35 @@ fn listen(lab: &Lab, port: u16) -> TcpListener {
     lab.backends(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))).unwrap()
 }
 
-/// One load on all candidates, in so many rounds of so long.
-fn run(
-    lab: &Lab,
-    load: Load,
-    hello: &[u8],
-    candidates: &[&str],
-    (rounds, time): (u64, Duration),
-) -> Vec<Value> {
+/// One load on all candidates.
+fn run(lab: &Lab, load: Load, hello: &[u8], plan: &Plan) -> Vec<Value> {
+    let Plan { rounds, time, candidates, .. } = plan;
     let mut results = Vec::new();
-    for round in 0..rounds {
+    for round in 0..*rounds {
         // Each round starts with another candidate, so that none always runs first.
         for turn in 0..candidates.len() {
             let name = candidates[(turn + round as usize) % candidates.len()];
             let candidate = Candidate::start(lab, name, BACKEND_PORT, hello);
-            let measured = measure(lab, load, candidate.address(BACKEND_PORT), hello, time);
-            let (rate, cpu) = (measured.rate, measured.cpu);
-            println!("{:<28} {name:<14} {rate:>10.2} {:<7} {cpu:.3}", load.name(), load.unit());
+            let to = candidate.address(BACKEND_PORT);
+            let found = measure(lab, load, to, hello, *time).json(load);
+            println!("{:<28} {name:<14} {}", load.name(), line(&found, load));
             let mut result = json!({ "load": load.name(), "unit": load.unit(), "round": round,
                 "candidate": name });
-            result.as_object_mut().unwrap().extend(measured.json().as_object().unwrap().clone());
+            result.as_object_mut().unwrap().extend(found.as_object().unwrap().clone());
             results.push(result);
         }
     }
     results
+}
+
+/// What was found, for people.
+fn line(found: &Value, load: Load) -> String {
+    let number = |key: &str| found[key].as_f64().unwrap_or(f64::NAN);
+    let line = format!("{:>10.2} {:<7} CPU {:.3}", number("rate"), load.unit(), number("cpu"));
+    match found["p50"].as_f64() {
+        Some(p50) => format!("{line} p50 {p50:.1} p99 {:.1}", number("p99")),
+        None => line,
+    }
 }
 
 /// Ports for connecting from. connect(2) searches half of them one by one (__inet_hash_connect), and

@@ -13,7 +13,8 @@ use snisplit_tests::hello::Hello;
 use snisplit_tests::lab::Lab;
 use snisplit_tests::wait::{pass, until};
 
-use crate::load::{Load, measure};
+use crate::load::Load;
+use crate::measured::measure;
 
 const BAD: usize = 10_000;
 const LOAD: Load = Load::Connections(32);
@@ -26,7 +27,7 @@ fn round(lab: &Lab, hello: &[u8], time: Duration) -> Value {
     let patient = ["--hello-timeout", "5m", "--max-peeking", "20000", "--per-source", "20000"];
     let route = ["--route", "a.test=10.91.2.2:8001"];
     let agent = Agent::start_plain(lab, &[&patient[..], &route].concat());
-    let rate = || measure(lab, LOAD, agent::address(), hello, time).rate;
+    let rate = || measure(lab, LOAD, agent::address(), hello, time).rate(LOAD);
     let (quiet, before) = (rate(), agent.resident());
     let crowd = gather(lab);
     until("the agent to have let them all in", || {

@@ -1,0 +1,57 @@
+//! What leaves the path, or never was in it, beside the cable that it is compared with.
+//!
+//! The machine's pace moves by more, from one second to the next, than what is to be told apart here. So
+//! both are measured in slices that take turns, and both ends keep to their cores.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use snisplit_tests::lab::Lab;
+
+use crate::candidate::Candidate;
+use crate::load::Load;
+use crate::measured::{Measured, measure};
+use crate::places::Kept;
+use crate::{BACKEND_PORT, Plan, line};
+
+/// The cable beside itself shows what the comparison is worth.
+const CANDIDATES: [&str; 3] = ["packet", "forward", "direct"];
+/// Short, and long enough for connections to open up and for the ticks that CPU time comes in.
+const SLICE: Duration = Duration::from_millis(200);
+
+/// One load on those of them that are chosen; in each round so long on a candidate, and as long on the cable.
+pub(crate) fn run(lab: &Lab, load: Load, hello: &[u8], plan: &Plan) -> Vec<Value> {
+    let names = CANDIDATES.into_iter().filter(|name| plan.candidates.contains(name));
+    let turns = (0..plan.rounds).flat_map(|_| names.clone());
+    let compare = |name| {
+        let candidate = Candidate::start(lab, name, BACKEND_PORT, hello);
+        let ways = [candidate.address(BACKEND_PORT), Candidate::Direct.address(BACKEND_PORT)];
+        let on = |&cores: &usize| {
+            let _until_measured = Kept::to(cores);
+            let [own, cable] =
+                in_turns(plan.time, |way| measure(lab, load, ways[way], hello, SLICE));
+            let [own, cable] = [own, cable].map(|found| found.json(load));
+            println!("{:<28} {name:<14} {} on {cores} core(s)", load.name(), line(&own, load));
+            println!("{:<28} {:<14} {}", "", "- cable", line(&cable, load));
+            json!({ "load": load.name(), "candidate": name, "cores": cores, "own": own,
+                "cable": cable })
+        };
+        cores(load).iter().map(on).collect::<Vec<Value>>()
+    };
+    turns.flat_map(compare).collect()
+}
+
+/// A core each, as two machines have. An exchange on one core takes nothing but processing, and shows most.
+fn cores(load: Load) -> &'static [usize] {
+    if matches!(load, Load::Exchanges(..)) { &[2, 1] } else { &[2] }
+}
+
+/// Slices of both ways, `time` for each: a b b a, so that a pace that only falls favours neither.
+fn in_turns(time: Duration, slice: impl Fn(usize) -> Measured) -> [Measured; 2] {
+    let mut found = [Measured::default(), Measured::default()];
+    for turn in 0..2 * time.as_millis().div_ceil(SLICE.as_millis()) {
+        let way = usize::from(matches!(turn % 4, 1 | 2));
+        found[way].add(slice(way));
+    }
+    found
+}

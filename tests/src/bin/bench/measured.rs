@@ -1,0 +1,99 @@
+//! Measures a load.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Barrier, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use snisplit_tests::lab::Lab;
+
+use crate::load::{Load, drive, open, reply};
+
+/// What was measured, in one piece or in several.
+#[derive(Default)]
+pub(crate) struct Measured {
+    /// Connections, exchanges or bytes.
+    done: f64,
+    /// Seconds, and seconds of CPU.
+    took: f64,
+    cpu: f64,
+    /// How long each exchange took, in ns.
+    times: Vec<u32>,
+}
+
+impl Measured {
+    /// One more piece of the same load.
+    pub(crate) fn add(&mut self, more: Self) {
+        self.done += more.done;
+        self.took += more.took;
+        self.cpu += more.cpu;
+        self.times.extend(more.times);
+    }
+
+    /// In the load's unit.
+    pub(crate) fn rate(&self, load: Load) -> f64 {
+        match load {
+            Load::Connections(_) | Load::Exchanges(..) => self.done / self.took,
+            Load::Down(_) | Load::Up(_) => self.done * 8.0 / self.took / 1e9,
+        }
+    }
+
+    /// The rate; CPU seconds for each GB, or for each thousand connections or exchanges; percentiles of an
+    /// exchange's time, in µs.
+    pub(crate) fn json(mut self, load: Load) -> Value {
+        self.times.sort_unstable();
+        let at = |percent: usize| self.times.get(self.times.len() * percent / 100);
+        let [p50, p99] = [50, 99].map(|percent| at(percent).map(|&ns| f64::from(ns) / 1e3));
+        let for_each = match load {
+            Load::Connections(_) | Load::Exchanges(..) => 1e3,
+            Load::Down(_) | Load::Up(_) => 1e9,
+        };
+        json!({ "rate": self.rate(load), "cpu": self.cpu / (self.done / for_each), "p50": p50, "p99": p99 })
+    }
+}
+
+/// A load for so long. Connections that go on are there before it begins, and until it is over.
+pub(crate) fn measure(
+    lab: &Lab,
+    load: Load,
+    to: SocketAddr,
+    hello: &[u8],
+    time: Duration,
+) -> Measured {
+    let (done, times) = (AtomicU64::new(0), Mutex::new(Vec::new()));
+    let ready = Barrier::new(load.flows() + 1);
+    let one = || {
+        let stream = open(load, to, hello);
+        ready.wait();
+        let end = Instant::now() + time;
+        drive(load, stream.as_ref(), || reply(to, hello).unwrap(), end, (&done, &times));
+        stream
+    };
+    let (took, cpu) = lab.client(|| {
+        thread::scope(|scope| {
+            // Threads of this one stay in the client's namespace.
+            let all: Vec<_> = (0..load.flows()).map(|_| scope.spawn(one)).collect();
+            ready.wait();
+            let (cpu, begun) = (cpu_seconds(), Instant::now());
+            let all: Vec<_> = all.into_iter().map(|one| one.join().unwrap()).collect();
+            let taken = (begun.elapsed().as_secs_f64(), cpu_seconds() - cpu);
+            drop(all);
+            taken
+        })
+    });
+    let done = done.load(Ordering::Relaxed) as f64;
+    Measured { done, took, cpu, times: times.into_inner().unwrap() }
+}
+
+/// All time that the machine did not idle, so far.
+fn cpu_seconds() -> f64 {
+    let stat = fs::read_to_string("/proc/stat").unwrap();
+    let fields = stat.lines().next().unwrap().split_whitespace().skip(1);
+    let ticks: Vec<u64> = fields.map(|field| field.parse().unwrap()).collect();
+    // user nice system idle iowait irq softirq steal; guest time is part of user.
+    let busy: u64 = ticks[..3].iter().chain(&ticks[5..8]).sum();
+    busy as f64 / rustix::param::clock_ticks_per_second() as f64
+}

@@ -1,0 +1,37 @@
+//! Which core client and back end run on.
+//!
+//! Where nobody says so the scheduler has them now on one core and now on two, and an exchange takes several
+//! times as long on two, whatever is between them: a core that idles has to be woken.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rustix::thread::{CpuSet, sched_setaffinity};
+
+/// How many cores they share; 0 if the scheduler may do as it likes.
+static CORES: AtomicUsize = AtomicUsize::new(0);
+
+/// Has connections that begin from now on keep to so many cores, until it is dropped.
+pub(crate) struct Kept;
+
+impl Kept {
+    pub(crate) fn to(cores: usize) -> Self {
+        CORES.store(cores, Ordering::Relaxed);
+        Self
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        CORES.store(0, Ordering::Relaxed);
+    }
+}
+
+/// The place of this thread: of the client, 0, or of the back end, 1.
+pub(crate) fn take(end: usize) {
+    let mut cores = CpuSet::new();
+    match CORES.load(Ordering::Relaxed) {
+        0 => (0..CpuSet::MAX_CPU).for_each(|core| cores.set(core)),
+        shared => cores.set(end % shared),
+    }
+    sched_setaffinity(None, &cores).expect("a core that this process may use");
+}
