@@ -46,8 +46,17 @@ impl Lab {
 
     /// The same with bad lines instead of good ones.
     pub fn impaired(how: Impairment) -> Self {
-        let mut cables = Vec::new();
+        Self::partly_impaired([true; 2], how)
+    }
+
+    /// The same for some of its lines: towards the client, towards the back ends. What goes from a good one
+    /// to one like this has to get its checksum on the way.
+    pub fn partly_impaired(which: [bool; 2], how: Impairment) -> Self {
+        let (mut which, mut cables) = (which.into_iter(), Vec::new());
         let mut lab = Self::joined(|ends| {
+            if which.next() != Some(true) {
+                return veth(ends);
+            }
             let ends = ends.map(|end| end.namespace.run(|| impair::end(end.link)));
             cables.push(Cable::new(ends, how));
         });

@@ -43,8 +43,7 @@ pub struct Spliced {
     /// Where it is.
     pub lab: Lab,
     agent: Agent,
-    client: TcpStream,
-    server: TcpStream,
+    streams: (TcpStream, TcpStream),
     program: String,
     /// Its record among the pins.
     splice: Value,
@@ -53,18 +52,21 @@ pub struct Spliced {
 impl Spliced {
     /// In this lab.
     pub fn new(lab: Lab, is_v6: bool) -> Self {
-        let to = Self::backend(is_v6);
-        let route = format!("a.test={to}");
-        let agent = Agent::start(&lab, &["--engine", "packet", "--route", &route]);
-        Self::by(lab, agent, is_v6)
+        Self::towards(lab, Self::backend(is_v6).parse().unwrap())
     }
 
-    /// By an agent that has the engine, and a route for that family.
-    pub fn by(lab: Lab, agent: Agent, is_v6: bool) -> Self {
-        let to = Self::backend(is_v6);
-        let listener = listen(&lab, to.parse().unwrap());
-        let at = if is_v6 { (PROXY6, agent::PORT).into() } else { agent::address() };
-        let (client, server) = begin(&lab, at, &listener);
+    /// The same, to a back end of that address.
+    pub fn towards(lab: Lab, to: SocketAddr) -> Self {
+        let route = format!("a.test={to}");
+        let agent = Agent::start(&lab, &["--engine", "packet", "--route", &route]);
+        Self::by(lab, agent, to)
+    }
+
+    /// By an agent that has the engine, and a route there.
+    pub fn by(lab: Lab, agent: Agent, to: SocketAddr) -> Self {
+        let listener = listen(&lab, to);
+        let at = if to.is_ipv6() { (PROXY6, agent::PORT).into() } else { agent::address() };
+        let streams = begin(&lab, at, &listener);
         let program = program(agent.pid(), "sni_in");
         let path = format!("/sys/fs/bpf/snisplit/{}/packet_flows", lab.names()[1]);
         let all = bpftool(&["map", "dump", "pinned", &path]);
@@ -72,7 +74,7 @@ impl Spliced {
             panic!("{all} {}", agent.metrics(&lab))
         };
         let splice = one["formatted"]["value"].clone();
-        Self { lab, agent, client, server, program, splice }
+        Self { lab, agent, streams, program, splice }
     }
 
     /// The back end of that family.
@@ -88,10 +90,16 @@ impl Spliced {
     /// The peer whose packets go that way, and where they go; and the same of the other one.
     pub fn ends(&self, way: &str) -> [(SocketAddr, SocketAddr); 2] {
         let of = |stream: &TcpStream| (stream.local_addr().unwrap(), stream.peer_addr().unwrap());
+        let (client, server) = self.streams();
         match way {
-            "up" => [of(&self.client), of(&self.server)],
-            _ => [of(&self.server), of(&self.client)],
+            "up" => [of(client), of(server)],
+            _ => [of(server), of(client)],
         }
+    }
+
+    /// The client, and the back end.
+    pub const fn streams(&self) -> &(TcpStream, TcpStream) {
+        &self.streams
     }
 
     /// Another program of the agent's.

@@ -83,7 +83,7 @@ fn the_same_translation() {
     for is_v6 in [false, true].into_iter().filter(|is_v6| !is_v6 || has_ipv6()) {
         let lab = Lab::with_drivers();
         let agent = started(&lab, is_v6, true);
-        let scene = Spliced::by(lab, agent, is_v6);
+        let scene = Spliced::by(lab, agent, Spliced::backend(is_v6).parse().unwrap());
         let early = scene.program("sni_early");
         let all = [
             vec![],
@@ -125,7 +125,7 @@ fn frames_in_several_buffers_pass() {
     }
     let lab = Lab::with_drivers();
     let agent = started(&lab, false, true);
-    let scene = Spliced::by(lab, agent, false);
+    let scene = Spliced::by(lab, agent, Spliced::backend(false).parse().unwrap());
     for link in ["to-1002", "to-2002"] {
         let words = ["link", "set", "dev", link, "mtu", "9000"];
         let done = scene.lab.proxy(|| Command::new("ip").args(words).status());

@@ -8,37 +8,42 @@ use aya_ebpf::programs::XdpContext;
 use snisplit_common::abi::packet::{BY_DRIVER, Fate, Leg, Splice};
 
 use crate::cas;
-use crate::forward::{Route, route, tick};
+use crate::forward::Route;
 use crate::frame::Frame;
 use crate::headers::{ETHERNET, Family, IPPROTO_TCP, SYN, Segment, TCP, unmapped, words};
 use crate::maps::{count, find};
 use crate::sum::Change;
 use crate::track::track;
 use crate::translate::{translate, unmark};
+use crate::work::Work;
 
 #[xdp(frags)]
 fn sni_early(ctx: XdpContext) -> u32 {
-    let Some(segment) = Segment::read(&ctx) else { return XDP_PASS };
+    let Some(work) = Work::get() else { return XDP_PASS };
+    if work.segment.read(&ctx).is_none() {
+        return XDP_PASS;
+    }
+    let segment = &work.segment;
     let Some((leg, splice)) = find(&segment.tuple) else { return XDP_PASS };
     let is_ordinary =
         segment.is_whole != 0 && !segment.has(SYN) && segment.ttl > 1 && !is_partial(segment);
     match is_ordinary && cas::state(splice).is_translated() {
-        true => forward(&ctx, segment, &leg, splice),
+        true => forward(&ctx, work, &leg, splice),
         false => XDP_PASS,
     }
 }
 
 #[inline(never)]
-fn forward(ctx: &XdpContext, segment: &mut Segment, leg: &Leg, splice: *mut Splice) -> u32 {
+fn forward(ctx: &XdpContext, work: &mut Work, leg: &Leg, splice: *mut Splice) -> u32 {
+    let Work { segment, ways, .. } = work;
     // SAFETY: the entry lives until this program ends, and what is translated by does not change.
     let (way, to) = unsafe { &*splice }.way(leg.direction);
-    let now = tick();
-    let route = route(ctx, segment.family, to, now).filter(|route| takes(ctx, segment, route));
+    let route = ways.to(ctx, segment.family, to).filter(|route| takes(ctx, segment, route));
     let Some(route) = route else { return XDP_PASS };
     if !unmark(segment, way) {
         return XDP_DROP;
     }
-    track(segment, leg, splice, now);
+    track(segment, leg, splice, route.now);
     if !translate(ctx, segment, way, to, route) {
         count(Fate::Malformed);
         return XDP_DROP;

@@ -4,12 +4,10 @@
 use core::ptr;
 
 use aya_ebpf::bindings::{BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup};
-use aya_ebpf::btf_maps::PerCpuArray;
 use aya_ebpf::helpers::generated::{
-    bpf_fib_lookup as fib_lookup, bpf_ktime_get_coarse_ns, bpf_redirect, bpf_redirect_neigh,
-    bpf_redirect_peer,
+    bpf_fib_lookup as fib_lookup, bpf_jiffies64, bpf_ktime_get_coarse_ns, bpf_redirect,
+    bpf_redirect_neigh, bpf_redirect_peer,
 };
-use aya_ebpf::macros::btf_map;
 use snisplit_common::abi::packet::{BY_PEER, Tuple};
 
 use crate::frame::Frame;
@@ -37,14 +35,16 @@ pub(crate) struct Route {
     /// Most bytes behind the Ethernet header.
     pub(crate) mtu: u32,
     /// Destination and source of the frame.
-    pub(crate) ethernet: [u16; 6],
+    pub(crate) ethernet: [u32; 3],
+    /// When this was asked for, of the coarse clock: now, that is, but for a jiffy.
+    pub(crate) now: u64,
 }
 
 /// A way, and of which peer and which address of ours.
 #[repr(C)]
 struct Known {
-    /// Of the coarse clock, which moves with each jiffy: 10 ms at most. 0 if it is to be asked for again.
-    tick: u64,
+    /// The jiffy that it is of: 10 ms at most. 0 if it is to be asked for again.
+    jiffy: u64,
     peer: [u32; 4],
     us: [u32; 4],
     route: Route,
@@ -54,61 +54,53 @@ struct Known {
 
 const KNOWN_MAX: usize = 64;
 
-/// This CPU's ways of this tick. Looking one up takes a good part of a packet's time.
-#[btf_map(name = "packet_known")]
-static KNOWN: PerCpuArray<Known, KNOWN_MAX> = PerCpuArray::new();
+/// This CPU's ways of this jiffy. Looking one up takes a good part of a packet's time.
+#[repr(C)]
+pub(crate) struct Ways([Known; KNOWN_MAX]);
+
+impl Ways {
+    /// The way to whoever's packets arrive by the tuple `to`. `None`: there is none. It holds until the
+    /// next one is asked for.
+    #[inline(always)]
+    pub(crate) fn to(&mut self, ctx: &impl Frame, family: Family, to: &Tuple) -> Option<&Route> {
+        let known = self.0.get_mut(slot(to))?;
+        // SAFETY: takes nothing and touches nothing; the kernel makes a load of it.
+        let jiffy = unsafe { bpf_jiffies64() };
+        let is_found = known.is_of(jiffy, to) || ask(ctx, family, to, known, jiffy);
+        is_found.then_some(&known.route)
+    }
+}
+
+/// Where a way is remembered.
+#[inline(always)]
+fn slot(to: &Tuple) -> usize {
+    let [_, _, prefix, peer] = words(&to.source);
+    let mixed = prefix ^ peer.rotate_left(16) ^ unmapped(&to.destination);
+    (mixed.wrapping_mul(0x9e37_79b1) >> 26) as usize
+}
 
 impl Known {
     #[inline(always)]
-    fn at(to: &Tuple) -> Option<&'static mut Self> {
-        let [_, _, prefix, peer] = words(&to.source);
-        let mixed =
-            (prefix ^ peer.rotate_left(16) ^ unmapped(&to.destination)).wrapping_mul(0x9e37_79b1);
-        let slot = KNOWN.get_ptr_mut(mixed >> 26)?;
-        // SAFETY: the slot is this CPU's, never goes, and is used by one function at a time.
-        Some(unsafe { &mut *slot })
+    fn is_of(&self, jiffy: u64, to: &Tuple) -> bool {
+        self.jiffy == jiffy && self.peer == words(&to.source) && self.us == words(&to.destination)
     }
-
-    #[inline(always)]
-    fn is_of(&self, tick: u64, to: &Tuple) -> bool {
-        self.tick == tick && self.peer == words(&to.source) && self.us == words(&to.destination)
-    }
-}
-
-/// The way to whoever's packets arrive by the tuple `to`, at this time of the coarse clock. `None`: there
-/// is none. It holds until the next one is asked for.
-#[inline(always)]
-pub(crate) fn route(
-    ctx: &impl Frame,
-    family: Family,
-    to: &Tuple,
-    tick: u64,
-) -> Option<&'static Route> {
-    let known = Known::at(to)?;
-    let is_found = known.is_of(tick, to) || ask(ctx, family, to, known, tick);
-    is_found.then_some(&known.route)
-}
-
-/// This time of the coarse clock.
-#[inline(always)]
-pub(crate) fn tick() -> u64 {
-    // SAFETY: takes nothing and touches nothing.
-    unsafe { bpf_ktime_get_coarse_ns() }
 }
 
 #[inline(never)]
-fn ask(ctx: &impl Frame, family: Family, to: &Tuple, known: &mut Known, tick: u64) -> bool {
-    known.tick = 0;
+fn ask(ctx: &impl Frame, family: Family, to: &Tuple, known: &mut Known, jiffy: u64) -> bool {
+    known.jiffy = 0;
     if !look_up(ctx, family, to, known) {
         return false;
     }
     let route = &mut known.route;
+    // SAFETY: takes nothing and touches nothing.
+    route.now = unsafe { bpf_ktime_get_coarse_ns() };
     // SAFETY: an entry is a number.
     route.way_out = unsafe { LINKS.get(route.interface) }.copied().unwrap_or_default();
     // What is not resolved is asked for again: the kernel finds the neighbour meanwhile.
     if route.is_resolved != 0 && route.way_out != 0 {
         [known.peer, known.us] = [words(&to.source), words(&to.destination)];
-        known.tick = tick;
+        known.jiffy = jiffy;
     }
     true
 }
@@ -139,9 +131,8 @@ fn look_up(ctx: &impl Frame, family: Family, to: &Tuple, known: &mut Known) -> b
     let found = unsafe { fib_lookup(ctx.as_ptr(), &raw mut *question, size, 0) };
     route.interface = question.ifindex;
     route.is_resolved = (found as u32 == BPF_FIB_LKUP_RET_SUCCESS).into();
-    let halves = |at: [u8; 6]| [0, 2, 4].map(|i| u16::from_ne_bytes([at[i], at[i + 1]]));
-    let ([a, b, c], [d, e, f]) = (halves(question.dmac), halves(question.smac));
-    route.ethernet = [a, b, c, d, e, f];
+    let ([a, b, c, d, e, f], [g, h, i, j, k, l]) = (question.dmac, question.smac);
+    route.ethernet = [[a, b, c, d], [e, f, g, h], [i, j, k, l]].map(u32::from_ne_bytes);
     // SAFETY: the helper writes it where the total length was.
     route.mtu = unsafe { question.__bindgen_anon_1.mtu_result }.into();
     matches!(found as u32, BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH)

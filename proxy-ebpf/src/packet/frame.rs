@@ -12,7 +12,7 @@ use aya_ebpf::helpers::generated::{
 };
 use aya_ebpf::programs::{TcContext, XdpContext};
 
-use crate::sum::Change;
+use crate::sum::{Change, Sum, is_same};
 
 pub(crate) trait Frame: EbpfContext {
     /// Copies from the frame.
@@ -41,8 +41,11 @@ pub(crate) trait Frame: EbpfContext {
     /// Bytes; of what a driver has received, those in its first buffer.
     fn length(&self) -> u32;
 
-    /// Brings the checksum of TCP up to date, of which a pseudo-header of addresses is part.
-    fn amend_tcp(&self, at: u32, addresses: Change, rest: Change) -> Option<()>;
+    /// Other addresses in the checksum of TCP, which was `old`.
+    fn readdress(&self, at: u32, old: u16, addresses: Change) -> Option<Sum>;
+
+    /// What else has changed, if the checksum has more than addresses in it.
+    fn amend(&self, at: u32, change: Change) -> Option<()>;
 
     /// Copies from a place that is known when this is compiled. It makes no call where it can: whatever
     /// returns costs a packet time of its own on processors whose returns the kernel distrusts
@@ -63,6 +66,19 @@ pub(crate) trait Frame: EbpfContext {
         // SAFETY: it is there, and is one of the plain structures of headers. The verifier refuses what is
         // not aligned enough for the machine.
         Some(unsafe { ((linear.start + at as usize) as *const T).read() })
+    }
+
+    /// Writes at a place that was read by [`Frame::peek`]. For a program that does this the kernel sees to
+    /// it that nobody else has the bytes (`bpf_unclone_prologue`, net/core/filter.c).
+    #[inline(always)]
+    fn put<T>(&self, at: u32, value: T) -> Option<()> {
+        let linear = self.linear();
+        if linear.start + at as usize + size_of::<T>() > linear.end {
+            return None;
+        }
+        // SAFETY: it is there. The verifier refuses what is not aligned enough for the machine.
+        unsafe { ((linear.start + at as usize) as *mut T).write(value) };
+        Some(())
     }
 
     #[inline(always)]
@@ -121,11 +137,18 @@ impl Frame for TcContext {
     }
 
     #[inline(always)]
-    fn amend_tcp(&self, at: u32, addresses: Change, rest: Change) -> Option<()> {
-        // Of a checksum that is still to be made only the addresses are in yet (CHECKSUM_PARTIAL).
-        let pseudo = u64::from(BPF_F_PSEUDO_HDR);
-        self.l4_csum_replace(at as usize, 0, addresses.folded(), pseudo).ok()?;
-        self.l4_csum_replace(at as usize, 0, rest.folded(), 0).ok()
+    fn readdress(&self, at: u32, old: u16, addresses: Change) -> Option<Sum> {
+        // Whether more than the addresses is in it yet only the kernel knows (CHECKSUM_PARTIAL), and shows
+        // by what it makes of it: it takes from a whole sum what it adds to one that is to be made.
+        self.l4_csum_replace(at as usize, 0, addresses.folded(), BPF_F_PSEUDO_HDR.into()).ok()?;
+        let now = self.peek(at)?;
+        let is_whole = is_same(now, addresses.applied_to(old));
+        Some(Sum { now, is_whole, is_in_doubt: is_same(addresses.half_word(), 0) })
+    }
+
+    #[inline(always)]
+    fn amend(&self, at: u32, change: Change) -> Option<()> {
+        self.l4_csum_replace(at as usize, 0, change.folded(), 0).ok()
     }
 }
 
@@ -164,10 +187,13 @@ impl Frame for XdpContext {
     }
 
     #[inline(always)]
-    fn amend_tcp(&self, at: u32, mut addresses: Change, rest: Change) -> Option<()> {
+    fn readdress(&self, _at: u32, old: u16, addresses: Change) -> Option<Sum> {
         // What comes from a driver has its whole checksum.
-        addresses.add(rest.folded());
-        let sum: u16 = self.load(at)?;
-        self.store(at, &addresses.applied_to(sum))
+        Some(Sum { now: addresses.applied_to(old), is_whole: true, is_in_doubt: false })
+    }
+
+    #[inline(always)]
+    fn amend(&self, _at: u32, _change: Change) -> Option<()> {
+        None
     }
 }

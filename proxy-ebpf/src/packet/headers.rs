@@ -2,8 +2,6 @@
 
 use core::ptr;
 
-use aya_ebpf::btf_maps::PerCpuArray;
-use aya_ebpf::macros::btf_map;
 use snisplit_common::abi::packet::Tuple;
 
 use crate::frame::Frame;
@@ -83,7 +81,7 @@ pub(crate) enum Family {
     V6 = 6,
 }
 
-/// A TCP segment. In a map, for it is too much for the stack.
+/// A TCP segment.
 #[repr(C)]
 pub(crate) struct Segment {
     pub(crate) tuple: Tuple,
@@ -105,43 +103,31 @@ pub(crate) struct Segment {
     pub(crate) is_whole: u32,
 }
 
-/// This CPU's. No program is interrupted by another one: softirqs are off while each of them runs.
-#[btf_map(name = "packet_segment")]
-static WORK: PerCpuArray<Segment, 1> = PerCpuArray::new();
-
 impl Segment {
-    /// This CPU's, with whatever is in it.
-    #[inline(always)]
-    pub(crate) fn work() -> Option<&'static mut Self> {
-        // SAFETY: the slot is this CPU's, never goes, and is used by one function at a time.
-        WORK.get_ptr_mut(0).map(|work| unsafe { &mut *work })
-    }
-
     /// `None` is something else. Nothing but TCP directly behind IP behind Ethernet is ours.
     #[inline(always)]
-    pub(crate) fn read(ctx: &impl Frame) -> Option<&'static mut Self> {
+    pub(crate) fn read(&mut self, ctx: &impl Frame) -> Option<()> {
         let family = family(ctx)?;
-        let this = Self::work()?;
         let bytes = match family {
-            Family::V4 => this.read_ip4(ctx)?,
-            Family::V6 => this.read_ip6(ctx)?,
+            Family::V4 => self.read_ip4(ctx)?,
+            Family::V6 => self.read_ip6(ctx)?,
         };
-        this.family = family;
-        this.tcp = match this.at {
+        self.family = family;
+        self.tcp = match self.at {
             TCP4 => ctx.peek(TCP4)?,
             TCP6 => ctx.peek(TCP6)?,
             elsewhere => ctx.load(elsewhere)?,
         };
-        this.becomes = this.tcp;
-        this.tuple.source_port = u16::from_be(this.tcp.source);
-        this.tuple.destination_port = u16::from_be(this.tcp.destination);
-        let header = u32::from(this.tcp.length >> 4) * 4;
+        self.becomes = self.tcp;
+        self.tuple.source_port = u16::from_be(self.tcp.source);
+        self.tuple.destination_port = u16::from_be(self.tcp.destination);
+        let header = u32::from(self.tcp.length >> 4) * 4;
         if header < TCP || bytes < header {
-            this.is_whole = 0;
-            return Some(this);
+            self.is_whole = 0;
+            return Some(());
         }
-        (this.options, this.payload) = (header - TCP, bytes - header);
-        Some(this)
+        (self.options, self.payload) = (header - TCP, bytes - header);
+        Some(())
     }
 
     /// How many bytes are behind the IP header.

@@ -7,13 +7,15 @@ use snisplit_common::abi::Direction;
 use snisplit_common::abi::packet::{Fate, Tuple, Way};
 
 use crate::cas;
-use crate::forward::{route, send, tick};
+use crate::forward::send;
 use crate::frame::Frame;
 use crate::headers::{ETHERNET, Family, Ip4, Ip6, Segment, Tcp, family, map, put, unmapped, words};
 use crate::maps::{count, find};
+use crate::options::FAILED;
 use crate::sum::Change;
 use crate::track::is_within;
 use crate::translate::Network as _;
+use crate::work::Work;
 
 const IPPROTO_ICMP: u8 = 1;
 const IPPROTO_TCP: u8 = 6;
@@ -44,14 +46,14 @@ const TCP6: u32 = QUOTED6 + 40;
 
 /// What becomes of a packet that is no TCP segment.
 #[inline(never)]
-pub(crate) fn forward(ctx: &TcContext) -> i32 {
-    translate(ctx).unwrap_or(crate::NEXT)
+pub(crate) fn forward(ctx: &TcContext, work: &mut Work) -> i32 {
+    translate(ctx, work).unwrap_or(crate::NEXT)
 }
 
 /// `None`: it is not one of ours.
 #[inline(always)]
-fn translate(ctx: &TcContext) -> Option<i32> {
-    let about = Segment::work()?;
+fn translate(ctx: &TcContext, work: &mut Work) -> Option<i32> {
+    let Work { segment: about, ways, .. } = work;
     let family = family(ctx)?;
     let (is_error, tcp) = match family {
         Family::V4 => (read4(ctx, about), TCP4),
@@ -82,7 +84,7 @@ fn translate(ctx: &TcContext) -> Option<i32> {
         // RFC 5927 §4.1: of nothing that is on its way.
         return None;
     }
-    let out = route(ctx, family, sender, tick())?;
+    let out = ways.to(ctx, family, sender)?;
     let is_done = Frame::store(ctx, 0, &out.ethernet).is_some() && rewrite(ctx, about, way, sender);
     count(if is_done { Fate::Icmp } else { Fate::Malformed });
     Some(if is_done { send(out) } else { crate::DROP })
@@ -165,7 +167,8 @@ fn outer4(ctx: &TcContext, about: &Segment, sender: &Tuple, change: u64) -> bool
     let is_quoted = ctx.store((QUOTED4 + 12) as usize, &new, 0).is_ok()
         && ctx.l3_csum_replace((QUOTED4 + 10) as usize, 0, inner.folded(), 0).is_ok()
         && ctx.l4_csum_replace(check, 0, change, 0).is_ok();
-    let Some((outer, _)) = Ip4::translated(ctx, sender, false) else { return false };
+    let Some(outer) = ctx.peek::<Ip4>(ETHERNET) else { return false };
+    let outer = outer.translated(sender, false, outer.addresses(sender));
     is_quoted && ctx.store(ETHERNET as usize, &outer, 0).is_ok()
 }
 
@@ -175,7 +178,9 @@ fn outer6(ctx: &TcContext, about: &Segment, sender: &Tuple, ports: u64) -> bool 
     let inner = &about.tuple;
     let is_quoted = replace(ctx, QUOTED6 + 8, (&inner.destination, &sender.source), &mut change)
         && replace(ctx, QUOTED6 + 24, (&inner.source, &sender.destination), &mut change);
-    let Some((outer, addresses)) = Ip6::translated(ctx, sender, false) else { return false };
+    let Some(outer) = ctx.peek::<Ip6>(ETHERNET) else { return false };
+    let addresses = outer.addresses(sender);
+    let outer = outer.translated(sender, false, addresses);
     let check = (ETHERNET + 40 + CHECK) as usize;
     let pseudo = u64::from(BPF_F_PSEUDO_HDR);
     is_quoted
@@ -196,9 +201,6 @@ fn replace(
     change.add(sum);
     sum != FAILED
 }
-
-/// No folded sum is as large.
-const FAILED: u64 = u64::MAX;
 
 /// Not inlined: all of it at once is too much for the stack.
 #[inline(never)]

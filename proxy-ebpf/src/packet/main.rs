@@ -30,9 +30,11 @@ mod sum;
 mod switch;
 mod track;
 mod translate;
+mod work;
 
-use headers::{ACK, FIN, RST, SYN, Segment};
+use headers::{ACK, FIN, RST, SYN};
 use maps::{SPLICES, TUPLES, count, find, tell};
+use work::Work;
 
 /// `TCX_NEXT`, and TC_ACT_UNSPEC of older hooks: it is not ours.
 const NEXT: i32 = -1;
@@ -41,10 +43,13 @@ const DROP: i32 = 2;
 
 #[classifier]
 fn sni_in(ctx: TcContext) -> i32 {
-    let Some(segment) = Segment::read(&ctx) else { return icmp::forward(&ctx) };
-    let Some((leg, splice)) = find(&segment.tuple) else { return NEXT };
+    let Some(work) = Work::get() else { return NEXT };
+    if work.segment.read(&ctx).is_none() {
+        return icmp::forward(&ctx, work);
+    }
+    let Some((leg, splice)) = find(&work.segment.tuple) else { return NEXT };
     let is_ours = match cas::state(splice) {
-        SpliceState::Armed => armed(&ctx, segment, &leg, splice),
+        SpliceState::Armed => armed(&ctx, work, &leg, splice),
         SpliceState::Switching => {
             count(Fate::Switching);
             return DROP;
@@ -55,7 +60,7 @@ fn sni_in(ctx: TcContext) -> i32 {
         | SpliceState::ClientReset
         | SpliceState::BackendReset => true,
     };
-    if is_ours { forward(&ctx, segment, &leg, splice) } else { NEXT }
+    if is_ours { forward(&ctx, work, &leg, splice) } else { NEXT }
 }
 
 #[classifier]
@@ -65,7 +70,10 @@ fn sni_out(ctx: TcContext) -> i32 {
         // Sent on, perhaps by us.
         return NEXT;
     }
-    let Some(segment) = Segment::read(&ctx) else { return NEXT };
+    let Some(Work { segment, .. }) = Work::get() else { return NEXT };
+    if segment.read(&ctx).is_none() {
+        return NEXT;
+    }
     segment.reverse();
     if segment.tcp.flags & (SYN | ACK) == SYN {
         begin_anew(&segment.tuple);
@@ -130,7 +138,8 @@ fn begin_anew(tuple: &Tuple) {
 
 /// Whether the kernel has the flow now.
 #[inline(always)]
-fn armed(ctx: &TcContext, segment: &Segment, leg: &Leg, splice: *mut Splice) -> bool {
+fn armed(ctx: &TcContext, work: &mut Work, leg: &Leg, splice: *mut Splice) -> bool {
+    let segment = &work.segment;
     if segment.has(RST) || segment.has(FIN) {
         settle(leg.splice, splice, Why::Ended);
         return false;
@@ -138,12 +147,13 @@ fn armed(ctx: &TcContext, segment: &Segment, leg: &Leg, splice: *mut Splice) -> 
     leg.direction == Direction::Down
         && segment.is_whole != 0
         && segment.payload > 0
-        && switch::switch(ctx, segment, leg.splice, splice)
+        && switch::switch(ctx, work, leg.splice, splice)
 }
 
 /// Sends a segment on to the other peer.
 #[inline(always)]
-fn forward(ctx: &TcContext, segment: &mut Segment, leg: &Leg, splice: *mut Splice) -> i32 {
+fn forward(ctx: &TcContext, work: &mut Work, leg: &Leg, splice: *mut Splice) -> i32 {
+    let Work { segment, ways, .. } = work;
     if segment.is_whole == 0 {
         count(Fate::Malformed);
         return DROP;
@@ -158,13 +168,12 @@ fn forward(ctx: &TcContext, segment: &mut Segment, leg: &Leg, splice: *mut Splic
     if !translate::unmark(segment, way) {
         return DROP;
     }
-    let now = forward::tick();
-    let route = forward::route(ctx, segment.family, to, now).filter(|_| segment.ttl > 1);
+    let route = ways.to(ctx, segment.family, to).filter(|_| segment.ttl > 1);
     let Some(route) = route else {
         count(Fate::Unroutable);
         return DROP;
     };
-    track::track(segment, leg, splice, now);
+    track::track(segment, leg, splice, route.now);
     if !translate::translate(ctx, segment, way, to, route) {
         count(Fate::Malformed);
         return DROP;

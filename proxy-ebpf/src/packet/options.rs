@@ -56,6 +56,19 @@ fn work() -> Option<&'static mut Options> {
     WORK.get_ptr_mut(0).map(|work| unsafe { &mut *work })
 }
 
+/// No folded sum is as large.
+pub(crate) const FAILED: u64 = u64::MAX;
+
+/// Translates options where they lie; what that changes in the sum, or [`FAILED`].
+#[inline(never)]
+pub(crate) fn rewrite(ctx: &impl Frame, at: u32, length: u32, way: &Way) -> u64 {
+    let Some(options) = Options::read(ctx, at, length) else { return FAILED };
+    match options.translate(way) {
+        Some(change) if options.write(ctx, at).is_some() => change.folded(),
+        _ => FAILED,
+    }
+}
+
 impl Options {
     #[inline(always)]
     pub(crate) fn read(ctx: &impl Frame, at: u32, length: u32) -> Option<&'static mut Self> {

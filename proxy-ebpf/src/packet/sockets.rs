@@ -57,39 +57,44 @@ pub(crate) struct Numbers {
     pub(crate) ts_offset: u32,
 }
 
-#[repr(C)]
-struct Key4 {
-    source: u32,
-    destination: u32,
-    source_port: u16,
-    destination_port: u16,
-}
+/// `struct bpf_sock_tuple` of either family. Not on the stack, for it is too much for that.
+pub(crate) struct Key([u32; 9]);
 
-#[repr(C)]
-struct Key6 {
-    source: [u32; 4],
-    destination: [u32; 4],
-    source_port: u16,
-    destination_port: u16,
+impl Key {
+    /// As the kernel takes it: addresses and ports, which are behind whatever addresses there are. And how
+    /// many bytes that is.
+    #[inline(always)]
+    fn set(&mut self, family: Family, tuple: &Tuple) -> u32 {
+        let Tuple { source, destination, source_port, destination_port } = tuple;
+        let ([a, b], [c, d]) = (source_port.to_be_bytes(), destination_port.to_be_bytes());
+        let ports = u32::from_ne_bytes([a, b, c, d]);
+        match family {
+            Family::V4 => {
+                [self.0[0], self.0[1], self.0[2]] =
+                    [unmapped(source), unmapped(destination), ports];
+                12
+            }
+            Family::V6 => {
+                let ([a, b, c, d], [e, f, g, h]) = (words(source), words(destination));
+                self.0 = [a, b, c, d, e, f, g, h, ports];
+                36
+            }
+        }
+    }
 }
 
 /// Reads the socket that a tuple's packets go to.
 #[inline(always)]
-pub(crate) fn numbers(ctx: &TcContext, family: Family, tuple: &Tuple) -> Option<Numbers> {
-    let (source_port, destination_port) =
-        (tuple.source_port.to_be(), tuple.destination_port.to_be());
-    let socket = match family {
-        Family::V4 => {
-            let (source, destination) = (unmapped(&tuple.source), unmapped(&tuple.destination));
-            let key = Key4 { source, destination, source_port, destination_port };
-            look_up(ctx, (&raw const key).cast(), size_of::<Key4>() as u32)
-        }
-        Family::V6 => {
-            let (source, destination) = (words(&tuple.source), words(&tuple.destination));
-            let key = Key6 { source, destination, source_port, destination_port };
-            look_up(ctx, (&raw const key).cast(), size_of::<Key6>() as u32)
-        }
-    };
+pub(crate) fn numbers(
+    ctx: &TcContext,
+    key: &mut Key,
+    family: Family,
+    tuple: &Tuple,
+) -> Option<Numbers> {
+    let size = key.set(family, tuple);
+    let key = ptr::from_mut(key).cast();
+    // SAFETY: the helper reads `size` bytes of the key.
+    let socket = unsafe { bpf_skc_lookup_tcp(ctx.as_ptr(), key, size, CURRENT_NETNS, 0) };
     if socket.is_null() {
         return None;
     }
@@ -99,14 +104,6 @@ pub(crate) fn numbers(ctx: &TcContext, family: Family, tuple: &Tuple) -> Option<
     // SAFETY: the reference that the look-up took, given back once.
     unsafe { bpf_sk_release(socket.cast()) };
     numbers
-}
-
-#[inline(always)]
-fn look_up(ctx: &TcContext, key: *const c_void, size: u32) -> *mut c_void {
-    // SAFETY: the helper reads `size` bytes of the key, which is on our caller's stack.
-    unsafe {
-        bpf_skc_lookup_tcp(ctx.as_ptr(), key.cast_mut().cast(), size, CURRENT_NETNS, 0).cast()
-    }
 }
 
 #[inline(always)]

@@ -44,17 +44,20 @@ pub(crate) struct Stamps {
 }
 
 impl Stamps {
-    /// For the receiver; `change` is what that changes in the sum. `None`: they are other options.
+    /// Whether there is nothing else.
     #[inline(always)]
-    pub(crate) fn translated(self, way: &Way, change: &mut Change) -> Option<Self> {
-        if self.kind != u32::from_ne_bytes([NOP, NOP, TIMESTAMPS, 10]) {
-            return None;
-        }
+    pub(crate) fn are_alone(&self) -> bool {
+        self.kind == u32::from_ne_bytes([NOP, NOP, TIMESTAMPS, 10])
+    }
+
+    /// For the receiver; `change` is what that changes in the sum.
+    #[inline(always)]
+    pub(crate) fn translated(self, way: &Way, change: &mut Change) -> Self {
         let shift = Shift::of(way);
         let stamp = u32::from_be(self.stamp).wrapping_add(shift.stamp).to_be();
         let echo = shift.echoed(u32::from_be(self.echo)).to_be();
         change.word(self.stamp, stamp);
         change.word(self.echo, echo);
-        Some(Self { stamp, echo, ..self })
+        Self { stamp, echo, ..self }
     }
 }

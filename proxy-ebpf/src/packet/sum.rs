@@ -58,3 +58,26 @@ impl Change {
         (once & 0xffff_ffff) + (once >> 32)
     }
 }
+
+/// Whether two sums are the same, of which 0 has two.
+#[inline(always)]
+pub(crate) const fn is_same(a: u16, b: u16) -> bool {
+    a == b || a ^ b == u16::MAX && (a == 0 || b == 0)
+}
+
+/// The checksum of a segment whose addresses are in it already.
+pub(crate) struct Sum {
+    pub(crate) now: u16,
+    /// Whether the rest of the segment is in it.
+    pub(crate) is_whole: bool,
+    /// Whether that is not known.
+    pub(crate) is_in_doubt: bool,
+}
+
+impl Sum {
+    /// With a change of the rest.
+    #[inline(always)]
+    pub(crate) fn with(&self, change: Change) -> u16 {
+        if self.is_whole && !self.is_in_doubt { change.applied_to(self.now) } else { self.now }
+    }
+}

@@ -6,11 +6,11 @@ use aya_ebpf::programs::TcContext;
 use snisplit_common::abi::packet::{Splice, SpliceState, Why};
 
 use crate::cas;
-use crate::forward::{route, tick};
-use crate::headers::{ACK, Segment, TCP};
+use crate::headers::{ACK, TCP};
 use crate::maps::tell;
 use crate::options::Options;
 use crate::sockets::{Numbers, numbers};
+use crate::work::Work;
 
 /// What a receiver has room for as long as it has not said otherwise.
 const FIRST_WINDOW: u32 = 1 << 20;
@@ -20,13 +20,13 @@ const TICK: u64 = 1_000_000;
 /// Whether the flow is the kernel's now. The gag is on while this looks: a socket may still receive
 /// what was on its way to it, but what it says to that is not heard.
 #[inline(never)]
-pub(crate) fn switch(ctx: &TcContext, segment: &Segment, number: u64, splice: *mut Splice) -> bool {
+pub(crate) fn switch(ctx: &TcContext, work: &mut Work, number: u64, splice: *mut Splice) -> bool {
     if !cas::swap(splice, SpliceState::Armed, SpliceState::Switching) {
         return false;
     }
     // SAFETY: the entry lives until this program ends, and whoever finds the flow switching looks only.
     let entry = unsafe { &mut *splice };
-    let to = match take_over(ctx, segment, entry) {
+    let to = match take_over(ctx, work, entry) {
         Ok(()) => SpliceState::Spliced,
         Err(why) => {
             entry.why = why;
@@ -39,9 +39,10 @@ pub(crate) fn switch(ctx: &TcContext, segment: &Segment, number: u64, splice: *m
 }
 
 #[inline(always)]
-fn take_over(ctx: &TcContext, segment: &Segment, splice: &mut Splice) -> Result<(), Why> {
-    let client = numbers(ctx, segment.family, &splice.client).ok_or(Why::NoSocket)?;
-    let backend = numbers(ctx, segment.family, &splice.backend).ok_or(Why::NoSocket)?;
+fn take_over(ctx: &TcContext, work: &mut Work, splice: &mut Splice) -> Result<(), Why> {
+    let Work { segment, ways, key } = work;
+    let client = numbers(ctx, key, segment.family, &splice.client).ok_or(Why::NoSocket)?;
+    let backend = numbers(ctx, key, segment.family, &splice.backend).ok_or(Why::NoSocket)?;
     if !(client.is_established && backend.is_established && segment.has(ACK)) {
         return Err(Why::NotEstablished);
     }
@@ -59,7 +60,7 @@ fn take_over(ctx: &TcContext, segment: &Segment, splice: &mut Splice) -> Result<
         return Err(Why::BackendBytes);
     }
     for tuple in [&splice.client, &splice.backend] {
-        let out = route(ctx, segment.family, tuple, tick()).ok_or(Why::NoRoute)?;
+        let out = ways.to(ctx, segment.family, tuple).ok_or(Why::NoRoute)?;
         // What comes back by that way must pass here.
         if out.way_out == 0 {
             return Err(Why::NoRoute);

@@ -25,7 +25,7 @@ pub(crate) const fn is_within(number: u32, from: u32, to: u32) -> bool {
 
 /// Takes note of a segment. Numbers of a direction are written by its own packets only.
 #[inline(always)]
-pub(crate) fn track(segment: &Segment, leg: &Leg, splice: *mut Splice, tick: u64) {
+pub(crate) fn track(segment: &Segment, leg: &Leg, splice: *mut Splice, now: u64) {
     let (number, direction) = (leg.splice, leg.direction);
     // SAFETY: the entry lives until this program ends; a torn account is put right by the next packet.
     let entry = unsafe { &mut *splice };
@@ -48,7 +48,7 @@ pub(crate) fn track(segment: &Segment, leg: &Leg, splice: *mut Splice, tick: u64
         }
         return;
     }
-    if segment.tcp.flags & (SYN | ACK) != ACK || !notes(segment, own, other, tick) {
+    if segment.tcp.flags & (SYN | ACK) != ACK || !notes(segment, own, other, now) {
         return;
     }
     let has_ended = |way: &Way| way.has_fin != 0 && !is_after(way.fin, way.acked);
@@ -92,7 +92,7 @@ fn oldest(way: &Way) -> u32 {
 
 /// Whether it was within its window.
 #[inline(always)]
-fn notes(segment: &Segment, own: &mut Way, other: &mut Way, tick: u64) -> bool {
+fn notes(segment: &Segment, own: &mut Way, other: &mut Way, now: u64) -> bool {
     let ack = segment.ack().wrapping_add(own.ack);
     // The byte behind the edge is a FIN, or a probe of a closed window.
     let (oldest, edge) = (oldest(own), own.edge.wrapping_add(1));
@@ -102,7 +102,7 @@ fn notes(segment: &Segment, own: &mut Way, other: &mut Way, tick: u64) -> bool {
     if !is_sane {
         return false;
     }
-    own.last_seen = tick;
+    own.last_seen = now;
     if is_after(segment.end(), own.end) {
         own.end = segment.end();
     }

@@ -1,7 +1,5 @@
 //! From one leg's numbers to the other's.
 
-use aya_ebpf::btf_maps::PerCpuArray;
-use aya_ebpf::macros::btf_map;
 use snisplit_common::abi::packet::{Fate, Tuple, Way};
 
 use crate::forward::Route;
@@ -11,10 +9,12 @@ use crate::headers::{
     unmapped, words,
 };
 use crate::maps::count;
-use crate::options::Options;
+use crate::options::{self, FAILED};
 use crate::stamps::{QUICK, Stamps};
 use crate::sum::Change;
 
+/// Where `h_proto` is in an Ethernet header.
+const PROTOCOL: u32 = 12;
 /// Where the checksum is in a TCP header.
 const TCP_CHECK: u32 = 16;
 /// Where the ECN bits are in the first word of an IPv6 header: of its traffic class, RFC 8200 §3.
@@ -22,7 +22,7 @@ const ECN6: u32 = ECN << 20;
 
 /// Rewrites a segment for the receiver, whose own packets arrive by the tuple `to`. `false`: it is one
 /// that cannot be, or the buffer does not let itself be written.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn translate(
     ctx: &impl Frame,
     segment: &Segment,
@@ -37,33 +37,7 @@ pub(crate) fn translate(
     rewritten.is_some()
 }
 
-/// The headers of a frame, which are written at once: each call costs a packet time. In a map, for they are
-/// too much for the stack.
-#[repr(C, align(4))]
-struct Head<Ip> {
-    /// Not written: what is behind it is aligned so.
-    ahead: u16,
-    ethernet: [u16; 6],
-    protocol: u16,
-    ip: Ip,
-    tcp: Tcp,
-    stamps: Stamps,
-}
-
-/// This CPU's, with room for either family.
-#[btf_map(name = "packet_head")]
-static WORK: PerCpuArray<Head<Ip6>, 1> = PerCpuArray::new();
-
-impl<Ip: Network> Head<Ip> {
-    #[inline(always)]
-    fn work() -> Option<&'static mut Self> {
-        const { assert!(size_of::<Self>() <= size_of::<Head<Ip6>>()) };
-        // SAFETY: the slot is this CPU's, never goes, is as large, and is used by one function at a time; of
-        // numbers every bit pattern is one.
-        WORK.get_ptr_mut(0).map(|work| unsafe { &mut *work.cast::<Self>() })
-    }
-}
-
+/// The headers are written where they lie: each call costs a packet time.
 #[inline(always)]
 fn rewrite<Ip: Network>(
     ctx: &impl Frame,
@@ -71,31 +45,34 @@ fn rewrite<Ip: Network>(
     (way, to): (&Way, &Tuple),
     route: &Route,
 ) -> Option<()> {
-    let head = Head::<Ip>::work()?;
-    let (ip, addresses) = Ip::translated(ctx, to, way.ends_ecn != 0)?;
-    (head.ethernet, head.protocol, head.ip) = (route.ethernet, Ip::PROTOCOL.to_be(), ip);
-    head.tcp = header(segment, way, to);
-    let mut change = between(&segment.tcp, &head.tcp);
-    let mut length = ETHERNET + size_of::<Ip>() as u32 + TCP;
+    let at = Ip::TCP_AT + TCP;
     // Most segments have timestamps and nothing else, in the layout of RFC 7323 appendix A.
-    let quick = match segment.options {
-        QUICK => ctx.peek::<Stamps>(Ip::TCP_AT + TCP)?.translated(way, &mut change),
-        _ => None,
-    };
-    if let Some(stamps) = quick {
-        head.stamps = stamps;
-        length += QUICK;
-    } else {
-        let options = Options::read(ctx, Ip::TCP_AT + TCP, segment.options)?;
-        change.add(options.translate(way)?.folded());
-        options.write(ctx, Ip::TCP_AT + TCP)?;
+    let has_stamps = segment.options == QUICK && ctx.peek::<Stamps>(at)?.are_alone();
+    let mut change = Change::default();
+    if segment.options > 0 && !has_stamps {
+        let changed = options::rewrite(ctx, at, segment.options, way);
+        if changed == FAILED {
+            return None;
+        }
+        change.add(changed);
     }
-    // SAFETY: `length` bytes at most are behind the first field.
-    let is_written = unsafe { ctx.copy_in(0, (&raw const head.ethernet).cast(), length) };
-    if !is_written {
-        return None;
+    let addresses = ctx.peek::<Ip>(ETHERNET)?.addresses(to);
+    let check = Ip::TCP_AT + TCP_CHECK;
+    let sum = ctx.readdress(check, segment.tcp.check, addresses)?;
+    // No call behind this: it would take the frame's place from us.
+    // By words: as a whole the compiler would have it copied by a function.
+    let [first, second, third] = route.ethernet;
+    ctx.put(0, [first, second, third])?;
+    ctx.put(PROTOCOL, Ip::PROTOCOL.to_be())?;
+    ctx.put(ETHERNET, ctx.peek::<Ip>(ETHERNET)?.translated(to, way.ends_ecn != 0, addresses))?;
+    if has_stamps {
+        ctx.put(at, ctx.peek::<Stamps>(at)?.translated(way, &mut change))?;
     }
-    ctx.amend_tcp(Ip::TCP_AT + TCP_CHECK, addresses, change)
+    let mut tcp = header(segment, way, to);
+    change.add(between(&segment.tcp, &tcp).folded());
+    tcp.check = sum.with(change);
+    ctx.put(Ip::TCP_AT, tcp)?;
+    if sum.is_in_doubt { ctx.amend(check, change) } else { Some(()) }
 }
 
 #[inline(always)]
@@ -126,13 +103,15 @@ fn between(old: &Tcp, new: &Tcp) -> Change {
 }
 
 /// What differs between IPv4 and IPv6.
-pub(crate) trait Network: Sized + 'static {
+pub(crate) trait Network: Copy {
     const PROTOCOL: u16;
     const TCP_AT: u32;
 
-    /// The frame's header for whoever's packets arrive by the tuple `to`, with ECN's bits or without, and
-    /// what changes in the addresses.
-    fn translated(ctx: &impl Frame, to: &Tuple, ends_ecn: bool) -> Option<(Self, Change)>;
+    /// What changes in the addresses for whoever's packets arrive by the tuple `to`.
+    fn addresses(&self, to: &Tuple) -> Change;
+
+    /// The header for that receiver, with ECN's bits or without.
+    fn translated(self, to: &Tuple, ends_ecn: bool, addresses: Change) -> Self;
 }
 
 impl Network for Ip4 {
@@ -140,22 +119,27 @@ impl Network for Ip4 {
     const TCP_AT: u32 = TCP4;
 
     #[inline(always)]
-    fn translated(ctx: &impl Frame, to: &Tuple, ends_ecn: bool) -> Option<(Self, Change)> {
-        let old: Self = ctx.peek(ETHERNET)?;
-        let mut new = old;
-        new.ttl = old.ttl.wrapping_sub(1);
+    fn addresses(&self, to: &Tuple) -> Change {
+        let mut change = Change::default();
+        change.word(self.source, unmapped(&to.destination));
+        change.word(self.destination, unmapped(&to.source));
+        change
+    }
+
+    #[inline(always)]
+    fn translated(self, to: &Tuple, ends_ecn: bool, addresses: Change) -> Self {
+        let mut new = self;
+        new.ttl = self.ttl.wrapping_sub(1);
         (new.source, new.destination) = (unmapped(&to.destination), unmapped(&to.source));
-        let mut addresses = Change::default();
-        addresses.word(old.source, new.source);
-        addresses.word(old.destination, new.destination);
         let mut header = addresses;
-        header.half(u16::from_ne_bytes([old.ttl, 0]), u16::from_ne_bytes([new.ttl, 0]));
+        header.half(u16::from_ne_bytes([self.ttl, 0]), u16::from_ne_bytes([new.ttl, 0]));
         if ends_ecn {
             new.service &= !(ECN as u8);
-            header.half(u16::from_ne_bytes([0, old.service]), u16::from_ne_bytes([0, new.service]));
+            header
+                .half(u16::from_ne_bytes([0, self.service]), u16::from_ne_bytes([0, new.service]));
         }
-        new.check = header.applied_to(old.check);
-        Some((new, addresses))
+        new.check = header.applied_to(self.check);
+        new
     }
 }
 
@@ -164,20 +148,25 @@ impl Network for Ip6 {
     const TCP_AT: u32 = TCP6;
 
     #[inline(always)]
-    fn translated(ctx: &impl Frame, to: &Tuple, ends_ecn: bool) -> Option<(Self, Change)> {
-        let old: Self = ctx.peek(ETHERNET)?;
-        let mut new = old;
-        new.hops = old.hops.wrapping_sub(1);
+    fn addresses(&self, to: &Tuple) -> Change {
+        let (source, destination) = (words(&to.destination), words(&to.source));
+        let mut change = Change::default();
+        for word in 0..4 {
+            change.word(self.source[word], source[word]);
+            change.word(self.destination[word], destination[word]);
+        }
+        change
+    }
+
+    #[inline(always)]
+    fn translated(self, to: &Tuple, ends_ecn: bool, _addresses: Change) -> Self {
+        let mut new = self;
+        new.hops = self.hops.wrapping_sub(1);
         (new.source, new.destination) = (words(&to.destination), words(&to.source));
         if ends_ecn {
             new.flow &= !ECN6.to_be();
         }
-        let mut addresses = Change::default();
-        for word in 0..4 {
-            addresses.word(old.source[word], new.source[word]);
-            addresses.word(old.destination[word], new.destination[word]);
-        }
-        Some((new, addresses))
+        new
     }
 }
 
