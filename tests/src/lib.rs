@@ -22,6 +22,7 @@ pub mod segment;
 pub mod speech;
 pub mod spliced;
 pub mod stream;
+pub mod summed;
 pub mod tenant;
 pub mod tls;
 pub mod wait;

@@ -8,7 +8,8 @@ use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::BPF_F_PSEUDO_HDR;
 use aya_ebpf::cty::c_void;
 use aya_ebpf::helpers::generated::{
-    bpf_skb_load_bytes, bpf_skb_store_bytes, bpf_xdp_load_bytes, bpf_xdp_store_bytes,
+    bpf_csum_update, bpf_skb_load_bytes, bpf_skb_store_bytes, bpf_xdp_load_bytes,
+    bpf_xdp_store_bytes,
 };
 use aya_ebpf::programs::{TcContext, XdpContext};
 
@@ -46,6 +47,9 @@ pub(crate) trait Frame: EbpfContext {
 
     /// What else has changed, if the checksum has more than addresses in it.
     fn amend(&self, at: u32, change: Change) -> Option<()>;
+
+    /// Adds to the sum of the whole packet, if a NIC has made one (`CHECKSUM_COMPLETE`).
+    fn sum_up(&self, change: Change);
 
     /// Copies from a place that is known when this is compiled. It makes no call where it can: whatever
     /// returns costs a packet time of its own on processors whose returns the kernel distrusts
@@ -150,6 +154,12 @@ impl Frame for TcContext {
     fn amend(&self, at: u32, change: Change) -> Option<()> {
         self.l4_csum_replace(at as usize, 0, change.folded(), 0).ok()
     }
+
+    #[inline(always)]
+    fn sum_up(&self, change: Change) {
+        // SAFETY: takes the context that the kernel gave us, and a number. It fails where there is no sum.
+        let _there_is_none = unsafe { bpf_csum_update(self.skb.skb, change.folded() as u32) };
+    }
 }
 
 impl Frame for XdpContext {
@@ -196,4 +206,7 @@ impl Frame for XdpContext {
     fn amend(&self, _at: u32, _change: Change) -> Option<()> {
         None
     }
+
+    #[inline(always)]
+    fn sum_up(&self, _change: Change) {}
 }

@@ -168,7 +168,7 @@ fn outer4(ctx: &TcContext, about: &Segment, sender: &Tuple, change: u64) -> bool
         && ctx.l3_csum_replace((QUOTED4 + 10) as usize, 0, inner.folded(), 0).is_ok()
         && ctx.l4_csum_replace(check, 0, change, 0).is_ok();
     let Some(outer) = ctx.peek::<Ip4>(ETHERNET) else { return false };
-    let outer = outer.translated(sender, false, outer.addresses(sender));
+    let (outer, _) = outer.translated(sender, false, outer.addresses(sender));
     is_quoted && ctx.store(ETHERNET as usize, &outer, 0).is_ok()
 }
 
@@ -180,9 +180,12 @@ fn outer6(ctx: &TcContext, about: &Segment, sender: &Tuple, ports: u64) -> bool 
         && replace(ctx, QUOTED6 + 24, (&inner.source, &sender.destination), &mut change);
     let Some(outer) = ctx.peek::<Ip6>(ETHERNET) else { return false };
     let addresses = outer.addresses(sender);
-    let outer = outer.translated(sender, false, addresses);
+    let (outer, change_of_all) = outer.translated(sender, false, addresses);
     let check = (ETHERNET + 40 + CHECK) as usize;
     let pseudo = u64::from(BPF_F_PSEUDO_HDR);
+    if let Some(change) = change_of_all {
+        ctx.sum_up(change);
+    }
     is_quoted
         && ctx.store(ETHERNET as usize, &outer, 0).is_ok()
         && ctx.l4_csum_replace(check, 0, addresses.folded(), pseudo).is_ok()

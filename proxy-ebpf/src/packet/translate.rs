@@ -64,7 +64,9 @@ fn rewrite<Ip: Network>(
     let [first, second, third] = route.ethernet;
     ctx.put(0, [first, second, third])?;
     ctx.put(PROTOCOL, Ip::PROTOCOL.to_be())?;
-    ctx.put(ETHERNET, ctx.peek::<Ip>(ETHERNET)?.translated(to, way.ends_ecn != 0, addresses))?;
+    let (ip, change_of_all) =
+        ctx.peek::<Ip>(ETHERNET)?.translated(to, way.ends_ecn != 0, addresses);
+    ctx.put(ETHERNET, ip)?;
     if has_stamps {
         ctx.put(at, ctx.peek::<Stamps>(at)?.translated(way, &mut change))?;
     }
@@ -72,6 +74,9 @@ fn rewrite<Ip: Network>(
     change.add(between(&segment.tcp, &tcp).folded());
     tcp.check = sum.with(change);
     ctx.put(Ip::TCP_AT, tcp)?;
+    if let Some(change) = change_of_all {
+        ctx.sum_up(change);
+    }
     if sum.is_in_doubt { ctx.amend(check, change) } else { Some(()) }
 }
 
@@ -110,8 +115,10 @@ pub(crate) trait Network: Copy {
     /// What changes in the addresses for whoever's packets arrive by the tuple `to`.
     fn addresses(&self, to: &Tuple) -> Change;
 
-    /// The header for that receiver, with ECN's bits or without.
-    fn translated(self, to: &Tuple, ends_ecn: bool, addresses: Change) -> Self;
+    /// The header for that receiver, with ECN's bits or without; and what changes in a sum of the packet, if
+    /// no checksum of the header's own takes it up. With the addresses, which the kernel takes from that sum
+    /// for TCP's (`inet_proto_csum_replace_by_diff`): this adds them.
+    fn translated(self, to: &Tuple, ends_ecn: bool, addresses: Change) -> (Self, Option<Change>);
 }
 
 impl Network for Ip4 {
@@ -127,7 +134,7 @@ impl Network for Ip4 {
     }
 
     #[inline(always)]
-    fn translated(self, to: &Tuple, ends_ecn: bool, addresses: Change) -> Self {
+    fn translated(self, to: &Tuple, ends_ecn: bool, addresses: Change) -> (Self, Option<Change>) {
         let mut new = self;
         new.ttl = self.ttl.wrapping_sub(1);
         (new.source, new.destination) = (unmapped(&to.destination), unmapped(&to.source));
@@ -139,7 +146,7 @@ impl Network for Ip4 {
                 .half(u16::from_ne_bytes([0, self.service]), u16::from_ne_bytes([0, new.service]));
         }
         new.check = header.applied_to(self.check);
-        new
+        (new, None)
     }
 }
 
@@ -159,14 +166,17 @@ impl Network for Ip6 {
     }
 
     #[inline(always)]
-    fn translated(self, to: &Tuple, ends_ecn: bool, _addresses: Change) -> Self {
+    fn translated(self, to: &Tuple, ends_ecn: bool, addresses: Change) -> (Self, Option<Change>) {
         let mut new = self;
         new.hops = self.hops.wrapping_sub(1);
         (new.source, new.destination) = (words(&to.destination), words(&to.source));
+        let mut header = addresses;
+        header.half(u16::from_ne_bytes([0, self.hops]), u16::from_ne_bytes([0, new.hops]));
         if ends_ecn {
             new.flow &= !ECN6.to_be();
+            header.word(self.flow, new.flow);
         }
-        new
+        (new, Some(header))
     }
 }
 
