@@ -18,7 +18,7 @@ const FRESH: &str = "mkdir -p /run/netns /run/snisplit && mount -t tmpfs sp-netn
     exec \"$@\"";
 
 /// Test files that name the engine of every agent they start, or start none.
-const ENGINES_NAMED: [&str; 19] = [
+const ENGINES_NAMED: [&str; 20] = [
     "auto",
     "bpftool",
     "cli",
@@ -29,6 +29,7 @@ const ENGINES_NAMED: [&str; 19] = [
     "packet_capture",
     "packet_hooks",
     "packet_pins",
+    "packet_silence",
     "packet_sums",
     "packet_table",
     "packet_tls",

@@ -117,7 +117,7 @@ async fn listen(keeper: Arc<Keeper>, mut events: Events) {
 
 async fn look(keeper: Arc<Keeper>) {
     let mut lost = 0;
-    let mut listened = Instant::now();
+    let mut listened: Option<Instant> = None;
     loop {
         sleep(LOOK).await;
         let before = lost;
@@ -127,8 +127,9 @@ async fn look(keeper: Arc<Keeper>) {
                 keeper.tell(number, News::State(splice.state));
             }
         }
-        if listened.elapsed() > LISTEN {
-            listened = Instant::now();
+        // At once to those of a former agent: how long there was none, nobody knows.
+        if listened.map_or(!keeper.flows().is_empty(), |at| at.elapsed() > LISTEN) {
+            listened = Some(Instant::now());
             keeper.listen_to_peers().await;
         }
         let cuts = keeper.splicer.cuts();
