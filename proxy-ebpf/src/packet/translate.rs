@@ -59,8 +59,7 @@ fn rewrite<Ip: Network>(
     let addresses = ctx.peek::<Ip>(ETHERNET)?.addresses(to);
     let check = Ip::TCP_AT + TCP_CHECK;
     let sum = ctx.readdress(check, segment.tcp.check, addresses)?;
-    // No call behind this: it would take the frame's place from us.
-    // By words: as a whole the compiler would have it copied by a function.
+    // Word by word: as a whole the compiler has it copied by a function, byte by byte.
     let [first, second, third] = route.ethernet;
     ctx.put(0, [first, second, third])?;
     ctx.put(PROTOCOL, Ip::PROTOCOL.to_be())?;
