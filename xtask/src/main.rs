@@ -55,7 +55,8 @@ enum Verb {
         /// Draw what was measured last, from target/bench.json
         #[arg(long)]
         again: bool,
-        /// Only these candidates, or loads with these words in their names; the page stays as it is.
+        /// Only these candidates, or loads with these words in their names, or with `beside` only the
+        /// comparison with a cable; the page stays as it is.
         #[arg(long, value_delimiter = ',')]
         only: Vec<String>,
     },
