@@ -11,7 +11,7 @@ use crate::cas;
 use crate::forward::Route;
 use crate::frame::Frame;
 use crate::headers::{ETHERNET, Family, IPPROTO_TCP, SYN, Segment, TCP, unmapped, words};
-use crate::maps::{count, find};
+use crate::maps::count;
 use crate::sum::Change;
 use crate::track::track;
 use crate::translate::{translate, unmark};
@@ -24,7 +24,7 @@ fn sni_early(ctx: XdpContext) -> u32 {
         return XDP_PASS;
     }
     let segment = &work.segment;
-    let Some((leg, splice)) = find(&segment.tuple) else { return XDP_PASS };
+    let Some((leg, splice)) = work.legs.find(&segment.tuple) else { return XDP_PASS };
     let is_ordinary =
         segment.is_whole != 0 && !segment.has(SYN) && segment.ttl > 1 && !is_partial(segment);
     match is_ordinary && cas::state(splice).is_translated() {

@@ -21,6 +21,7 @@ mod forward;
 mod frame;
 mod headers;
 mod icmp;
+mod legs;
 mod maps;
 mod offer;
 mod options;
@@ -33,7 +34,8 @@ mod translate;
 mod work;
 
 use headers::{ACK, FIN, RST, SYN};
-use maps::{SPLICES, TUPLES, count, find, tell};
+use legs::find;
+use maps::{SPLICES, TUPLES, count, tell};
 use work::Work;
 
 /// `TCX_NEXT`, and TC_ACT_UNSPEC of older hooks: it is not ours.
@@ -47,7 +49,7 @@ fn sni_in(ctx: TcContext) -> i32 {
     if work.segment.read(&ctx).is_none() {
         return icmp::forward(&ctx, work);
     }
-    let Some((leg, splice)) = find(&work.segment.tuple) else { return NEXT };
+    let Some((leg, splice)) = work.legs.find(&work.segment.tuple) else { return NEXT };
     let is_ours = match cas::state(splice) {
         SpliceState::Armed => armed(&ctx, work, &leg, splice),
         SpliceState::Switching => {

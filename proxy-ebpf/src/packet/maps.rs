@@ -41,14 +41,6 @@ static EVENTS: RingBuf<Told, EVENTS_BYTES> = RingBuf::new();
 #[btf_map(name = "packet_counters")]
 static COUNTERS: PerCpuArray<u64, FATES> = PerCpuArray::new();
 
-/// The flow whose packets arrive by a tuple.
-#[inline(always)]
-pub(crate) fn find(tuple: &Tuple) -> Option<(Leg, *mut Splice)> {
-    // SAFETY: written by user space before the flow begins, and not changed.
-    let leg = *unsafe { TUPLES.get(tuple) }?;
-    Some((leg, SPLICES.get_ptr_mut(leg.splice)?))
-}
-
 /// Tells user space whose a flow is now.
 #[inline(always)]
 pub(crate) fn tell(splice: u64, state: SpliceState) {

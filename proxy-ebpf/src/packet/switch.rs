@@ -40,7 +40,7 @@ pub(crate) fn switch(ctx: &TcContext, work: &mut Work, number: u64, splice: *mut
 
 #[inline(always)]
 fn take_over(ctx: &TcContext, work: &mut Work, splice: &mut Splice) -> Result<(), Why> {
-    let Work { segment, ways, key } = work;
+    let Work { segment, ways, key, .. } = work;
     let client = numbers(ctx, key, segment.family, &splice.client).ok_or(Why::NoSocket)?;
     let backend = numbers(ctx, key, segment.family, &splice.backend).ok_or(Why::NoSocket)?;
     if !(client.is_established && backend.is_established && segment.has(ACK)) {

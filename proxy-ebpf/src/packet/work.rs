@@ -5,11 +5,13 @@ use aya_ebpf::macros::btf_map;
 
 use crate::forward::Ways;
 use crate::headers::Segment;
+use crate::legs::Legs;
 use crate::sockets::Key;
 
 #[repr(C)]
 pub(crate) struct Work {
     pub(crate) segment: Segment,
+    pub(crate) legs: Legs,
     pub(crate) ways: Ways,
     pub(crate) key: Key,
 }
