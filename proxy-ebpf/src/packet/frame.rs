@@ -42,8 +42,11 @@ pub(crate) trait Frame: EbpfContext {
     /// Bytes; of what a driver has received, those in its first buffer.
     fn length(&self) -> u32;
 
-    /// Other addresses in the checksum of TCP, which was `old`.
-    fn readdress(&self, at: u32, old: u16, addresses: Change) -> Option<Sum>;
+    /// Other addresses in the checksum of TCP.
+    fn readdress(&self, at: u32, addresses: Change) -> Option<()>;
+
+    /// What [`Frame::readdress`] has made of the checksum, which was `old` and is `now`.
+    fn readdressed(&self, old: u16, now: u16, addresses: Change) -> Sum;
 
     /// What else has changed, if the checksum has more than addresses in it.
     fn amend(&self, at: u32, change: Change) -> Option<()>;
@@ -51,38 +54,28 @@ pub(crate) trait Frame: EbpfContext {
     /// Adds to the sum of the whole packet, if a NIC has made one (`CHECKSUM_COMPLETE`).
     fn sum_up(&self, change: Change);
 
-    /// Copies from a place that is known when this is compiled. It makes no call where it can: whatever
-    /// returns costs a packet time of its own on processors whose returns the kernel distrusts
+    /// So many bytes of the front, if they can be read without a call: whatever returns costs a packet time
+    /// of its own on processors whose returns the kernel distrusts
     /// (Documentation/admin-guide/hw-vuln/srso.rst).
     #[inline(always)]
-    fn peek<T: Copy>(&self, at: u32) -> Option<T> {
-        let behind = at + size_of::<T>() as u32;
-        let mut linear = self.linear();
-        if linear.start + behind as usize > linear.end {
-            if !self.pull(behind) {
-                return None;
-            }
-            linear = self.linear();
-            if linear.start + behind as usize > linear.end {
-                return None;
-            }
-        }
-        // SAFETY: it is there, and is one of the plain structures of headers. The verifier refuses what is
-        // not aligned enough for the machine.
-        Some(unsafe { ((linear.start + at as usize) as *const T).read() })
+    fn front(&self, length: u32) -> Option<Front> {
+        let Range { start, end } = self.linear();
+        (start + length as usize <= end).then_some(Front(start))
     }
 
-    /// Writes at a place that was read by [`Frame::peek`]. For a program that does this the kernel sees to
-    /// it that nobody else has the bytes (`bpf_unclone_prologue`, net/core/filter.c).
+    /// The same, and makes that they can be if it has to.
     #[inline(always)]
-    fn put<T>(&self, at: u32, value: T) -> Option<()> {
-        let linear = self.linear();
-        if linear.start + at as usize + size_of::<T>() > linear.end {
-            return None;
+    fn reach(&self, length: u32) -> Option<Front> {
+        match self.front(length) {
+            None if self.pull(length) => self.front(length),
+            front => front,
         }
-        // SAFETY: it is there. The verifier refuses what is not aligned enough for the machine.
-        unsafe { ((linear.start + at as usize) as *mut T).write(value) };
-        Some(())
+    }
+
+    /// Copies from a place that is known when this is compiled, without a call where it can.
+    #[inline(always)]
+    fn peek<T: Copy>(&self, at: u32) -> Option<T> {
+        self.reach(at + size_of::<T>() as u32).map(|front| front.get(at))
     }
 
     #[inline(always)]
@@ -101,6 +94,26 @@ pub(crate) trait Frame: EbpfContext {
         let is_stored =
             unsafe { self.copy_in(at, ptr::from_ref(value).cast(), size_of::<T>() as u32) };
         is_stored.then_some(())
+    }
+}
+
+/// The front of a frame, until a helper has changed it. The verifier refuses a program that goes beyond the
+/// length that was asked for, or reads what is not aligned enough for the machine.
+pub(crate) struct Front(usize);
+
+impl Front {
+    #[inline(always)]
+    pub(crate) fn get<T: Copy>(&self, at: u32) -> T {
+        // SAFETY: it is there, and is one of the plain structures of headers.
+        unsafe { ((self.0 + at as usize) as *const T).read() }
+    }
+
+    /// For a program that does this the kernel sees to it that nobody else has the bytes
+    /// (`bpf_unclone_prologue`, net/core/filter.c).
+    #[inline(always)]
+    pub(crate) fn set<T>(&mut self, at: u32, value: T) {
+        // SAFETY: as above.
+        unsafe { ((self.0 + at as usize) as *mut T).write(value) };
     }
 }
 
@@ -141,13 +154,16 @@ impl Frame for TcContext {
     }
 
     #[inline(always)]
-    fn readdress(&self, at: u32, old: u16, addresses: Change) -> Option<Sum> {
+    fn readdress(&self, at: u32, addresses: Change) -> Option<()> {
+        self.l4_csum_replace(at as usize, 0, addresses.folded(), BPF_F_PSEUDO_HDR.into()).ok()
+    }
+
+    #[inline(always)]
+    fn readdressed(&self, old: u16, now: u16, addresses: Change) -> Sum {
         // Whether more than the addresses is in it yet only the kernel knows (CHECKSUM_PARTIAL), and shows
         // by what it makes of it: it takes from a whole sum what it adds to one that is to be made.
-        self.l4_csum_replace(at as usize, 0, addresses.folded(), BPF_F_PSEUDO_HDR.into()).ok()?;
-        let now = self.peek(at)?;
-        let is_whole = is_same(now, addresses.applied_to(old));
-        Some(Sum { now, is_whole, is_in_doubt: is_same(addresses.half_word(), 0) })
+        let is_whole = is_same(addresses.added_to(now), old);
+        Sum { now, is_whole, is_in_doubt: is_same(addresses.half_word(), 0) }
     }
 
     #[inline(always)]
@@ -197,9 +213,14 @@ impl Frame for XdpContext {
     }
 
     #[inline(always)]
-    fn readdress(&self, _at: u32, old: u16, addresses: Change) -> Option<Sum> {
+    fn readdress(&self, _at: u32, _addresses: Change) -> Option<()> {
+        Some(())
+    }
+
+    #[inline(always)]
+    fn readdressed(&self, old: u16, _now: u16, addresses: Change) -> Sum {
         // What comes from a driver has its whole checksum.
-        Some(Sum { now: addresses.applied_to(old), is_whole: true, is_in_doubt: false })
+        Sum { now: addresses.applied_to(old), is_whole: true, is_in_doubt: false }
     }
 
     #[inline(always)]

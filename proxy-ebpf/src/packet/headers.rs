@@ -85,9 +85,8 @@ pub(crate) enum Family {
 #[repr(C)]
 pub(crate) struct Segment {
     pub(crate) tuple: Tuple,
+    /// What is translated: as it stands in the packet, but for a challenge and for marks of congestion.
     pub(crate) tcp: Tcp,
-    /// What is translated in its place: the same, but for a challenge.
-    pub(crate) becomes: Tcp,
     pub(crate) family: Family,
     /// Where its TCP header begins.
     pub(crate) at: u32,
@@ -113,12 +112,6 @@ impl Segment {
             Family::V6 => self.read_ip6(ctx)?,
         };
         self.family = family;
-        self.tcp = match self.at {
-            TCP4 => ctx.peek(TCP4)?,
-            TCP6 => ctx.peek(TCP6)?,
-            elsewhere => ctx.load(elsewhere)?,
-        };
-        self.becomes = self.tcp;
         self.tuple.source_port = u16::from_be(self.tcp.source);
         self.tuple.destination_port = u16::from_be(self.tcp.destination);
         let header = u32::from(self.tcp.length >> 4) * 4;
@@ -133,7 +126,9 @@ impl Segment {
     /// How many bytes are behind the IP header.
     #[inline(always)]
     fn read_ip4(&mut self, ctx: &impl Frame) -> Option<u32> {
-        let ip: Ip4 = ctx.peek(ETHERNET)?;
+        // Nothing that is TCP is shorter.
+        let front = ctx.reach(TCP4 + TCP)?;
+        let ip: Ip4 = front.get(ETHERNET);
         // The first fragment too has ports to be known by.
         let fragment = u16::from_be(ip.fragment) & 0x3fff;
         if ip.protocol != IPPROTO_TCP || fragment & 0x1fff != 0 {
@@ -141,6 +136,7 @@ impl Segment {
         }
         let header = u32::from(ip.version_length & 0xf) * 4;
         self.at = ETHERNET + header;
+        self.tcp = if self.at == TCP4 { front.get(TCP4) } else { ctx.load(self.at)? };
         map(&mut self.tuple.source, ip.source);
         map(&mut self.tuple.destination, ip.destination);
         (self.ttl, self.service) = (ip.ttl.into(), ip.service.into());
@@ -155,11 +151,13 @@ impl Segment {
 
     #[inline(always)]
     fn read_ip6(&mut self, ctx: &impl Frame) -> Option<u32> {
-        let ip: Ip6 = ctx.peek(ETHERNET)?;
+        let front = ctx.reach(TCP6 + TCP)?;
+        let ip: Ip6 = front.get(ETHERNET);
         if ip.next != IPPROTO_TCP {
             return None;
         }
         self.at = TCP6;
+        self.tcp = front.get(TCP6);
         put(&mut self.tuple.source, ip.source);
         put(&mut self.tuple.destination, ip.destination);
         (self.ttl, self.service) = (ip.hops.into(), u32::from_be(ip.flow) >> 20 & 0xff);

@@ -168,9 +168,10 @@ fn outer4(ctx: &TcContext, about: &Segment, sender: &Tuple, change: u64) -> bool
     let is_quoted = ctx.store((QUOTED4 + 12) as usize, &new, 0).is_ok()
         && ctx.l3_csum_replace((QUOTED4 + 10) as usize, 0, inner.folded(), 0).is_ok()
         && ctx.l4_csum_replace(check, 0, change, 0).is_ok();
-    let Some(outer) = ctx.peek::<Ip4>(ETHERNET) else { return false };
-    let (outer, _) = outer.translated(sender, false, outer.addresses(sender));
-    is_quoted && ctx.store(ETHERNET as usize, &outer, 0).is_ok()
+    let Some(mut outer) = ctx.reach(QUOTED4) else { return false };
+    let addresses = Ip4::addresses(&outer, sender);
+    Ip4::translate(&mut outer, sender, false, addresses);
+    is_quoted
 }
 
 #[inline(never)]
@@ -179,16 +180,15 @@ fn outer6(ctx: &TcContext, about: &Segment, sender: &Tuple, ports: u64) -> bool 
     let inner = &about.tuple;
     let is_quoted = replace(ctx, QUOTED6 + 8, (&inner.destination, &sender.source), &mut change)
         && replace(ctx, QUOTED6 + 24, (&inner.source, &sender.destination), &mut change);
-    let Some(outer) = ctx.peek::<Ip6>(ETHERNET) else { return false };
-    let addresses = outer.addresses(sender);
-    let (outer, change_of_all) = outer.translated(sender, false, addresses);
+    let Some(mut outer) = ctx.reach(QUOTED6) else { return false };
+    let addresses = Ip6::addresses(&outer, sender);
+    let change_of_all = Ip6::translate(&mut outer, sender, false, addresses);
     let check = (ETHERNET + 40 + CHECK) as usize;
     let pseudo = u64::from(BPF_F_PSEUDO_HDR);
     if let Some(change) = change_of_all {
         ctx.sum_up(change);
     }
     is_quoted
-        && ctx.store(ETHERNET as usize, &outer, 0).is_ok()
         && ctx.l4_csum_replace(check, 0, addresses.folded(), pseudo).is_ok()
         && ctx.l4_csum_replace(check, 0, change.folded(), 0).is_ok()
 }

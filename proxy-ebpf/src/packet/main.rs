@@ -161,7 +161,8 @@ fn forward(ctx: &TcContext, work: &mut Work, leg: &Leg, splice: *mut Splice) -> 
         return DROP;
     }
     let is_new = segment.tcp.flags & (SYN | ACK) == SYN;
-    if is_new && !track::challenge(segment, leg.direction, splice) {
+    if is_new && cas::state(splice) != SpliceState::Spliced {
+        // The listener is to hear of it.
         let _gone_already = TUPLES.remove(&segment.tuple);
         return NEXT;
     }
@@ -175,7 +176,11 @@ fn forward(ctx: &TcContext, work: &mut Work, leg: &Leg, splice: *mut Splice) -> 
         count(Fate::Unroutable);
         return DROP;
     };
-    track::track(segment, leg, splice, route.now);
+    if is_new {
+        track::challenge(segment, leg.direction, splice);
+    } else {
+        track::track(segment, leg, splice, route.now);
+    }
     if !translate::translate(ctx, segment, way, to, route) {
         count(Fate::Malformed);
         return DROP;

@@ -57,30 +57,23 @@ pub(crate) fn track(segment: &Segment, leg: &Leg, splice: *mut Splice, now: u64)
     }
 }
 
-/// A peer begins a connection from the address of one that it has. If that runs, the other peer is asked
-/// whether it does, as RFC 5961 §4 has the receiver of such a SYN do: its answer makes a peer that knows
-/// nothing of the old connection reset it. If not, the listener is to hear of the new one.
+/// A peer begins a connection from the address of one that runs. The other peer is asked whether it does, as
+/// RFC 5961 §4 has the receiver of such a SYN do: its answer makes a peer that knows nothing of the old
+/// connection reset it.
 #[inline(always)]
-pub(crate) fn challenge(
-    segment: &mut Segment,
-    direction: Direction,
-    splice: *const Splice,
-) -> bool {
-    if cas::state(splice) != SpliceState::Spliced {
-        return false;
-    }
+pub(crate) fn challenge(segment: &mut Segment, direction: Direction, splice: *mut Splice) {
     // SAFETY: the entry lives until this program ends.
-    let entry = unsafe { &*splice };
+    let entry = unsafe { &mut *splice };
     let (own, other) = match direction {
-        Direction::Up => (&entry.up, &entry.down),
-        Direction::Down => (&entry.down, &entry.up),
+        Direction::Up => (&mut entry.up, &entry.down),
+        Direction::Down => (&mut entry.down, &entry.up),
     };
+    own.packets += 1;
     // Out of the window on the near side: acknowledged, and otherwise ignored.
-    let becomes = &mut segment.becomes;
-    becomes.flags = ACK;
-    becomes.seq = own.acked.wrapping_sub(1).to_be();
-    becomes.ack = other.acked.wrapping_sub(own.ack).to_be();
-    true
+    let tcp = &mut segment.tcp;
+    tcp.flags = ACK;
+    tcp.seq = own.acked.wrapping_sub(1).to_be();
+    tcp.ack = other.acked.wrapping_sub(own.ack).to_be();
 }
 
 /// The first number that is not too old: RFC 5961 §5 goes as far back as the window is wide.

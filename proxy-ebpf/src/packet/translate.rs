@@ -1,9 +1,11 @@
 //! From one leg's numbers to the other's.
 
+use core::mem::offset_of;
+
 use snisplit_common::abi::packet::{Fate, Tuple, Way};
 
 use crate::forward::Route;
-use crate::frame::Frame;
+use crate::frame::{Frame, Front};
 use crate::headers::{
     CWR, ECE, ECN, ETH_P_IP, ETH_P_IPV6, ETHERNET, Family, Ip4, Ip6, Segment, TCP, TCP4, TCP6, Tcp,
     unmapped, words,
@@ -19,6 +21,9 @@ const PROTOCOL: u32 = 12;
 const TCP_CHECK: u32 = 16;
 /// Where the ECN bits are in the first word of an IPv6 header: of its traffic class, RFC 8200 §3.
 const ECN6: u32 = ECN << 20;
+
+/// A hop in the first of the two bytes that it shares a checksum's word in.
+const ONE_HOP: u16 = u16::from_ne_bytes([1, 0]);
 
 /// Rewrites a segment for the receiver, whose own packets arrive by the tuple `to`. `false`: it is one
 /// that cannot be, or the buffer does not let itself be written.
@@ -46,6 +51,7 @@ fn rewrite<Ip: Network>(
     route: &Route,
 ) -> Option<()> {
     let at = Ip::TCP_AT + TCP;
+    let addresses = Ip::addresses(&ctx.reach(at)?, to).narrowed();
     // Most segments have timestamps and nothing else, in the layout of RFC 7323 appendix A.
     let has_stamps = segment.options == QUICK && ctx.peek::<Stamps>(at)?.are_alone();
     let mut change = Change::default();
@@ -56,23 +62,23 @@ fn rewrite<Ip: Network>(
         }
         change.add(changed);
     }
-    let addresses = ctx.peek::<Ip>(ETHERNET)?.addresses(to);
     let check = Ip::TCP_AT + TCP_CHECK;
-    let sum = ctx.readdress(check, segment.tcp.check, addresses)?;
+    ctx.readdress(check, addresses)?;
+    let mut front = ctx.front(at)?;
+    let sum = ctx.readdressed(segment.tcp.check, front.get(check), addresses);
     // Word by word: as a whole the compiler has it copied by a function, byte by byte.
     let [first, second, third] = route.ethernet;
-    ctx.put(0, [first, second, third])?;
-    ctx.put(PROTOCOL, Ip::PROTOCOL.to_be())?;
-    let (ip, change_of_all) =
-        ctx.peek::<Ip>(ETHERNET)?.translated(to, way.ends_ecn != 0, addresses);
-    ctx.put(ETHERNET, ip)?;
+    front.set(0, [first, second, third]);
+    front.set(PROTOCOL, Ip::PROTOCOL.to_be());
+    let change_of_all = Ip::translate(&mut front, to, way.ends_ecn != 0, addresses);
     if has_stamps {
-        ctx.put(at, ctx.peek::<Stamps>(at)?.translated(way, &mut change))?;
+        let mut front = ctx.front(at + QUICK)?;
+        front.set(at, front.get::<Stamps>(at).translated(way, &mut change));
     }
     let mut tcp = header(segment, way, to);
-    change.add(between(&segment.tcp, &tcp).folded());
+    change.join(between(&front.get(Ip::TCP_AT), &tcp));
     tcp.check = sum.with(change);
-    ctx.put(Ip::TCP_AT, tcp)?;
+    front.set(Ip::TCP_AT, tcp);
     if let Some(change) = change_of_all {
         ctx.sum_up(change);
     }
@@ -84,10 +90,10 @@ fn header(segment: &Segment, way: &Way, to: &Tuple) -> Tcp {
     Tcp {
         source: to.destination_port.to_be(),
         destination: to.source_port.to_be(),
-        seq: u32::from_be(segment.becomes.seq).wrapping_add(way.seq).to_be(),
-        ack: u32::from_be(segment.becomes.ack).wrapping_add(way.ack).to_be(),
-        window: window(u16::from_be(segment.becomes.window), way).to_be(),
-        ..segment.becomes
+        seq: u32::from_be(segment.tcp.seq).wrapping_add(way.seq).to_be(),
+        ack: u32::from_be(segment.tcp.ack).wrapping_add(way.ack).to_be(),
+        window: window(u16::from_be(segment.tcp.window), way).to_be(),
+        ..segment.tcp
     }
 }
 
@@ -107,17 +113,27 @@ fn between(old: &Tcp, new: &Tcp) -> Change {
 }
 
 /// What differs between IPv4 and IPv6.
-pub(crate) trait Network: Copy {
+pub(crate) trait Network {
     const PROTOCOL: u16;
     const TCP_AT: u32;
 
     /// What changes in the addresses for whoever's packets arrive by the tuple `to`.
-    fn addresses(&self, to: &Tuple) -> Change;
+    fn addresses(front: &Front, to: &Tuple) -> Change;
 
-    /// The header for that receiver, with ECN's bits or without; and what changes in a sum of the packet, if
-    /// no checksum of the header's own takes it up. With the addresses, which the kernel takes from that sum
-    /// for TCP's (`inet_proto_csum_replace_by_diff`): this adds them.
-    fn translated(self, to: &Tuple, ends_ecn: bool, addresses: Change) -> (Self, Option<Change>);
+    /// Makes the header one for that receiver, with ECN's bits or without; the answer is what changes in a
+    /// sum of the packet, if no checksum of the header's own takes it up. With the addresses, which the kernel
+    /// takes from that sum for TCP's (`inet_proto_csum_replace_by_diff`): this adds them.
+    fn translate(
+        front: &mut Front,
+        to: &Tuple,
+        ends_ecn: bool,
+        addresses: Change,
+    ) -> Option<Change>;
+}
+
+/// Where a field of the IP header is.
+const fn at(field: usize) -> u32 {
+    ETHERNET + field as u32
 }
 
 impl Network for Ip4 {
@@ -125,27 +141,33 @@ impl Network for Ip4 {
     const TCP_AT: u32 = TCP4;
 
     #[inline(always)]
-    fn addresses(&self, to: &Tuple) -> Change {
+    fn addresses(front: &Front, to: &Tuple) -> Change {
         let mut change = Change::default();
-        change.word(self.source, unmapped(&to.destination));
-        change.word(self.destination, unmapped(&to.source));
+        change.word(front.get(at(offset_of!(Self, source))), unmapped(&to.destination));
+        change.word(front.get(at(offset_of!(Self, destination))), unmapped(&to.source));
         change
     }
 
     #[inline(always)]
-    fn translated(self, to: &Tuple, ends_ecn: bool, addresses: Change) -> (Self, Option<Change>) {
-        let mut new = self;
-        new.ttl = self.ttl.wrapping_sub(1);
-        (new.source, new.destination) = (unmapped(&to.destination), unmapped(&to.source));
+    fn translate(
+        front: &mut Front,
+        to: &Tuple,
+        ends_ecn: bool,
+        addresses: Change,
+    ) -> Option<Change> {
         let mut header = addresses;
-        header.half(u16::from_ne_bytes([self.ttl, 0]), u16::from_ne_bytes([new.ttl, 0]));
+        let (ttl, check) = (at(offset_of!(Self, ttl)), at(offset_of!(Self, check)));
+        front.set(ttl, front.get::<u8>(ttl).wrapping_sub(1));
+        header.half(ONE_HOP, 0);
         if ends_ecn {
-            new.service &= !(ECN as u8);
-            header
-                .half(u16::from_ne_bytes([0, self.service]), u16::from_ne_bytes([0, new.service]));
+            let service = at(offset_of!(Self, service));
+            let [old, new] = [front.get(service), front.get::<u8>(service) & !(ECN as u8)];
+            front.set(service, new);
+            header.half(u16::from_ne_bytes([0, old]), u16::from_ne_bytes([0, new]));
         }
-        new.check = header.applied_to(self.check);
-        (new, None)
+        front.set(check, header.applied_to(front.get(check)));
+        front.set(at(offset_of!(Self, source)), [unmapped(&to.destination), unmapped(&to.source)]);
+        None
     }
 }
 
@@ -154,28 +176,36 @@ impl Network for Ip6 {
     const TCP_AT: u32 = TCP6;
 
     #[inline(always)]
-    fn addresses(&self, to: &Tuple) -> Change {
-        let (source, destination) = (words(&to.destination), words(&to.source));
+    fn addresses(front: &Front, to: &Tuple) -> Change {
         let mut change = Change::default();
-        for word in 0..4 {
-            change.word(self.source[word], source[word]);
-            change.word(self.destination[word], destination[word]);
+        let places = [offset_of!(Self, source), offset_of!(Self, destination)];
+        for (place, new) in places.into_iter().zip([&to.destination, &to.source]) {
+            let old: [u32; 4] = front.get(at(place));
+            old.into_iter().zip(words(new)).for_each(|(old, new)| change.word(old, new));
         }
         change
     }
 
     #[inline(always)]
-    fn translated(self, to: &Tuple, ends_ecn: bool, addresses: Change) -> (Self, Option<Change>) {
-        let mut new = self;
-        new.hops = self.hops.wrapping_sub(1);
-        (new.source, new.destination) = (words(&to.destination), words(&to.source));
+    fn translate(
+        front: &mut Front,
+        to: &Tuple,
+        ends_ecn: bool,
+        addresses: Change,
+    ) -> Option<Change> {
         let mut header = addresses;
-        header.half(u16::from_ne_bytes([0, self.hops]), u16::from_ne_bytes([0, new.hops]));
+        let hops = at(offset_of!(Self, hops));
+        front.set(hops, front.get::<u8>(hops).wrapping_sub(1));
+        header.half(ONE_HOP.swap_bytes(), 0);
         if ends_ecn {
-            new.flow &= !ECN6.to_be();
-            header.word(self.flow, new.flow);
+            let old: u32 = front.get(at(offset_of!(Self, flow)));
+            let new = old & !ECN6.to_be();
+            front.set(at(offset_of!(Self, flow)), new);
+            header.word(old, new);
         }
-        (new, Some(header))
+        front.set(at(offset_of!(Self, source)), words(&to.destination));
+        front.set(at(offset_of!(Self, destination)), words(&to.source));
+        Some(header)
     }
 }
 
@@ -190,7 +220,7 @@ pub(crate) fn unmark(segment: &mut Segment, way: &Way) -> bool {
         count(Fate::Marked);
         return false;
     }
-    segment.becomes.flags &= !(ECE | CWR);
+    segment.tcp.flags &= !(ECE | CWR);
     true
 }
 
