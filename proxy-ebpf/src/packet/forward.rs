@@ -36,15 +36,16 @@ pub(crate) struct Route {
     pub(crate) mtu: u32,
     /// Destination and source of the frame.
     pub(crate) ethernet: [u32; 3],
-    /// When this was asked for, of the coarse clock: now, that is, but for a jiffy.
+    /// When this was asked for, of the coarse clock: now, that is, but for [`JIFFIES`].
     pub(crate) now: u64,
 }
 
 /// A way, and of which peer and which address of ours.
 #[repr(C)]
 struct Known {
-    /// The jiffy that it is of: 10 ms at most. 0 if it is to be asked for again.
-    jiffy: u64,
+    /// When it is of, in [`JIFFIES`]. 0 if it is to be asked for again.
+    time: u64,
+    family: Family,
     peer: [u32; 4],
     us: [u32; 4],
     route: Route,
@@ -53,8 +54,10 @@ struct Known {
 }
 
 const KNOWN_MAX: usize = 64;
+/// How many of the kernel's ticks a way is good for: 4 to 40 ms (CONFIG_HZ).
+const JIFFIES: u64 = 4;
 
-/// This CPU's ways of this jiffy. Looking one up takes a good part of a packet's time.
+/// This CPU's ways of now. Looking one up takes a good part of a packet's time.
 #[repr(C)]
 pub(crate) struct Ways([Known; KNOWN_MAX]);
 
@@ -65,8 +68,8 @@ impl Ways {
     pub(crate) fn to(&mut self, ctx: &impl Frame, family: Family, to: &Tuple) -> Option<&Route> {
         let known = self.0.get_mut(slot(to))?;
         // SAFETY: takes nothing and touches nothing; the kernel makes a load of it.
-        let jiffy = unsafe { bpf_jiffies64() };
-        let is_found = known.is_of(jiffy, to) || ask(ctx, family, to, known, jiffy);
+        let time = unsafe { bpf_jiffies64() } / JIFFIES;
+        let is_found = known.is_of(time, family, to) || ask(ctx, family, to, known, time);
         is_found.then_some(&known.route)
     }
 }
@@ -81,14 +84,19 @@ fn slot(to: &Tuple) -> usize {
 
 impl Known {
     #[inline(always)]
-    fn is_of(&self, jiffy: u64, to: &Tuple) -> bool {
-        self.jiffy == jiffy && self.peer == words(&to.source) && self.us == words(&to.destination)
+    fn is_of(&self, time: u64, family: Family, to: &Tuple) -> bool {
+        let (peer, us) = (words(&to.source), words(&to.destination));
+        // One of IPv4 has one word of its own.
+        self.time == time
+            && self.family == family
+            && (self.peer[3], self.us[3]) == (peer[3], us[3])
+            && (family == Family::V4 || self.peer == peer && self.us == us)
     }
 }
 
 #[inline(never)]
-fn ask(ctx: &impl Frame, family: Family, to: &Tuple, known: &mut Known, jiffy: u64) -> bool {
-    known.jiffy = 0;
+fn ask(ctx: &impl Frame, family: Family, to: &Tuple, known: &mut Known, time: u64) -> bool {
+    known.time = 0;
     if !look_up(ctx, family, to, known) {
         return false;
     }
@@ -100,7 +108,7 @@ fn ask(ctx: &impl Frame, family: Family, to: &Tuple, known: &mut Known, jiffy: u
     // What is not resolved is asked for again: the kernel finds the neighbour meanwhile.
     if route.is_resolved != 0 && route.way_out != 0 {
         [known.peer, known.us] = [words(&to.source), words(&to.destination)];
-        known.jiffy = jiffy;
+        (known.family, known.time) = (family, time);
     }
     true
 }
