@@ -9,13 +9,15 @@ use super::values::{candidates, median, rows, word};
 pub(super) fn all(measured: &Value) -> String {
     let machine = &measured["machine"];
     let mut page = format!(
-        "\n{} cores, Linux {}, HAProxy {}; {} rounds of {} s each, interleaved.\n\n\
+        "\n{} cores, Linux {}, HAProxy {}; {} rounds of {} s each, interleaved. Other machines on the \
+         same processors took {:.1} % of the time.\n\n\
          ![Rates as ratios to HAProxy](benchmarks.svg)\n",
         machine["cores"],
         word(&machine["kernel"]),
         word(&machine["haproxy"]),
         measured["rounds"],
-        measured["seconds"]
+        measured["seconds"],
+        measured["stolen"].as_f64().unwrap_or(f64::NAN) * 100.0
     );
     let titles = [
         ("rate", "Rate: median (median of the ratios to HAProxy in the same round)"),

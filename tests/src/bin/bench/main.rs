@@ -16,7 +16,7 @@ use snisplit_tests::lab::Lab;
 
 use candidate::Candidate;
 use load::{Load, serve};
-use measured::measure;
+use measured::{measure, spent, stolen_since};
 
 mod beside;
 mod candidate;
@@ -78,11 +78,13 @@ fn main() {
     let listener = listen(&lab, BACKEND_PORT);
     let expected = hello.len();
     thread::spawn(move || serve(&listener, expected));
+    let before = spent();
     let by_load = |part: usize, measure: fn(&Lab, Load, &[u8], &Plan) -> Vec<Value>| {
         let loads = plan.loads.iter().filter(|_| plan.parts[part]);
         loads.flat_map(|&load| measure(&lab, load, &hello, &plan)).collect::<Vec<Value>>()
     };
     let (results, beside) = (by_load(0, run), by_load(1, beside::run));
+    println!("{:.1} % of the machine's time was stolen", stolen_since(&before) * 100.0);
     if !plan.is_whole {
         return;
     }
@@ -92,7 +94,7 @@ fn main() {
         "kernel": fs::read_to_string("/proc/sys/kernel/osrelease").unwrap().trim(),
         "haproxy": candidate::haproxy_version() });
     let all = json!({ "machine": machine, "seconds": plan.time.as_secs(), "rounds": plan.rounds,
-        "candidates": plan.candidates, "results": results, "beside": beside, "idle": idle,
+        "stolen": stolen_since(&before), "candidates": plan.candidates, "results": results, "beside": beside, "idle": idle,
         "siege": siege });
     fs::write(plan.out, serde_json::to_string_pretty(&all).unwrap()).unwrap();
 }

@@ -90,10 +90,21 @@ pub(crate) fn measure(
 
 /// All time that the machine did not idle, so far.
 fn cpu_seconds() -> f64 {
+    let spent = spent();
+    // user nice system idle iowait irq softirq steal; guest time is part of user.
+    spent[..3].iter().chain(&spent[5..7]).sum()
+}
+
+/// The part of this machine's time, since `before`, in which it was to run and another one did (steal).
+pub(crate) fn stolen_since(before: &[f64]) -> f64 {
+    let spent: Vec<f64> = spent()[..8].iter().zip(before).map(|(now, then)| now - then).collect();
+    spent[7] / spent.iter().sum::<f64>()
+}
+
+/// Seconds of all processors by what they were spent on (proc_stat(5)), so far.
+pub(crate) fn spent() -> Vec<f64> {
     let stat = fs::read_to_string("/proc/stat").unwrap();
     let fields = stat.lines().next().unwrap().split_whitespace().skip(1);
-    let ticks: Vec<u64> = fields.map(|field| field.parse().unwrap()).collect();
-    // user nice system idle iowait irq softirq steal; guest time is part of user.
-    let busy: u64 = ticks[..3].iter().chain(&ticks[5..8]).sum();
-    busy as f64 / rustix::param::clock_ticks_per_second() as f64
+    let second = rustix::param::clock_ticks_per_second() as f64;
+    fields.map(|field| field.parse::<f64>().unwrap() / second).collect()
 }
