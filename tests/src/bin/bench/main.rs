@@ -94,8 +94,8 @@ fn main() {
         "kernel": fs::read_to_string("/proc/sys/kernel/osrelease").unwrap().trim(),
         "haproxy": candidate::haproxy_version() });
     let all = json!({ "machine": machine, "seconds": plan.time.as_secs(), "rounds": plan.rounds,
-        "stolen": stolen_since(&before), "candidates": plan.candidates, "results": results, "beside": beside, "idle": idle,
-        "siege": siege });
+        "stolen": stolen_since(&before), "candidates": plan.candidates, "results": results,
+        "beside": beside, "idle": idle, "siege": siege });
     fs::write(plan.out, serde_json::to_string_pretty(&all).unwrap()).unwrap();
 }
 
