@@ -38,6 +38,11 @@ pub fn carry((client, server): &(TcpStream, TcpStream), bytes: usize) {
     });
 }
 
+/// Where a map of the packet engine's is that an agent has in this lab.
+pub fn pinned(lab: &Lab, map: &str) -> String {
+    format!("/sys/fs/bpf/snisplit/{}/packet_{map}", lab.names()[1])
+}
+
 /// A flow that the kernel has, and its program.
 pub struct Spliced {
     /// Where it is.
@@ -45,8 +50,8 @@ pub struct Spliced {
     agent: Agent,
     streams: (TcpStream, TcpStream),
     program: String,
-    /// Its record among the pins.
-    splice: Value,
+    /// Its number and its record among the pins.
+    entry: Value,
 }
 
 impl Spliced {
@@ -68,13 +73,22 @@ impl Spliced {
         let at = if to.is_ipv6() { (PROXY6, agent::PORT).into() } else { agent::address() };
         let streams = begin(&lab, at, &listener);
         let program = program(agent.pid(), "sni_in");
-        let path = format!("/sys/fs/bpf/snisplit/{}/packet_flows", lab.names()[1]);
-        let all = bpftool(&["map", "dump", "pinned", &path]);
+        let all = bpftool(&["map", "dump", "pinned", &pinned(&lab, "flows")]);
         let [one] = all.as_array().unwrap().as_slice() else {
             panic!("{all} {}", agent.metrics(&lab))
         };
-        let splice = one["formatted"]["value"].clone();
-        Self { lab, agent, streams, program, splice }
+        let entry = one["formatted"].clone();
+        Self { lab, agent, streams, program, entry }
+    }
+
+    /// Where a map of the agent's is.
+    pub fn pinned(&self, map: &str) -> String {
+        pinned(&self.lab, map)
+    }
+
+    /// By which the maps know it.
+    pub fn number(&self) -> u64 {
+        self.entry["key"].as_u64().unwrap()
     }
 
     /// The back end of that family.
@@ -84,7 +98,7 @@ impl Spliced {
 
     /// A number of a direction.
     pub fn of(&self, way: &str, field: &str) -> u32 {
-        self.splice[way][field].as_u64().unwrap() as u32
+        self.entry["value"][way][field].as_u64().unwrap() as u32
     }
 
     /// The peer whose packets go that way, and where they go; and the same of the other one.

@@ -18,7 +18,7 @@ const FRESH: &str = "mkdir -p /run/netns /run/snisplit && mount -t tmpfs sp-netn
     exec \"$@\"";
 
 /// Test files that name the engine of every agent they start, or start none.
-const ENGINES_NAMED: [&str; 20] = [
+const ENGINES_NAMED: [&str; 21] = [
     "auto",
     "bpftool",
     "cli",
@@ -27,6 +27,7 @@ const ENGINES_NAMED: [&str; 20] = [
     "overlap",
     "packet",
     "packet_capture",
+    "packet_gone",
     "packet_hooks",
     "packet_pins",
     "packet_silence",

@@ -6,7 +6,7 @@
 
 mod words;
 
-pub use words::{FATES, Fate};
+pub use words::{FATES, Fate, Wish};
 
 use super::Direction;
 
@@ -19,7 +19,7 @@ pub const IN_PROGRAM: &str = "sni_in";
 pub const EARLY_PROGRAM: &str = "sni_early";
 /// Looks at what this host itself sends.
 pub const OUT_PROGRAM: &str = "sni_out";
-/// Decides for user space, which has no atomic access to a map: run by `BPF_PROG_TEST_RUN`.
+/// Does for user space, which has no atomic access to a map, what a [`Wish`] says: run by `BPF_PROG_TEST_RUN`.
 pub const SETTLE_PROGRAM: &str = "sni_settle";
 
 /// [`PACKET_ABI_VERSION`], one entry.
@@ -229,7 +229,7 @@ pub enum Why {
 pub struct Told {
     /// Which flow.
     pub splice: u64,
-    /// What it has become.
+    /// What it has become; `Armed` says that another connection has its port, so its record may go.
     pub state: SpliceState,
     /// Bytes of data that the back end has acknowledged, if the flow has ended.
     pub up: u64,

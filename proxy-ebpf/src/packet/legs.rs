@@ -7,12 +7,15 @@ use crate::cas;
 use crate::headers::words;
 use crate::maps::{SPLICES, TUPLES};
 
-/// The flow whose packets arrive by a tuple.
+/// The flow whose packets arrive by a tuple. What is said of the tuple may be of another one already, once
+/// it has gone (`htab_elem_free`, kernel/bpf/hashtab.c); the flow knows better, whose record stays while a
+/// program has it (`Wish::LetGo`).
 #[inline(always)]
 pub(crate) fn find(tuple: &Tuple) -> Option<(Leg, *mut Splice)> {
-    // SAFETY: written by user space before the flow begins, and not changed.
+    // SAFETY: written by user space before the flow begins.
     let leg = *unsafe { TUPLES.get(tuple) }?;
-    Some((leg, SPLICES.get_ptr_mut(leg.splice)?))
+    let splice = SPLICES.get_ptr_mut(leg.splice)?;
+    is_of(splice, leg.direction, tuple).then_some((leg, splice))
 }
 
 /// What was found by a tuple.
@@ -60,6 +63,11 @@ fn tag(tuple: &Tuple) -> u32 {
 /// Whether that flow runs, and the tuple is its.
 #[inline(always)]
 fn runs(splice: *const Splice, direction: Direction, tuple: &Tuple) -> bool {
+    is_of(splice, direction, tuple) && cas::state(splice) == SpliceState::Spliced
+}
+
+#[inline(always)]
+fn is_of(splice: *const Splice, direction: Direction, tuple: &Tuple) -> bool {
     // SAFETY: the entry lives until this program ends, and its tuples do not change.
     let Splice { client, backend, .. } = unsafe { &*splice };
     let own = match direction {
@@ -75,5 +83,5 @@ fn runs(splice: *const Splice, direction: Direction, tuple: &Tuple) -> bool {
     let different = differs(&own.source, &tuple.source)
         | differs(&own.destination, &tuple.destination)
         | u32::from(ports);
-    different == 0 && cas::state(splice) == SpliceState::Spliced
+    different == 0
 }

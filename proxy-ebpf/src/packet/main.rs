@@ -13,7 +13,7 @@
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use snisplit_common::abi::Direction;
-use snisplit_common::abi::packet::{Fate, Leg, Splice, SpliceState, Tuple, Why};
+use snisplit_common::abi::packet::{Fate, Leg, Splice, SpliceState, Tuple, Why, Wish};
 
 mod cas;
 mod early;
@@ -102,13 +102,20 @@ fn sni_out(ctx: TcContext) -> i32 {
     }
 }
 
-/// Its packet is the number of a flow, behind room for an Ethernet header. The answer is the state that
-/// the flow is in.
+/// Its packet is the number of a flow and what is wanted of it, behind room for an Ethernet header. The
+/// answer is the state that the flow is in.
 #[classifier]
 fn sni_settle(ctx: TcContext) -> i32 {
-    let Ok(number) = ctx.load::<u64>(headers::ETHERNET as usize) else { return NEXT };
+    let at = headers::ETHERNET as usize;
+    let Ok(number) = ctx.load::<u64>(at) else { return NEXT };
+    let Ok(wish) = ctx.load::<u64>(at + size_of::<u64>()) else { return NEXT };
     let Some(splice) = SPLICES.get_ptr_mut(number) else { return NEXT };
-    settle(number, splice, Why::Wanted);
+    if wish == Wish::LetGo as u64 {
+        cas::swap(splice, SpliceState::Armed, SpliceState::Fallback);
+        cas::swap(splice, SpliceState::Spliced, SpliceState::Fallback);
+    } else {
+        settle(number, splice, Why::Wanted);
+    }
     cas::state(splice) as i32
 }
 
@@ -135,7 +142,7 @@ fn begin_anew(tuple: &Tuple) {
         let _gone_already = TUPLES.remove(client);
     }
     let _gone_already = TUPLES.remove(tuple);
-    let _gone_already = SPLICES.remove(leg.splice);
+    tell(leg.splice, SpliceState::Armed);
 }
 
 /// Whether the kernel has the flow now.

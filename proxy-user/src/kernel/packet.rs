@@ -3,19 +3,22 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use aya::maps::{Array, HashMap, MapData, PerCpuArray};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
-use snisplit_common::abi::Direction;
+use rustix::thread::{MembarrierCommand, membarrier};
 use snisplit_common::abi::packet::{
-    BY_DRIVER, CUTS_MAP, Fate, INTERFACES_MAP, Leg, OFFERS_MAP, PACKET_ABI_MAP, PACKET_ABI_VERSION,
+    BY_DRIVER, CUTS_MAP, Fate, INTERFACES_MAP, OFFERS_MAP, PACKET_ABI_MAP, PACKET_ABI_VERSION,
     PACKET_COUNTERS_MAP, PACKET_EVENTS_MAP, PACKET_ROUTES_MAP, SETTLE_PROGRAM, SPLICES_MAP, Splice,
-    SpliceState, TUPLES_MAP, Tuple,
+    SpliceState, TUPLES_MAP, Tuple, Wish,
 };
+use tokio::sync::Notify;
 
 use super::address::tuple;
-use super::layout::{LegBytes, Plain as _, SpliceBytes, TupleBytes, encode};
+use super::layout::{Plain as _, TupleBytes, encode};
 use super::routes::Routes;
 use super::{KernelError, offsets, pinned};
 
@@ -23,10 +26,12 @@ mod drivers;
 mod events;
 mod links;
 mod places;
+mod records;
 
 pub(crate) use events::Events;
 pub(crate) use links::{Hook, Link};
 pub(crate) use places::leave;
+use records::Records;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/snisplit-packet"));
 
@@ -54,11 +59,12 @@ pub(crate) struct Splicer {
     counters: PerCpuArray<MapData, u64>,
     routes: Mutex<Routes>,
     loaded: Mutex<Ebpf>,
+    /// Told when there is something to [`erase`](Self::erase).
+    pub(crate) has_gone: Notify,
 }
 
 struct Maps {
-    splices: HashMap<MapData, u64, SpliceBytes>,
-    tuples: HashMap<MapData, TupleBytes, LegBytes>,
+    records: Records,
     offers: HashMap<MapData, TupleBytes, u32>,
     cuts: HashMap<MapData, u64, u32>,
 }
@@ -92,8 +98,7 @@ impl Splicer {
         let counters = take(PACKET_COUNTERS_MAP)?.try_into()?;
         let routes = Mutex::new(Routes::new(take(PACKET_ROUTES_MAP)?.try_into()?));
         let maps = Maps {
-            splices: take(SPLICES_MAP)?.try_into()?,
-            tuples: take(TUPLES_MAP)?.try_into()?,
+            records: Records::new(take(SPLICES_MAP)?.try_into()?, take(TUPLES_MAP)?.try_into()?),
             offers: take(OFFERS_MAP)?.try_into()?,
             cuts: take(CUTS_MAP)?.try_into()?,
         };
@@ -104,7 +109,8 @@ impl Splicer {
         places::leave_others((links, hook), &before, pins, &mut interfaces);
         let (maps, loaded) = (Mutex::new(maps), Mutex::new(ebpf));
         let interfaces = Mutex::new(interfaces);
-        Ok((Self { maps, interfaces, in_drivers, counters, routes, loaded }, events))
+        let has_gone = Notify::new();
+        Ok((Self { maps, interfaces, in_drivers, counters, routes, loaded, has_gone }, events))
     }
 
     /// The interfaces in whose drivers the program is.
@@ -132,29 +138,19 @@ impl Splicer {
         }
     }
 
-    /// Arms a flow: from now on the programs know its packets. All of it, or nothing.
+    /// Arms a flow: from now on the programs know its packets. It is to be removed even if this fails.
     pub(crate) fn arm(&self, number: u64, splice: &Splice) -> Result<(), KernelError> {
-        let mut maps = self.maps();
-        maps.splices.insert(number, encode::<{ size_of::<Splice>() }>(splice), 0)?;
-        let armed = legs(number, splice)
-            .into_iter()
-            .try_for_each(|(tuple, leg)| maps.tuples.insert(tuple, leg, 0));
-        if armed.is_err() {
-            maps.remove(number, splice);
-        }
-        Ok(armed?)
+        Ok(self.maps().records.arm(number, splice)?)
     }
 
     /// What a flow has come to.
     pub(crate) fn splice(&self, number: u64) -> Option<Splice> {
-        self.maps().splices.get(&number, 0).ok().map(|bytes| Splice::get(&bytes))
+        self.maps().records.get(number)
     }
 
     /// All flows.
     pub(crate) fn splices(&self) -> Vec<(u64, Splice)> {
-        let maps = self.maps();
-        let all = maps.splices.iter().flatten();
-        all.map(|(number, bytes)| (number, Splice::get(&bytes))).collect()
+        self.maps().records.all()
     }
 
     /// Flows that somebody wants cut; each is told once.
@@ -165,18 +161,50 @@ impl Splicer {
         numbers
     }
 
-    /// Forgets a flow: its packets are strangers again.
-    pub(crate) fn remove(&self, number: u64) {
-        let mut maps = self.maps();
-        if let Ok(bytes) = maps.splices.get(&number, 0) {
-            maps.remove(number, &Splice::get(&bytes));
+    /// Forgets a flow: its packets are strangers again. The answer is what it had come to. What is left of it
+    /// waits for [`Self::erase`].
+    pub(crate) fn remove(&self, number: u64) -> Option<Splice> {
+        let mut splice = self.splice(number)?;
+        if !(splice.state == SpliceState::Fallback || splice.state.is_over()) {
+            // Switching takes as long as a program does.
+            while self.ask(number, Wish::LetGo).is_ok_and(|state| state == SpliceState::Switching) {
+                thread::yield_now();
+            }
+            splice = self.splice(number)?;
         }
+        self.maps().records.part(number, &splice);
+        self.has_gone.notify_one();
+        Some(splice)
+    }
+
+    /// The same of a flow whose packets are another one's by now.
+    pub(crate) fn discard(&self, number: u64) {
+        self.maps().records.leave(number);
+        self.has_gone.notify_one();
+    }
+
+    /// Erases what is left of flows that were forgotten, once no program has it any more. Takes its time: of
+    /// an RCU grace period, some 30 ms.
+    pub(crate) fn erase(&self) {
+        let gone = self.maps().records.gone();
+        // membarrier(2): waits for all that runs, in soft interrupts too (synchronize_rcu).
+        if membarrier(MembarrierCommand::Global).is_err() {
+            // Not with nohz_full. No packet takes as long as this.
+            thread::sleep(Duration::from_secs(1));
+        }
+        // Others want the maps too.
+        gone.into_iter().for_each(|number| self.maps().records.erase(number));
     }
 
     /// Leaves a flow to its sockets, if the kernel has not taken it. What it is now.
     pub(crate) fn settle(&self, number: u64) -> Result<SpliceState, KernelError> {
+        self.ask(number, Wish::Settle)
+    }
+
+    fn ask(&self, number: u64, wish: Wish) -> Result<SpliceState, KernelError> {
         let mut packet = [0_u8; 64]; // Nothing is run without an Ethernet header in front.
         packet[14..22].copy_from_slice(&number.to_ne_bytes());
+        packet[22..30].copy_from_slice(&(wish as u64).to_ne_bytes());
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         let program = program(&mut loaded, SETTLE_PROGRAM)?;
         let run = program.test_run(TestRunOptions { data_in: Some(&packet), ..Default::default() });
@@ -199,18 +227,6 @@ impl Splicer {
     }
 }
 
-impl Maps {
-    /// An entry of another flow, which has the same tuple by now, stays.
-    fn remove(&mut self, number: u64, splice: &Splice) {
-        for (tuple, leg) in legs(number, splice) {
-            if self.tuples.get(&tuple, 0).is_ok_and(|found| found == leg) {
-                let _gone_already = self.tuples.remove(&tuple);
-            }
-        }
-        let _gone_already = self.splices.remove(&number);
-    }
-}
-
 fn ensure_abi(folder: &Path) -> Result<(), KernelError> {
     if !folder.join(PACKET_ABI_MAP).exists() {
         return Ok(());
@@ -220,13 +236,6 @@ fn ensure_abi(folder: &Path) -> Result<(), KernelError> {
         0 | PACKET_ABI_VERSION => Ok(()),
         other => Err(KernelError::PacketAbi(other, folder.display().to_string())),
     }
-}
-
-fn legs(number: u64, splice: &Splice) -> [(TupleBytes, LegBytes); 2] {
-    let leg = |tuple: &Tuple, direction| {
-        (encode(tuple), encode(&Leg { splice: number, direction, reserved: 0 }))
-    };
-    [leg(&splice.client, Direction::Up), leg(&splice.backend, Direction::Down)]
 }
 
 fn program<'e>(

@@ -7,7 +7,7 @@ use std::path::Path;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use snisplit_common::abi::packet::{
     CUTS_MAP, Fate, INTERFACES_MAP, PACKET_ABI_MAP, PACKET_ABI_VERSION, PACKET_COUNTERS_MAP,
-    PACKET_ROUTES_MAP, SPLICES_MAP, Splice,
+    PACKET_ROUTES_MAP, SPLICES_MAP, Splice, SpliceState,
 };
 use snisplit_common::abi::{
     ABI_MAP, ABI_VERSION, COUNTERS_MAP, Count, FLOWS_MAP, Flow, ROUTES_MAP,
@@ -83,8 +83,10 @@ impl Packet {
         }
         let flows = HashMap::try_from(Map::HashMap(pin(folder, SPLICES_MAP)?))?;
         let flow = |(number, bytes): (u64, SpliceBytes)| (number, Splice::get(&bytes));
+        // What stays with its sockets is theirs, and only waits to be erased.
+        let is_its = |(_, splice): &(u64, Splice)| splice.state != SpliceState::Fallback;
         Ok(Self {
-            flows: flows.iter().flatten().map(flow).collect(),
+            flows: flows.iter().flatten().map(flow).filter(is_its).collect(),
             routes: routes(folder, PACKET_ROUTES_MAP)?,
             // None between a migration and the next agent.
             counters: match folder.join(PACKET_COUNTERS_MAP).exists() {

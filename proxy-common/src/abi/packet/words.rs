@@ -47,6 +47,18 @@ impl Fate {
     ];
 }
 
+/// What user space wants of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Wish {
+    /// That it stays with its sockets, if it is armed.
+    Settle = 0,
+    /// That no more of it is translated, but of its end if it has ended. Only then may its record be erased, and
+    /// only once no program has it, for that memory serves the next flow at once (`htab_elem_free`,
+    /// kernel/bpf/hashtab.c).
+    LetGo = 1,
+}
+
 impl Why {
     /// All of them.
     pub const ALL: [Self; 9] = [

@@ -46,12 +46,8 @@ impl Drop for Flow {
         let Packet { splicer, keeper, .. } = &self.engine;
         keeper.forget(self.number);
         match &self.stage {
-            Stage::Armed => splicer.remove(self.number),
-            Stage::Flying => {
-                let splice = splicer.splice(self.number);
-                splicer.remove(self.number);
-                splice.iter().for_each(cut::reset);
-            }
+            Stage::Armed => _ = splicer.remove(self.number),
+            Stage::Flying => splicer.remove(self.number).iter().for_each(cut::reset),
             Stage::Ended(_lease) => keeper.bury(self.number),
         }
     }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use snisplit_common::abi::packet::{Fate, SPLICES_MAX, Splice, SpliceState, Told};
-use tokio::task::{JoinSet, yield_now};
+use tokio::task::{JoinSet, spawn_blocking, yield_now};
 use tokio::time::sleep;
 
 use super::super::Side;
@@ -18,6 +18,8 @@ use crate::kernel::packet::{Events, Splicer};
 const TIME_WAIT: Duration = Duration::from_secs(60);
 /// Between looks at the graves, and for events that were lost.
 const LOOK: Duration = Duration::from_secs(1);
+/// Until what is left of a flow is erased.
+const SOON: Duration = Duration::from_millis(100);
 /// Between looks whether the peers of flows are still there.
 const LISTEN: Duration = Duration::from_secs(600);
 /// How long one of them may be silent, as no firewall between them would bear for longer
@@ -41,6 +43,7 @@ impl Keeper {
         let mut tasks = JoinSet::new();
         tasks.spawn(listen(Arc::clone(&keeper), events));
         tasks.spawn(look(Arc::clone(&keeper)));
+        tasks.spawn(erase(Arc::clone(&keeper.splicer)));
         (keeper, tasks)
     }
 
@@ -77,6 +80,10 @@ impl Keeper {
 
     /// Passes on what the programs say of a flow.
     fn pass_on(&self, told: &Told) {
+        if told.state == SpliceState::Armed {
+            // Its grave is empty from now on.
+            self.splicer.discard(told.splice);
+        }
         if let Some(story) = self.flows().get(&told.splice) {
             if told.state.is_over() {
                 story.conclude((told.up, told.down));
@@ -104,7 +111,7 @@ impl Keeper {
         let is_due = |(_, dug): &mut (u64, Instant)| dug.elapsed() >= limit;
         // Whoever ends a flow meanwhile does not wait for these system calls.
         let next = || self.graves().pop_front_if(is_due);
-        std::iter::from_fn(next).for_each(|(number, _)| self.splicer.remove(number));
+        std::iter::from_fn(next).for_each(|(number, _)| _ = self.splicer.remove(number));
     }
 }
 
@@ -135,6 +142,16 @@ async fn look(keeper: Arc<Keeper>) {
         let cuts = keeper.splicer.cuts();
         cuts.into_iter().for_each(|number| keeper.tell(number, News::Cut));
         keeper.sweep();
+    }
+}
+
+async fn erase(splicer: Arc<Splicer>) {
+    loop {
+        splicer.has_gone.notified().await;
+        // Many at once.
+        sleep(SOON).await;
+        let splicer = Arc::clone(&splicer);
+        let _panicked = spawn_blocking(move || splicer.erase()).await;
     }
 }
 
