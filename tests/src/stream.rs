@@ -91,6 +91,11 @@ pub struct Noise {
 }
 
 impl Noise {
+    /// Other bytes for every number.
+    pub fn of(number: u32) -> Self {
+        Self { counter: u64::from(number) << 32, ..Self::default() }
+    }
+
     /// The next bytes; their hash is kept.
     pub fn fill(&mut self, bytes: &mut [u8]) {
         for chunk in bytes.chunks_mut(8) {

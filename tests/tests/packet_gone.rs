@@ -1,15 +1,19 @@
 //! What becomes of a flow's records when it goes: nothing is translated by them any more, and no other flow has
 //! their memory before no program has.
 
-use std::net::SocketAddr;
+use std::io::{ErrorKind, Write as _};
+use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use aya::maps::{HashMap, Map, MapData};
-use snisplit_tests::agent::binary;
+use snisplit_tests::agent::{self, Agent, binary};
 use snisplit_tests::kernel::bpftool;
 use snisplit_tests::lab::Lab;
 use snisplit_tests::segment::segment;
-use snisplit_tests::spliced::Spliced;
+use snisplit_tests::spliced::{Spliced, begin};
+use snisplit_tests::stream::{Noise, finish, listen, read_once};
 use snisplit_tests::wait::until;
 
 const REDIRECTED: u64 = 7;
@@ -64,17 +68,99 @@ fn a_flow_has_no_packets_but_its_own() {
     assert_eq!(fares(&scene, "up", None), REDIRECTED);
 }
 
+/// Has the agent cut the flow of this client.
+fn cut(lab: &Lab, client: &TcpStream) {
+    let client = client.local_addr().unwrap().to_string();
+    let words = ["flows", "cut", &client, "--instance", lab.names()[1]];
+    let done = Command::new(binary()).args(words).output().unwrap();
+    assert!(done.status.success(), "{done:?}");
+}
+
 #[test]
 fn records_of_a_flow_that_is_cut_are_erased() {
     let scene = Spliced::new(Lab::new(), false);
-    let client = scene.streams().0.local_addr().unwrap().to_string();
-    let instance = &scene.lab.names()[1];
-    let cut = ["flows", "cut", &client, "--instance", instance];
-    assert!(Command::new(binary()).args(cut).status().unwrap().success());
+    cut(&scene.lab, &scene.streams().0);
     for map in ["flows", "tuples"] {
         until("nothing to be left", || {
             let left = bpftool(&["map", "dump", "pinned", &scene.pinned(map)]);
             left.as_array()?.is_empty().then_some(())
         });
     }
+}
+
+const BLOCK: usize = 1 << 16;
+
+/// Has senders stop once it is dropped.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Sends until it is to stop, and says how much that was.
+fn send(mut stream: &TcpStream, mut noise: Noise, stop: &AtomicBool) -> Result<usize, ErrorKind> {
+    let (mut block, mut total) = ([0; BLOCK], 0);
+    while !stop.load(Ordering::Relaxed) {
+        noise.fill(&mut block);
+        stream.write_all(&block).map_err(|error| error.kind())?;
+        total += BLOCK;
+    }
+    finish(stream);
+    Ok(total)
+}
+
+/// Receives to the end. Whatever comes has to be right.
+fn receive(stream: &TcpStream, mut noise: Noise) -> Result<usize, ErrorKind> {
+    let (mut block, mut buffer, mut total) = ([0; BLOCK], [0; BLOCK], 0);
+    loop {
+        let at = total % BLOCK;
+        if at == 0 {
+            noise.fill(&mut block);
+        }
+        match read_once(stream, &mut buffer[at..]) {
+            Ok(0) => return Ok(total),
+            Ok(n) => {
+                assert!(buffer[at..at + n] == block[at..at + n], "wrong behind {total} bytes");
+                total += n;
+            }
+            Err(error) => return Err(error.kind()),
+        }
+    }
+}
+
+/// Every second one is cut while all of them are full of bytes, and the next ones have their memory: what arrives
+/// is right, and nothing ends that is not to.
+#[test]
+fn flows_are_cut_among_others() {
+    let lab = Lab::new();
+    let agent = Agent::start(&lab, &["--engine", "packet", "--route", "a.test=10.91.2.2:8001"]);
+    let listener = listen(&lab, Spliced::backend(false).parse().unwrap());
+    for turn in 0..3 {
+        let pairs = Vec::from_iter((0..16).map(|_| begin(&lab, agent::address(), &listener)));
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            // Whatever is wrong here.
+            let stopped = Stop(&stop);
+            let flows = pairs.iter().zip(turn * 16..).map(|((client, server), number)| {
+                let (noise, stop) = (Noise::of(number), &stop);
+                let sent = scope.spawn(move || send(server, noise, stop));
+                (sent, scope.spawn(move || receive(client, Noise::of(number))))
+            });
+            let (to_be_cut, others): (Vec<_>, Vec<_>) =
+                flows.enumerate().partition(|(place, _)| place % 2 == 0);
+            pairs.iter().step_by(2).for_each(|(client, _)| cut(&lab, client));
+            for (_, (sent, received)) in to_be_cut {
+                for end in [sent.join().unwrap(), received.join().unwrap()] {
+                    assert_eq!(end, Err(ErrorKind::ConnectionReset));
+                }
+            }
+            drop(stopped);
+            for (_, (sent, received)) in others {
+                assert_eq!(received.join().unwrap(), sent.join().unwrap());
+            }
+        });
+    }
+    drop(agent);
 }
