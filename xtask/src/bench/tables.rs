@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
-use super::values::{candidates, median, rows, word};
+use super::values::{candidates, error, median, rows, word};
 
 pub(super) fn all(measured: &Value) -> String {
     let machine = &measured["machine"];
@@ -63,7 +63,8 @@ fn to_cable(page: &mut String, measured: &Value) {
     let _ = write!(
         page,
         "\n### The packet engine, and the kernel's own forwarding, to a cable\n\nMedians of the \
-         ratios: packet / forward / the cable to itself.\n\n\
+         ratios: packet / forward / the cable to itself. Of p50 with the standard error of the \
+         rounds' mean.\n\n\
          | | cores | rate | CPU | p50 | p99 |\n|---|---:|---:|---:|---:|---:|\n"
     );
     let pairs = Vec::from_iter(measured["beside"].as_array().into_iter().flatten());
@@ -77,21 +78,20 @@ fn to_cable(page: &mut String, measured: &Value) {
     for [load, cores] in rows {
         let _ = write!(page, "| {} | {cores} |", word(load));
         for key in ["rate", "cpu", "p50", "p99"] {
-            let ratio = |name: &str| {
+            let ratios = |name: &&str| -> Vec<f64> {
                 let is_it = |pair: &&&Value| {
-                    pair["load"] == *load && pair["cores"] == *cores && pair["candidate"] == name
+                    pair["load"] == *load && pair["cores"] == *cores && pair["candidate"] == *name
                 };
                 let of =
                     |pair: &&Value| Some(pair["own"][key].as_f64()? / pair["cable"][key].as_f64()?);
-                median(pairs.iter().filter(is_it).filter_map(of).collect())
+                pairs.iter().filter(is_it).filter_map(of).collect()
             };
-            let ratios = ["packet", "forward", "direct"].map(ratio);
-            match ratios.iter().any(|ratio| ratio.is_nan()) {
-                true => page.push_str(" – |"),
-                false => {
-                    _ = write!(page, " {:.2} / {:.2} / {:.2} |", ratios[0], ratios[1], ratios[2])
-                }
-            }
+            let cells = ["packet", "forward", "direct"].iter().map(ratios).map(|ratios| {
+                let error = (key == "p50").then(|| format!(" ± {:.2}", error(&ratios)));
+                format!("{:.2}{}", median(ratios), error.unwrap_or_default())
+            });
+            let cells = Vec::from_iter(cells).join(" / ");
+            let _ = write!(page, " {} |", if cells.contains("NaN") { "–" } else { &cells });
         }
         page.push('\n');
     }

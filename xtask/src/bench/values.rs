@@ -61,3 +61,11 @@ pub(super) fn median(mut values: Vec<f64>) -> f64 {
         n => f64::midpoint(values[n / 2 - 1], values[n / 2]),
     }
 }
+
+/// The standard error of their mean.
+pub(super) fn error(values: &[f64]) -> f64 {
+    let many = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / many;
+    let squares = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>();
+    (squares / (many - 1.0) / many).sqrt()
+}
