@@ -3,6 +3,7 @@
 //! The rows are those of `notes/peers.md` §3 and `notes/traefik.md` §5, where HAProxy, nginx, sslh,
 //! sniproxy or Traefik go wrong.
 
+use std::io::Write as _;
 use std::net::TcpListener;
 
 use serde_json::Value;
@@ -213,7 +214,8 @@ fn the_deadline_is_absolute_and_waiting_costs_nothing() {
     let hello = Hello::new().sni(b"a.test").padded(4_000).bytes();
     let mut drops = hello.chunks(1);
     let record = until("the deadline in spite of the drops", || {
-        write(&dripping, drops.next().unwrap());
+        // Behind the deadline nobody takes it.
+        let _cut_off = (&dripping).write_all(drops.next().unwrap());
         split.agent.record_within(std::time::Duration::from_millis(5))
     });
     assert_eq!(record["reason"], "hello_timeout");
