@@ -129,8 +129,16 @@ fn run(engine: &'static str, flows: usize) {
     assert!(others_flows <= lawful, "{others_flows} flows were another engine's");
     // Splice keeps a pipe for each direction that was ever busy at once.
     let pool = if engine == "splice" { 4 * AT_ONCE } else { 0 };
+    let mut last = [0; 3];
     until("every descriptor to be closed", || {
         let now = held();
+        if last != now {
+            eprintln!(
+                "{engine}: sockets, others, pipes {now:?}; {:?} before",
+                [sockets, others, pipes]
+            );
+            last = now;
+        }
         ((now[0], now[1]) == (sockets, others) && now[2] <= pipes + pool).then_some(())
     });
     assert!(agent.resident() < resident + (8 << 20), "{resident} -> {}", agent.resident());
