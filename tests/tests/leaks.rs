@@ -127,8 +127,8 @@ fn run(engine: &'static str, flows: usize) {
     // A peer that ends the flow with its first words leaves packets nothing to be translated for.
     let lawful = if engine == "packet" { flows / 10 } else { 0 };
     assert!(others_flows <= lawful, "{others_flows} flows were another engine's");
-    // Splice keeps a pipe for each direction that was ever busy at once.
-    let pool = if engine == "splice" { 4 * AT_ONCE } else { 0 };
+    // Splice keeps a pipe for each direction that was ever busy at once, those of other engines' flows too.
+    let pool = if engine == "splice" || others_flows > 0 { 4 * AT_ONCE } else { 0 };
     let mut last = [0; 3];
     until("every descriptor to be closed", || {
         let now = held();
