@@ -38,6 +38,14 @@ pub fn carry((client, server): &(TcpStream, TcpStream), bytes: usize) {
     });
 }
 
+/// Has the agent cut the flow of this client.
+pub fn cut(lab: &Lab, client: &TcpStream) {
+    let client = client.local_addr().unwrap().to_string();
+    let words = ["flows", "cut", &client, "--instance", lab.names()[1]];
+    let done = Command::new(agent::binary()).args(words).output().unwrap();
+    assert!(done.status.success(), "{done:?}");
+}
+
 /// Where a map of the packet engine's is that an agent has in this lab.
 pub fn pinned(lab: &Lab, map: &str) -> String {
     format!("/sys/fs/bpf/snisplit/{}/packet_{map}", lab.names()[1])

@@ -3,16 +3,15 @@
 
 use std::io::{ErrorKind, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use aya::maps::{HashMap, Map, MapData};
-use snisplit_tests::agent::{self, Agent, binary};
+use snisplit_tests::agent::{self, Agent};
 use snisplit_tests::kernel::bpftool;
 use snisplit_tests::lab::Lab;
 use snisplit_tests::segment::segment;
-use snisplit_tests::spliced::{Spliced, begin};
+use snisplit_tests::spliced::{Spliced, begin, cut};
 use snisplit_tests::stream::{Noise, finish, listen, read_once};
 use snisplit_tests::wait::until;
 
@@ -66,14 +65,6 @@ fn a_flow_has_no_packets_but_its_own() {
     map.insert(other, map.get(&own, 0).unwrap(), 0).unwrap();
     assert_eq!(fares(&scene, "up", Some(stranger)), UNTOUCHED);
     assert_eq!(fares(&scene, "up", None), REDIRECTED);
-}
-
-/// Has the agent cut the flow of this client.
-fn cut(lab: &Lab, client: &TcpStream) {
-    let client = client.local_addr().unwrap().to_string();
-    let words = ["flows", "cut", &client, "--instance", lab.names()[1]];
-    let done = Command::new(binary()).args(words).output().unwrap();
-    assert!(done.status.success(), "{done:?}");
 }
 
 #[test]

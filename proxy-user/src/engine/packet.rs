@@ -27,6 +27,7 @@ use crate::kernel::{KernelError, cookie};
 use crate::sys;
 
 mod adopt;
+mod clock;
 mod cut;
 mod flow;
 mod keeper;

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use snisplit_common::abi::packet::{Splice, SpliceState};
 
-use super::flow::{now, silence};
+use super::clock::{now, silence};
 use super::story::News;
 use super::{Flight, Flow, Lease, Packet, Stage, Tally};
 use crate::kernel::address::addresses;

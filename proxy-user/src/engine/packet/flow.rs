@@ -2,10 +2,8 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rustix::net::{RecvFlags, recv};
-use rustix::time::{ClockId, clock_gettime};
 use snisplit_common::abi::packet::{Splice, SpliceState, Why};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -113,15 +111,4 @@ async fn stirs(socket: &TcpStream) {
             Ok(_) | Err(_) => return,
         }
     }
-}
-
-/// The clock that the programs read (CLOCK_MONOTONIC).
-pub(super) fn now() -> Duration {
-    let now = clock_gettime(ClockId::Monotonic);
-    Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec as u32)
-}
-
-/// How long ago something was by then, in nanoseconds of that clock.
-pub(super) const fn silence(since: u64, now: Duration) -> Duration {
-    now.saturating_sub(Duration::from_nanos(since))
 }

@@ -9,7 +9,7 @@ use tokio::task::{JoinSet, spawn_blocking, yield_now};
 use tokio::time::sleep;
 
 use super::super::Side;
-use super::flow::{now, silence};
+use super::clock::{now, silence};
 use super::story::{News, Story};
 use crate::kernel::packet::{Events, Splicer};
 
