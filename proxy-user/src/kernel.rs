@@ -28,6 +28,7 @@ mod error;
 mod layout;
 mod offsets;
 pub(crate) mod packet;
+mod patient;
 pub(crate) mod pinned;
 mod routes;
 
@@ -117,7 +118,7 @@ impl Verdict {
             .program_mut(VERDICT_PROGRAM)
             .ok_or(KernelError::Missing(VERDICT_PROGRAM))?
             .try_into()?;
-        program.load()?;
+        patient::load(|| program.load())?;
         program.attach(maps.sources.fd())?;
         let (maps, log, _loaded) = (Mutex::new(maps), Mutex::new(log), Mutex::new(ebpf));
         Ok((Self { maps, counters, routes, log, _loaded }, Events(events)))

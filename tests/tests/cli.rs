@@ -5,10 +5,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
+use rustix::process::{Pid, Signal, kill_process};
 use snisplit_tests::agent::binary;
 use snisplit_tests::lab::Lab;
+use snisplit_tests::wait::until;
 
 fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
@@ -137,6 +139,37 @@ fn doctor_loads_and_runs_the_kernel_program() {
     lab.drop_at_proxy(&["in tcp dport 1 drop"]);
     let text = said(&lab.proxy(|| Command::new(binary()).arg("doctor").output()).unwrap());
     assert!(text.contains("go past the rules of netfilter (1 table(s) here)"), "{text}");
+}
+
+/// A process that was stopped or frozen hears of it from the verifier, which leaves off.
+#[test]
+fn programs_are_loaded_although_the_process_is_stopped_meanwhile() {
+    let lab = Lab::new();
+    let mut command = Command::new(binary());
+    command.arg("doctor").stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = lab.proxy(|| command.spawn()).unwrap();
+    let signal = |signal| kill_process(Pid::from_child(&child), signal).unwrap();
+    let mut interrupted = 0;
+    until("the verifier to be interrupted four times", || {
+        signal(Signal::STOP);
+        let is_loading = until("the process to stop", || stopped_while_loading(child.id()));
+        signal(Signal::CONT);
+        interrupted += usize::from(is_loading);
+        (interrupted == 4).then_some(())
+    });
+    let text = said(&child.wait_with_output().unwrap());
+    assert!(text.contains("ok    engine sockmap"), "{text}");
+    assert!(text.contains("ok    engine packet"), "{text}");
+}
+
+/// Whether one of its threads was in `bpf(BPF_PROG_LOAD)` (proc_pid_syscall(5)), once all are stopped.
+fn stopped_while_loading(pid: u32) -> Option<bool> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let of = |task: &Path, file| fs::read_to_string(task.join(file)).unwrap_or_default();
+    let tasks: Vec<PathBuf> = tasks.map(|task| task.unwrap().path()).collect();
+    let are_stopped = tasks.iter().all(|task| of(task, "stat").contains(") T "));
+    let call = format!("{} 0x5 ", libc::SYS_bpf);
+    are_stopped.then(|| tasks.iter().any(|task| of(task, "syscall").starts_with(&call)))
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What can go wrong between us and the kernel.
 
-use std::io;
+use std::io::{self, ErrorKind};
 
 use aya::EbpfError;
 use aya::maps::MapError;
@@ -23,6 +23,8 @@ pub(crate) enum KernelError {
     /// What the verifier said last, and the kernel's error.
     #[error("the verifier refuses the program (`--log debug` shows all it says): {0}")]
     Refused(String, #[source] io::Error),
+    #[error("signals kept the verifier from its work: start again when none arrive")]
+    Interrupted(#[source] io::Error),
     #[error("the kernel does not look at the program (CAP_BPF and CAP_NET_ADMIN are needed)")]
     Denied(#[source] io::Error),
     #[error("the kernel refuses the program")]
@@ -61,6 +63,9 @@ impl From<ProgramError> for KernelError {
         let ProgramError::LoadError { io_error, verifier_log } = error else {
             return Self::Program(error);
         };
+        if io_error.kind() == ErrorKind::WouldBlock {
+            return Self::Interrupted(io_error);
+        }
         let said = verifier_log.to_string();
         if said.is_empty() {
             return Self::Denied(io_error);

@@ -10,8 +10,8 @@ use aya::programs::{ProgramError, Xdp};
 use snisplit_common::abi::packet::EARLY_PROGRAM;
 use tracing::warn;
 
-use super::KernelError;
 use super::links::{Link, early_pin};
+use crate::kernel::{KernelError, patient};
 
 /// Puts it where it is wanted; the answer is where it is. Where it does not go (another one is there, or the
 /// MTU is too large for the driver), packets meet the other programs as before.
@@ -27,7 +27,7 @@ pub(super) fn attach(
     }
     let missing = || KernelError::Missing(EARLY_PROGRAM);
     let program: &mut Xdp = ebpf.program_mut(EARLY_PROGRAM).ok_or_else(missing)?.try_into()?;
-    program.load()?;
+    patient::load(|| program.load())?;
     for link in wanted {
         match place(program, link, pins) {
             Ok(()) => there.push(link.number),

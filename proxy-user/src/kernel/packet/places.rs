@@ -10,7 +10,7 @@ use snisplit_common::abi::packet::{BY_PEER, BY_QUEUE, IN_PROGRAM, OUT_PROGRAM, S
 
 use super::links::{self, Hook, Link};
 use super::program;
-use crate::kernel::{KernelError, pinned};
+use crate::kernel::{KernelError, patient, pinned};
 
 /// What this host says is gagged before anything is taken over.
 pub(super) fn attach(
@@ -18,10 +18,11 @@ pub(super) fn attach(
     (links, hook): (&[Link], Hook),
     pins: Option<&Path>,
 ) -> Result<(), KernelError> {
-    program(ebpf, SETTLE_PROGRAM)?.load()?;
+    let settle = program(ebpf, SETTLE_PROGRAM)?;
+    patient::load(|| settle.load())?;
     for (name, side) in [(OUT_PROGRAM, TcAttachType::Egress), (IN_PROGRAM, TcAttachType::Ingress)] {
         let program = program(ebpf, name)?;
-        program.load()?;
+        patient::load(|| program.load())?;
         for link in links {
             links::attach(program, link, (hook, side), pins)?;
         }

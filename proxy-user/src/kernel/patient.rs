@@ -1,0 +1,30 @@
+//! Loading a program although signals arrive.
+
+use std::io::ErrorKind;
+
+use aya::programs::ProgramError;
+
+use super::KernelError;
+
+/// How often a program is given to the verifier. libbpf does it five times (`PROG_LOAD_ATTEMPTS`).
+const ATTEMPTS: usize = 10;
+
+/// Loads a program. The verifier leaves off where a signal is pending (`do_check`, kernel/bpf/verifier.c),
+/// with EAGAIN, and nothing else does: it is enough that the process was stopped or frozen meanwhile. Then
+/// it begins again; aya does so once only, and takes what comes of it for the verifier's verdict.
+pub(super) fn load(
+    mut attempt: impl FnMut() -> Result<(), ProgramError>,
+) -> Result<(), KernelError> {
+    for _ in 1..ATTEMPTS {
+        match attempt() {
+            Err(error) if is_interrupted(&error) => {}
+            done => return Ok(done?),
+        }
+    }
+    Ok(attempt()?)
+}
+
+fn is_interrupted(error: &ProgramError) -> bool {
+    matches!(error, ProgramError::LoadError { io_error, .. }
+        if io_error.kind() == ErrorKind::WouldBlock)
+}
