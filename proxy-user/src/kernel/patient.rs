@@ -9,9 +9,9 @@ use super::KernelError;
 /// How often a program is given to the verifier. libbpf does it five times (`PROG_LOAD_ATTEMPTS`).
 const ATTEMPTS: usize = 10;
 
-/// Loads a program. The verifier leaves off where a signal is pending (`do_check`, kernel/bpf/verifier.c),
-/// with EAGAIN, and nothing else does: it is enough that the process was stopped or frozen meanwhile. Then
-/// it begins again; aya does so once only, and takes what comes of it for the verifier's verdict.
+/// Loads a program. Where a signal is pending the verifier leaves off with EAGAIN (`do_check`,
+/// kernel/bpf/verifier.c): it is enough that the process was stopped or frozen meanwhile. Then it begins
+/// again; aya does so once only, and takes what comes of it for the verifier's verdict.
 pub(super) fn load(
     mut attempt: impl FnMut() -> Result<(), ProgramError>,
 ) -> Result<(), KernelError> {

@@ -18,7 +18,7 @@ static AHEAD: LazyLock<i128> = LazyLock::new(|| {
 fn ahead(offsets: &str) -> Option<i128> {
     let line = offsets.lines().find_map(|line| line.strip_prefix("monotonic"))?;
     let (seconds, nanoseconds) = line.trim().split_once(' ')?;
-    nanoseconds_of(seconds.parse().ok()?, nanoseconds.trim().parse().ok()?).into()
+    Some(nanoseconds_of(seconds.parse().ok()?, nanoseconds.trim().parse().ok()?))
 }
 
 const fn nanoseconds_of(seconds: i64, nanoseconds: i64) -> i128 {
