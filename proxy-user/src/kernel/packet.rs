@@ -53,6 +53,7 @@ pub(crate) fn is_ours(name: &str) -> bool {
 
 /// The programs at their interfaces. Dropping it detaches them.
 pub(crate) struct Splicer {
+    records: Records,
     maps: Mutex<Maps>,
     interfaces: Mutex<HashMap<MapData, u32, u32>>,
     in_drivers: Vec<u32>,
@@ -64,7 +65,6 @@ pub(crate) struct Splicer {
 }
 
 struct Maps {
-    records: Records,
     offers: HashMap<MapData, TupleBytes, u32>,
     cuts: HashMap<MapData, u64, u32>,
 }
@@ -97,20 +97,20 @@ impl Splicer {
         let events = Events::of(take(PACKET_EVENTS_MAP)?)?;
         let counters = take(PACKET_COUNTERS_MAP)?.try_into()?;
         let routes = Mutex::new(Routes::new(take(PACKET_ROUTES_MAP)?.try_into()?));
-        let maps = Maps {
-            records: Records::new(take(SPLICES_MAP)?.try_into()?, take(TUPLES_MAP)?.try_into()?),
-            offers: take(OFFERS_MAP)?.try_into()?,
-            cuts: take(CUTS_MAP)?.try_into()?,
-        };
+        let records = Records::new(take(SPLICES_MAP)?, take(TUPLES_MAP)?)?;
+        let maps =
+            Maps { offers: take(OFFERS_MAP)?.try_into()?, cuts: take(CUTS_MAP)?.try_into()? };
         let mut interfaces: HashMap<_, u32, u32> = take(INTERFACES_MAP)?.try_into()?;
         let before = places::write_down(links, &mut interfaces)?;
         places::attach(&mut ebpf, (links, hook), pins)?;
         let in_drivers = drivers::attach(&mut ebpf, links, pins)?;
         places::leave_others((links, hook), &before, pins, &mut interfaces);
-        let (maps, loaded) = (Mutex::new(maps), Mutex::new(ebpf));
-        let interfaces = Mutex::new(interfaces);
+        let (maps, loaded, interfaces) = (maps.into(), ebpf.into(), interfaces.into());
         let has_gone = Notify::new();
-        Ok((Self { maps, interfaces, in_drivers, counters, routes, loaded, has_gone }, events))
+        Ok((
+            Self { records, maps, interfaces, in_drivers, counters, routes, loaded, has_gone },
+            events,
+        ))
     }
 
     /// The interfaces in whose drivers the program is.
@@ -140,17 +140,17 @@ impl Splicer {
 
     /// Arms a flow: from now on the programs know its packets. It is to be removed even if this fails.
     pub(crate) fn arm(&self, number: u64, splice: &Splice) -> Result<(), KernelError> {
-        Ok(self.maps().records.arm(number, splice)?)
+        Ok(self.records.arm(number, splice)?)
     }
 
     /// What a flow has come to.
     pub(crate) fn splice(&self, number: u64) -> Option<Splice> {
-        self.maps().records.get(number)
+        self.records.get(number)
     }
 
     /// All flows.
     pub(crate) fn splices(&self) -> Vec<(u64, Splice)> {
-        self.maps().records.all()
+        self.records.all()
     }
 
     /// Flows that somebody wants cut; each is told once.
@@ -172,28 +172,27 @@ impl Splicer {
             }
             splice = self.splice(number)?;
         }
-        self.maps().records.part(number, &splice);
+        self.records.part(number, &splice);
         self.has_gone.notify_one();
         Some(splice)
     }
 
     /// The same of a flow whose packets are another one's by now.
     pub(crate) fn discard(&self, number: u64) {
-        self.maps().records.leave(number);
+        self.records.leave(number);
         self.has_gone.notify_one();
     }
 
     /// Erases what is left of flows that were forgotten, once no program has it any more. Takes its time: of
     /// an RCU grace period, some 30 ms.
     pub(crate) fn erase(&self) {
-        let gone = self.maps().records.gone();
+        let gone = self.records.gone();
         // membarrier(2): waits for all that runs, in soft interrupts too (synchronize_rcu).
         if membarrier(MembarrierCommand::Global).is_err() {
             // Not with nohz_full. No packet takes as long as this.
             thread::sleep(Duration::from_secs(1));
         }
-        // Others want the maps too.
-        gone.into_iter().for_each(|number| self.maps().records.erase(number));
+        self.records.erase(&gone);
     }
 
     /// Leaves a flow to its sockets, if the kernel has not taken it. What it is now.

@@ -1,67 +1,110 @@
 //! The records of flows, by number and by whose packets they are of.
 
 use std::mem;
+use std::os::fd::AsFd as _;
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+use std::thread::available_parallelism;
 
-use aya::maps::{HashMap, MapData, MapError};
+use aya::maps::{HashMap, Map, MapData, MapError};
 use snisplit_common::abi::Direction;
-use snisplit_common::abi::packet::{Leg, Splice};
+use snisplit_common::abi::packet::{Leg, SPLICES_MAP, Splice, TUPLES_MAP};
 
+use super::super::KernelError;
 use super::super::layout::{LegBytes, Plain as _, SpliceBytes, TupleBytes, encode};
 
+/// The kernel lets many write at once, aya one for each descriptor.
 pub(super) struct Records {
+    writers: Vec<Mutex<Writer>>,
+    /// Written to by who looks whose a tuple is before it goes: nobody makes it another flow's meanwhile.
+    parting: RwLock<()>,
+    /// Flows that are nobody's any more, but are still there.
+    gone: Mutex<Vec<u64>>,
+}
+
+struct Writer {
     splices: HashMap<MapData, u64, SpliceBytes>,
     tuples: HashMap<MapData, TupleBytes, LegBytes>,
-    /// Flows that are nobody's any more, but are still there.
-    gone: Vec<u64>,
+}
+
+impl Writer {
+    fn new(splices: Map, tuples: Map) -> Result<Mutex<Self>, KernelError> {
+        Ok(Mutex::new(Self { splices: splices.try_into()?, tuples: tuples.try_into()? }))
+    }
 }
 
 impl Records {
-    pub(super) const fn new(
-        splices: HashMap<MapData, u64, SpliceBytes>,
-        tuples: HashMap<MapData, TupleBytes, LegBytes>,
-    ) -> Self {
-        Self { splices, tuples, gone: Vec::new() }
+    pub(super) fn new(splices: Map, tuples: Map) -> Result<Self, KernelError> {
+        // A thread for each core begins flows, and one erases what is left of others.
+        let others = available_parallelism().map_or(1, usize::from);
+        let mut writers = (0..others)
+            .map(|_| Writer::new(another(&splices, SPLICES_MAP)?, another(&tuples, TUPLES_MAP)?))
+            .collect::<Result<Vec<_>, KernelError>>()?;
+        writers.push(Writer::new(splices, tuples)?);
+        Ok(Self { writers, parting: RwLock::default(), gone: Mutex::default() })
+    }
+
+    /// One that nobody else has, as a rule.
+    fn writer(&self) -> MutexGuard<'_, Writer> {
+        let free = self.writers.iter().find_map(|writer| writer.try_lock().ok());
+        free.unwrap_or_else(|| lock(&self.writers[0]))
     }
 
     pub(super) fn get(&self, number: u64) -> Option<Splice> {
-        self.splices.get(&number, 0).ok().map(|bytes| Splice::get(&bytes))
+        self.writer().splices.get(&number, 0).ok().map(|bytes| Splice::get(&bytes))
     }
 
     pub(super) fn all(&self) -> Vec<(u64, Splice)> {
-        let all = self.splices.iter().flatten();
+        let writer = self.writer();
+        let all = writer.splices.iter().flatten();
         all.map(|(number, bytes)| (number, Splice::get(&bytes))).collect()
     }
 
-    pub(super) fn arm(&mut self, number: u64, splice: &Splice) -> Result<(), MapError> {
-        self.splices.insert(number, encode::<{ size_of::<Splice>() }>(splice), 0)?;
+    pub(super) fn arm(&self, number: u64, splice: &Splice) -> Result<(), MapError> {
+        let _nobody_parts = self.parting.read().unwrap_or_else(PoisonError::into_inner);
+        let Writer { splices, tuples } = &mut *self.writer();
+        splices.insert(number, encode::<{ size_of::<Splice>() }>(splice), 0)?;
         let mut legs = legs(number, splice).into_iter();
-        legs.try_for_each(|(tuple, leg)| self.tuples.insert(tuple, leg, 0))
+        legs.try_for_each(|(tuple, leg)| tuples.insert(tuple, leg, 0))
     }
 
     /// No program finds it any more, unless it has its number already. A tuple that is another flow's by now
     /// stays that one's.
-    pub(super) fn part(&mut self, number: u64, splice: &Splice) {
+    pub(super) fn part(&self, number: u64, splice: &Splice) {
+        let _nobody_arms = self.parting.write().unwrap_or_else(PoisonError::into_inner);
+        let tuples = &mut self.writer().tuples;
         for (tuple, leg) in legs(number, splice) {
-            if self.tuples.get(&tuple, 0).is_ok_and(|found| found == leg) {
-                let _gone_already = self.tuples.remove(&tuple);
+            if tuples.get(&tuple, 0).is_ok_and(|found| found == leg) {
+                let _gone_already = tuples.remove(&tuple);
             }
         }
-        self.gone.push(number);
+        self.leave(number);
     }
 
     /// The same of one that has no tuples any more.
-    pub(super) fn leave(&mut self, number: u64) {
-        self.gone.push(number);
+    pub(super) fn leave(&self, number: u64) {
+        lock(&self.gone).push(number);
     }
 
     /// Those that are to be erased, each told once.
-    pub(super) fn gone(&mut self) -> Vec<u64> {
-        mem::take(&mut self.gone)
+    pub(super) fn gone(&self) -> Vec<u64> {
+        mem::take(&mut lock(&self.gone))
     }
 
-    pub(super) fn erase(&mut self, number: u64) {
-        let _gone_already = self.splices.remove(&number);
+    pub(super) fn erase(&self, numbers: &[u64]) {
+        let splices = &mut self.writer().splices;
+        numbers.iter().for_each(|number| _ = splices.remove(number));
     }
+}
+
+/// Another descriptor of the same map.
+fn another(map: &Map, name: &'static str) -> Result<Map, KernelError> {
+    let Map::HashMap(data) = map else { return Err(KernelError::Missing(name)) };
+    let descriptor = data.fd().as_fd().try_clone_to_owned().map_err(MapError::IoError)?;
+    Ok(Map::HashMap(MapData::from_fd(descriptor)?))
+}
+
+fn lock<T>(what: &Mutex<T>) -> MutexGuard<'_, T> {
+    what.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn legs(number: u64, splice: &Splice) -> [(TupleBytes, LegBytes); 2] {
