@@ -65,6 +65,12 @@ fn flows(lab: &Lab, listener: &TcpListener) -> Vec<(TcpStream, TcpStream)> {
     (0..3).map(|_| begin(lab, agent::address(), listener)).collect()
 }
 
+fn tc(lab: &Lab, words: &[&str]) -> String {
+    let done = lab.proxy(|| Command::new("tc").args(words).output()).unwrap();
+    assert!(done.status.success(), "{words:?}: {done:?}");
+    String::from_utf8(done.stdout).unwrap()
+}
+
 #[test]
 fn flows_outlive_their_agent_at_either_hook() {
     let lab = Lab::new();
@@ -129,16 +135,10 @@ fn filters_go_with_what_is_dropped() {
 #[test]
 fn filters_of_others_stay() {
     let lab = Lab::new();
-    let proxy = lab.names()[1].to_owned();
-    let words = |words: &[&str]| {
-        let done = Command::new("ip").args(["netns", "exec", &proxy, "tc"]).args(words).output();
-        let done = done.unwrap();
-        assert!(done.status.success(), "{words:?}: {done:?}");
-        String::from_utf8(done.stdout).unwrap()
-    };
-    words(&["qdisc", "add", "dev", "to-2002", "clsact"]);
+    tc(&lab, &["qdisc", "add", "dev", "to-2002", "clsact"]);
     let filter = ["dev", "to-2002", "ingress", "pref", "1", "handle", "7", "bpf"];
-    words(&[&["filter", "add"][..], &filter, &["bytecode", "1,6 0 0 0", "flowid", "1:9"]].concat());
+    let words = ["bytecode", "1,6 0 0 0", "flowid", "1:9"];
+    tc(&lab, &[&["filter", "add"][..], &filter, &words].concat());
     let mut agent = started(&lab, "clsact", 0);
     let listener = listen(&lab, backend(8001));
     let pair = begin(&lab, agent::address(), &listener);
@@ -147,5 +147,18 @@ fn filters_of_others_stay() {
     agent.signal(Signal::TERM);
     assert!(agent.exit().success());
     assert_eq!(places(&lab), (0, 0));
-    assert!(words(&["filter", "show", "dev", "to-2002", "ingress"]).contains("handle 0x7"));
+    assert!(tc(&lab, &["filter", "show", "dev", "to-2002", "ingress"]).contains("handle 0x7"));
+}
+
+/// An answer that arrives where the programs are not is for the socket, and the flow stays with it.
+#[test]
+fn an_answer_that_no_program_sees() {
+    let lab = Lab::new();
+    let agent = started(&lab, "clsact", 0);
+    tc(&lab, &["qdisc", "del", "dev", "to-2002", "clsact"]);
+    let pair = begin(&lab, agent::address(), &listen(&lab, backend(8001)));
+    carry(&pair, 300_000);
+    assert_eq!(agent.record()["engine"], "splice");
+    let declined = "snisplit_engine_declined_total{engine=\"packet\",reason=\"bytes_at_a_socket\"}";
+    assert_eq!(agent.metric(&lab, declined), 1.0);
 }

@@ -4,8 +4,8 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 
 use rustix::io::Errno;
-use socket2::{Domain, Protocol, Type};
-use tokio::net::{TcpSocket, TcpStream, UnixStream};
+use socket2::{Domain, Protocol, SockRef, Type};
+use tokio::net::{TcpStream, UnixStream};
 
 use super::resolve::Resolver;
 use crate::config::{Backend, Limits, Place};
@@ -67,34 +67,35 @@ impl<'c> Connector<'c> {
     }
 
     async fn dial(&self, to: SocketAddr) -> io::Result<Connected> {
-        let stream = match (self.from, self.packet) {
-            (Some(from), _) => self.dial_from(from, to).await?,
+        let socket = match (self.from, self.packet) {
+            (Some(from), _) => connect(bound(from, to)?, to).await?,
             (None, Some(fitting)) => match fitting.dial(to, self.limits).await? {
                 Some(connected) => return Ok(connected),
-                None => TcpStream::connect(to).await?,
+                None => connect(tcp(to)?, to).await?,
             },
-            (None, None) => TcpStream::connect(to).await?,
+            (None, None) => connect(tcp(to)?, to).await?,
         };
-        self.plain_of(Socket::Tcp(stream))
+        self.plain_of(socket.watched()?)
     }
 
     fn plain_of(&self, socket: Socket) -> io::Result<Connected> {
         socket.keep_up(self.limits.upkeep())?;
         Ok(Connected { socket, terms: None })
     }
+}
 
-    async fn dial_from(&self, from: IpAddr, to: SocketAddr) -> io::Result<TcpStream> {
-        let socket = socket2::Socket::new(
-            Domain::for_address(to),
-            Type::STREAM.nonblocking(),
-            Some(Protocol::TCP),
-        )?;
-        sys::set_transparent(&socket, to.is_ipv6())?;
-        // The port is chosen when the back end is known: 60,000 for each client and back end.
-        sys::set_bind_address_no_port(&socket)?;
-        socket.bind(&SocketAddr::new(from, 0).into())?;
-        TcpSocket::from_std_stream(socket.into()).connect(to).await
-    }
+/// A socket to come from that address, which need not be ours.
+fn bound(from: IpAddr, to: SocketAddr) -> io::Result<socket2::Socket> {
+    let socket = tcp(to)?;
+    sys::set_transparent(&socket, to.is_ipv6())?;
+    // The port is chosen when the back end is known: 60,000 for each client and back end.
+    sys::set_bind_address_no_port(&socket)?;
+    socket.bind(&SocketAddr::new(from, 0).into())?;
+    Ok(socket)
+}
+
+fn tcp(to: SocketAddr) -> io::Result<socket2::Socket> {
+    socket2::Socket::new(Domain::for_address(to), Type::STREAM.nonblocking(), Some(Protocol::TCP))
 }
 
 impl Fitting<'_> {
@@ -104,11 +105,7 @@ impl Fitting<'_> {
         let Self { engine, front } = self;
         // Somebody may listen on one, or wait on it for what is late.
         for mut lease in (0..PORTS_TRIED).map_while(|_| engine.lease(to)) {
-            let socket = socket2::Socket::new(
-                Domain::for_address(to),
-                Type::STREAM.nonblocking(),
-                Some(Protocol::TCP),
-            )?;
+            let socket = tcp(to)?;
             socket.set_reuse_address(true)?;
             let any = if to.is_ipv4() { IpAddr::V4(0.into()) } else { IpAddr::V6(0.into()) };
             if socket.bind(&SocketAddr::new(any, lease.port()).into()).is_err() {
@@ -116,10 +113,11 @@ impl Fitting<'_> {
             }
             let Ok(_restrained) = engine.restrain(&mut lease, &front) else { break };
             match connect(socket, to).await {
-                Ok(stream) => {
-                    let (own, upkeep) = (stream.local_addr()?, limits.upkeep());
+                Ok(socket) => {
+                    let own = SockRef::from(&socket).local_addr()?.as_socket().unwrap_or(to);
+                    let upkeep = limits.upkeep();
                     let terms = Box::new(Terms { front, own, lease, upkeep });
-                    return Ok(Some(Connected { socket: Socket::Tcp(stream), terms: Some(terms) }));
+                    return Ok(Some(Connected { socket, terms: Some(terms) }));
                 }
                 Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {}
                 Err(error) => return Err(error),
@@ -131,19 +129,20 @@ impl Fitting<'_> {
 
 /// Connects one that does not block. A back end on this host or next to it has answered by then, and there
 /// is no event to wait for.
-async fn connect(socket: socket2::Socket, to: SocketAddr) -> io::Result<TcpStream> {
+async fn connect(socket: socket2::Socket, to: SocketAddr) -> io::Result<Socket> {
     match socket.connect(&to.into()) {
         Err(error) if error.raw_os_error() != Some(Errno::INPROGRESS.raw_os_error()) => {
             return Err(error);
         }
         Ok(()) | Err(_) => {}
     }
-    let stream = TcpStream::from_std(socket.into())?;
-    if stream.peer_addr().is_err() {
-        stream.writable().await?;
-        stream.take_error()?.map_or(Ok(()), Err)?;
+    if socket.peer_addr().is_ok() {
+        return Ok(Socket::Fresh(socket.into()));
     }
-    Ok(stream)
+    let stream = TcpStream::from_std(socket.into())?;
+    stream.writable().await?;
+    stream.take_error()?.map_or(Ok(()), Err)?;
+    Ok(Socket::Tcp(stream))
 }
 
 /// Ports of ours that are tried before one of the kernel's.

@@ -40,6 +40,13 @@ pub(super) struct Preface<'p> {
     pub(super) offer: Option<Offer<'p>>,
 }
 
+impl Preface<'_> {
+    /// Whether there is anything for a back end to hear.
+    fn speaks(self) -> bool {
+        !self.header.is_empty() || self.replay != Replay::Nothing || self.offer.is_some()
+    }
+}
+
 /// A connection to a back end, and what must be kept as long as it lasts.
 pub(super) struct Dialled {
     pub(super) socket: Socket,
@@ -109,18 +116,21 @@ impl Dial<'_> {
     async fn greet(&self, choice: &Choice<'_>, preface: Preface<'_>) -> io::Result<Dialled> {
         let connect::Connected { mut socket, terms } =
             self.connector.connect(choice.backend).await?;
-        let (place, _own) = match &socket {
-            Socket::Unix(_) => (Peer::Unix(choice.backend.to_string()), None),
-            Socket::Tcp(stream) => {
-                let (own, peer) = match &terms {
-                    Some(terms) => terms.addresses(),
-                    None => (stream.local_addr()?, stream.peer_addr()?),
-                };
+        let addresses = match &terms {
+            Some(terms) => Some(terms.addresses()),
+            None => socket.addresses()?,
+        };
+        let (place, _own) = match addresses {
+            None => (Peer::Unix(choice.backend.to_string()), None),
+            Some((own, peer)) => {
                 (Peer::Address(peer), (own.ip() == peer.ip()).then(|| self.door.dials_from(own)))
             }
         };
-        socket.write_all(preface.header).await?;
-        preface.replay.to(&mut socket).await?;
+        if preface.speaks() {
+            socket = socket.watched()?;
+            socket.write_all(preface.header).await?;
+            preface.replay.to(&mut socket).await?;
+        }
         Ok(Dialled { socket, terms, place, told: 0, _counted: self.backends.connect(choice), _own })
     }
 }

@@ -22,7 +22,6 @@ use tokio_rustls::TlsConnector;
 use crate::config::{Backend, Check, Config, Route};
 use crate::conn::Shared;
 use crate::conn::connect::Connector;
-use crate::engine::Socket;
 
 /// The running checks, by what they ask.
 pub(super) struct Checks {
@@ -99,9 +98,9 @@ fn jittered(time: Duration) -> Duration {
 async fn ask(question: &Question, connector: Connector<'_>) -> Result<()> {
     let socket = connector.connect(&question.backend).await?.socket;
     if question.check == Check::Tls {
-        let address = match &socket {
-            Socket::Tcp(stream) => stream.peer_addr()?.ip(),
-            Socket::Unix(_) => Ipv4Addr::UNSPECIFIED.into(),
+        let address = match socket.addresses()? {
+            Some((_, peer)) => peer.ip(),
+            None => Ipv4Addr::UNSPECIFIED.into(),
         };
         let name = question.name.clone().map(ServerName::try_from).transpose()?;
         let tls = TlsConnector::from(Arc::new(client()?));

@@ -180,8 +180,10 @@ impl Ladder {
             Ok(course) => course,
             Err(Declined { pair, reason }) => {
                 heard.declined(Tier::Packet, reason);
-                pair.take_care();
-                Course::Ended(Box::pin(self.splice(pair, heard)).await)
+                Course::Ended(match pair.kept() {
+                    Ok(pair) => Box::pin(self.splice(pair, heard)).await,
+                    Err(_) => End::BackendReset,
+                })
             }
         }
     }

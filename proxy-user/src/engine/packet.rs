@@ -5,22 +5,20 @@
 //! A flow that cannot be made one stays with its sockets: until the back end has answered they are
 //! whole, and the ladder goes on with them.
 
+use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::io::ioctl_fionread;
 use rustix::net::{SendFlags, send};
-use snisplit_common::abi::packet::Why;
 use tokio::io::AsyncWriteExt as _;
-use tokio::select;
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::timeout;
 
 use super::sockmap::handed;
-use super::{Course, Declined, End, Pair, Socket, Tally, Tier};
+use super::{Course, Declined, End, Pair, Tally, Tier};
 pub(crate) use crate::kernel::packet::Hook;
 use crate::kernel::packet::{Link, Splicer};
 use crate::kernel::{KernelError, cookie};
@@ -43,9 +41,10 @@ use keeper::Keeper;
 pub(crate) use ports::{Lease, Ports};
 pub(crate) use terms::{Front, Terms};
 
-/// Within this time nearly every back end has answered, and its socket is no more. One that has not is
-/// given what keeps sockets well, which takes five system calls; the first probe comes no sooner anyway.
-const SOON: Duration = Duration::from_secs(2);
+/// Within this time nearly every back end has answered, the programs have told of it, and its socket is no
+/// more. One that has not is given what keeps sockets well, and is waited for too, which takes system calls:
+/// its back end may be heard by a way that the programs do not see.
+const SOON: Duration = Duration::from_millis(100);
 /// What a socket counts of its SYN.
 const A_SYN: u64 = 1;
 
@@ -150,39 +149,32 @@ impl Drop for Restrained {
 impl Packet {
     /// Takes a pair over, or hands it back as it was. Once the kernel has the flow, nothing that it began with
     /// is needed, so its caller gives that back before it waits for the end.
-    pub(super) async fn take(&self, mut pair: Pair) -> Result<Course, Declined> {
+    pub(super) async fn take(&self, pair: Pair) -> Result<Course, Declined> {
         let (mut flow, hello) = match self.arm(&pair) {
             Ok(armed) => armed,
             Err(reason) => return Err(Declined { pair, reason }),
         };
         // As long as no other engine has it.
         pair.settle(Tier::Packet);
-        if let Err(end) = say_hello(&mut pair, hello).await {
-            drop(flow);
-            return Ok(Course::Ended(pair.close(end).await));
-        }
-        if let Err(why) = decided(&flow, &pair).await {
+        let pair = match say_hello(pair, hello).await {
+            Ok(pair) => pair,
+            Err(end) => return Ok(Course::Ended(end)),
+        };
+        let (pair, decided) = match timeout(SOON, flow.decided(&pair)).await {
+            Ok(decided) => (pair, decided),
+            Err(_) => {
+                let Ok(pair) = pair.kept() else { return Ok(Course::Ended(End::BackendReset)) };
+                let decided = flow.decided(&pair).await;
+                (pair, decided)
+            }
+        };
+        if let Err(why) = decided {
             return Err(Declined { pair, reason: why.name() });
         }
         flow.stage = Stage::Flying;
         let tally = Arc::clone(&pair.tally);
         let lease = pair.vanish();
         Ok(Course::Flying(Box::new(Flight { flow, lease, tally })))
-    }
-}
-
-/// Waits until it is clear whose flow it is; `Err` is why it stays with its sockets.
-async fn decided(flow: &Flow, pair: &Pair) -> Result<(), Why> {
-    let Pair { client: Socket::Tcp(client), backend: Socket::Tcp(backend), .. } = pair else {
-        return Err(Why::NoSocket);
-    };
-    let mut decided = pin!(flow.decided(client, backend));
-    select! {
-        decided = &mut decided => decided,
-        () = sleep(SOON) => {
-            pair.take_care();
-            decided.await
-        }
     }
 }
 
@@ -193,6 +185,12 @@ impl Pair {
             // Fails on a socket that is dead already.
             let _dead = self.backend.hasten().and_then(|()| self.backend.keep_up(terms.upkeep));
         }
+    }
+
+    /// The same, for whoever waits for it.
+    pub(super) fn kept(self) -> io::Result<Self> {
+        self.take_care();
+        Ok(Self { backend: self.backend.watched()?, ..self })
     }
 
     /// Forgets both sockets without a word to their peers; the port is still in use.
@@ -207,15 +205,20 @@ impl Pair {
 
 /// Gives the back end what the client has said, which is in its socket to the last byte. Should that be
 /// more by now, the programs find that the flow is not where it is `due`.
-async fn say_hello(pair: &mut Pair, bytes: usize) -> Result<(), End> {
+async fn say_hello(mut pair: Pair, bytes: usize) -> Result<Pair, End> {
     // Room for one more shows that this was all.
     let mut hello = Vec::with_capacity(bytes + 1);
     if pair.client.take(&mut hello).is_err() || hello.is_empty() {
-        return Err(End::ClientReset);
+        return Err(pair.close(End::ClientReset).await);
     }
     // There is room for it, as a rule; an error comes again.
     let sent = send(&pair.backend, &hello, SendFlags::NOSIGNAL).unwrap_or_default();
-    pair.backend.write_all(&hello[sent..]).await.map_err(|_| End::BackendReset)?;
+    if sent < hello.len() {
+        pair = pair.kept().map_err(|_| End::BackendReset)?;
+        if pair.backend.write_all(&hello[sent..]).await.is_err() {
+            return Err(pair.close(End::BackendReset).await);
+        }
+    }
     pair.tally.tell(hello.len(), 0);
-    Ok(())
+    Ok(pair)
 }

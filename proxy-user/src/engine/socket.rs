@@ -1,6 +1,7 @@
 //! A connected stream socket: TCP, or a back end of this very host.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -16,6 +17,8 @@ use tokio::net::{TcpStream, UnixStream};
 #[derive(Debug)]
 pub(crate) enum Socket {
     Tcp(TcpStream),
+    /// One that nobody waits for yet, and so tokio does not know of it before it is [`Socket::watched`].
+    Fresh(std::net::TcpStream),
     /// Knows no reset: however it is closed, its peer sees an end of stream (unix(7)).
     Unix(UnixStream),
 }
@@ -45,10 +48,28 @@ impl Upkeep {
 }
 
 impl Socket {
+    /// The same, and one can wait for what happens to it.
+    pub(crate) fn watched(self) -> io::Result<Self> {
+        match self {
+            Self::Fresh(stream) => Ok(Self::Tcp(TcpStream::from_std(stream)?)),
+            Self::Tcp(_) | Self::Unix(_) => Ok(self),
+        }
+    }
+
+    /// Our address and the peer's, of TCP.
+    pub(crate) fn addresses(&self) -> io::Result<Option<(SocketAddr, SocketAddr)>> {
+        match self {
+            Self::Tcp(stream) => Ok(Some((stream.local_addr()?, stream.peer_addr()?))),
+            Self::Fresh(stream) => Ok(Some((stream.local_addr()?, stream.peer_addr()?))),
+            Self::Unix(_) => Ok(None),
+        }
+    }
+
     pub(crate) async fn ready(&self, interest: Interest) -> io::Result<Ready> {
         match self {
             Self::Tcp(stream) => stream.ready(interest).await,
             Self::Unix(stream) => stream.ready(interest).await,
+            Self::Fresh(_) => Err(unwatched()),
         }
     }
 
@@ -60,6 +81,7 @@ impl Socket {
         match self {
             Self::Tcp(stream) => stream.try_io(interest, act),
             Self::Unix(stream) => stream.try_io(interest, act),
+            Self::Fresh(_) => act(),
         }
     }
 
@@ -100,6 +122,7 @@ impl Socket {
     fn set(&self, option: impl FnOnce(&socket2::Socket) -> io::Result<()>) -> io::Result<()> {
         match self {
             Self::Tcp(stream) => option(&SockRef::from(stream)),
+            Self::Fresh(stream) => option(&SockRef::from(stream)),
             Self::Unix(_) => Ok(()),
         }
     }
@@ -110,6 +133,7 @@ impl AsFd for Socket {
         match self {
             Self::Tcp(stream) => stream.as_fd(),
             Self::Unix(stream) => stream.as_fd(),
+            Self::Fresh(stream) => stream.as_fd(),
         }
     }
 }
@@ -123,6 +147,7 @@ impl AsyncRead for Socket {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Fresh(_) => Poll::Ready(Err(unwatched())),
         }
     }
 }
@@ -136,6 +161,7 @@ impl AsyncWrite for Socket {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
             Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Fresh(_) => Poll::Ready(Err(unwatched())),
         }
     }
 
@@ -143,6 +169,7 @@ impl AsyncWrite for Socket {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
             Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Fresh(_) => Poll::Ready(Err(unwatched())),
         }
     }
 
@@ -150,6 +177,11 @@ impl AsyncWrite for Socket {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Fresh(_) => Poll::Ready(Err(unwatched())),
         }
     }
+}
+
+fn unwatched() -> io::Error {
+    io::Error::other("nobody waits for this socket yet")
 }

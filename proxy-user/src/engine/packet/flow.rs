@@ -1,16 +1,16 @@
 //! A flow from its hello to its end: first with sockets, then without.
 
+use std::future::pending;
 use std::io;
 use std::sync::Arc;
 
 use rustix::net::{RecvFlags, recv};
 use snisplit_common::abi::packet::{Splice, SpliceState, Why};
 use tokio::io::Interest;
-use tokio::net::TcpStream;
 use tokio::select;
 use tokio::task::yield_now;
 
-use super::super::{End, Tally, Tier};
+use super::super::{End, Pair, Socket, Tally, Tier};
 use super::story::{News, Story};
 use super::{Lease, Packet, cut};
 
@@ -56,8 +56,9 @@ impl Flow {
         self.engine.splicer.splice(self.number)
     }
 
-    /// Waits until it is clear whose flow it is; `Err` is why it stays with its sockets.
-    pub(super) async fn decided(&self, client: &TcpStream, backend: &TcpStream) -> Result<(), Why> {
+    /// Waits until it is clear whose flow it is; `Err` is why it stays with its sockets. May be called off and
+    /// called again.
+    pub(super) async fn decided(&self, pair: &Pair) -> Result<(), Why> {
         let is_told = select! {
             told = self.story.wait_for(News::is_decided) => match told {
                 News::State(state) if state.is_translated() => return Ok(()),
@@ -65,8 +66,8 @@ impl Flow {
                 News::Silent(_) | News::Cut => false,
             },
             // Whatever comes to a socket is for it to carry.
-            () = stirs(client) => false,
-            () = stirs(backend) => false,
+            () = stirs(&pair.client) => false,
+            () = stirs(&pair.backend) => false,
         };
         if !is_told {
             let _unknown = self.engine.splicer.settle(self.number);
@@ -102,9 +103,12 @@ impl Flight {
     }
 }
 
-/// Waits until a socket has something to say.
-async fn stirs(socket: &TcpStream) {
-    while socket.readable().await.is_ok() {
+/// Waits until a socket has something to say. Of one that is not watched nobody knows.
+async fn stirs(socket: &Socket) {
+    if let Socket::Fresh(_) = socket {
+        return pending().await;
+    }
+    while socket.ready(Interest::READABLE).await.is_ok() {
         let peek = || Ok(recv(socket, &mut [0; 1], RecvFlags::PEEK)?.0);
         match socket.try_io(Interest::READABLE, peek) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

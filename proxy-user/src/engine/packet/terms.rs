@@ -83,8 +83,9 @@ const fn whole_mss(info: &TcpInfo) -> u32 {
 
 /// The flow as it is to be armed and what its back end's socket says, or why it cannot be.
 pub(super) fn splice_of(pair: &Pair) -> Result<(Splice, TcpInfo), &'static str> {
-    let Pair { client: Socket::Tcp(_), backend: Socket::Tcp(backend), .. } = pair else {
-        return Err("not_tcp");
+    let backend = match &pair.backend {
+        Socket::Unix(_) => return Err("not_tcp"),
+        socket @ (Socket::Tcp(_) | Socket::Fresh(_)) => socket,
     };
     let Some(terms) = &pair.terms else { return Err("no_port") };
     let Terms { front: Front { peer, us, info: a }, own, lease, .. } = &**terms;
