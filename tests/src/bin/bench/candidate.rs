@@ -10,6 +10,7 @@ use snisplit_tests::lab::{Lab, PROXY, backend};
 use snisplit_tests::peer::{packaged, written};
 use snisplit_tests::wait::until;
 
+use crate::PORTS;
 use crate::links::{DIRECT, Translation};
 use crate::load::reply;
 
@@ -63,8 +64,9 @@ impl Candidate {
     }
 
     fn begin(lab: &Lab, name: &str, port: u16) -> Self {
-        // The packet engine's ports are nobody else's; the bench has given all of them to everybody.
-        let own = if name == "packet" { "16384-32767" } else { "" };
+        // What others share is the packet engine's alone (`net.ipv4.ip_local_reserved_ports`).
+        let range = PORTS.map(|port| port.to_string()).join("-");
+        let own = if name == "packet" { &range } else { "" };
         let reserved = "/proc/sys/net/ipv4/ip_local_reserved_ports";
         lab.proxy(|| std::fs::write(reserved, own)).unwrap();
         let haproxy = |more| Self::Peer(begin(lab, haproxy(lab, port, more)));
@@ -79,8 +81,10 @@ impl Candidate {
             "traefik" => Self::Peer(begin(lab, traefik(lab, port))),
             engine => {
                 let route = format!("a.test={}", backend(port));
-                let crowd = ["--per-source", "20000"];
-                let flags = [&["--engine", engine, "--route", &route][..], &crowd].concat();
+                let config = lab.folder().join("bench.toml");
+                std::fs::write(&config, format!("[packet]\nports = \"{range}\"\n")).unwrap();
+                let told = ["--config", config.to_str().unwrap(), "--per-source", "20000"];
+                let flags = [&["--engine", engine, "--route", &route][..], &told].concat();
                 Self::Agent(Agent::start_plain(lab, &flags))
             }
         }
