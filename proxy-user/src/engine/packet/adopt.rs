@@ -1,6 +1,7 @@
 //! Flows that were there before the agent: another one has taken them over from their sockets, and has
 //! died or been replaced since.
 
+use std::cmp::Reverse;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -23,7 +24,11 @@ pub(crate) struct Orphan {
 impl Packet {
     /// All that is left by a former agent. To be called before any port is leased.
     pub(crate) fn adopt(&self) -> Vec<Orphan> {
-        let all = self.splicer.splices();
+        let mut all = self.splicer.splices();
+        // Those that run first, then those that have ended, the latest first (`Ports::rest`).
+        all.sort_by_key(|(_, splice)| {
+            (splice.state != SpliceState::Spliced, Reverse(last(splice)))
+        });
         all.into_iter().filter_map(|(number, splice)| self.take_in(number, splice)).collect()
     }
 
@@ -51,9 +56,14 @@ impl Packet {
     }
 }
 
-/// When one of its peers was last heard.
+/// When one of its peers was last heard, by the programs' clock.
+fn last(splice: &Splice) -> u64 {
+    splice.up.last_seen.max(splice.down.last_seen)
+}
+
+/// The same by ours.
 fn seen(splice: &Splice) -> Instant {
-    let since = silence(splice.up.last_seen.max(splice.down.last_seen), now());
+    let since = silence(last(splice), now());
     let at = Instant::now();
     at.checked_sub(since).unwrap_or(at)
 }
