@@ -10,7 +10,7 @@ use snisplit_tests::lab::{Lab, PROXY, backend};
 use snisplit_tests::peer::{packaged, written};
 use snisplit_tests::wait::until;
 
-use crate::PORTS;
+use crate::OWN;
 use crate::links::{DIRECT, Translation};
 use crate::load::reply;
 
@@ -64,11 +64,6 @@ impl Candidate {
     }
 
     fn begin(lab: &Lab, name: &str, port: u16) -> Self {
-        // What others share is the packet engine's alone (`net.ipv4.ip_local_reserved_ports`).
-        let range = PORTS.map(|port| port.to_string()).join("-");
-        let own = if name == "packet" { &range } else { "" };
-        let reserved = "/proc/sys/net/ipv4/ip_local_reserved_ports";
-        lab.proxy(|| std::fs::write(reserved, own)).unwrap();
         let haproxy = |more| Self::Peer(begin(lab, haproxy(lab, port, more)));
         match name {
             "direct" => Self::Direct,
@@ -82,7 +77,7 @@ impl Candidate {
             engine => {
                 let route = format!("a.test={}", backend(port));
                 let config = lab.folder().join("bench.toml");
-                std::fs::write(&config, format!("[packet]\nports = \"{range}\"\n")).unwrap();
+                std::fs::write(&config, format!("[packet]\nports = \"{OWN}\"\n")).unwrap();
                 let told = ["--config", config.to_str().unwrap(), "--per-source", "20000"];
                 let flags = [&["--engine", engine, "--route", &route][..], &told].concat();
                 Self::Agent(Agent::start_plain(lab, &flags))
