@@ -1,7 +1,6 @@
 //! Certificates and keys in PEM files, read again when they change.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::crypto::aws_lc_rs::default_provider;
@@ -15,8 +14,8 @@ use tracing::{info, warn};
 use super::Keyring;
 use super::facts::Facts;
 use crate::changes::{Version, version};
-use crate::config::Config;
 use crate::config::terminate::Certificate;
+use crate::config::{Config, Terminate};
 
 /// How often files are looked at.
 const EVERY: Duration = Duration::from_secs(1);
@@ -55,17 +54,47 @@ pub(crate) fn covers(cert: &Path, key: &Path, names: &[Pattern]) -> Result<(), S
     }
 }
 
-/// Installs what the configuration names, and installs it again whenever a file changes; until it is
-/// dropped.
-pub(crate) async fn keep(config: Arc<Config>, keyring: Keyring) {
-    let mut watched: Vec<(String, [PathBuf; 2], Option<[Version; 2]>)> = Vec::new();
-    for one in config.terminates.iter() {
-        if let Certificate::Files { cert, key } = &one.certificate {
-            watched.push((one.route.label.clone(), [cert.clone(), key.clone()], None));
+/// The files that a configuration names.
+pub(crate) struct Watched {
+    keyring: Keyring,
+    files: Vec<File>,
+}
+
+struct File {
+    label: String,
+    cert: PathBuf,
+    key: PathBuf,
+    seen: Option<[Version; 2]>,
+}
+
+impl Watched {
+    /// Installs them: whoever is accepted from now on is served by them.
+    pub(crate) fn install(config: &Config, keyring: Keyring) -> Self {
+        let file = |one: &Terminate| match &one.certificate {
+            Certificate::Files { cert, key } => Some(File {
+                label: one.route.label.clone(),
+                cert: cert.clone(),
+                key: key.clone(),
+                seen: None,
+            }),
+            Certificate::Ordered(_) => None,
+        };
+        let files = config.terminates.iter().filter_map(file).collect();
+        let mut watched = Self { keyring, files };
+        watched.look();
+        watched
+    }
+
+    /// Installs them again whenever one changes; until it is dropped.
+    pub(crate) async fn keep(mut self) {
+        while !self.files.is_empty() {
+            sleep(EVERY).await;
+            self.look();
         }
     }
-    while !watched.is_empty() {
-        for (label, [cert, key], seen) in &mut watched {
+
+    fn look(&mut self) {
+        for File { label, cert, key, seen } in &mut self.files {
             let now = version(cert).zip(version(key)).map(|(cert, key)| [cert, key]);
             if now.is_none() || *seen == now {
                 continue;
@@ -75,13 +104,12 @@ pub(crate) async fn keep(config: Arc<Config>, keyring: Keyring) {
                     if seen.is_some() {
                         info!(name = %label, cert = %cert.display(), "certificate read again");
                     }
-                    keyring.install(label, pair, facts);
+                    self.keyring.install(label, pair, facts);
                 }
                 // Perhaps only one of the two is written yet; the next change is looked at anew.
                 Err(why) => warn!(name = %label, "the old certificate stays: {why}"),
             }
             *seen = now;
         }
-        sleep(EVERY).await;
     }
 }

@@ -6,7 +6,8 @@ use anyhow::Result;
 use tokio::task::JoinHandle;
 
 use crate::acme::Keepers;
-use crate::certs::{Keyring, files};
+use crate::certs::Keyring;
+use crate::certs::files::Watched;
 use crate::config::Config;
 
 /// The keepers of ordered certificates, and the watcher of files.
@@ -32,7 +33,8 @@ impl Certificates {
         if let Some(watching) = self.files.take() {
             watching.abort();
         }
-        self.files = Some(tokio::spawn(files::keep(Arc::clone(config), self.keyring.clone())));
+        let files = Watched::install(config, self.keyring.clone());
+        self.files = Some(tokio::spawn(files.keep()));
         Ok(())
     }
 }
