@@ -62,7 +62,7 @@ impl Keepers {
     /// Keeps the certificates that a configuration wants ordered, and no others. Fails, changing
     /// nothing, if the state cannot be opened.
     pub(crate) fn apply(&mut self, config: &Config) -> Result<()> {
-        let wishes: Vec<Wish> = config.terminates.iter().filter_map(Wish::of).collect();
+        let wishes: Vec<Wish> = config.terminates.iter().filter_map(|one| Wish::of(one)).collect();
         let office = match &config.acme {
             Some(acme) if !wishes.is_empty() => Some(self.office(acme, &config.nameservers)?),
             Some(_) | None => None,

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -51,7 +52,7 @@ pub struct Config {
     /// `[[route]]`
     pub routes: Routes<Route>,
     /// `[[terminate]]`
-    pub terminates: Routes<Terminate>,
+    pub terminates: Routes<Arc<Terminate>>,
     /// `[acme]`
     pub acme: Option<Acme>,
     /// `[http] address`

@@ -9,6 +9,7 @@ use snisplit_common::alert::Alert;
 use snisplit_common::decide::{Decision, decide};
 use snisplit_common::hello::Hello;
 use tokio::net::TcpStream;
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -25,6 +26,7 @@ mod aloft;
 pub(crate) mod backends;
 mod close;
 pub(crate) mod connect;
+pub(crate) mod desks;
 mod dial;
 mod forward;
 pub(crate) mod http;
@@ -37,12 +39,13 @@ pub(crate) mod resolve;
 mod terminate;
 
 use admit::Door;
-use aloft::{Aloft, Life, watch};
+use aloft::{Account, Aloft, Life, carry_on, watch};
 use backends::Backends;
 use dial::Replay;
 use peek::{NoHello, Peek};
 use proofs::{Held, Proofs};
 use resolve::Resolver;
+use terminate::Ours;
 
 /// What every connection of the agent shares.
 pub(crate) struct Shared {
@@ -55,6 +58,8 @@ pub(crate) struct Shared {
     pub(crate) keyring: Keyring,
     pub(crate) observers: Arc<Observers>,
     pub(crate) acme_log: AcmeLog,
+    /// The runtime of all cores, where what is no longer young is carried, and what is ours decrypted.
+    pub(crate) home: Handle,
     /// Ends all connections at once.
     pub(crate) cut: CancellationToken,
 }
@@ -85,23 +90,29 @@ pub(crate) async fn serve(
     at: SocketAddr,
     (shared, tasks): (Arc<Shared>, TaskTracker),
 ) {
-    let mut record = Record::open(Arc::clone(&shared.observers), from, at);
-    let tally = Arc::new(Tally::default());
-    let config = shared.config.load_full();
-    let scene = Scene { config: &config, shared: &shared, tally: &tally };
+    let record = Record::open(Arc::clone(&shared.observers), from, at);
+    let mut account = Account { config: shared.config.load_full(), tally: Arc::default(), record };
+    let Account { config, tally, record } = &mut account;
+    let scene = Scene { config, shared: &shared, tally };
     let life = tokio::select! {
-        life = live(client, scene, &mut record) => life,
+        life = live(client, scene, record) => life,
         () = shared.cut.cancelled() => Life::Over(Outcome::Cut),
     };
+    // This task ends, and gives back what it took to begin the flow.
+    let home = &shared.home;
     match life {
-        Life::Over(outcome) => {
-            record.conclude(outcome, &tally);
-        }
+        Life::Over(outcome) => account.conclude(outcome),
         Life::Flying(flight, places) => {
+            let Account { config, tally, record } = account;
             let limit = config.limits.idle_timeout;
             let aloft = Aloft { flight, _places: Some(places), tally, limit, record };
-            // This task ends, and gives back what it took to begin the flow.
             tasks.spawn(watch(aloft, Arc::clone(&shared)));
+        }
+        Life::Grown(grown, places) => {
+            tasks.spawn_on(carry_on(account, (grown, places), Arc::clone(&shared)), home);
+        }
+        Life::Ours(ours, present) => {
+            tasks.spawn_on(terminate::serve(account, (ours, present), Arc::clone(&shared)), home);
         }
     }
 }
@@ -134,8 +145,8 @@ async fn live(client: TcpStream, scene: Scene<'_>, record: &mut Record) -> Life 
             Box::pin(terminate::answer(client, answer)).await
         }
         Decision::Terminate(Held::Certificate(one, server)) => {
-            let terms = (one, server, listener.hello_timeout);
-            Box::pin(terminate::decrypt(client, &hello, terms, scene, record)).await
+            let patience = listener.hello_timeout;
+            return Life::Ours(Box::new(Ours { client, hello, one, server, patience }), present);
         }
         Decision::Refuse(alert) => {
             Box::pin(close::refuse(client, alert, verdict.reason.name(), record)).await

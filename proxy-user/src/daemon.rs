@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result};
 use arc_swap::ArcSwap;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use snisplit_common::limits::connections_within;
+use tokio::runtime::Handle;
 use tokio::select;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
@@ -70,11 +71,7 @@ async fn serve(source: &Source, config: Config) -> Result<()> {
         true => None,
     };
     let tasks = TaskTracker::new();
-    let mut parts = Parts {
-        listeners: Listeners::new(Arc::clone(&shared), tasks.clone()),
-        certificates: Certificates::new(shared.keyring.clone()),
-        checks: Checks::new(Arc::clone(&shared)),
-    };
+    let mut parts = Parts::new(&shared, &tasks)?;
     begin(&shared, &mut parts, &tasks)?;
     kept.iter_mut().for_each(engines::Kept::adopt);
     let mut meanwhile = JoinSet::new();
@@ -112,6 +109,7 @@ fn shared(config: Config) -> Result<Shared> {
         keyring,
         observers: Arc::new(observers),
         acme_log: AcmeLog::default(),
+        home: Handle::current(),
         cut: CancellationToken::new(),
         config: ArcSwap::from_pointee(config),
     })
@@ -122,6 +120,17 @@ struct Parts {
     listeners: Listeners,
     certificates: Certificates,
     checks: Checks,
+}
+
+impl Parts {
+    fn new(shared: &Arc<Shared>, tasks: &TaskTracker) -> Result<Self> {
+        let listeners = Listeners::new(Arc::clone(shared), tasks.clone());
+        Ok(Self {
+            listeners: listeners.context("cannot start a thread")?,
+            certificates: Certificates::new(shared.keyring.clone()),
+            checks: Checks::new(Arc::clone(shared)),
+        })
+    }
 }
 
 fn begin(shared: &Arc<Shared>, parts: &mut Parts, tasks: &TaskTracker) -> Result<()> {

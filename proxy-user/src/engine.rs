@@ -18,6 +18,7 @@ use tokio::time::{Instant, sleep};
 use crate::sys;
 
 pub(crate) mod copy;
+mod course;
 mod end;
 mod ladder;
 mod pace;
@@ -28,9 +29,11 @@ mod socket;
 pub(crate) mod sockmap;
 pub(crate) mod splice;
 
+use course::Carried;
+pub(crate) use course::{Course, Grown};
 pub(crate) use end::End;
 pub(crate) use ladder::{Choice, Ladder, Listener};
-pub(crate) use socket::{Socket, Upkeep};
+pub(crate) use socket::{Socket, Upkeep, here};
 
 /// How long bytes on their way to the surviving peer may take before the reset follows them.
 const RESET_FLUSH: Duration = Duration::from_secs(1);
@@ -42,14 +45,6 @@ pub(crate) trait Engine {
 
     /// Carries both directions until both have ended.
     async fn carry(&self, pair: Pair) -> Result<End, Self::Declined>;
-}
-
-/// What the ladder makes of a pair.
-pub(crate) enum Course {
-    /// An engine has carried it to its end.
-    Ended(End),
-    /// It needs no sockets any more; whoever has this waits for its end.
-    Flying(Box<packet::Flight>),
 }
 
 /// The engines there are.
@@ -157,6 +152,11 @@ impl Pair {
         }
         let client = Socket::Tcp(client);
         Ok(Self { client, backend, tally, route: 0, may_turn_bulk: false, terms })
+    }
+
+    /// The same, for whoever waits on this runtime.
+    fn here(self) -> std::io::Result<Self> {
+        Ok(Self { client: self.client.here()?, backend: self.backend.here()?, ..self })
     }
 
     /// An engine takes the flow.

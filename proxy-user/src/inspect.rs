@@ -2,6 +2,7 @@
 //! runs or not.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use anyhow::{Context as _, Result, bail};
@@ -25,7 +26,7 @@ pub fn certificates(config: &Config) -> Result<String> {
 
 /// Asks the running agent, or the next one, to renew the certificate of a name.
 pub fn renew(config: &Config, name: &str) -> Result<()> {
-    let is_it = |one: &&Terminate| one.route.names.iter().any(|own| own.to_string() == name);
+    let is_it = |one: &&Arc<Terminate>| one.route.names.iter().any(|own| own.to_string() == name);
     let Some(one) = config.terminates.iter().find(is_it) else {
         bail!("no [[terminate]] has \"{name}\"");
     };

@@ -69,6 +69,19 @@ impl Flow {
         (client, backend)
     }
 
+    /// Messages to and fro, each heard before the next is said. Bytes each way.
+    pub fn chat(&self, messages: usize) -> usize {
+        let Self { client, backend, .. } = self;
+        for number in 0..messages {
+            let said = number.to_be_bytes();
+            write(client, &said);
+            assert_eq!(read_some(backend, said.len()), said);
+            write(backend, &said);
+            assert_eq!(read_some(client, said.len()), said);
+        }
+        messages * size_of::<usize>()
+    }
+
     /// Where it runs.
     pub fn lab(&self) -> &Lab {
         &self.lab

@@ -7,6 +7,7 @@ pub mod agent;
 pub mod ari;
 pub mod beyond;
 pub mod capture;
+pub mod desk;
 pub mod dice;
 pub mod dns;
 pub mod flow;

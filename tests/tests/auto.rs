@@ -9,24 +9,11 @@ use serde_json::Value;
 use snisplit_tests::agent::binary;
 use snisplit_tests::flow::Flow;
 use snisplit_tests::kernel;
-use snisplit_tests::stream::{Noise, finish, hash_all, read_all, read_some, write};
+use snisplit_tests::stream::{Noise, finish, hash_all, read_all};
 use snisplit_tests::wait::until;
 
 const BULK: usize = 100_000_000;
 const MOVED: &str = "snisplit_engine_moved_total{engine=\"sockmap\"}";
-
-/// Messages to and fro, each heard before the next is said. Bytes each way.
-fn chat(flow: &Flow, messages: usize) -> usize {
-    let Flow { client, backend, .. } = flow;
-    for number in 0..messages {
-        let said = number.to_be_bytes();
-        write(client, &said);
-        assert_eq!(read_some(backend, said.len()), said);
-        write(backend, &said);
-        assert_eq!(read_some(client, said.len()), said);
-    }
-    messages * size_of::<usize>()
-}
 
 fn download(flow: &Flow) {
     let Flow { client, backend, .. } = flow;
@@ -48,7 +35,7 @@ fn direction(flow: &Flow, which: &str) -> Option<Value> {
 #[test]
 fn a_flow_of_few_messages_and_one_of_bulk_stay_on_splice() {
     let flow = Flow::open("auto");
-    chat(&flow, 20);
+    flow.chat(20);
     download(&flow);
     assert_eq!(direction(&flow, "Up"), None);
     finish(&flow.client);
@@ -61,11 +48,11 @@ fn a_flow_of_few_messages_and_one_of_bulk_stay_on_splice() {
 #[test]
 fn a_flow_of_small_messages_moves_to_the_kernel_and_bulk_moves_back() {
     let flow = Flow::open("auto");
-    let mut said = chat(&flow, 100);
+    let mut said = flow.chat(100);
     let carried = |which| direction(&flow, which).unwrap()["redirected"].as_u64().unwrap();
     assert_eq!(flow.agent.metric(flow.lab(), MOVED), 1.0);
     assert!(carried("Up") > 0 && carried("Down") > 0);
-    said += chat(&flow, 100);
+    said += flow.chat(100);
     download(&flow);
     let down = direction(&flow, "Down").unwrap();
     assert_eq!(down["state"], "Leaving", "{down}");
@@ -91,7 +78,7 @@ fn ask(verb: &str, instance: &str) -> (bool, Value) {
 fn status_and_flows_answer_while_the_agent_hangs() {
     let flow = Flow::open("sockmap");
     let instance = flow.lab().names()[1];
-    let said = chat(&flow, 3);
+    let said = flow.chat(3);
     flow.agent.signal(Signal::STOP);
 
     let (runs, status) = ask("status", instance);

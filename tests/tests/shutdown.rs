@@ -1,7 +1,7 @@
 //! How the agent goes: drains, is cut, starves for descriptors, dies.
 
 use std::io::{self, ErrorKind};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -11,6 +11,7 @@ use snisplit_tests::hello::Hello;
 use snisplit_tests::lab::{Lab, backend};
 use snisplit_tests::stream::{accept, connect, ending, finish, listen, read_all, read_some, write};
 use snisplit_tests::wait::until;
+use socket2::{Domain, SockAddr, Socket, Type};
 
 const ROUTE: [&str; 2] = ["--route", "a.test=10.91.2.2:8001"];
 
@@ -135,9 +136,26 @@ fn a_full_descriptor_table() {
 #[test]
 fn one_agent_a_port() {
     let lab = Lab::new();
-    let _agent = Agent::start(&lab, &ROUTE);
-    let mut second = std::process::Command::new(agent::binary());
-    second.args(["run", "--listen", "[::]:443"]).args(ROUTE);
+    let agent = Agent::start(&lab, &ROUTE);
+    cannot_listen(&lab);
+    drop(agent);
+    // Nor may it share one with whoever would.
+    let any = SockAddr::from(SocketAddr::from((Ipv6Addr::UNSPECIFIED, agent::PORT)));
+    let _stranger = lab
+        .proxy(|| {
+            let stranger = Socket::new(Domain::IPV6, Type::STREAM, None)?;
+            stranger.set_reuse_port(true)?;
+            stranger.bind(&any)?;
+            stranger.listen(1).map(|()| stranger)
+        })
+        .unwrap();
+    cannot_listen(&lab);
+}
+
+fn cannot_listen(lab: &Lab) {
+    // One that can would not come back.
+    let mut second = std::process::Command::new("timeout");
+    second.args(["20", &agent::binary(), "run", "--listen", "[::]:443"]).args(ROUTE);
     let done = lab.proxy(|| second.output()).unwrap();
     let said = String::from_utf8_lossy(&done.stderr).into_owned();
     assert!(!done.status.success());

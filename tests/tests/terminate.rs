@@ -8,6 +8,7 @@ use std::sync::Arc;
 use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
 use rustls::{ClientConfig, ClientConnection, NamedGroup, RootCertStore, StreamOwned};
 use snisplit_tests::agent::{self, Agent};
+use snisplit_tests::desk::is_where_it_was_accepted;
 use snisplit_tests::lab::{CLIENT, Lab, backend};
 use snisplit_tests::peer::{Identity, curl, haproxy, identity, nginx_plain, s_client};
 use snisplit_tests::stream::{accept, connect, ending, finish, listen, read_all, write};
@@ -209,4 +210,14 @@ fn files_are_read_again_when_they_change() {
     assert_ne!(key, new_key);
     until("the new certificate", || (served() != before).then_some(()));
     assert!(scene.agent.logged("certificate read again") >= 1);
+}
+
+/// Decrypting is work for all cores, and keeps none from accepting.
+#[test]
+fn what_is_decrypted_leaves_the_thread_that_accepted_it() {
+    let scene = Scene::new(";alpn=http/1.1", &["--engine", "splice"]);
+    let listener = listen(&scene.lab, backend(8080));
+    let _tls = scene.connect(scene.config(&[]));
+    let _backend = accept(&listener);
+    assert_eq!(is_where_it_was_accepted(&scene.agent), Some(false));
 }

@@ -18,11 +18,12 @@ const FRESH: &str = "mkdir -p /run/netns /run/snisplit && mount -t tmpfs sp-netn
     exec \"$@\"";
 
 /// Test files that name the engine of every agent they start, or start none.
-const ENGINES_NAMED: [&str; 21] = [
+const ENGINES_NAMED: [&str; 22] = [
     "auto",
     "bpftool",
     "cli",
     "engines",
+    "lasting",
     "leaks",
     "overlap",
     "packet",

@@ -79,7 +79,7 @@ impl Watched {
             }),
             Certificate::Ordered(_) => None,
         };
-        let files = config.terminates.iter().filter_map(file).collect();
+        let files = config.terminates.iter().filter_map(|one| file(one)).collect();
         let mut watched = Self { keyring, files };
         watched.look();
         watched

@@ -1,5 +1,6 @@
 //! `[[route]]`: from text with places to the table of routes.
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
@@ -70,7 +71,7 @@ impl DraftRoute {
 }
 
 /// The two tables of one namespace of names.
-type Tables = (Routes<Route>, Routes<Terminate>);
+type Tables = (Routes<Route>, Routes<Arc<Terminate>>);
 
 pub(super) fn build(
     routes: Vec<DraftRoute>,
@@ -101,7 +102,7 @@ pub(super) fn build(
     let all = routes.iter().chain(terminates.iter().map(|one| &one.route));
     find_conflict(all.map(|route| route.names.clone()).collect(), &places, wrong)?;
     let routes = routes.into_iter().map(|route| (route.names.clone(), route));
-    let terminates = terminates.into_iter().map(|one| (one.route.names.clone(), one));
+    let terminates = terminates.into_iter().map(|one| (one.route.names.clone(), Arc::new(one)));
     Routes::new(routes).ok().zip(Routes::new(terminates).ok())
 }
 

@@ -1,6 +1,7 @@
 //! Opens listeners and accepts, gently when the descriptor table is full.
 
 use std::io;
+use std::iter;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +10,7 @@ use rustix::io::Errno;
 use snisplit_common::limits::Backoff;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
@@ -18,24 +20,47 @@ use crate::config::Limits;
 /// Connections that may wait for accept(2); net.core.somaxconn caps it.
 const BACKLOG: i32 = 4096;
 
-/// Binds an address for TLS. `[::]` takes IPv4 too, unless `v6_only`.
+/// Binds an address for TLS, to a socket for each of these runtimes. `[::]` takes IPv4 too, unless `v6_only`.
 pub(crate) fn listen(
     address: SocketAddr,
     v6_only: bool,
     limits: &Limits,
-) -> io::Result<TcpListener> {
+    runtimes: &[Handle],
+) -> io::Result<Vec<TcpListener>> {
+    let first = tls_socket(address, v6_only, limits)?;
+    first.bind(&address.into())?;
+    // The kernel may have chosen the port.
+    let bound = first.local_addr()?;
+    // Not before it is bound: then a stranger who listens there and shares would be no error.
+    first.set_reuse_port(runtimes.len() > 1)?;
+    let others = runtimes.iter().skip(1).map(|_| {
+        let other = tls_socket(address, v6_only, limits)?;
+        other.set_reuse_port(true)?;
+        other.bind(&bound)?;
+        Ok::<_, io::Error>(other)
+    });
+    let begun = iter::once(Ok(first)).chain(others).zip(runtimes).map(|(socket, runtime)| {
+        let _here = runtime.enter();
+        begin(socket?)
+    });
+    begun.collect()
+}
+
+fn tls_socket(address: SocketAddr, v6_only: bool, limits: &Limits) -> io::Result<Socket> {
     let socket = socket(address, v6_only)?;
     // Accepted sockets inherit all of these (sk_clone, net/core/sock.c). A socket that nobody ended
     // in order says so with a reset.
     limits.upkeep().apply(&socket)?;
     socket.set_tcp_nodelay(true)?;
     socket.set_linger(Some(Duration::ZERO))?;
-    begin(socket, address)
+    Ok(socket)
 }
 
 /// Binds an address for HTTP, whose answers must arrive whoever closes first.
 pub(crate) fn listen_plainly(address: SocketAddr, v6_only: bool) -> io::Result<TcpListener> {
-    begin(socket(address, v6_only)?, address)
+    let socket = socket(address, v6_only)?;
+    socket.bind(&address.into())?;
+    begin(socket)
 }
 
 fn socket(address: SocketAddr, v6_only: bool) -> io::Result<Socket> {
@@ -48,8 +73,7 @@ fn socket(address: SocketAddr, v6_only: bool) -> io::Result<Socket> {
     Ok(socket)
 }
 
-fn begin(socket: Socket, address: SocketAddr) -> io::Result<TcpListener> {
-    socket.bind(&address.into())?;
+fn begin(socket: Socket) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
 }

@@ -1,4 +1,4 @@
-//! A flow that goes on without its connection: all that is kept until its end.
+//! A flow that goes on without the task of its connection: all that is kept until its end.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,8 +8,10 @@ use tokio::time::sleep;
 use super::Shared;
 use super::admit::{Flow, OwnAddress, Present};
 use super::backends::Connected;
+use super::terminate::Ours;
+use crate::config::Config;
 use crate::engine::packet::Flight;
-use crate::engine::{End, Tally, Tier};
+use crate::engine::{End, Grown, Tally, Tier};
 use crate::observe::{Outcome, Record};
 
 /// What becomes of a connection.
@@ -18,6 +20,10 @@ pub(super) enum Life {
     Over(Outcome),
     /// Nothing is left to do but to wait for the end, in these places.
     Flying(Box<Flight>, Box<Places>),
+    /// It is to be carried on, in these places, where a core is free.
+    Grown(Box<Grown>, Box<Places>),
+    /// It is to be terminated, in this place, where a core is free: that takes many times as long.
+    Ours(Box<Ours>, Present),
 }
 
 impl From<Outcome> for Life {
@@ -55,6 +61,41 @@ pub(super) fn watch(mut aloft: Aloft, shared: Arc<Shared>) -> impl Future<Output
             () = shared.cut.cancelled() => Outcome::Cut,
         };
         record.conclude(outcome, tally);
+    }
+}
+
+/// What a connection has to its end, whichever task serves it.
+pub(super) struct Account {
+    pub(super) config: Arc<Config>,
+    pub(super) tally: Arc<Tally>,
+    pub(super) record: Record,
+}
+
+impl Account {
+    pub(super) fn conclude(&mut self, outcome: Outcome) {
+        self.record.conclude(outcome, &self.tally);
+    }
+}
+
+/// Carries what has grown up to its end, and tells of it.
+#[expect(clippy::manual_async_fn, reason = "that would hold what it takes twice")]
+pub(super) fn carry_on(
+    mut account: Account,
+    (grown, places): (Box<Grown>, Box<Places>),
+    shared: Arc<Shared>,
+) -> impl Future<Output = ()> {
+    async move {
+        // Given back before it is told of.
+        let _places = places;
+        let Config { engine, limits, .. } = &*account.config;
+        let route = account.record.entry.route.clone().unwrap_or_default();
+        let metrics = &shared.observers.metrics;
+        let carried = Box::pin(shared.ladder.carry_on(*engine, (*grown, &route), metrics));
+        let outcome = tokio::select! {
+            end = unless_idle(carried, limits.idle_timeout, &account.tally) => of(end),
+            () = shared.cut.cancelled() => Outcome::Cut,
+        };
+        account.conclude(outcome);
     }
 }
 

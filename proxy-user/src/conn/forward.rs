@@ -100,6 +100,7 @@ async fn carry(
         scene.shared.ladder.carry(scene.config.engine, (pair, &route.label), scene.metrics());
     match unless_idle(Box::pin(carried), scene.config.limits.idle_timeout, scene.tally).await {
         Some(Course::Flying(flight)) => Life::Flying(flight, places),
+        Some(Course::Grown(grown)) => Life::Grown(grown, places),
         Some(Course::Ended(end)) => of(Some(end)).into(),
         None => of(None).into(),
     }

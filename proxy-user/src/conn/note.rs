@@ -38,7 +38,7 @@ pub(super) fn hello(hello: &Hello, record: &mut Record) {
 
 pub(super) fn verdict(
     hello: &Hello,
-    verdict: &Verdict<'_, Route, Held<'_>>,
+    verdict: &Verdict<'_, Route, Held>,
     acme_log: &AcmeLog,
     record: &mut Record,
 ) {

@@ -17,24 +17,24 @@ pub(crate) struct Proofs<'p> {
 }
 
 /// What a connection is terminated with.
-pub(crate) enum Held<'p> {
+pub(crate) enum Held {
     /// The answer to a CA's validation.
     Challenge(Arc<ServerConfig>),
     /// The certificate of a name, and where its traffic goes.
-    Certificate(&'p Terminate, Arc<ServerConfig>),
+    Certificate(Arc<Terminate>, Arc<ServerConfig>),
 }
 
-impl<'p> Certificates for Proofs<'p> {
-    type Held = Held<'p>;
+impl Certificates for Proofs<'_> {
+    type Held = Held;
 
-    fn pending(&self, name: &ServerName) -> Option<Held<'p>> {
+    fn pending(&self, name: &ServerName) -> Option<Held> {
         self.keyring.tls_answer(name).map(Held::Challenge)
     }
 
-    fn managed(&self, name: &ServerName) -> Option<Managed<Held<'p>>> {
+    fn managed(&self, name: &ServerName) -> Option<Managed<Held>> {
         let owner = self.config.terminates.owner(Some(name))?;
         let serving = self.keyring.serving(&owner.route.route.label, name);
-        let held = serving.map(|config| Held::Certificate(owner.route, config));
+        let held = serving.map(|config| Held::Certificate(Arc::clone(owner.route), config));
         Some(Managed { claim: owner.claim, held })
     }
 }

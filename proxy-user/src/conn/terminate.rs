@@ -12,11 +12,12 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::aloft::{of, unless_idle};
+use super::admit::Present;
+use super::aloft::{Account, of, unless_idle};
 use super::dial::{Dialled, Preface, Replay};
-use super::{Scene, close, forward, preface};
+use super::{Scene, Shared, close, forward, preface};
 use crate::config::Terminate;
-use crate::engine::{End, Socket, without_reset};
+use crate::engine::{End, Socket, here, without_reset};
 use crate::observe::{Outcome, Record};
 
 /// How long a validation may take; there is one round trip to wait for, and what stays longer is no
@@ -46,21 +47,48 @@ pub(super) async fn answer(client: TcpStream, config: Arc<ServerConfig>) -> Outc
     }
 }
 
+/// Ordinary traffic to a name of our own: an unread hello, and what answers it.
+pub(super) struct Ours {
+    pub(super) client: TcpStream,
+    pub(super) hello: Box<Hello>,
+    pub(super) one: Arc<Terminate>,
+    pub(super) server: Arc<ServerConfig>,
+    /// `hello_timeout`
+    pub(super) patience: Duration,
+}
+
+/// Terminates it to its end, and tells of it.
+#[expect(clippy::manual_async_fn, reason = "that would hold what it takes twice")]
+pub(super) fn serve(
+    mut account: Account,
+    (ours, present): (Box<Ours>, Present),
+    shared: Arc<Shared>,
+) -> impl Future<Output = ()> {
+    async move {
+        // Given back before it is told of.
+        let _present = present;
+        let Account { config, tally, record } = &mut account;
+        let scene = Scene { config, shared: &shared, tally };
+        let outcome = tokio::select! {
+            outcome = Box::pin(decrypt(*ours, scene, record)) => outcome,
+            () = shared.cut.cancelled() => Outcome::Cut,
+        };
+        account.conclude(outcome);
+    }
+}
+
 /// Terminates ordinary traffic to a name of our own. The back end is dialled once the handshake is
 /// done: it has no time for those who never finish one.
-pub(super) async fn decrypt(
-    client: TcpStream,
-    hello: &Hello,
-    (one, server, patience): (&Terminate, Arc<ServerConfig>, Duration),
-    scene: Scene<'_>,
-    record: &mut Record,
-) -> Outcome {
+async fn decrypt(ours: Ours, scene: Scene<'_>, record: &mut Record) -> Outcome {
+    let Ours { client, hello, one, server, patience } = ours;
+    let Ok(client) = here(client) else { return Outcome::ClientGone };
     let _flow = match scene.begin(record) {
         Ok(flow) => flow,
         Err(full) => return close::turn_away(client, full, record),
     };
     record.entry.engine = Some("terminate");
-    let header = preface::header(&one.route, hello, &client, record);
+    let header = preface::header(&one.route, &hello, &client, record);
+    drop(hello);
     let Some(tls) = accept(client, server, patience).await else {
         return Outcome::HandshakeFailed;
     };

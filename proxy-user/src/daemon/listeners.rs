@@ -1,23 +1,28 @@
 //! The listening sockets: opened before they are needed, closed after they are not.
 
 use std::collections::HashMap;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 use tracing::info;
 
 use crate::config::Config;
-use crate::conn::{Shared, accept, http};
+use crate::conn::{Shared, accept, desks, http};
+use crate::engine::{Choice, Tier};
 
 /// All addresses that are accepted on.
 pub(super) struct Listeners {
     shared: Arc<Shared>,
     tasks: TaskTracker,
-    accepting: HashMap<Door, JoinHandle<()>>,
+    /// Where connections are accepted.
+    desks: Vec<Handle>,
+    accepting: HashMap<Door, Vec<JoinHandle<()>>>,
 }
 
 /// An address and what is spoken there.
@@ -38,13 +43,18 @@ impl Door {
 /// Sockets that are bound and not used yet: dropping them changes nothing.
 pub(super) struct Opened<'l> {
     listeners: &'l mut Listeners,
-    fresh: Vec<(Door, TcpListener)>,
+    fresh: Vec<(Door, Vec<TcpListener>)>,
     stale: Vec<Door>,
 }
 
 impl Listeners {
-    pub(super) fn new(shared: Arc<Shared>, tasks: TaskTracker) -> Self {
-        Self { shared, tasks, accepting: HashMap::new() }
+    /// The packet engine and sockmap hear of their flows at home, so theirs begin there too.
+    pub(super) fn new(shared: Arc<Shared>, tasks: TaskTracker) -> io::Result<Self> {
+        let desks = match shared.config.load().engine {
+            Choice::Only(Tier::Packet | Tier::Sockmap) => vec![shared.home.clone()],
+            Choice::Only(Tier::Copy | Tier::Splice) | Choice::Auto => desks::open()?,
+        };
+        Ok(Self { shared, tasks, desks, accepting: HashMap::new() })
     }
 
     /// Binds what the configuration has and we have not; all of it or nothing.
@@ -55,12 +65,16 @@ impl Listeners {
         for &door in wanted.iter().filter(|door| !self.accepting.contains_key(door)) {
             let v6_only = is_v4_taken(door.address(), &wanted);
             let (key, bound) = match door {
-                Door::Tls(at) => ("listener", accept::listen(at, v6_only, &config.limits)),
-                Door::Http(at) => ("http", accept::listen_plainly(at, v6_only)),
+                Door::Tls(at) => {
+                    ("listener", accept::listen(at, v6_only, &config.limits, &self.desks))
+                }
+                Door::Http(at) => {
+                    ("http", accept::listen_plainly(at, v6_only).map(|socket| vec![socket]))
+                }
             };
-            let socket = bound
+            let sockets = bound
                 .with_context(|| format!("{key}.address: cannot listen on {}", door.address()))?;
-            fresh.push((door, socket));
+            fresh.push((door, sockets));
         }
         let stale = self.accepting.keys().filter(|door| !wanted.contains(door));
         Ok(Opened { fresh, stale: stale.copied().collect(), listeners: self })
@@ -68,7 +82,7 @@ impl Listeners {
 
     /// Stops accepting everywhere.
     pub(super) async fn close(&mut self) {
-        for (_, task) in self.accepting.drain() {
+        for task in self.accepting.drain().flat_map(|(_, tasks)| tasks) {
             task.abort();
             let _aborted = task.await;
         }
@@ -78,26 +92,26 @@ impl Listeners {
 impl Opened<'_> {
     /// Accepts on the fresh sockets and closes the stale ones.
     pub(super) fn commit(self) {
-        let Listeners { shared, tasks, accepting } = self.listeners;
-        for (door, socket) in self.fresh {
-            let address = socket.local_addr().unwrap_or(door.address());
-            let shared = Arc::clone(shared);
-            let run = match door {
+        let Listeners { shared, tasks, desks, accepting } = self.listeners;
+        for (door, sockets) in self.fresh {
+            let address = sockets.first().and_then(|socket| socket.local_addr().ok());
+            let address = address.unwrap_or(door.address());
+            match door {
+                Door::Tls(_) => info!(%address, "listening"),
+                Door::Http(_) => info!(%address, "listening for HTTP"),
+            }
+            let run = |(socket, desk): (TcpListener, &Handle)| match door {
                 Door::Tls(at) => {
-                    info!(%address, "listening");
-                    tokio::spawn(accept::run(socket, at, shared, tasks.clone()))
+                    desk.spawn(accept::run(socket, at, Arc::clone(shared), tasks.clone()))
                 }
-                Door::Http(_) => {
-                    info!(%address, "listening for HTTP");
-                    tokio::spawn(http::run(socket, shared))
-                }
+                Door::Http(_) => tokio::spawn(http::run(socket, Arc::clone(shared))),
             };
-            accepting.insert(door, run);
+            accepting.insert(door, sockets.into_iter().zip(&*desks).map(run).collect());
         }
         for door in self.stale {
-            if let Some(task) = accepting.remove(&door) {
+            if let Some(tasks) = accepting.remove(&door) {
                 info!(address = %door.address(), "no longer listening");
-                task.abort();
+                tasks.iter().for_each(JoinHandle::abort);
             }
         }
     }

@@ -8,8 +8,9 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::pace::Pace;
 use super::relay::{Carrier, Filled, Relayed, relay};
-use super::{End, Engine, Pair, Tier};
+use super::{Carried, End, Engine, Grown, Pair, Tier};
 
 /// Bytes in a buffer: one system call moves as much as a GRO super-packet holds.
 const BUFFER: usize = 64 * 1024;
@@ -28,17 +29,26 @@ pub(crate) struct Copy {
 impl Engine for Copy {
     type Declined = Infallible;
 
-    async fn carry(&self, pair: Pair) -> Result<End, Infallible> {
-        pair.settle(Tier::Copy);
+    async fn carry(&self, mut pair: Pair) -> Result<End, Infallible> {
         loop {
-            if let Relayed::Ended(end) = relay(&pair, self.carrier(), self.carrier(), None).await {
-                return Ok(pair.close(end).await);
+            match self.carry_until_ripe(pair, None).await {
+                Carried::Ended(end) => return Ok(end),
+                Carried::Grown(same) => pair = same.pair,
             }
         }
     }
 }
 
 impl Copy {
+    /// Carries a pair to its end, or until `pace` finds it ripe.
+    pub(super) async fn carry_until_ripe(&self, pair: Pair, pace: Option<&Pace>) -> Carried {
+        pair.settle(Tier::Copy);
+        match relay(&pair, self.carrier(), self.carrier(), pace).await {
+            Relayed::Ended(end) => Carried::Ended(pair.close(end).await),
+            Relayed::Ripe(size) => Carried::Grown(Grown { pair, size }),
+        }
+    }
+
     pub(super) fn carrier(&self) -> CopyCarrier {
         CopyCarrier { engine: self.clone(), buffer: None, start: 0, end: 0 }
     }

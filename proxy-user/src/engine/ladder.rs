@@ -5,11 +5,11 @@ use std::str::FromStr;
 use std::sync::OnceLock;
 
 use super::copy::Copy;
-use super::pace::Pace;
+use super::pace::{Pace, Size};
 use super::packet::Packet;
 use super::sockmap::Sockmap;
-use super::splice::{Carried, Splice};
-use super::{Course, Declined, End, Engine, Pair, Tier};
+use super::splice::Splice;
+use super::{Carried, Course, Declined, End, Engine, Grown, Pair, Tier};
 
 /// What the operator asked for (`engine`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -104,47 +104,78 @@ impl Ladder {
         }
     }
 
-    /// Carries a pair of this route to its end, or to where it needs nobody. Each way that a flow may take is
-    /// on the heap: an idle one keeps the memory of its own, not of the largest.
+    /// Carries a pair of this route to its end, to where it needs nobody, or through its beginnings. Each way
+    /// that a flow may take is on the heap: an idle one keeps the memory of its own, not of the largest.
     pub(crate) async fn carry(
         &self,
         choice: Choice,
         (pair, route): (Pair, &str),
         heard: &impl Listener,
     ) -> Course {
-        Course::Ended(match choice {
-            Choice::Only(Tier::Copy) => Box::pin(self.copy(pair)).await,
-            Choice::Only(Tier::Splice) => Box::pin(self.splice(pair, heard)).await,
-            Choice::Only(Tier::Sockmap) => match self.sockmap.get() {
-                Some(sockmap) => Box::pin(self.sockmap(sockmap, (pair, route), heard)).await,
-                None => Box::pin(self.splice(pair, heard)).await,
-            },
-            Choice::Only(Tier::Packet) => match self.packet.get() {
-                Some(packet) => {
-                    return Box::pin(self.packets(packet, (pair, route), heard)).await;
+        match (choice, self.sockmap.get(), self.packet.get()) {
+            (Choice::Only(Tier::Sockmap), Some(sockmap), _) => {
+                Course::Ended(Box::pin(self.sockmap(sockmap, (pair, route), heard)).await)
+            }
+            (Choice::Only(Tier::Packet), _, Some(packet)) => {
+                Box::pin(self.packets(packet, (pair, route), heard)).await
+            }
+            _ => Box::pin(self.begin(choice, pair, heard)).await,
+        }
+    }
+
+    /// Carries a pair through its beginnings, which most are over with.
+    async fn begin(&self, choice: Choice, mut pair: Pair, heard: &impl Listener) -> Course {
+        let pace = Pace::of_any();
+        if choice != Choice::Only(Tier::Copy) {
+            match self.splice.carry_until_ripe(pair, Some(&pace)).await {
+                Ok(carried) => return carried.into(),
+                Err(Declined { pair: same, reason }) => {
+                    heard.declined(Tier::Splice, reason);
+                    pair = same;
                 }
-                None => Box::pin(self.splice(pair, heard)).await,
-            },
-            Choice::Auto => Box::pin(self.auto((pair, route), heard)).await,
-        })
+            }
+        }
+        self.copy.carry_until_ripe(pair, Some(&pace)).await.into()
+    }
+
+    /// Carries on what has outlived its beginnings, on the runtime that this is called from.
+    pub(crate) async fn carry_on(
+        &self,
+        choice: Choice,
+        (grown, route): (Grown, &str),
+        heard: &impl Listener,
+    ) -> End {
+        let Grown { pair, size } = grown;
+        // Where it cannot be waited for: dropping it resets both.
+        let Ok(pair) = pair.here() else { return End::BackendReset };
+        match choice {
+            Choice::Auto => Box::pin(self.auto((pair, size), route, heard)).await,
+            Choice::Only(Tier::Copy) => Box::pin(self.copy(pair)).await,
+            Choice::Only(Tier::Splice | Tier::Sockmap | Tier::Packet) => {
+                Box::pin(self.splice(pair, heard)).await
+            }
+        }
     }
 
     /// Splices, until the flow has proved to be one of small messages; then the kernel forwards each
     /// direction, until it turns bulk. The reason is in docs/benchmarks.md.
-    async fn auto(&self, (mut pair, route): (Pair, &str), heard: &impl Listener) -> End {
+    async fn auto(
+        &self,
+        (mut pair, mut size): (Pair, Size),
+        route: &str,
+        heard: &impl Listener,
+    ) -> End {
         loop {
-            let pace = Pace::default();
+            // Without one it is not proved yet, or not to be had here.
+            if let (Size::Small, Some(sockmap)) = (size, self.sockmap.get()) {
+                pair.may_turn_bulk = true;
+                heard.moved(Tier::Sockmap);
+                return Box::pin(self.sockmap(sockmap, (pair, route), heard)).await;
+            }
+            let pace = Pace::of_small();
             match Box::pin(self.splice.carry_until_ripe(pair, Some(&pace))).await {
                 Ok(Carried::Ended(end)) => return end,
-                Ok(Carried::Ripe(mut ripe)) => {
-                    if let Some(sockmap) = self.sockmap.get() {
-                        ripe.may_turn_bulk = true;
-                        heard.moved(Tier::Sockmap);
-                        return Box::pin(self.sockmap(sockmap, (ripe, route), heard)).await;
-                    }
-                    // Not proved yet, or not to be had here.
-                    pair = ripe;
-                }
+                Ok(Carried::Grown(same)) => Grown { pair, size } = same,
                 Err(Declined { pair, reason }) => {
                     heard.declined(Tier::Splice, reason);
                     return Box::pin(self.copy(pair)).await;

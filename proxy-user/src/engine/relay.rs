@@ -13,7 +13,7 @@ use rustix::net::Shutdown;
 use tokio::io::Interest;
 use tokio::select;
 
-use super::pace::Pace;
+use super::pace::{Pace, Size};
 use super::{End, Pair, Side, Socket};
 
 /// Holds the bytes between a read and a write. Holds no resource while it holds no bytes.
@@ -51,15 +51,15 @@ enum Half {
 /// What a relay came to.
 pub(super) enum Relayed {
     Ended(End),
-    /// A flow of small messages at an instant when nothing of it is in user space.
-    Ripe,
+    /// A flow that `pace` found ripe, at an instant when nothing of it is in user space.
+    Ripe(Size),
 }
 
 /// How a direction was left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Left {
     Ended,
-    Ripe,
+    Ripe(Size),
 }
 
 /// Carries both directions to their end, or until `pace`, if there is one, says that they are ripe.
@@ -77,7 +77,7 @@ pub(super) async fn relay<C: Carrier>(pair: &Pair, up: C, down: C, pace: Option<
         Side::Backend => up,
     };
     let left = match first {
-        Ok(Left::Ripe) => Ok(Left::Ripe),
+        Ok(Left::Ripe(size)) => Ok(Left::Ripe(size)),
         Ok(Left::Ended) => select! {
             biased;
             left = &mut other => left,
@@ -92,7 +92,7 @@ pub(super) async fn relay<C: Carrier>(pair: &Pair, up: C, down: C, pace: Option<
         Err(broken) => Err(broken),
     };
     match left {
-        Ok(Left::Ripe) => Relayed::Ripe,
+        Ok(Left::Ripe(size)) => Relayed::Ripe(size),
         Ok(Left::Ended) => Relayed::Ended(End::Closed),
         Err(Broken { side: Side::Client, .. }) => Relayed::Ended(End::ClientReset),
         Err(Broken { side: Side::Backend, .. }) => Relayed::Ended(End::BackendReset),
@@ -134,8 +134,8 @@ async fn pump<C: Carrier>(
             // No read follows that would find nothing and say so.
             carrier.rest();
         }
-        if pace.is_some_and(|pace| pace.given(bytes)) {
-            return Ok(Left::Ripe);
+        if let Some(size) = pace.and_then(|pace| pace.given(bytes)) {
+            return Ok(Left::Ripe(size));
         }
     }
 }

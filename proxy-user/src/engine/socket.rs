@@ -56,6 +56,15 @@ impl Socket {
         }
     }
 
+    /// The same, known to the runtime that this is called from, wherever it was before.
+    pub(super) fn here(self) -> io::Result<Self> {
+        Ok(match self {
+            Self::Tcp(stream) => Self::Tcp(here(stream)?),
+            Self::Unix(stream) => Self::Unix(UnixStream::from_std(stream.into_std()?)?),
+            Self::Fresh(stream) => Self::Fresh(stream),
+        })
+    }
+
     /// Our address and the peer's, of TCP.
     pub(crate) fn addresses(&self) -> io::Result<Option<(SocketAddr, SocketAddr)>> {
         match self {
@@ -180,6 +189,11 @@ impl AsyncWrite for Socket {
             Self::Fresh(_) => Poll::Ready(Err(unwatched())),
         }
     }
+}
+
+/// The same stream, known to the runtime that this is called from, wherever it was before.
+pub(crate) fn here(stream: TcpStream) -> io::Result<TcpStream> {
+    TcpStream::from_std(stream.into_std()?)
 }
 
 fn unwatched() -> io::Error {

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::copy::{Copy, CopyCarrier};
 use super::pace::Pace;
 use super::relay::{Carrier, Filled, Relayed, relay};
-use super::{Declined, End, Engine, Pair, Tier};
+use super::{Carried, Declined, End, Engine, Grown, Pair, Tier};
 use rustix::pipe::{PipeFlags, SpliceFlags};
 
 /// Bytes asked for at once, and of pipe; above fs.pipe-max-size the kernel's default must do.
@@ -44,21 +44,14 @@ impl Engine for Splice {
         loop {
             match self.carry_until_ripe(pair, None).await? {
                 Carried::Ended(end) => return Ok(end),
-                Carried::Ripe(same) => pair = same,
+                Carried::Grown(same) => pair = same.pair,
             }
         }
     }
 }
 
-/// What became of a pair.
-pub(super) enum Carried {
-    Ended(End),
-    /// Still running, and nothing of it is in user space: another engine may carry it on.
-    Ripe(Pair),
-}
-
 impl Splice {
-    /// Carries a pair to its end, or until it has proved to be one of small messages.
+    /// Carries a pair to its end, or until `pace` finds it ripe.
     pub(super) async fn carry_until_ripe(
         &self,
         pair: Pair,
@@ -71,7 +64,7 @@ impl Splice {
         pair.settle(Tier::Splice);
         match relay(&pair, self.carrier(), self.carrier(), pace).await {
             Relayed::Ended(end) => Ok(Carried::Ended(pair.close(end).await)),
-            Relayed::Ripe => Ok(Carried::Ripe(pair)),
+            Relayed::Ripe(size) => Ok(Carried::Grown(Grown { pair, size })),
         }
     }
 
