@@ -119,22 +119,25 @@ impl Ladder {
             (Choice::Only(Tier::Packet), _, Some(packet)) => {
                 Box::pin(self.packets(packet, (pair, route), heard)).await
             }
-            _ => Box::pin(self.begin(choice, pair, heard)).await,
+            (Choice::Only(Tier::Copy), ..) => Box::pin(self.begin_copied(pair)).await,
+            _ => Box::pin(self.begin(pair, heard)).await,
         }
     }
 
-    /// Carries a pair through its beginnings, which most are over with.
-    async fn begin(&self, choice: Choice, mut pair: Pair, heard: &impl Listener) -> Course {
+    /// Splices a pair through its beginnings, which are all that most have.
+    async fn begin(&self, pair: Pair, heard: &impl Listener) -> Course {
         let pace = Pace::of_any();
-        if choice != Choice::Only(Tier::Copy) {
-            match self.splice.carry_until_ripe(pair, Some(&pace)).await {
-                Ok(carried) => return carried.into(),
-                Err(Declined { pair: same, reason }) => {
-                    heard.declined(Tier::Splice, reason);
-                    pair = same;
-                }
+        match self.splice.carry_until_ripe(pair, Some(&pace)).await {
+            Ok(carried) => carried.into(),
+            Err(Declined { pair, reason }) => {
+                heard.declined(Tier::Splice, reason);
+                Box::pin(self.begin_copied(pair)).await
             }
         }
+    }
+
+    async fn begin_copied(&self, pair: Pair) -> Course {
+        let pace = Pace::of_any();
         self.copy.carry_until_ripe(pair, Some(&pace)).await.into()
     }
 

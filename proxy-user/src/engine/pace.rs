@@ -1,4 +1,5 @@
-//! Whether a flow is one of small messages, which the kernel forwards better than splice(2) does.
+//! When a flow is no longer young, and whether it is one of small messages, which the kernel forwards better than
+//! splice(2) does.
 //!
 //! The figures are in docs/benchmarks.md: arming costs a short connection more than it gives, and
 //! bulk is splice's. So a flow is handed over when it has proved to be neither.
