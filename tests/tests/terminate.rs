@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
 use rustls::{ClientConfig, ClientConnection, NamedGroup, RootCertStore, StreamOwned};
@@ -12,7 +13,7 @@ use snisplit_tests::desk::is_where_it_was_accepted;
 use snisplit_tests::lab::{CLIENT, Lab, backend};
 use snisplit_tests::peer::{Identity, curl, haproxy, identity, nginx_plain, s_client};
 use snisplit_tests::stream::{accept, connect, ending, finish, listen, read_all, write};
-use snisplit_tests::wait::until;
+use snisplit_tests::wait::{pass, until};
 
 type Tls = StreamOwned<ClientConnection, TcpStream>;
 
@@ -197,19 +198,35 @@ fn no_back_end_and_no_handshake() {
 fn files_are_read_again_when_they_change() {
     let scene = Scene::new("", &[]);
     let _nginx = nginx_plain(&scene.lab, 8080, "plain nginx here");
-    let served = || {
-        let said = s_client(&scene.lab, "front.test", "", &[]);
-        let begin = said.find("-----BEGIN CERTIFICATE-----").expect("a certificate");
-        said[begin..].split("-----END").next().unwrap().to_owned()
-    };
-    let before = served();
+    let before = served(&scene.lab);
     // Written in place, the certificate before its key: the old pair stays until both are there.
     let key = fs::read(&scene.id.key).unwrap();
     let renewed = identity(&scene.lab, "front.test");
     let new_key = fs::read(&renewed.key).unwrap();
     assert_ne!(key, new_key);
-    until("the new certificate", || (served() != before).then_some(()));
+    until("the new certificate", || (served(&scene.lab) != before).then_some(()));
     assert!(scene.agent.logged("certificate read again") >= 1);
+}
+
+/// The certificate that a client is shown.
+fn served(lab: &Lab) -> String {
+    let said = s_client(lab, "front.test", "", &[]);
+    let begin = said.find("-----BEGIN CERTIFICATE-----").expect("a certificate");
+    said[begin..].split("-----END").next().unwrap().to_owned()
+}
+
+#[test]
+fn a_pair_that_goes_on_not_to_fit_is_told_of_once() {
+    let Scene { agent, id, lab } = Scene::new("", &[]);
+    let agent = agent.may_warn();
+    let _nginx = nginx_plain(&lab, 8080, "plain nginx here");
+    let before = served(&lab);
+    fs::copy(identity(&lab, "other.test").key, &id.key).unwrap();
+    let told = || agent.logged("the old certificate stays");
+    until("a word of it", || (told() > 0).then_some(()));
+    pass(Duration::from_secs(3));
+    assert_eq!(told(), 1);
+    assert_eq!(served(&lab), before);
 }
 
 /// Decrypting is work for all cores, and keeps none from accepting.

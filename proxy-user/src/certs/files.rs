@@ -65,6 +65,8 @@ struct File {
     cert: PathBuf,
     key: PathBuf,
     seen: Option<[Version; 2]>,
+    /// Did not fit at the last look: perhaps only one of the two was written yet.
+    doubted: Option<[Version; 2]>,
 }
 
 impl Watched {
@@ -76,6 +78,7 @@ impl Watched {
                 cert: cert.clone(),
                 key: key.clone(),
                 seen: None,
+                doubted: None,
             }),
             Certificate::Ordered(_) => None,
         };
@@ -94,7 +97,7 @@ impl Watched {
     }
 
     fn look(&mut self) {
-        for File { label, cert, key, seen } in &mut self.files {
+        for File { label, cert, key, seen, doubted } in &mut self.files {
             let now = version(cert).zip(version(key)).map(|(cert, key)| [cert, key]);
             if now.is_none() || *seen == now {
                 continue;
@@ -106,7 +109,10 @@ impl Watched {
                     }
                     self.keyring.install(label, pair, facts);
                 }
-                // Perhaps only one of the two is written yet; the next change is looked at anew.
+                Err(_) if *doubted != now => {
+                    *doubted = now;
+                    continue;
+                }
                 Err(why) => warn!(name = %label, "the old certificate stays: {why}"),
             }
             *seen = now;
