@@ -11,8 +11,8 @@ use snisplit_common::abi::packet::SpliceState;
 
 use crate::engine::packet::reset;
 use crate::kernel::address::addresses;
-use crate::kernel::packet::leave;
-use crate::kernel::pinned::{Pinned, ask_to_cut, forget_flows, migrate as migrate_pins};
+use crate::kernel::packet::{leave, migrate as migrate_pins};
+use crate::kernel::pinned::{Pinned, ask_to_cut, forget_flows};
 use crate::kernel::pins;
 
 /// The pins of an instance whose agent does not run, nor will while the file is open.

@@ -79,8 +79,8 @@ impl InKernel {
         Self {
             engine: "packet",
             flows: running().count(),
-            up: running().map(|flow| flow.up.delivered()).sum(),
-            down: running().map(|flow| flow.down.delivered()).sum(),
+            up: running().map(|flow| flow.delivered().0).sum(),
+            down: running().map(|flow| flow.delivered().1).sum(),
             buffers: words.collect(),
         }
     }

@@ -4,6 +4,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::thread;
 
+use aya::maps::{Array, Map, MapData};
 use serde_json::Value;
 
 use crate::agent::{self, Agent};
@@ -51,6 +52,23 @@ pub fn pinned(lab: &Lab, map: &str) -> String {
     format!("/sys/fs/bpf/snisplit/{}/packet_{map}", lab.names()[1])
 }
 
+/// How many records of flows are in use there.
+pub fn records(lab: &Lab) -> usize {
+    let data = MapData::from_pin(pinned(lab, "flows")).unwrap();
+    let table = Array::<_, [u8; 384]>::try_from(Map::Array(data)).unwrap();
+    table.iter().filter(|record| *record.as_ref().unwrap() != [0; 384]).count()
+}
+
+/// The record of a flow among an instance's pins, by what leads to it in `packet_tuples`, and where it is.
+pub fn record(instance: &str, leg: &Value) -> (u64, Value) {
+    let slot = leg["formatted"]["value"]["slot"].as_u64().unwrap();
+    let key = (slot as u32).to_ne_bytes().map(|byte| byte.to_string());
+    let path = format!("/sys/fs/bpf/snisplit/{instance}/packet_flows");
+    let words =
+        [&["map", "lookup", "pinned", &path, "key"], &key.each_ref().map(String::as_str)[..]];
+    (slot, bpftool(&words.concat())["formatted"]["value"].clone())
+}
+
 /// A flow that the kernel has, and its program.
 pub struct Spliced {
     /// Where it is.
@@ -58,8 +76,8 @@ pub struct Spliced {
     agent: Agent,
     streams: (TcpStream, TcpStream),
     program: String,
-    /// Its number and its record among the pins.
-    entry: Value,
+    slot: u64,
+    record: Value,
 }
 
 impl Spliced {
@@ -81,12 +99,12 @@ impl Spliced {
         let at = if to.is_ipv6() { (PROXY6, agent::PORT).into() } else { agent::address() };
         let streams = begin(&lab, at, &listener);
         let program = program(agent.pid(), "sni_in");
-        let all = bpftool(&["map", "dump", "pinned", &pinned(&lab, "flows")]);
-        let [one] = all.as_array().unwrap().as_slice() else {
+        let all = bpftool(&["map", "dump", "pinned", &pinned(&lab, "tuples")]);
+        let [one, _] = all.as_array().unwrap().as_slice() else {
             panic!("{all} {}", agent.metrics(&lab))
         };
-        let entry = one["formatted"].clone();
-        Self { lab, agent, streams, program, entry }
+        let (slot, record) = record(lab.names()[1], one);
+        Self { lab, agent, streams, program, slot, record }
     }
 
     /// Where a map of the agent's is.
@@ -94,9 +112,9 @@ impl Spliced {
         pinned(&self.lab, map)
     }
 
-    /// By which the maps know it.
-    pub fn number(&self) -> u64 {
-        self.entry["key"].as_u64().unwrap()
+    /// Where its record is.
+    pub const fn slot(&self) -> u64 {
+        self.slot
     }
 
     /// The back end of that family.
@@ -104,9 +122,11 @@ impl Spliced {
         if is_v6 { "[fd91:2::2]:8001" } else { "10.91.2.2:8001" }
     }
 
-    /// A number of a direction.
+    /// A number of a direction, or of whoever's packets go there.
     pub fn of(&self, way: &str, field: &str) -> u32 {
-        self.entry["value"][way][field].as_u64().unwrap() as u32
+        let from = if way == "up" { "from_client" } else { "from_backend" };
+        let [by_way, by_peer] = [way, from].map(|part| self.record[part][field].as_u64());
+        by_way.or(by_peer).unwrap() as u32
     }
 
     /// The peer whose packets go that way, and where they go; and the same of the other one.

@@ -5,7 +5,8 @@ use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT};
 use aya_ebpf::helpers::generated::bpf_redirect;
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
-use snisplit_common::abi::packet::{BY_DRIVER, Fate, Leg, Splice};
+use snisplit_common::abi::Direction;
+use snisplit_common::abi::packet::{BY_DRIVER, Fate, Splice};
 
 use crate::cas;
 use crate::forward::Route;
@@ -24,26 +25,26 @@ fn sni_early(ctx: XdpContext) -> u32 {
         return XDP_PASS;
     }
     let segment = &work.segment;
-    let Some((leg, splice)) = work.legs.find(&segment.tuple) else { return XDP_PASS };
+    let Some((direction, splice)) = work.legs.find(&segment.tuple) else { return XDP_PASS };
     let is_ordinary =
         segment.is_whole != 0 && !segment.has(SYN) && segment.ttl > 1 && !is_partial(segment);
     match is_ordinary && cas::state(splice).is_translated() {
-        true => forward(&ctx, work, &leg, splice),
+        true => forward(&ctx, work, direction, splice),
         false => XDP_PASS,
     }
 }
 
 #[inline(never)]
-fn forward(ctx: &XdpContext, work: &mut Work, leg: &Leg, splice: *mut Splice) -> u32 {
+fn forward(ctx: &XdpContext, work: &mut Work, direction: Direction, splice: *mut Splice) -> u32 {
     let Work { segment, ways, .. } = work;
     // SAFETY: the entry lives until this program ends, and what is translated by does not change.
-    let (way, to) = unsafe { &*splice }.way(leg.direction);
+    let (way, to) = unsafe { &*splice }.way(direction);
     let route = ways.to(ctx, segment.family, to).filter(|route| takes(ctx, segment, route));
     let Some(route) = route else { return XDP_PASS };
     if !unmark(segment, way) {
         return XDP_DROP;
     }
-    track(segment, leg, splice, route.now);
+    track(segment, direction, splice, route.now);
     if !translate(ctx, segment, way, to, route) {
         count(Fate::Malformed);
         return XDP_DROP;

@@ -69,19 +69,19 @@ fn translate(ctx: &TcContext, work: &mut Work) -> Option<i32> {
     // It left for a peer: the tuple is the one by which that peer's packets arrive.
     about.tuple.source_port = u16::from_be(about.tcp.destination);
     about.tuple.destination_port = u16::from_be(about.tcp.source);
-    let (leg, splice) = find(&about.tuple)?;
+    let (direction, splice) = find(&about.tuple)?;
     if !cas::state(splice).is_translated() {
         return None;
     }
     // SAFETY: the entry lives until this program ends.
     let entry = unsafe { &*splice };
     // What goes to the one peer comes from the other.
-    let (way, sender) = match leg.direction {
-        Direction::Up => (&entry.down, &entry.backend),
-        Direction::Down => (&entry.up, &entry.client),
+    let (way, sender, by, to) = match direction {
+        Direction::Up => (&entry.down, &entry.backend, &entry.from_backend, &entry.from_client),
+        Direction::Down => (&entry.up, &entry.client, &entry.from_client, &entry.from_backend),
     };
     let seq = about.seq().wrapping_sub(way.seq);
-    if !is_within(seq, way.acked, way.end) {
+    if !is_within(seq, to.acked, by.end) {
         // RFC 5927 §4.1: of nothing that is on its way.
         return None;
     }

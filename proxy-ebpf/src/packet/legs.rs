@@ -11,44 +11,55 @@ use crate::maps::{SPLICES, TUPLES};
 /// it has gone (`htab_elem_free`, kernel/bpf/hashtab.c); the flow knows better, whose record stays while a
 /// program has it (`Wish::LetGo`).
 #[inline(always)]
-pub(crate) fn find(tuple: &Tuple) -> Option<(Leg, *mut Splice)> {
+pub(crate) fn find(tuple: &Tuple) -> Option<(Direction, *mut Splice)> {
+    look_up(tuple).map(|(leg, splice)| (leg.direction, splice))
+}
+
+#[inline(always)]
+fn look_up(tuple: &Tuple) -> Option<(Leg, *mut Splice)> {
     // SAFETY: written by user space before the flow begins.
     let leg = *unsafe { TUPLES.get(tuple) }?;
-    let splice = SPLICES.get_ptr_mut(leg.splice)?;
+    let splice = SPLICES.get_ptr_mut(leg.slot)?;
     is_of(splice, leg.direction, tuple).then_some((leg, splice))
+}
+
+/// Which flow it is.
+#[inline(always)]
+pub(crate) fn number(splice: *const Splice) -> u64 {
+    // SAFETY: the entry lives until this program ends, and its number does not change.
+    unsafe { (*splice).number }
 }
 
 /// What was found by a tuple.
 #[repr(C)]
 struct Known {
-    splice: u64,
+    slot: u32,
     direction: Direction,
     tag: u32,
 }
 
 const KNOWN_MAX: usize = 512;
 
-/// What this CPU has found: a look-up by a number takes less than one by a tuple. Of a flow that is gone
-/// nothing is found, for no number is given twice; and one that has ended is looked up by its tuple, which
-/// may be another's by now.
+/// What this CPU has found: a look-up by a slot takes less than one by a tuple. Who has the slot by now shows
+/// there; a flow that has ended is looked up by its tuple, which may be another's.
 #[repr(C)]
 pub(crate) struct Legs([Known; KNOWN_MAX]);
 
 impl Legs {
     #[inline(always)]
-    pub(crate) fn find(&mut self, tuple: &Tuple) -> Option<(Leg, *mut Splice)> {
+    pub(crate) fn find(&mut self, tuple: &Tuple) -> Option<(Direction, *mut Splice)> {
         let tag = tag(tuple);
         let known = self.0.get_mut((tag.wrapping_mul(0x9e37_79b1) >> 23) as usize)?;
-        let Known { splice: number, direction, .. } = *known;
+        let Known { slot, direction, .. } = *known;
         if known.tag == tag
-            && let Some(splice) = SPLICES.get_ptr_mut(number)
+            && let Some(splice) = SPLICES.get_ptr_mut(slot)
             && runs(splice, direction, tuple)
         {
-            return Some((Leg { splice: number, direction, reserved: 0 }, splice));
+            return Some((direction, splice));
         }
-        let (leg, splice) = find(tuple)?;
-        *known = Known { splice: leg.splice, direction: leg.direction, tag };
-        Some((leg, splice))
+        let (Leg { slot, direction, .. }, splice) = look_up(tuple)?;
+        *known = Known { slot, direction, tag };
+        Some((direction, splice))
     }
 }
 

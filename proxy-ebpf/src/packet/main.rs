@@ -13,7 +13,7 @@
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use snisplit_common::abi::Direction;
-use snisplit_common::abi::packet::{Fate, Leg, Splice, SpliceState, Tuple, Why, Wish};
+use snisplit_common::abi::packet::{Fate, Splice, SpliceState, Tuple, Why, Wish};
 
 mod cas;
 mod early;
@@ -34,7 +34,7 @@ mod translate;
 mod work;
 
 use headers::{ACK, FIN, RST, SYN};
-use legs::find;
+use legs::{find, number};
 use maps::{SPLICES, TUPLES, count, tell};
 use work::Work;
 
@@ -49,9 +49,9 @@ fn sni_in(ctx: TcContext) -> i32 {
     if work.segment.read(&ctx).is_none() {
         return icmp::forward(&ctx, work);
     }
-    let Some((leg, splice)) = work.legs.find(&work.segment.tuple) else { return NEXT };
+    let Some((direction, splice)) = work.legs.find(&work.segment.tuple) else { return NEXT };
     let is_ours = match cas::state(splice) {
-        SpliceState::Armed => armed(&ctx, work, &leg, splice),
+        SpliceState::Armed => armed(&ctx, work, direction, splice),
         SpliceState::Switching => {
             count(Fate::Switching);
             return DROP;
@@ -62,7 +62,7 @@ fn sni_in(ctx: TcContext) -> i32 {
         | SpliceState::ClientReset
         | SpliceState::BackendReset => true,
     };
-    if is_ours { forward(&ctx, work, &leg, splice) } else { NEXT }
+    if is_ours { forward(&ctx, work, direction, splice) } else { NEXT }
 }
 
 #[classifier]
@@ -82,10 +82,10 @@ fn sni_out(ctx: TcContext) -> i32 {
         offer::restrain(&ctx, segment);
         return NEXT;
     }
-    let Some((leg, splice)) = find(&segment.tuple) else { return NEXT };
+    let Some((_, splice)) = find(&segment.tuple) else { return NEXT };
     if cas::state(splice) == SpliceState::Armed {
         if segment.has(FIN) || segment.has(RST) {
-            settle(leg.splice, splice, Why::Ended);
+            settle(splice, Why::Ended);
         }
         // A barrier: what a socket has received is seen by the CPU that switches, or the switch is seen
         // here.
@@ -102,66 +102,66 @@ fn sni_out(ctx: TcContext) -> i32 {
     }
 }
 
-/// Its packet is the number of a flow and what is wanted of it, behind room for an Ethernet header. The
+/// Its packet is the slot of a flow and what is wanted of it, behind room for an Ethernet header. The
 /// answer is the state that the flow is in.
 #[classifier]
 fn sni_settle(ctx: TcContext) -> i32 {
     let at = headers::ETHERNET as usize;
-    let Ok(number) = ctx.load::<u64>(at) else { return NEXT };
+    let Ok(slot) = ctx.load::<u64>(at) else { return NEXT };
     let Ok(wish) = ctx.load::<u64>(at + size_of::<u64>()) else { return NEXT };
-    let Some(splice) = SPLICES.get_ptr_mut(number) else { return NEXT };
+    let Some(splice) = SPLICES.get_ptr_mut(slot as u32) else { return NEXT };
     if wish == Wish::LetGo as u64 {
         cas::swap(splice, SpliceState::Armed, SpliceState::Fallback);
         cas::swap(splice, SpliceState::Spliced, SpliceState::Fallback);
     } else {
-        settle(number, splice, Why::Wanted);
+        settle(splice, Why::Wanted);
     }
     cas::state(splice) as i32
 }
 
 /// Leaves a flow to its sockets, if nobody has decided yet.
-fn settle(number: u64, splice: *mut Splice, why: Why) {
+fn settle(splice: *mut Splice, why: Why) {
     if cas::swap(splice, SpliceState::Armed, SpliceState::Fallback) {
         // SAFETY: the entry lives until this program ends, and who has decided says why.
         unsafe { (*splice).why = why };
-        tell(number, SpliceState::Fallback);
+        tell(number(splice), SpliceState::Fallback);
     }
 }
 
 /// What is left of a flow goes when another connection leaves by its port.
 #[inline(never)]
 fn begin_anew(tuple: &Tuple) {
-    let Some((leg, splice)) = find(tuple) else { return };
+    let Some((_, splice)) = find(tuple) else { return };
     if !cas::state(splice).is_over() {
         return;
     }
     // SAFETY: the entry lives until this program ends, and its tuples do not change.
-    let client = unsafe { &(*splice).client };
+    let Splice { client, number, .. } = unsafe { &*splice };
     // SAFETY: written by user space before the flow begins, and not changed.
-    if unsafe { TUPLES.get(client) }.is_some_and(|other| other.splice == leg.splice) {
+    if unsafe { TUPLES.get(client) }.is_some_and(|other| other.splice == *number) {
         let _gone_already = TUPLES.remove(client);
     }
     let _gone_already = TUPLES.remove(tuple);
-    tell(leg.splice, SpliceState::Armed);
+    tell(*number, SpliceState::Armed);
 }
 
 /// Whether the kernel has the flow now.
 #[inline(always)]
-fn armed(ctx: &TcContext, work: &mut Work, leg: &Leg, splice: *mut Splice) -> bool {
+fn armed(ctx: &TcContext, work: &mut Work, direction: Direction, splice: *mut Splice) -> bool {
     let segment = &work.segment;
     if segment.has(RST) || segment.has(FIN) {
-        settle(leg.splice, splice, Why::Ended);
+        settle(splice, Why::Ended);
         return false;
     }
-    leg.direction == Direction::Down
+    direction == Direction::Down
         && segment.is_whole != 0
         && segment.payload > 0
-        && switch::switch(ctx, work, leg.splice, splice)
+        && switch::switch(ctx, work, splice)
 }
 
 /// Sends a segment on to the other peer.
 #[inline(always)]
-fn forward(ctx: &TcContext, work: &mut Work, leg: &Leg, splice: *mut Splice) -> i32 {
+fn forward(ctx: &TcContext, work: &mut Work, direction: Direction, splice: *mut Splice) -> i32 {
     let Work { segment, ways, .. } = work;
     if segment.is_whole == 0 {
         count(Fate::Malformed);
@@ -174,7 +174,7 @@ fn forward(ctx: &TcContext, work: &mut Work, leg: &Leg, splice: *mut Splice) -> 
         return NEXT;
     }
     // SAFETY: the entry lives until this program ends, and what is translated by does not change.
-    let (way, to) = unsafe { &*splice }.way(leg.direction);
+    let (way, to) = unsafe { &*splice }.way(direction);
     if !translate::unmark(segment, way) {
         return DROP;
     }
@@ -184,9 +184,9 @@ fn forward(ctx: &TcContext, work: &mut Work, leg: &Leg, splice: *mut Splice) -> 
         return DROP;
     };
     if is_new {
-        track::challenge(segment, leg.direction, splice);
+        track::challenge(segment, direction, splice);
     } else {
-        track::track(segment, leg, splice, route.now);
+        track::track(segment, direction, splice, route.now);
     }
     if !translate::translate(ctx, segment, way, to, route) {
         count(Fate::Malformed);

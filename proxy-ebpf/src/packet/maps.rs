@@ -14,10 +14,13 @@ const NO_PREALLOC: usize = aya_ebpf::bindings::BPF_F_NO_PREALLOC as usize;
 #[btf_map(name = "packet_abi")]
 static PACKET_ABI: Array<u32, 1> = Array::new();
 
-/// Never evicted: what is left without its entry would be answered with a reset.
-#[btf_map(name = "packet_flows")]
-pub(crate) static SPLICES: HashMap<u64, Splice, SPLICES_MAX, NO_PREALLOC> = HashMap::new();
+/// Begins with a page, for its entries are to be whole cache lines.
+const MMAPABLE: usize = aya_ebpf::bindings::BPF_F_MMAPABLE as usize;
 
+#[btf_map(name = "packet_flows")]
+pub(crate) static SPLICES: Array<Splice, SPLICES_MAX, MMAPABLE> = Array::new();
+
+/// Never evicted: what is left without its entry would be answered with a reset.
 #[btf_map(name = "packet_tuples")]
 pub(crate) static TUPLES: HashMap<Tuple, Leg, TUPLES_MAX, NO_PREALLOC> = HashMap::new();
 

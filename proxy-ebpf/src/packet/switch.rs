@@ -7,6 +7,7 @@ use snisplit_common::abi::packet::{Splice, SpliceState, Why};
 
 use crate::cas;
 use crate::headers::{ACK, TCP};
+use crate::legs::number;
 use crate::maps::tell;
 use crate::options::Options;
 use crate::sockets::{Numbers, numbers};
@@ -20,7 +21,7 @@ const TICK: u64 = 1_000_000;
 /// Whether the flow is the kernel's now. The gag is on while this looks: a socket may still receive
 /// what was on its way to it, but what it says to that is not heard.
 #[inline(never)]
-pub(crate) fn switch(ctx: &TcContext, work: &mut Work, number: u64, splice: *mut Splice) -> bool {
+pub(crate) fn switch(ctx: &TcContext, work: &mut Work, splice: *mut Splice) -> bool {
     if !cas::swap(splice, SpliceState::Armed, SpliceState::Switching) {
         return false;
     }
@@ -34,7 +35,7 @@ pub(crate) fn switch(ctx: &TcContext, work: &mut Work, number: u64, splice: *mut
         }
     };
     cas::swap(splice, SpliceState::Switching, to);
-    tell(number, to);
+    tell(number(splice), to);
     to == SpliceState::Spliced
 }
 
@@ -75,15 +76,17 @@ fn take_over(ctx: &TcContext, work: &mut Work, splice: &mut Splice) -> Result<()
 
 #[inline(always)]
 fn set_numbers(splice: &mut Splice, client: &Numbers, backend: &Numbers) {
-    let Splice { up, down, .. } = splice;
+    let Splice { up, down, from_client, from_backend, .. } = splice;
     up.seq = backend.write_seq.wrapping_sub(client.rcv_nxt);
     up.ack = backend.rcv_nxt.wrapping_sub(client.write_seq);
     down.seq = client.write_seq.wrapping_sub(backend.rcv_nxt);
     down.ack = client.rcv_nxt.wrapping_sub(backend.write_seq);
-    (up.start, up.end, up.acked) = (client.rcv_nxt, client.rcv_nxt, client.rcv_nxt);
-    (down.start, down.end, down.acked) = (backend.rcv_nxt, backend.rcv_nxt, backend.rcv_nxt);
-    up.edge = up.end.wrapping_add(FIRST_WINDOW);
-    down.edge = down.end.wrapping_add(FIRST_WINDOW);
+    (from_client.end, from_client.acked) = (client.rcv_nxt, backend.rcv_nxt);
+    (from_backend.end, from_backend.acked) = (backend.rcv_nxt, client.rcv_nxt);
+    for said in [from_client, from_backend] {
+        said.edge = said.acked.wrapping_add(FIRST_WINDOW);
+        (said.oldest, said.behind) = (said.end, said.end.wrapping_add(FIRST_WINDOW));
+    }
 }
 
 /// Each receiver must see timestamps go on where our kernel's were: never back (RFC 7323 §5), and an
@@ -93,9 +96,9 @@ fn set_stamps(splice: &mut Splice, client: &Numbers, backend: &Numbers, stamp: u
     // SAFETY: takes nothing and touches nothing.
     let nanoseconds = unsafe { bpf_ktime_get_ns() };
     let now = (nanoseconds / TICK) as u32;
-    let Splice { up, down, .. } = splice;
+    let Splice { up, down, from_client, from_backend, .. } = splice;
     // Whoever says nothing from now on is silent since now.
-    (up.last_seen, down.last_seen) = (nanoseconds, nanoseconds);
+    (from_client.last_seen, from_backend.last_seen) = (nanoseconds, nanoseconds);
     up.stamp = now.wrapping_add(backend.ts_offset).wrapping_sub(client.ts_recent);
     down.stamp = now.wrapping_add(client.ts_offset).wrapping_sub(stamp);
     up.echo = down.stamp.wrapping_neg();

@@ -2,10 +2,11 @@
 //! anything: a forged one is sent on like any other, and the receivers judge it themselves.
 
 use snisplit_common::abi::Direction;
-use snisplit_common::abi::packet::{Leg, Splice, SpliceState, Told, Way};
+use snisplit_common::abi::packet::{Said, Splice, SpliceState, Told, Way};
 
 use crate::cas;
 use crate::headers::{ACK, FIN, RST, SYN, Segment};
+use crate::legs::number;
 use crate::maps::tell_all;
 
 /// How far back a segment may begin, at least: one that is sent again, or a probe.
@@ -23,37 +24,37 @@ pub(crate) const fn is_within(number: u32, from: u32, to: u32) -> bool {
     number.wrapping_sub(from) <= to.wrapping_sub(from)
 }
 
-/// Takes note of a segment. Numbers of a direction are written by its own packets only.
+/// Takes note of a segment. What a peer has said is written by its own packets only, but for a reset, which
+/// ends the flow.
 #[inline(always)]
-pub(crate) fn track(segment: &Segment, leg: &Leg, splice: *mut Splice, now: u64) {
-    let (number, direction) = (leg.splice, leg.direction);
+pub(crate) fn track(segment: &Segment, direction: Direction, splice: *mut Splice, now: u64) {
     // SAFETY: the entry lives until this program ends; a torn account is put right by the next packet.
     let entry = unsafe { &mut *splice };
-    let (own, other) = match direction {
-        Direction::Up => (&mut entry.up, &mut entry.down),
-        Direction::Down => (&mut entry.down, &mut entry.up),
+    let (way, own, other) = match direction {
+        Direction::Up => (&entry.up, &mut entry.from_client, &mut entry.from_backend),
+        Direction::Down => (&entry.down, &mut entry.from_backend, &mut entry.from_client),
     };
     own.packets += 1;
     if segment.has(RST) {
         // RFC 5961 §3.2: a reset counts at exactly the number that is expected next, so all before it
         // has arrived.
-        if segment.seq() == own.end || segment.seq() == own.acked {
-            own.bytes += u64::from(segment.seq().wrapping_sub(own.acked));
-            own.acked = segment.seq();
+        if segment.seq() == own.end || segment.seq() == other.acked {
+            other.bytes += u64::from(segment.seq().wrapping_sub(other.acked));
+            other.acked = segment.seq();
             let by = match direction {
                 Direction::Up => SpliceState::ClientReset,
                 Direction::Down => SpliceState::BackendReset,
             };
-            end(number, splice, by);
+            end(splice, by);
         }
         return;
     }
-    if segment.tcp.flags & (SYN | ACK) != ACK || !notes(segment, own, other, now) {
+    if segment.tcp.flags & (SYN | ACK) != ACK || !notes(segment, way, (own, other), now) {
         return;
     }
-    let has_ended = |way: &Way| way.has_fin != 0 && !is_after(way.fin, way.acked);
-    if has_ended(own) && has_ended(other) {
-        end(number, splice, SpliceState::Closed);
+    let has_ended = |one: &Said, other: &Said| one.has_fin != 0 && !is_after(one.fin, other.acked);
+    if has_ended(own, other) && has_ended(other, own) {
+        end(splice, SpliceState::Closed);
     }
 }
 
@@ -64,35 +65,61 @@ pub(crate) fn track(segment: &Segment, leg: &Leg, splice: *mut Splice, now: u64)
 pub(crate) fn challenge(segment: &mut Segment, direction: Direction, splice: *mut Splice) {
     // SAFETY: the entry lives until this program ends.
     let entry = unsafe { &mut *splice };
-    let (own, other) = match direction {
-        Direction::Up => (&mut entry.up, &entry.down),
-        Direction::Down => (&mut entry.down, &entry.up),
+    let (way, own, other) = match direction {
+        Direction::Up => (&entry.up, &mut entry.from_client, &entry.from_backend),
+        Direction::Down => (&entry.down, &mut entry.from_backend, &entry.from_client),
     };
     own.packets += 1;
     // Out of the window on the near side: acknowledged, and otherwise ignored.
     let tcp = &mut segment.tcp;
     tcp.flags = ACK;
-    tcp.seq = own.acked.wrapping_sub(1).to_be();
-    tcp.ack = other.acked.wrapping_sub(own.ack).to_be();
+    tcp.seq = other.acked.wrapping_sub(1).to_be();
+    tcp.ack = own.acked.wrapping_sub(way.ack).to_be();
 }
 
-/// The first number that is not too old: RFC 5961 §5 goes as far back as the window is wide.
+/// The first number that its receiver does not find too old: RFC 5961 §5 goes as far back as the window is
+/// wide.
 #[inline(always)]
-fn oldest(way: &Way) -> u32 {
-    let window = way.edge.wrapping_sub(way.acked);
-    way.acked.wrapping_sub(if window > BEHIND { window } else { BEHIND })
+fn oldest(receiver: &Said) -> u32 {
+    let window = receiver.edge.wrapping_sub(receiver.acked);
+    receiver.acked.wrapping_sub(if window > BEHIND { window } else { BEHIND })
+}
+
+/// Behind the last number that its receiver has room for: the byte there is a FIN, or a probe of a closed
+/// window.
+#[inline(always)]
+fn behind(receiver: &Said) -> u32 {
+    receiver.edge.wrapping_add(1)
+}
+
+/// What a peer may say, as far as it shows without a look at what the other one has said: that is in a cache
+/// line of another CPU's, as a rule. Nobody acknowledges what he has no room for, so `ack` needs none.
+#[inline(always)]
+fn is_expected(segment: &Segment, ack: u32, own: &Said) -> bool {
+    is_within(segment.seq(), own.oldest, own.behind)
+        && is_within(segment.end(), own.oldest, own.behind)
+        && is_within(ack, oldest(own), behind(own))
+}
+
+/// The same, with a look.
+#[inline(always)]
+fn is_expected_now(segment: &Segment, ack: u32, own: &mut Said, other: &Said) -> bool {
+    if own.oldest == own.behind {
+        // `Said::unfollowed`.
+        own.bytes += u64::from(ack.wrapping_sub(own.acked));
+        (own.end, own.acked, own.edge) = (segment.end(), ack, ack);
+        (own.oldest, own.behind) = (segment.seq(), segment.end().wrapping_add(1));
+        return true;
+    }
+    (own.oldest, own.behind) = (oldest(other), behind(other));
+    is_expected(segment, ack, own)
 }
 
 /// Whether it was within its window.
 #[inline(always)]
-fn notes(segment: &Segment, own: &mut Way, other: &mut Way, now: u64) -> bool {
-    let ack = segment.ack().wrapping_add(own.ack);
-    // The byte behind the edge is a FIN, or a probe of a closed window.
-    let (oldest, edge) = (oldest(own), own.edge.wrapping_add(1));
-    let is_sane = is_within(segment.seq(), oldest, edge)
-        && is_within(segment.end(), oldest, edge)
-        && is_within(ack, self::oldest(other), other.end);
-    if !is_sane {
+fn notes(segment: &Segment, way: &Way, (own, other): (&mut Said, &Said), now: u64) -> bool {
+    let ack = segment.ack().wrapping_add(way.ack);
+    if !is_expected(segment, ack, own) && !is_expected_now(segment, ack, own, other) {
         return false;
     }
     own.last_seen = now;
@@ -106,23 +133,23 @@ fn notes(segment: &Segment, own: &mut Way, other: &mut Way, now: u64) -> bool {
         // That was not the end.
         own.has_fin = 0;
     }
-    if is_after(ack, other.acked) {
-        other.bytes += u64::from(ack.wrapping_sub(other.acked));
-        other.acked = ack;
+    if is_after(ack, own.acked) {
+        own.bytes += u64::from(ack.wrapping_sub(own.acked));
+        own.acked = ack;
     }
-    let window = u32::from(u16::from_be(segment.tcp.window)) << (own.scale_in & 0xf);
+    let window = u32::from(u16::from_be(segment.tcp.window)) << (way.scale_in & 0xf);
     let edge = ack.wrapping_add(window);
-    if is_after(edge, other.edge) {
-        other.edge = edge;
+    if is_after(edge, own.edge) {
+        own.edge = edge;
     }
     true
 }
 
 #[inline(always)]
-fn end(number: u64, splice: *mut Splice, state: SpliceState) {
+fn end(splice: *mut Splice, state: SpliceState) {
     if cas::swap(splice, SpliceState::Spliced, state) {
         // SAFETY: the entry lives until this program ends.
-        let Splice { up, down, .. } = unsafe { &*splice };
-        tell_all(Told { splice: number, state, up: up.delivered(), down: down.delivered() });
+        let (up, down) = unsafe { &*splice }.delivered();
+        tell_all(Told { splice: number(splice), state, up, down });
     }
 }

@@ -3,7 +3,7 @@
 
 use std::mem::offset_of;
 
-use snisplit_common::abi::packet::{Leg, Splice, SpliceState, Told, Tuple, Way, Why};
+use snisplit_common::abi::packet::{Leg, Said, Splice, SpliceState, Told, Tuple, Way, Why};
 use snisplit_common::abi::{Direction, Event, EventKind, Flow, State};
 
 /// A [`Flow`] as it stands in the map.
@@ -42,6 +42,17 @@ macro_rules! numbers {
             }
         })*
     };
+}
+
+impl<const N: usize> Plain for [u64; N] {
+    fn put(&self, to: &mut [u8]) {
+        let places = to.chunks_exact_mut(size_of::<u64>());
+        self.iter().zip(places).for_each(|(number, place)| number.put(place));
+    }
+
+    fn get(from: &[u8]) -> Self {
+        std::array::from_fn(|at| u64::get(&from[at * size_of::<u64>()..]))
+    }
 }
 
 impl<const N: usize> Plain for [u8; N] {
@@ -83,7 +94,9 @@ macro_rules! words {
     };
 }
 
-numbers! { u16 u32 u64 }
+numbers! { u8 u16 u32 u64 }
+
+pub(super) use fields;
 
 words! {
     State(u32) of [Self::Armed, Self::Spliced, Self::Spilling, Self::Leaving], else Poisoned;
@@ -99,13 +112,13 @@ fields! {
         backend client_port backend_port mean_len route reserved
     }
     Event { cookie kind reserved }
-    Splice { state opened client backend up down due route why reserved }
-    Tuple { source destination source_port destination_port }
-    Leg { splice direction reserved }
-    Way {
-        packets bytes last_seen seq ack stamp echo echo_floor scale_in scale_out start end acked edge fin
-        has_fin ends_ecn
+    Splice {
+        state client up backend down number opened due route why from_client apart from_backend
     }
+    Tuple { source destination source_port destination_port }
+    Leg { splice direction slot }
+    Way { seq ack stamp echo echo_floor scale_in scale_out ends_ecn reserved }
+    Said { packets last_seen bytes end fin has_fin acked edge oldest behind }
     Told { splice state up down }
 }
 
@@ -146,7 +159,8 @@ mod tests {
         let splice = Splice {
             state: SpliceState::BackendReset,
             client: tuple,
-            down: Way { packets: u64::MAX, acked: 7, has_fin: 1, ..Way::default() },
+            down: Way { echo: 7, ends_ecn: 1, ..Way::default() },
+            from_backend: Said { packets: u64::MAX, acked: 7, has_fin: 1, ..Said::default() },
             why: Why::NoRoute,
             ..Splice::default()
         };

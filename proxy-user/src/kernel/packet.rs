@@ -25,13 +25,17 @@ use super::{KernelError, offsets, pinned};
 mod drivers;
 mod events;
 mod links;
+mod migrate;
 mod places;
 mod records;
+mod slots;
 
 pub(crate) use events::Events;
 pub(crate) use links::{Hook, Link};
+pub(crate) use migrate::migrate;
 pub(crate) use places::leave;
 use records::Records;
+pub(super) use records::slots;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/snisplit-packet"));
 
@@ -202,7 +206,8 @@ impl Splicer {
 
     fn ask(&self, number: u64, wish: Wish) -> Result<SpliceState, KernelError> {
         let mut packet = [0_u8; 64]; // Nothing is run without an Ethernet header in front.
-        packet[14..22].copy_from_slice(&number.to_ne_bytes());
+        let slot = self.records.slot(number).unwrap_or(u32::MAX); // Nobody's, of one that is gone.
+        packet[14..22].copy_from_slice(&u64::from(slot).to_ne_bytes());
         packet[22..30].copy_from_slice(&(wish as u64).to_ne_bytes());
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         let program = program(&mut loaded, SETTLE_PROGRAM)?;

@@ -1,20 +1,20 @@
 //! What an instance has pinned, read from outside: also while its agent is stopped or hangs.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
 
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use snisplit_common::abi::packet::{
     CUTS_MAP, Fate, INTERFACES_MAP, PACKET_ABI_MAP, PACKET_ABI_VERSION, PACKET_COUNTERS_MAP,
-    PACKET_ROUTES_MAP, SPLICES_MAP, Splice, SpliceState,
+    PACKET_ROUTES_MAP, SPLICES_MAP, Splice, SpliceState, TUPLES_MAP,
 };
 use snisplit_common::abi::{
     ABI_MAP, ABI_VERSION, COUNTERS_MAP, Count, FLOWS_MAP, Flow, ROUTES_MAP,
 };
 
 use super::KernelError;
-use super::layout::{FlowBytes, Plain as _, SpliceBytes};
+use super::layout::{FlowBytes, LegBytes, Plain as _, SpliceBytes, TupleBytes};
+use super::packet::slots;
 use super::routes::{Name, text};
 
 /// The maps of an instance as they are at this instant, of the engines that it has.
@@ -81,12 +81,16 @@ impl Packet {
             PACKET_ABI_VERSION => {}
             other => return Err(KernelError::PacketAbi(other, folder.display().to_string())),
         }
-        let flows = HashMap::try_from(Map::HashMap(pin(folder, SPLICES_MAP)?))?;
-        let flow = |(number, bytes): (u64, SpliceBytes)| (number, Splice::get(&bytes));
-        // What stays with its sockets is theirs, and only waits to be erased.
-        let is_its = |(_, splice): &(u64, Splice)| splice.state != SpliceState::Fallback;
+        let records: Array<_, SpliceBytes> = Map::Array(pin(folder, SPLICES_MAP)?).try_into()?;
+        let tuples: HashMap<_, TupleBytes, LegBytes> =
+            Map::HashMap(pin(folder, TUPLES_MAP)?).try_into()?;
+        let flow = |(number, slot)| Some((number, Splice::get(&records.get(&slot, 0).ok()?)));
+        // What stays with its sockets is theirs, and only waits to be erased; it may be another's by now.
+        let is_its = |(number, splice): &(u64, Splice)| {
+            splice.number == *number && splice.state != SpliceState::Fallback
+        };
         Ok(Self {
-            flows: flows.iter().flatten().map(flow).filter(is_its).collect(),
+            flows: slots(&tuples).into_iter().filter_map(flow).filter(is_its).collect(),
             routes: routes(folder, PACKET_ROUTES_MAP)?,
             // None between a migration and the next agent.
             counters: match folder.join(PACKET_COUNTERS_MAP).exists() {
@@ -106,35 +110,15 @@ impl Packet {
     }
 }
 
-/// Has the packet engine's programs forget every flow.
+/// Has the packet engine's programs let out what this host says to the peers of flows.
 pub(crate) fn forget_flows(folder: &Path) -> Result<(), KernelError> {
-    let flows = HashMap::<_, u64, SpliceBytes>::try_from(Map::HashMap(pin(folder, SPLICES_MAP)?));
-    let mut flows = flows?;
-    let numbers: Vec<u64> = flows.keys().flatten().collect();
-    for number in numbers {
-        let _gone_already = flows.remove(&number);
+    let mut tuples: HashMap<MapData, TupleBytes, LegBytes> =
+        Map::HashMap(pin(folder, TUPLES_MAP)?).try_into()?;
+    let all: Vec<TupleBytes> = tuples.keys().flatten().collect();
+    for tuple in all {
+        let _gone_already = tuples.remove(&tuple);
     }
     Ok(())
-}
-
-/// Makes pins of the packet engine that are of a version before this one's this one's; which it was. Flows
-/// do not notice: the programs that carry them keep their maps until the next agent brings its own.
-pub(crate) fn migrate(folder: &Path) -> Result<u32, KernelError> {
-    /// Counts one thing less than version 3; all else is the same.
-    const WITHOUT_EARLY: u32 = 2;
-    let was = version(folder, PACKET_ABI_MAP)?;
-    match was {
-        PACKET_ABI_VERSION => {}
-        WITHOUT_EARLY => {
-            // The next agent begins to count anew; it is gone already if we were killed here before.
-            let _gone_already = fs::remove_file(folder.join(PACKET_COUNTERS_MAP));
-            let mut abi: Array<MapData, u32> =
-                Map::Array(pin(folder, PACKET_ABI_MAP)?).try_into()?;
-            abi.set(0, PACKET_ABI_VERSION, 0)?;
-        }
-        _ => return Err(KernelError::PacketAbi(was, folder.display().to_string())),
-    }
-    Ok(was)
 }
 
 /// The numbers of the interfaces that the packet engine's programs are at.
@@ -149,7 +133,7 @@ pub(crate) fn ask_to_cut(folder: &Path, numbers: &[u64]) -> Result<(), KernelErr
     Ok(numbers.iter().try_for_each(|number| cuts.insert(number, 1, 0))?)
 }
 
-fn pin(folder: &Path, name: &str) -> Result<MapData, KernelError> {
+pub(super) fn pin(folder: &Path, name: &str) -> Result<MapData, KernelError> {
     Ok(MapData::from_pin(folder.join(name))?)
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
 use serde::Serialize;
-use snisplit_common::abi::packet::Splice;
+use snisplit_common::abi::packet::{Said, Splice};
 use snisplit_common::abi::{Direction, Flow, State};
 
 use super::{at, bytes, read};
@@ -71,16 +71,17 @@ impl Carried {
     }
 
     fn of_packet(pinned: &Packet, flow: &Splice, now: u64) -> Self {
-        let state = flow.state.name();
+        let (up, down) = flow.delivered();
+        let state = |from: &Said| if from.has_fin == 0 { flow.state.name() } else { "ended" };
         Self {
             engine: "packet",
             client: addresses(&flow.client).0,
             backend: addresses(&flow.backend).0,
             route: pinned.route(flow).into(),
-            up: flow.up.delivered(),
-            down: flow.down.delivered(),
-            up_state: if flow.up.has_fin == 0 { state } else { "ended" },
-            down_state: if flow.down.has_fin == 0 { state } else { "ended" },
+            up,
+            down,
+            up_state: state(&flow.from_client),
+            down_state: state(&flow.from_backend),
             age: now.saturating_sub(flow.opened),
         }
     }

@@ -53,9 +53,8 @@ impl Fate {
 pub enum Wish {
     /// That it stays with its sockets, if it is armed.
     Settle = 0,
-    /// That no more of it is translated, but of its end if it has ended. Only then may its record be erased, and
-    /// only once no program has it, for that memory serves the next flow at once (`htab_elem_free`,
-    /// kernel/bpf/hashtab.c).
+    /// That no more of it is translated, but of its end if it has ended. Only then may its record be another
+    /// flow's, and only once no program has it.
     LetGo = 1,
 }
 

@@ -58,7 +58,7 @@ impl Packet {
 
 /// When one of its peers was last heard, by the programs' clock.
 fn last(splice: &Splice) -> u64 {
-    splice.up.last_seen.max(splice.down.last_seen)
+    splice.from_client.last_seen.max(splice.from_backend.last_seen)
 }
 
 /// The same by ours.

@@ -4,7 +4,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 
 use etherparse::PacketBuilder;
-use snisplit_common::abi::packet::{Splice, Tuple, Way};
+use snisplit_common::abi::packet::{Splice, Tuple};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::kernel::address::addresses;
@@ -17,9 +17,12 @@ const HOPS: u8 = 64;
 /// with a reset of the right number (RFC 9293 §3.10.7.1), should one of these not be the one expected.
 pub(crate) fn reset(splice: &Splice) {
     // A peer sees the other one's numbers as translated.
-    for (tuple, way) in [(&splice.client, &splice.down), (&splice.backend, &splice.up)] {
+    let Splice { client, backend, up, down, from_client, from_backend, .. } = splice;
+    let peers =
+        [(client, down, from_client, from_backend), (backend, up, from_backend, from_client)];
+    for (tuple, way, own, other) in peers {
         // What it has acknowledged, and what it should have by now.
-        for number in [way.acked, way.end] {
+        for number in [own.acked, other.end] {
             // A peer that does not hear of it hears of it when it says something.
             let _not_heard = send(tuple, number.wrapping_add(way.seq));
         }
@@ -40,10 +43,4 @@ fn send(tuple: &Tuple, seq: u32) -> io::Result<()> {
     let protocol = Some(Protocol::from(IPPROTO_RAW));
     let socket = Socket::new(Domain::for_address(peer), Type::RAW, protocol)?;
     socket.send_to(&packet, &SocketAddr::new(peer.ip(), 0).into()).map(drop)
-}
-
-/// Bytes of data delivered, up and down.
-pub(super) const fn delivered(splice: &Splice) -> (u64, u64) {
-    let (up, down): (&Way, &Way) = (&splice.up, &splice.down);
-    (up.delivered(), down.delivered())
 }

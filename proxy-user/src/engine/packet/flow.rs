@@ -91,7 +91,7 @@ impl Flight {
         tally.settle(Tier::Packet);
         let (splicer, number) = (Arc::clone(&flow.engine.splicer), flow.number);
         let story = Arc::clone(&flow.story);
-        let now = move || splicer.splice(number).as_ref().map_or((0, 0), cut::delivered);
+        let now = move || splicer.splice(number).as_ref().map_or((0, 0), Splice::delivered);
         let _metered = tally.metered(move || story.delivered().unwrap_or_else(&now));
         let last = flow.story.wait_for(|news| news.end().is_some()).await;
         // Nothing else was waited for.

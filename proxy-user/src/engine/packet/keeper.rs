@@ -158,8 +158,8 @@ async fn erase(splicer: Arc<Splicer>) {
 /// The peer that may be gone, for it has said nothing for too long: nobody keeps these connections alive by
 /// the leg.
 fn silent(splice: &Splice, now: Duration) -> Option<Side> {
-    let sides = [(Side::Client, &splice.up), (Side::Backend, &splice.down)];
-    let (side, _) = sides.into_iter().find(|(_, way)| silence(way.last_seen, now) > SILENCE)?;
+    let sides = [(Side::Client, &splice.from_client), (Side::Backend, &splice.from_backend)];
+    let (side, _) = sides.into_iter().find(|(_, said)| silence(said.last_seen, now) > SILENCE)?;
     (splice.state == SpliceState::Spliced).then_some(side)
 }
 
@@ -172,8 +172,8 @@ mod tests {
         let hours = |hours: u64| Duration::from_secs(hours * 3_600);
         let seen = |client: u64, backend: u64| {
             let mut splice = Splice { state: SpliceState::Spliced, ..Splice::default() };
-            splice.up.last_seen = hours(client).as_nanos() as u64;
-            splice.down.last_seen = hours(backend).as_nanos() as u64;
+            splice.from_client.last_seen = hours(client).as_nanos() as u64;
+            splice.from_backend.last_seen = hours(backend).as_nanos() as u64;
             splice
         };
         assert_eq!(silent(&seen(10, 10), hours(12)), None);

@@ -145,8 +145,8 @@ fn fits(client: &TcpInfo, backend: &TcpInfo) -> Result<(), &'static str> {
 /// What the handshakes say of packets from the one to the other.
 fn way(sender: &TcpInfo, receiver: &TcpInfo) -> Way {
     Way {
-        scale_in: sender.peer_scale.into(),
-        scale_out: receiver.our_scale.into(),
+        scale_in: sender.peer_scale,
+        scale_out: receiver.our_scale,
         ends_ecn: (sender.options & !receiver.options & ECN != 0).into(),
         ..Way::default()
     }

@@ -1,20 +1,23 @@
 //! The records of flows, by number and by whose packets they are of.
 
+use std::collections::BTreeMap;
 use std::mem;
 use std::os::fd::AsFd as _;
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::available_parallelism;
 
-use aya::maps::{HashMap, Map, MapData, MapError};
+use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use snisplit_common::abi::Direction;
-use snisplit_common::abi::packet::{Leg, SPLICES_MAP, Splice, TUPLES_MAP};
+use snisplit_common::abi::packet::{Leg, SPLICES_MAP, SPLICES_MAX, Splice, TUPLES_MAP};
 
 use super::super::KernelError;
 use super::super::layout::{LegBytes, Plain as _, SpliceBytes, TupleBytes, encode};
+use super::slots::Slots;
 
 /// The kernel lets many write at once, aya one for each descriptor.
 pub(super) struct Records {
     writers: Vec<Mutex<Writer>>,
+    slots: Mutex<Slots>,
     /// Written to by who looks whose a tuple is before it goes: nobody makes it another flow's meanwhile.
     parting: RwLock<()>,
     /// Flows that are nobody's any more, but are still there.
@@ -22,7 +25,7 @@ pub(super) struct Records {
 }
 
 struct Writer {
-    splices: HashMap<MapData, u64, SpliceBytes>,
+    splices: Array<MapData, SpliceBytes>,
     tuples: HashMap<MapData, TupleBytes, LegBytes>,
 }
 
@@ -39,8 +42,10 @@ impl Records {
         let mut writers = (0..others)
             .map(|_| Writer::new(another(&splices, SPLICES_MAP)?, another(&tuples, TUPLES_MAP)?))
             .collect::<Result<Vec<_>, KernelError>>()?;
-        writers.push(Writer::new(splices, tuples)?);
-        Ok(Self { writers, parting: RwLock::default(), gone: Mutex::default() })
+        let last = Writer::new(splices, tuples)?;
+        let slots = Mutex::new(Slots::with(slots(&lock(&last).tuples)));
+        writers.push(last);
+        Ok(Self { writers, slots, parting: RwLock::default(), gone: Mutex::default() })
     }
 
     /// One that nobody else has, as a rule.
@@ -49,21 +54,32 @@ impl Records {
         free.unwrap_or_else(|| lock(&self.writers[0]))
     }
 
+    /// Where a flow's record is.
+    pub(super) fn slot(&self, number: u64) -> Option<u32> {
+        lock(&self.slots).of(number)
+    }
+
     pub(super) fn get(&self, number: u64) -> Option<Splice> {
-        self.writer().splices.get(&number, 0).ok().map(|bytes| Splice::get(&bytes))
+        let slot = self.slot(number)?;
+        self.writer().splices.get(&slot, 0).ok().map(|bytes| Splice::get(&bytes))
     }
 
     pub(super) fn all(&self) -> Vec<(u64, Splice)> {
+        let all = lock(&self.slots).all();
         let writer = self.writer();
-        let all = writer.splices.iter().flatten();
-        all.map(|(number, bytes)| (number, Splice::get(&bytes))).collect()
+        let read =
+            |(number, slot)| Some((number, Splice::get(&writer.splices.get(&slot, 0).ok()?)));
+        all.into_iter().filter_map(read).collect()
     }
 
     pub(super) fn arm(&self, number: u64, splice: &Splice) -> Result<(), MapError> {
         let _nobody_parts = self.parting.read().unwrap_or_else(PoisonError::into_inner);
         let Writer { splices, tuples } = &mut *self.writer();
-        splices.insert(number, encode::<{ size_of::<Splice>() }>(splice), 0)?;
-        let mut legs = legs(number, splice).into_iter();
+        let most = SPLICES_MAX as u32;
+        let full = MapError::OutOfBounds { index: most, max_entries: most };
+        let slot = lock(&self.slots).take(number).ok_or(full)?;
+        splices.set(slot, encode::<{ size_of::<Splice>() }>(&Splice { number, ..*splice }), 0)?;
+        let mut legs = legs((number, slot), splice).into_iter();
         legs.try_for_each(|(tuple, leg)| tuples.insert(tuple, leg, 0))
     }
 
@@ -72,7 +88,8 @@ impl Records {
     pub(super) fn part(&self, number: u64, splice: &Splice) {
         let _nobody_arms = self.parting.write().unwrap_or_else(PoisonError::into_inner);
         let tuples = &mut self.writer().tuples;
-        for (tuple, leg) in legs(number, splice) {
+        for (tuple, leg) in self.slot(number).iter().flat_map(|slot| legs((number, *slot), splice))
+        {
             if tuples.get(&tuple, 0).is_ok_and(|found| found == leg) {
                 let _gone_already = tuples.remove(&tuple);
             }
@@ -92,23 +109,38 @@ impl Records {
 
     pub(super) fn erase(&self, numbers: &[u64]) {
         let splices = &mut self.writer().splices;
-        numbers.iter().for_each(|number| _ = splices.remove(number));
+        for slot in numbers.iter().filter_map(|number| self.slot(*number)) {
+            // Cannot fail: it is one of the table's.
+            let _erased = splices.set(slot, [0; size_of::<Splice>()], 0);
+        }
+        let mut slots = lock(&self.slots);
+        numbers.iter().for_each(|number| slots.give_back(*number));
     }
 }
 
 /// Another descriptor of the same map.
 fn another(map: &Map, name: &'static str) -> Result<Map, KernelError> {
-    let Map::HashMap(data) = map else { return Err(KernelError::Missing(name)) };
+    let (Map::HashMap(data) | Map::Array(data)) = map else {
+        return Err(KernelError::Missing(name));
+    };
     let descriptor = data.fd().as_fd().try_clone_to_owned().map_err(MapError::IoError)?;
-    Ok(Map::HashMap(MapData::from_fd(descriptor)?))
+    let data = MapData::from_fd(descriptor)?;
+    Ok(if matches!(map, Map::Array(_)) { Map::Array(data) } else { Map::HashMap(data) })
 }
 
 fn lock<T>(what: &Mutex<T>) -> MutexGuard<'_, T> {
     what.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn legs(number: u64, splice: &Splice) -> [(TupleBytes, LegBytes); 2] {
-    let leg =
-        |tuple, direction| (encode(tuple), encode(&Leg { splice: number, direction, reserved: 0 }));
+/// All flows that a tuple leads to, and which records they have.
+pub(in super::super) fn slots(
+    tuples: &HashMap<MapData, TupleBytes, LegBytes>,
+) -> BTreeMap<u64, u32> {
+    let legs = tuples.iter().flatten().map(|(_, leg)| Leg::get(&leg));
+    legs.map(|Leg { splice, slot, .. }| (splice, slot)).collect()
+}
+
+pub(super) fn legs((number, slot): (u64, u32), splice: &Splice) -> [(TupleBytes, LegBytes); 2] {
+    let leg = |tuple, direction| (encode(tuple), encode(&Leg { splice: number, direction, slot }));
     [leg(&splice.client, Direction::Up), leg(&splice.backend, Direction::Down)]
 }
