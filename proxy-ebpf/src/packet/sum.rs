@@ -35,12 +35,6 @@ impl Change {
         self.0 += folded & 0xffff_ffff;
     }
 
-    /// More of the same.
-    #[inline(always)]
-    pub(crate) fn join(&mut self, other: Self) {
-        self.0 += other.0;
-    }
-
     /// The checksum that this one becomes.
     #[inline(always)]
     pub(crate) fn applied_to(self, sum: u16) -> u16 {

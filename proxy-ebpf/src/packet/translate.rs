@@ -75,41 +75,36 @@ fn rewrite<Ip: Network>(
         let mut front = ctx.front(at + QUICK)?;
         front.set(at, front.get::<Stamps>(at).translated(way, &mut change));
     }
-    let mut tcp = header(segment, way, to);
-    change.join(between(&front.get(Ip::TCP_AT), &tcp));
-    tcp.check = sum.with(change);
-    front.set(Ip::TCP_AT, tcp);
+    let old: [u32; 4] = front.get(Ip::TCP_AT);
+    let new = header(segment, way, to);
+    old.into_iter().zip(new).for_each(|(old, new)| change.word(old, new));
+    let [ports, seq, ack, flags] = new;
+    let check_urgent = halves(sum.with(change), segment.tcp.urgent);
+    front.set(Ip::TCP_AT, [ports, seq, ack, flags, check_urgent]);
     if let Some(change) = change_of_all {
         ctx.sum_up(change);
     }
     if sum.is_in_doubt { ctx.amend(check, change) } else { Some(()) }
 }
 
+/// All but its last word. In words as the kernel reads them next (`tcp_flag_word`): for what it has written in
+/// pieces a processor waits until they, and whatever it wrote before them, are in its cache.
 #[inline(always)]
-fn header(segment: &Segment, way: &Way, to: &Tuple) -> Tcp {
-    Tcp {
-        source: to.destination_port.to_be(),
-        destination: to.source_port.to_be(),
-        seq: u32::from_be(segment.tcp.seq).wrapping_add(way.seq).to_be(),
-        ack: u32::from_be(segment.tcp.ack).wrapping_add(way.ack).to_be(),
-        window: window(u16::from_be(segment.tcp.window), way).to_be(),
-        ..segment.tcp
-    }
+fn header(segment: &Segment, way: &Way, to: &Tuple) -> [u32; 4] {
+    let Tcp { seq, ack, length, flags, window, .. } = segment.tcp;
+    [
+        halves(to.destination_port.to_be(), to.source_port.to_be()),
+        u32::from_be(seq).wrapping_add(way.seq).to_be(),
+        u32::from_be(ack).wrapping_add(way.ack).to_be(),
+        halves(u16::from_ne_bytes([length, flags]), scaled(u16::from_be(window), way).to_be()),
+    ]
 }
 
+/// Two halves of a word, as they stand.
 #[inline(always)]
-fn between(old: &Tcp, new: &Tcp) -> Change {
-    let mut change = Change::default();
-    change.half(old.source, new.source);
-    change.half(old.destination, new.destination);
-    change.word(old.seq, new.seq);
-    change.word(old.ack, new.ack);
-    change.half(old.window, new.window);
-    change.half(
-        u16::from_ne_bytes([old.length, old.flags]),
-        u16::from_ne_bytes([new.length, new.flags]),
-    );
-    change
+fn halves(first: u16, second: u16) -> u32 {
+    let ([a, b], [c, d]) = (first.to_ne_bytes(), second.to_ne_bytes());
+    u32::from_ne_bytes([a, b, c, d])
 }
 
 /// What differs between IPv4 and IPv6.
@@ -156,8 +151,6 @@ impl Network for Ip4 {
         addresses: Change,
     ) -> Option<Change> {
         let mut header = addresses;
-        let (ttl, check) = (at(offset_of!(Self, ttl)), at(offset_of!(Self, check)));
-        front.set(ttl, front.get::<u8>(ttl).wrapping_sub(1));
         header.half(ONE_HOP, 0);
         if ends_ecn {
             let service = at(offset_of!(Self, service));
@@ -165,7 +158,11 @@ impl Network for Ip4 {
             front.set(service, new);
             header.half(u16::from_ne_bytes([0, old]), u16::from_ne_bytes([0, new]));
         }
-        front.set(check, header.applied_to(front.get(check)));
+        // In one word, which `ip_fast_csum` adds up next.
+        let place = at(offset_of!(Self, ttl));
+        let [ttl, protocol, a, b] = front.get::<u32>(place).to_ne_bytes();
+        let check = header.applied_to(u16::from_ne_bytes([a, b]));
+        front.set(place, halves(u16::from_ne_bytes([ttl.wrapping_sub(1), protocol]), check));
         front.set(at(offset_of!(Self, source)), [unmapped(&to.destination), unmapped(&to.source)]);
         None
     }
@@ -226,7 +223,7 @@ pub(crate) fn unmark(segment: &mut Segment, way: &Way) -> bool {
 
 /// In the scale that the receiver was told of. Some room stays some room, and no room none.
 #[inline(always)]
-fn window(window: u16, way: &Way) -> u16 {
+fn scaled(window: u16, way: &Way) -> u16 {
     let bytes = u32::from(window) << (way.scale_in & 0xf);
     match bytes >> (way.scale_out & 0xf) {
         0 if bytes > 0 => 1,
