@@ -39,7 +39,7 @@ fn values(command: &[String]) -> Vec<Value> {
 fn the_commands_of_the_readme_show_the_flows() {
     let instance = "sp-bpftool";
     let all = commands(instance);
-    let [flows, counters, program] = all.as_slice() else { panic!("{all:?}") };
+    let [flows, counters, program, ..] = all.as_slice() else { panic!("{all:?}") };
     let flow = Flow::open_with("sockmap", &["--instance", instance]);
     write(&flow.client, b"up");
     assert_eq!(read_some(&flow.backend, 2), b"up");
@@ -69,6 +69,23 @@ fn the_commands_of_the_readme_show_the_flows() {
     assert_eq!(read_all(&flow.client), b"");
     flow.ends(2, 8, "closed");
     until("the flow to be gone", || values(flows).is_empty().then_some(()));
+}
+
+#[test]
+fn the_commands_of_the_readme_lead_to_a_packet_flow() {
+    let instance = "sp-bpftool-packet";
+    let all = commands(instance);
+    let [.., tuples, record] = all.as_slice() else { panic!("{all:?}") };
+    let flow = Flow::open_with("packet", &["--instance", instance]);
+    let client = flow.client.local_addr().unwrap();
+    let seen = values(tuples);
+    assert_eq!(seen.len(), 2, "{seen:?}");
+    let key = record.iter().position(|word| word == "key").unwrap();
+    let slot = seen[0]["slot"].to_string();
+    let record = [&record[..=key], &[slot], &record[key + 2..]].concat();
+    let shown = ask(&record)["formatted"]["value"].clone();
+    assert_eq!(shown["state"], "Spliced", "{record:?}: {shown}");
+    assert_eq!(shown["client"]["source_port"], client.port());
 }
 
 #[test]
