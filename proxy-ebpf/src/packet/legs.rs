@@ -31,36 +31,66 @@ pub(crate) fn number(splice: *const Splice) -> u64 {
 }
 
 /// What was found by a tuple.
+#[derive(Clone, Copy)]
 #[repr(C)]
 struct Known {
-    slot: u32,
-    direction: Direction,
     tag: u32,
+    /// The slot of the flow, and the direction in the last bit.
+    leg: u32,
 }
 
-const KNOWN_MAX: usize = 512;
+impl Known {
+    #[inline(always)]
+    const fn new(tag: u32, slot: u32, direction: Direction) -> Self {
+        Self { tag, leg: slot << 1 | direction as u32 }
+    }
+
+    #[inline(always)]
+    const fn leg(self) -> (u32, Direction) {
+        (self.leg >> 1, if self.leg & 1 == 0 { Direction::Up } else { Direction::Down })
+    }
+}
+
+/// These take half of the room that `Work` has.
+const KNOWN_MAX: usize = 2048;
 
 /// What this CPU has found: a look-up by a slot takes less than one by a tuple. Who has the slot by now shows
 /// there; a flow that has ended is looked up by its tuple, which may be another's.
-#[repr(C)]
+#[repr(C, align(8))]
 pub(crate) struct Legs([Known; KNOWN_MAX]);
 
 impl Legs {
+    /// It is in one of two places, next to each other; in the first one if it came last.
     #[inline(always)]
     pub(crate) fn find(&mut self, tuple: &Tuple) -> Option<(Direction, *mut Splice)> {
-        let tag = tag(tuple);
-        let known = self.0.get_mut((tag.wrapping_mul(0x9e37_79b1) >> 23) as usize)?;
-        let Known { slot, direction, .. } = *known;
-        if known.tag == tag
-            && let Some(splice) = SPLICES.get_ptr_mut(slot)
-            && runs(splice, direction, tuple)
-        {
-            return Some((direction, splice));
+        let (tag, first) = (tag(tuple), place(tuple));
+        let second = first ^ 1;
+        for place in [first, second] {
+            let known = self.0.get(place)?;
+            let (slot, direction) = known.leg();
+            if known.tag == tag
+                && let Some(splice) = SPLICES.get_ptr_mut(slot)
+                && runs(splice, direction, tuple)
+            {
+                return Some((direction, splice));
+            }
         }
         let (Leg { slot, direction, .. }, splice) = look_up(tuple)?;
-        *known = Known { slot, direction, tag };
+        let displaced = *self.0.get(first)?;
+        *self.0.get_mut(second)? = displaced;
+        *self.0.get_mut(first)? = Known::new(tag, slot, direction);
         Some((direction, splice))
     }
+}
+
+/// Its first place. Ports are given out one after the other, or every other one of them: then flows that run at a
+/// time do not meet, but for the two directions of some.
+#[inline(always)]
+fn place(tuple: &Tuple) -> usize {
+    let [_, _, prefix, peer] = words(&tuple.source);
+    let hash = (prefix ^ peer.rotate_left(16)).wrapping_mul(0x9e37_79b1) >> 16;
+    let ports = u32::from(tuple.source_port) + u32::from(tuple.destination_port);
+    (hash + 2 * ports) as usize % KNOWN_MAX
 }
 
 /// Tells most tuples apart.

@@ -16,6 +16,9 @@ pub(crate) struct Work {
     pub(crate) key: Key,
 }
 
+/// More than this no per-CPU map holds (`PCPU_MIN_UNIT_SIZE`, mm/percpu.c).
+const _: () = assert!(size_of::<Work>() <= 32 << 10);
+
 /// This CPU's. No program is interrupted by another one: softirqs are off while each of them runs.
 #[btf_map(name = "packet_work")]
 static WORK: PerCpuArray<Work, 1> = PerCpuArray::new();
