@@ -32,19 +32,18 @@ fn summed(path: &str, slot: usize) -> u64 {
     values.iter().map(|one| one["value"].as_u64().unwrap()).sum()
 }
 
-/// Fills a pinned hash map whose keys and values have these sizes with entries of nobody's; the answer
-/// takes them out again.
-pub fn fill<const KEY: usize, const VALUE: usize>(path: &str) -> Box<dyn FnOnce()> {
+/// Fills a pinned `packet_tuples` with tuples of nobody's; the answer takes them out again.
+pub fn fill(path: &str) -> impl FnOnce() + use<> {
     let data = MapData::from_pin(path).unwrap();
-    let mut map = HashMap::<_, [u8; KEY], [u8; VALUE]>::try_from(Map::HashMap(data)).unwrap();
+    let mut map = HashMap::<_, [u8; 36], [u8; 16]>::try_from(Map::HashMap(data)).unwrap();
     let key = |number: u64| {
-        let mut key = [0xff; KEY];
+        let mut key = [0xff; 36];
         key[..8].copy_from_slice(&(u64::MAX - number).to_ne_bytes());
         key
     };
-    let filled = (0..).find(|number| map.insert(key(*number), [0; VALUE], 0).is_err()).unwrap();
+    let filled = (0..).find(|number| map.insert(key(*number), [0; 16], 0).is_err()).unwrap();
     assert!(filled > 1_000, "{path} takes no more than {filled}");
-    Box::new(move || (0..filled).for_each(|number| map.remove(&key(number)).unwrap()))
+    move || (0..filled).for_each(|number| map.remove(&key(number)).unwrap())
 }
 
 /// A counter of the network namespace that the thread is in, of a file in /proc/net and a group there.

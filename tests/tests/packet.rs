@@ -152,7 +152,7 @@ fn more_flows_than_room() {
         agent.record()["engine"].as_str().unwrap().to_owned()
     };
     let old = flow(&lab, &listener);
-    let empty = fill::<36, 16>(&pinned(&lab, "tuples"));
+    let empty = fill(&pinned(&lab, "tuples"));
     assert_eq!(carried(&flow(&lab, &listener)), "splice");
     assert_eq!(agent.metric(&lab, declined), 1.0);
     assert_eq!(carried(&old), "packet");

@@ -132,11 +132,12 @@ fn lock<T>(what: &Mutex<T>) -> MutexGuard<'_, T> {
     what.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// All flows that a tuple leads to, and which records they have.
+/// All flows that a tuple leads to, and which records they have; not what leads nowhere, for the programs neither.
 pub(in super::super) fn slots(
     tuples: &HashMap<MapData, TupleBytes, LegBytes>,
 ) -> BTreeMap<u64, u32> {
     let legs = tuples.iter().flatten().map(|(_, leg)| Leg::get(&leg));
+    let legs = legs.filter(|leg| (leg.slot as usize) < SPLICES_MAX);
     legs.map(|Leg { splice, slot, .. }| (splice, slot)).collect()
 }
 
