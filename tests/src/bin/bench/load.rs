@@ -8,6 +8,7 @@ use std::thread;
 use std::time::Instant;
 
 use crate::places;
+use crate::window::Window;
 
 /// Bytes of a small message, and of a reply.
 pub(crate) const SMALL: usize = 64;
@@ -132,46 +133,52 @@ pub(crate) fn open(load: Load, to: SocketAddr, hello: &[u8]) -> Option<TcpStream
     Some(stream)
 }
 
-/// Works until `end`, on that connection or on one after the other; what was done, and how long each exchange
-/// took.
+/// Works until the window's end, on that connection or on one after the other; what was done within it, and how
+/// long each exchange took.
 pub(crate) fn drive(
     load: Load,
     stream: Option<&TcpStream>,
     next: impl Fn(),
-    end: Instant,
+    window: &Window,
     (done, times): (&AtomicU64, &Mutex<Vec<u32>>),
 ) {
     let mut buffer = vec![0; 256 * 1024];
-    let Some(mut stream) = stream else {
-        while Instant::now() < end {
-            next();
-            done.fetch_add(1, Ordering::Relaxed);
-        }
-        return;
-    };
-    if let Load::Exchanges(size, _) = load {
-        let own_times = exchange(stream, &mut buffer[..size], end);
+    if let (Load::Exchanges(size, _), Some(stream)) = (load, stream) {
+        let own_times = exchange(stream, &mut buffer[..size], window);
         done.fetch_add(own_times.len() as u64, Ordering::Relaxed);
         times.lock().unwrap().extend(own_times);
         return;
     }
-    while Instant::now() < end {
-        let n = match load {
-            Load::Down(_) => stream.read(&mut buffer),
-            Load::Connections(_) | Load::Exchanges(..) | Load::Up(_) => stream.write(&buffer),
-        };
-        done.fetch_add(n.unwrap() as u64, Ordering::Relaxed);
+    let mut step = || match (load, stream) {
+        (Load::Down(_), Some(mut stream)) => stream.read(&mut buffer).unwrap(),
+        (_, Some(mut stream)) => stream.write(&buffer).unwrap(),
+        (_, None) => {
+            next();
+            1
+        }
+    };
+    let mut now = Instant::now();
+    while !window.is_over(now) {
+        let n = step();
+        now = Instant::now();
+        if window.contains(now) {
+            done.fetch_add(n as u64, Ordering::Relaxed);
+        }
     }
 }
 
-/// Sends a message and waits for as much, again and again; how long each took, in ns.
-fn exchange(mut stream: &TcpStream, message: &mut [u8], end: Instant) -> Vec<u32> {
-    let mut times = Vec::new();
-    while Instant::now() < end {
-        let begun = Instant::now();
+/// Sends a message and waits for as much, again and again; how long each took, in ns. Each begins where the one
+/// before ended, so that no time is left out in which this thread waits for a core.
+fn exchange(mut stream: &TcpStream, message: &mut [u8], window: &Window) -> Vec<u32> {
+    let (mut times, mut begun) = (Vec::new(), Instant::now());
+    while !window.is_over(begun) {
         stream.write_all(message).unwrap();
         stream.read_exact(message).unwrap();
-        times.push(u32::try_from(begun.elapsed().as_nanos()).unwrap_or(u32::MAX));
+        let ended = Instant::now();
+        if window.contains(ended) {
+            times.push(u32::try_from((ended - begun).as_nanos()).unwrap_or(u32::MAX));
+        }
+        begun = ended;
     }
     times
 }

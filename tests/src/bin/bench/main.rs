@@ -26,6 +26,7 @@ mod load;
 mod measured;
 mod places;
 mod siege;
+mod window;
 
 const BACKEND_PORT: u16 = 8001;
 /// What asks for nothing but the comparison with a cable.

@@ -3,14 +3,15 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Barrier, Mutex};
+use std::sync::{Barrier, Mutex, OnceLock};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use snisplit_tests::lab::Lab;
 
 use crate::load::{Load, drive, open, reply};
+use crate::window::Window;
 
 /// What was measured, in one piece or in several.
 #[derive(Default)]
@@ -55,7 +56,7 @@ impl Measured {
     }
 }
 
-/// A load for so long. Connections that go on are there before it begins, and until it is over.
+/// A load for so long, on connections that were there before.
 pub(crate) fn measure(
     lab: &Lab,
     load: Load,
@@ -64,32 +65,28 @@ pub(crate) fn measure(
     time: Duration,
 ) -> Measured {
     let (done, times) = (AtomicU64::new(0), Mutex::new(Vec::new()));
-    let ready = Barrier::new(load.flows() + 1);
+    let (ready, window) = (Barrier::new(load.flows()), OnceLock::new());
     let one = || {
         let stream = open(load, to, hello);
         ready.wait();
-        let end = Instant::now() + time;
-        drive(load, stream.as_ref(), || reply(to, hello).unwrap(), end, (&done, &times));
+        let window = window.get_or_init(|| Window::new(time));
+        drive(load, stream.as_ref(), || reply(to, hello).unwrap(), window, (&done, &times));
         stream
     };
-    let (took, cpu) = lab.client(|| {
+    lab.client(|| {
         thread::scope(|scope| {
-            // Threads of this one stay in the client's namespace.
+            // Threads of this one stay in the client's namespace, and streams are open until the last one ends.
             let all: Vec<_> = (0..load.flows()).map(|_| scope.spawn(one)).collect();
-            ready.wait();
-            let (cpu, begun) = (cpu_seconds(), Instant::now());
-            let all: Vec<_> = all.into_iter().map(|one| one.join().unwrap()).collect();
-            let taken = (begun.elapsed().as_secs_f64(), cpu_seconds() - cpu);
-            drop(all);
-            taken
-        })
+            let _streams: Vec<_> = all.into_iter().map(|one| one.join().unwrap()).collect();
+        });
     });
+    let (took, cpu) = window.get().expect("a load of one flow at least").took();
     let done = done.load(Ordering::Relaxed) as f64;
     Measured { done, took, cpu, times: times.into_inner().unwrap() }
 }
 
 /// All time that the machine did not idle, so far.
-fn cpu_seconds() -> f64 {
+pub(crate) fn cpu_seconds() -> f64 {
     let spent = spent();
     // user nice system idle iowait irq softirq steal; guest time is part of user.
     spent[..3].iter().chain(&spent[5..7]).sum()
