@@ -132,7 +132,7 @@ fn lock<T>(what: &Mutex<T>) -> MutexGuard<'_, T> {
     what.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// All flows that a tuple leads to, and which records they have; not what leads nowhere, for the programs neither.
+/// All flows that a tuple leads to, and which records they have. A slot beyond the table is none, as for the programs.
 pub(in super::super) fn slots(
     tuples: &HashMap<MapData, TupleBytes, LegBytes>,
 ) -> BTreeMap<u64, u32> {

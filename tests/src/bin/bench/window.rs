@@ -10,7 +10,7 @@ use crate::measured::cpu_seconds;
 /// for themselves.
 const WARM_UP: Duration = Duration::from_millis(50);
 
-/// All connections work before it begins and until it is over.
+/// Connections begin before it, and end after it.
 pub(crate) struct Window {
     range: Range<Instant>,
     /// When it had begun, and seconds of CPU so far.
