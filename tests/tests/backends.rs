@@ -5,9 +5,12 @@ use std::net::TcpStream;
 
 use rustix::process::{Pid, Signal, kill_process};
 use snisplit_tests::agent::{self, Agent};
+use snisplit_tests::capture::{Capture, Side};
+use snisplit_tests::flow::ENGINES;
 use snisplit_tests::hello::Hello;
 use snisplit_tests::lab::{Lab, backend};
 use snisplit_tests::peer::{openssl, s_client};
+use snisplit_tests::spliced::begin;
 use snisplit_tests::stream::{
     accept, connect, ending, finish, listen, read_all, read_some, stop, write,
 };
@@ -141,6 +144,54 @@ fn a_back_end_that_refuses_is_ejected_and_a_reload_does_not_forget() {
     assert_eq!(heard, (vec![21, 3, 3, 0, 2, 2, 80], Ok(())), "{record}");
     assert_eq!(agent.metric(&lab, failures), 4.0);
 }
+
+/// Bytes of the first packet behind the SYN, for each connection to this port; `None` where that one ends it.
+fn firsts(all: &[(etherparse::TcpHeader, usize)], port: u16) -> Vec<Option<usize>> {
+    let of = all.iter().filter(|(tcp, _)| tcp.destination_port == port && !tcp.syn);
+    let first =
+        |(tcp, len): &(etherparse::TcpHeader, usize)| (!tcp.fin && !tcp.rst).then_some(*len);
+    // The last one of a key stays.
+    let firsts = of.rev().map(|packet| (packet.0.source_port, first(packet)));
+    firsts.collect::<BTreeMap<_, _>>().into_values().collect()
+}
+
+/// A back end hears the hello at once, or the header in front of it: nothing goes before only to say that its
+/// answer to the SYN has arrived. A check has nothing else to say. One of several is enough: what takes longer
+/// than 200 ms is acknowledged alone.
+#[test]
+fn the_first_bytes_acknowledge_the_back_ends_answer() {
+    let hello = |name| Hello::new().sni(name).bytes();
+    for engine in ENGINES {
+        let lab = Lab::new();
+        let [plain, proxied, checks] = [8001, 8002, 8003].map(|port| listen(&lab, backend(port)));
+        let capture = Capture::start(&lab, Side::Backends, "inout");
+        let routes = [
+            "a.test=10.91.2.2:8001",
+            "b.test=10.91.2.2:8002;send_proxy=v2",
+            "c.test=10.91.2.2:8003;check=tcp;check_interval=100ms",
+        ];
+        let routes = routes.map(|route| ["--route", route]).concat();
+        let _agent = Agent::start(&lab, &[&["--engine", engine][..], &routes].concat());
+        let _checked = accept(&checks);
+        let _flows = [(); 4].map(|()| begin(&lab, agent::address(), &plain));
+        let headers = [(); 4].map(|()| {
+            let client = connect(&lab, agent::address());
+            write(&client, &hello(b"b.test"));
+            let behind = accept(&proxied);
+            let rest = read_some(&behind, PROXY_V2)[PROXY_V2 - 1];
+            read_some(&behind, usize::from(rest) + hello(b"b.test").len());
+            PROXY_V2 + usize::from(rest)
+        });
+        let all = capture.segments(&lab);
+        for (port, want) in [(8001, hello(b"a.test").len()), (8002, headers[0]), (8003, 0)] {
+            let found = firsts(&all, port);
+            assert!(found.contains(&Some(want)), "{engine}, {port}: {found:?}, not {want}");
+        }
+    }
+}
+
+/// Bytes of a PROXY header, version 2, of which the last says how many are behind it.
+const PROXY_V2: usize = 16;
 
 /// A file with one route, `more` behind its name.
 fn text(more: &str) -> String {

@@ -4,6 +4,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 
 use rustix::io::Errno;
+use rustix::net::sockopt::set_tcp_quickack;
 use socket2::{Domain, Protocol, SockRef, Type};
 use tokio::net::{TcpStream, UnixStream};
 
@@ -22,6 +23,18 @@ pub(crate) struct Connector<'c> {
     pub(crate) from: Option<IpAddr>,
     /// For a flow that the packet engine may carry.
     pub(crate) packet: Option<Fitting<'c>>,
+    /// What the back end hears of us first.
+    pub(crate) first: First,
+}
+
+/// What a back end hears when it has answered a SYN.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum First {
+    /// That its answer has arrived.
+    Acknowledgement,
+    /// What we have for it, which says so too: a packet less, and a back end that is woken to accept(2) finds
+    /// something to read. Should it not be sent within 200 ms (`TCP_DELACK_MAX`), it is acknowledged alone.
+    Bytes,
 }
 
 /// A connection that is to fit to a client's.
@@ -40,7 +53,7 @@ pub(crate) struct Connected {
 impl<'c> Connector<'c> {
     /// Comes from an address and a port that the kernel chooses.
     pub(crate) const fn plain(limits: &'c Limits, resolver: &'c Resolver) -> Self {
-        Self { limits, resolver, from: None, packet: None }
+        Self { limits, resolver, from: None, packet: None, first: First::Acknowledgement }
     }
 
     /// Tries the addresses of a back end one after the other.
@@ -67,15 +80,26 @@ impl<'c> Connector<'c> {
     }
 
     async fn dial(&self, to: SocketAddr) -> io::Result<Connected> {
-        let socket = match (self.from, self.packet) {
-            (Some(from), _) => connect(bound(from, to)?, to).await?,
-            (None, Some(fitting)) => match fitting.dial(to, self.limits).await? {
-                Some(connected) => return Ok(connected),
-                None => connect(tcp(to)?, to).await?,
-            },
-            (None, None) => connect(tcp(to)?, to).await?,
-        };
-        self.plain_of(socket.watched()?)
+        if let (None, Some(fitting)) = (self.from, self.packet)
+            && let Some(connected) = fitting.dial(to, self).await?
+        {
+            return Ok(connected);
+        }
+        let socket = self.tcp(to)?;
+        if let Some(from) = self.from {
+            bind(&socket, from)?;
+        }
+        self.plain_of(connect(socket, to).await?.watched()?)
+    }
+
+    fn tcp(&self, to: SocketAddr) -> io::Result<socket2::Socket> {
+        let (domain, kind) = (Domain::for_address(to), Type::STREAM.nonblocking());
+        let socket = socket2::Socket::new(domain, kind, Some(Protocol::TCP))?;
+        if self.first == First::Bytes {
+            // `tcp_rcv_synsent_state_process`, net/ipv4/tcp_input.c; not for longer than that.
+            set_tcp_quickack(&socket, false)?;
+        }
+        Ok(socket)
     }
 
     fn plain_of(&self, socket: Socket) -> io::Result<Connected> {
@@ -84,28 +108,26 @@ impl<'c> Connector<'c> {
     }
 }
 
-/// A socket to come from that address, which need not be ours.
-fn bound(from: IpAddr, to: SocketAddr) -> io::Result<socket2::Socket> {
-    let socket = tcp(to)?;
-    sys::set_transparent(&socket, to.is_ipv6())?;
+/// Has it come from that address, which need not be ours.
+fn bind(socket: &socket2::Socket, from: IpAddr) -> io::Result<()> {
+    sys::set_transparent(socket, from.is_ipv6())?;
     // The port is chosen when the back end is known: 60,000 for each client and back end.
-    sys::set_bind_address_no_port(&socket)?;
-    socket.bind(&SocketAddr::new(from, 0).into())?;
-    Ok(socket)
-}
-
-fn tcp(to: SocketAddr) -> io::Result<socket2::Socket> {
-    socket2::Socket::new(Domain::for_address(to), Type::STREAM.nonblocking(), Some(Protocol::TCP))
+    sys::set_bind_address_no_port(socket)?;
+    socket.bind(&SocketAddr::new(from, 0).into())
 }
 
 impl Fitting<'_> {
     /// Comes from a port of ours, and offers no more than the client can take. `None` without such a
     /// port.
-    async fn dial(self, to: SocketAddr, limits: &Limits) -> io::Result<Option<Connected>> {
+    async fn dial(
+        self,
+        to: SocketAddr,
+        connector: &Connector<'_>,
+    ) -> io::Result<Option<Connected>> {
         let Self { engine, front } = self;
         // Somebody may listen on one, or wait on it for what is late.
         for mut lease in (0..PORTS_TRIED).map_while(|_| engine.lease(to)) {
-            let socket = tcp(to)?;
+            let socket = connector.tcp(to)?;
             socket.set_reuse_address(true)?;
             let any = if to.is_ipv4() { IpAddr::V4(0.into()) } else { IpAddr::V6(0.into()) };
             if socket.bind(&SocketAddr::new(any, lease.port()).into()).is_err() {
@@ -115,7 +137,7 @@ impl Fitting<'_> {
             match connect(socket, to).await {
                 Ok(socket) => {
                     let own = SockRef::from(&socket).local_addr()?.as_socket().unwrap_or(to);
-                    let upkeep = limits.upkeep();
+                    let upkeep = connector.limits.upkeep();
                     let terms = Box::new(Terms { front, own, lease, upkeep });
                     return Ok(Some(Connected { socket, terms: Some(terms) }));
                 }

@@ -12,7 +12,7 @@ use tracing::debug;
 
 use super::admit::{Door, OwnAddress};
 use super::backends::{Backends, Choice, Connected};
-use super::connect::{self, Connector};
+use super::connect::{self, Connector, First};
 use super::offer::Offer;
 use crate::config::{Backend, Place, Route};
 use crate::engine::Socket;
@@ -38,9 +38,16 @@ pub(super) struct Preface<'p> {
     pub(super) replay: Replay,
     /// The hello, where a back end must answer it to be taken.
     pub(super) offer: Option<Offer<'p>>,
+    /// Whether the client's own bytes are there already.
+    pub(super) is_followed: bool,
 }
 
 impl Preface<'_> {
+    /// What a back end hears first.
+    pub(super) fn first(self) -> First {
+        if self.is_followed || self.speaks() { First::Bytes } else { First::Acknowledgement }
+    }
+
     /// Whether there is anything for a back end to hear.
     fn speaks(self) -> bool {
         !self.header.is_empty() || self.replay != Replay::Nothing || self.offer.is_some()

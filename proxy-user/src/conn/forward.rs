@@ -38,7 +38,7 @@ pub(super) async fn forward(
     let header = preface::header(route, &hello, &client, record);
     let offer = |patience| Offer { client: &client, hello: hello.wire_len, patience };
     let offer = scene.config.limits.answer_timeout.map(offer);
-    let preface = Preface { header: &header, replay, offer };
+    let preface = Preface { header: &header, replay, offer, is_followed: true };
     let engine = scene.shared.ladder.packet(scene.config.engine);
     let addresses = (record.entry.proxy.unwrap_or(record.entry.client), record.entry.listener);
     let packet = engine
@@ -71,6 +71,7 @@ pub(super) async fn dial(
             resolver: &shared.resolver,
             from: (route.source == Source::Client).then_some(from),
             packet,
+            first: preface.first(),
         },
         door: &shared.door,
         backends: &shared.backends,

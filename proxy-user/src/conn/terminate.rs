@@ -92,7 +92,9 @@ async fn decrypt(ours: Ours, scene: Scene<'_>, record: &mut Record) -> Outcome {
     let Some(tls) = accept(client, server, patience).await else {
         return Outcome::HandshakeFailed;
     };
-    let preface = Preface { header: &header, replay: Replay::Nothing, offer: None };
+    // What the client says may wait for what the back end says.
+    let preface =
+        Preface { header: &header, replay: Replay::Nothing, offer: None, is_followed: false };
     let Ok(dialled) = forward::dial(&one.route, (preface, None), scene, record).await else {
         record.entry.reason = Some("no_backend");
         return Outcome::Refused("no_backend");
