@@ -190,7 +190,7 @@ fn the_first_bytes_acknowledge_the_back_ends_answer() {
     }
 }
 
-/// Bytes of a PROXY header, version 2, of which the last says how many are behind it.
+/// Bytes of a PROXY header, version 2, up to the addresses; the last one says how many are behind it.
 const PROXY_V2: usize = 16;
 
 /// A file with one route, `more` behind its name.
