@@ -7,7 +7,7 @@
 pub mod packet;
 
 /// Changes whenever a layout or a meaning does.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// The verdict program's name in the object and in `bpftool prog`; the kernel keeps 15 bytes.
 pub const VERDICT_PROGRAM: &str = "sni_verdict";
@@ -50,6 +50,9 @@ pub const MEAN_OF: u32 = 16;
 /// Bytes that a direction may move within [`PACE_NS`] before the choice `auto` takes it for bulk, which
 /// splice(2) carries better (docs/benchmarks.md).
 pub const BULK: u64 = 8 << 20;
+/// Bytes that one side says before the other answers, at most and on average, where the two talk by turns: that
+/// is no bulk, however much it comes to, and moves better in the kernel.
+pub const TURN: u64 = 32 << 10;
 /// Nanoseconds that the pace is measured over.
 pub const PACE_NS: u64 = 1_000_000_000;
 
@@ -78,6 +81,9 @@ pub struct Flow {
     pub paced: u64,
     /// Nanoseconds since boot (`CLOCK_MONOTONIC`) that `paced` counts from.
     pub paced_from: u64,
+    /// What the other direction had redirected when this one last looked, which it does once `paced` is more
+    /// than half of `bulk`.
+    pub heard: u64,
     /// The sender's `write_seq` when the first byte came.
     pub base: u32,
     /// The next sequence number that is expected.
@@ -98,8 +104,8 @@ pub struct Flow {
     pub mean_len: u32,
     /// Its key in `routes`.
     pub route: u32,
-    /// No padding.
-    pub reserved: u32,
+    /// How often it found then that the other one had said more.
+    pub turns: u32,
 }
 
 /// A route, for people: its first name.
@@ -203,5 +209,5 @@ impl Count {
 }
 
 const _: () = assert!(Count::EventLost as usize + 1 == COUNTS);
-const _: () = assert!(size_of::<Flow>() == 120 && size_of::<Event>() == 16);
+const _: () = assert!(size_of::<Flow>() == 128 && size_of::<Event>() == 16);
 const _: () = assert!(VERDICT_PROGRAM.len() <= 15 && COUNTERS_MAP.len() <= 15);

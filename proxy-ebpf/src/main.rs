@@ -14,7 +14,7 @@ use aya_ebpf::programs::SkBuffContext;
 use aya_log_ebpf::{debug, warn};
 use snisplit_common::abi::{
     BACKLOG_HARD, BACKLOG_SOFT, BUFFER_OVERHEAD, COUNTS, Count, EVENTS_BYTES, Event, EventKind,
-    Flow, MEAN_OF, PACE_NS, ROUTES_MAX, Route, SOCKETS_MAX, State,
+    Flow, MEAN_OF, PACE_NS, ROUTES_MAX, Route, SOCKETS_MAX, State, TURN,
 };
 
 mod helpers;
@@ -129,18 +129,40 @@ fn give_up_if_slow(cookie: u64, flow: &mut Flow, fresh: u32) -> Result<(), Count
     Ok(())
 }
 
-/// Asks user space to take over a direction that moves much: it has the better means for that.
+/// Asks user space to take over a direction that moves much, unless it does so by turns with the other one: user
+/// space has the better means for bulk.
 fn give_up_if_bulk(cookie: u64, flow: &mut Flow, fresh: u32) {
     let now = helpers::monotonic_ns();
     if now.wrapping_sub(flow.paced_from) > PACE_NS {
-        flow.paced_from = now;
-        flow.paced = 0;
+        pace_anew(flow, now);
     }
     flow.paced += u64::from(fresh);
-    if flow.paced > flow.bulk {
-        flow.state = State::Leaving;
-        tell(cookie, EventKind::Leave);
+    let second_half = flow.paced.saturating_sub(flow.bulk / 2);
+    if second_half == 0 {
+        return;
     }
+    // Another CPU writes there, so it is not looked at for every flow.
+    if let Some(other) = FLOWS.get_ptr(flow.peer) {
+        // SAFETY: the entry lives until this program ends (RCU); the number may be a moment old.
+        let redirected = unsafe { (&raw const (*other).redirected).read_volatile() };
+        flow.turns += u32::from(redirected != flow.heard);
+        flow.heard = redirected;
+    }
+    if flow.paced <= flow.bulk {
+        return;
+    }
+    if second_half <= u64::from(flow.turns) * TURN {
+        pace_anew(flow, now);
+        return;
+    }
+    flow.state = State::Leaving;
+    tell(cookie, EventKind::Leave);
+}
+
+fn pace_anew(flow: &mut Flow, now: u64) {
+    flow.paced_from = now;
+    flow.paced = 0;
+    flow.turns = 0;
 }
 
 /// The first buffer of a direction: from now on its numbers are known.

@@ -22,10 +22,14 @@ pub struct Manner {
 /// From single bytes to more than a socket takes.
 pub const ALL_SIZES: Manner =
     Manner { most: 150_000, pieces: [1, 3, 200, 5_000, 60_000], pause: 12 };
-/// What `auto` takes for a flow of small messages, and what overlaps when it is sent again.
+/// What `auto` takes for a talk by its small messages, and what overlaps when it is sent again.
 pub const SMALL: Manner = Manner { most: 30_000, pieces: [1, 3, 20, 200, 400], pause: 2 };
 
-/// The same, one by one: on a slow line too they do not become one.
+/// What it takes for a talk because it goes to and fro.
+pub const BY_TURNS: Manner =
+    Manner { most: 900_000, pieces: [1, 200, 5_000, 20_000, 30_000], pause: 2 };
+
+/// Small ones, one by one: on a slow line too they do not become one.
 pub const SINGLE: Manner = Manner { most: 40_000, pieces: [1, 3, 20, 200, 400], pause: 1 };
 
 /// What one side says: always the same for a seed.

@@ -18,6 +18,9 @@ const STEPS: usize = 1_600;
 const BULK: usize = STEPS * STEP;
 /// Steps that may be on their way: with what their buffers take they are half of what makes a receiver slow.
 const AHEAD: usize = 4;
+/// What the receiver says once a MiB, as HTTP/2 opens a window: bulk is no exchange for that.
+const GO_ON: &[u8] = b"go on";
+const EVERY: usize = 16;
 const MOVED: &str = "snisplit_engine_moved_total{engine=\"sockmap\"}";
 
 /// Bulk whose receiver keeps up, however slow the machine: else it might leave the kernel for that.
@@ -42,9 +45,18 @@ fn download(flow: &Flow, halfway: impl Fn()) {
             noise.fill(&mut step);
             assert!(read_some(client, STEP) == step, "step {number} has other bytes");
             taken.recv().unwrap();
+            if number % EVERY == 0 {
+                write(client, GO_ON);
+            }
         }
     });
     assert_eq!(read_all(client), b"");
+}
+
+/// The client's end, and what it said while it received.
+fn end(flow: &Flow) {
+    finish(&flow.client);
+    assert_eq!(read_all(&flow.backend), GO_ON.repeat(STEPS / EVERY));
 }
 
 fn direction(flow: &Flow, which: &str) -> Option<Value> {
@@ -58,8 +70,7 @@ fn a_flow_of_few_messages_and_one_of_bulk_stay_on_splice() {
     flow.chat(20);
     download(&flow, || {});
     assert_eq!(direction(&flow, "Up"), None);
-    finish(&flow.client);
-    assert_eq!(read_all(&flow.backend), b"");
+    end(&flow);
     let record = flow.agent.record();
     assert_eq!((&record["engine"], &record["outcome"]), (&"splice".into(), &"closed".into()));
 }
@@ -83,13 +94,43 @@ fn a_flow_of_small_messages_moves_to_the_kernel_and_bulk_moves_back() {
     let at_most = said + BULK / 2 + (AHEAD + 1) * STEP;
     assert!(down["redirected"].as_u64().unwrap() <= at_most as u64, "{down}");
     assert_eq!(direction(&flow, "Up").unwrap()["state"], "Spliced", "judged by itself");
-    finish(&flow.client);
-    assert_eq!(read_all(&flow.backend), b"");
+    end(&flow);
     let record = flow.agent.record();
     assert_eq!((&record["engine"], &record["outcome"]), (&"sockmap".into(), &"closed".into()));
-    assert_eq!(record["up"], said + flow.hello, "{record}");
+    assert_eq!(record["up"], said + STEPS / EVERY * GO_ON.len() + flow.hello, "{record}");
     assert_eq!(record["down"], said + BULK, "{record}");
     until("its entries to be gone", || (entries() == 0).then_some(()));
+}
+
+/// Questions and answers as large as these are no bulk, although they come to more than that within a second.
+#[test]
+fn a_flow_of_larger_messages_by_turns_moves_to_the_kernel_and_stays() {
+    const TIMES: usize = 2_000;
+    for (question, answer) in [(16_384, 16_384), (500, 30_000), (30_000, 500)] {
+        let flow = Flow::open("auto");
+        let (mut noise, mut message) = (Noise::default(), vec![0; question.max(answer)]);
+        let mut pass = |from, to, bytes| {
+            noise.fill(&mut message[..bytes]);
+            write(from, &message[..bytes]);
+            assert!(read_some(to, bytes) == message[..bytes], "other bytes");
+        };
+        for _ in 0..TIMES {
+            pass(&flow.client, &flow.backend, question);
+            pass(&flow.backend, &flow.client, answer);
+        }
+        for (which, bytes) in [("Up", question), ("Down", answer)] {
+            let one = direction(&flow, which).unwrap();
+            assert_eq!(one["state"], "Spliced", "{one}");
+            assert!(one["redirected"].as_u64().unwrap() > (TIMES * bytes) as u64 / 2, "{one}");
+        }
+        finish(&flow.client);
+        finish(&flow.backend);
+        assert_eq!((read_all(&flow.backend), read_all(&flow.client)), (vec![], vec![]));
+        let record = flow.agent.record();
+        assert_eq!((&record["engine"], &record["outcome"]), (&"sockmap".into(), &"closed".into()));
+        assert_eq!(record["up"], TIMES * question + flow.hello, "{record}");
+        assert_eq!(record["down"], TIMES * answer, "{record}");
+    }
 }
 
 fn ask(verb: &str, instance: &str) -> (bool, Value) {

@@ -16,7 +16,7 @@ use snisplit_tests::kernel::{count, counter};
 use snisplit_tests::lab::{Lab, PROXY6, backend};
 use snisplit_tests::line::has_ipv6;
 use snisplit_tests::skip;
-use snisplit_tests::speech::{ALL_SIZES, Manner, SINGLE, SMALL, hear, say};
+use snisplit_tests::speech::{ALL_SIZES, BY_TURNS, Manner, SINGLE, SMALL, hear, say};
 use snisplit_tests::stream::{connect, listen};
 use snisplit_tests::wait::{is_slow, pass, patience, until};
 
@@ -221,6 +221,7 @@ fn every_byte_of_many_odd_flows() {
 #[test]
 fn every_byte_of_flows_that_change_their_engine() {
     storm(Storm { engine: "auto", flows: flows(400), loss: None, manner: SMALL });
+    storm(Storm { engine: "auto", flows: flows(200), loss: None, manner: BY_TURNS });
     storm(Storm { engine: "auto", flows: flows(30), loss: Some(1), manner: SINGLE });
 }
 

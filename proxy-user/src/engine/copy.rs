@@ -45,7 +45,7 @@ impl Copy {
         pair.settle(Tier::Copy);
         match relay(&pair, self.carrier(), self.carrier(), pace).await {
             Relayed::Ended(end) => Carried::Ended(pair.close(end).await),
-            Relayed::Ripe(size) => Carried::Grown(Grown { pair, size }),
+            Relayed::Ripe(kind) => Carried::Grown(Grown { pair, kind }),
         }
     }
 

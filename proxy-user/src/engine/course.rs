@@ -1,6 +1,6 @@
 //! What becomes of a pair.
 
-use super::pace::Size;
+use super::pace::Kind;
 use super::packet::Flight;
 use super::{End, Pair};
 
@@ -24,8 +24,8 @@ pub(super) enum Carried {
 /// A pair still running, and nothing of it is in user space: another engine may carry it on.
 pub(crate) struct Grown {
     pub(super) pair: Pair,
-    /// Of its messages of late.
-    pub(super) size: Size,
+    /// What it was like of late.
+    pub(super) kind: Kind,
 }
 
 impl From<Carried> for Course {

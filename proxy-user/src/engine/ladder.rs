@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::sync::OnceLock;
 
 use super::copy::Copy;
-use super::pace::{Pace, Size};
+use super::pace::{Kind, Pace};
 use super::packet::Packet;
 use super::sockmap::Sockmap;
 use super::splice::Splice;
@@ -61,7 +61,7 @@ impl Choice {
     pub const fn sentence(self) -> &'static str {
         match self {
             Self::Auto => {
-                "splice, else copy; sockmap, where it works, once a flow is one of small messages"
+                "splice, else copy; sockmap, where it works, once a flow is a talk: small messages, or larger ones by turns"
             }
             Self::Only(Tier::Splice) => "splice, else copy",
             Self::Only(Tier::Sockmap) => "sockmap, else splice, else copy",
@@ -148,11 +148,11 @@ impl Ladder {
         (grown, route): (Grown, &str),
         heard: &impl Listener,
     ) -> End {
-        let Grown { pair, size } = grown;
+        let Grown { pair, kind } = grown;
         // Where it cannot be waited for: dropping it resets both.
         let Ok(pair) = pair.here() else { return End::BackendReset };
         match choice {
-            Choice::Auto => Box::pin(self.auto((pair, size), route, heard)).await,
+            Choice::Auto => Box::pin(self.auto((pair, kind), route, heard)).await,
             Choice::Only(Tier::Copy) => Box::pin(self.copy(pair)).await,
             Choice::Only(Tier::Splice | Tier::Sockmap | Tier::Packet) => {
                 Box::pin(self.splice(pair, heard)).await
@@ -160,25 +160,25 @@ impl Ladder {
         }
     }
 
-    /// Splices, until the flow has proved to be one of small messages; then the kernel forwards each
-    /// direction, until it turns bulk. The reason is in docs/benchmarks.md.
+    /// Splices, until the flow has proved to be a talk; then the kernel forwards each direction, until it turns
+    /// bulk. The reason is in docs/benchmarks.md.
     async fn auto(
         &self,
-        (mut pair, mut size): (Pair, Size),
+        (mut pair, mut kind): (Pair, Kind),
         route: &str,
         heard: &impl Listener,
     ) -> End {
         loop {
             // Without one it is not proved yet, or not to be had here.
-            if let (Size::Small, Some(sockmap)) = (size, self.sockmap.get()) {
+            if let (Kind::Talk, Some(sockmap)) = (kind, self.sockmap.get()) {
                 pair.may_turn_bulk = true;
                 heard.moved(Tier::Sockmap);
                 return Box::pin(self.sockmap(sockmap, (pair, route), heard)).await;
             }
-            let pace = Pace::of_small();
+            let pace = Pace::of_talk();
             match Box::pin(self.splice.carry_until_ripe(pair, Some(&pace))).await {
                 Ok(Carried::Ended(end)) => return end,
-                Ok(Carried::Grown(same)) => Grown { pair, size } = same,
+                Ok(Carried::Grown(same)) => Grown { pair, kind } = same,
                 Err(Declined { pair, reason }) => {
                     heard.declined(Tier::Splice, reason);
                     return Box::pin(self.copy(pair)).await;

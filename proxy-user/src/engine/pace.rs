@@ -1,113 +1,163 @@
-//! When a flow is no longer young, and whether it is one of small messages, which the kernel forwards better than
-//! splice(2) does.
+//! When a flow is no longer young, and whether it is a talk, which the kernel forwards better than splice(2)
+//! does.
 //!
 //! The figures are in docs/benchmarks.md: arming costs a short connection more than it gives, and
 //! bulk is splice's. So a flow is handed over when it has proved to be neither.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use snisplit_common::abi::TURN;
+
+use super::Side;
 
 /// Messages that a flow is judged by, both directions together.
 const WINDOW: u32 = 64;
 /// Bytes of a message that is small, on average over a window.
 const SMALL: u64 = 2_048;
 
-/// What the messages of a flow are like.
+/// What a flow is like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Size {
-    Small,
-    Large,
+pub(crate) enum Kind {
+    /// Of small messages, or of larger ones by turns.
+    Talk,
+    Bulk,
 }
 
 /// The pace of a flow of late.
 #[derive(Debug)]
 pub(super) struct Pace {
-    /// Whether a flow of large messages is ripe too.
+    /// Whether a flow of bulk is ripe too.
     is_any_ripe: bool,
+    window: Mutex<Window>,
+}
+
+#[derive(Debug, Default)]
+struct Window {
     /// Directions in the middle of a message or at their end: bytes or an end are in user space.
-    held: AtomicU32,
-    messages: AtomicU32,
-    bytes: AtomicU64,
+    held: u32,
+    messages: u32,
+    /// How often another side spoke than before.
+    turns: u32,
+    spoke: Option<Side>,
+    /// From the client, and from the back end.
+    bytes: [u64; 2],
 }
 
 impl Pace {
-    /// Waits for small messages.
-    pub(super) fn of_small() -> Self {
-        Self::new(false)
+    /// Waits for a talk.
+    pub(super) fn of_talk() -> Self {
+        Self { is_any_ripe: false, window: Mutex::default() }
     }
 
     /// Waits for a window to be over, whatever it brings.
     pub(super) fn of_any() -> Self {
-        Self::new(true)
-    }
-
-    fn new(is_any_ripe: bool) -> Self {
-        let (held, messages, bytes) = Default::default();
-        Self { is_any_ripe, held, messages, bytes }
+        Self { is_any_ripe: true, window: Mutex::default() }
     }
 
     /// A message, or the end of a direction, has been taken from its socket.
     pub(super) fn taken(&self) {
-        self.held.fetch_add(1, Ordering::Relaxed);
+        self.window().held += 1;
     }
 
-    /// All of a message has been given to the other socket. What the flow is like, if it is ripe now and
-    /// nothing of it is in user space.
-    pub(super) fn given(&self, bytes: usize) -> Option<Size> {
-        let held_by_the_other = self.held.fetch_sub(1, Ordering::Relaxed) > 1;
-        let messages = self.messages.fetch_add(1, Ordering::Relaxed) + 1;
-        let total = self.bytes.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
-        if messages < WINDOW {
+    /// All of a message of this side has been given to the other one's socket. What the flow is like, if it is
+    /// ripe now and nothing of it is in user space.
+    pub(super) fn given(&self, side: Side, bytes: usize) -> Option<Kind> {
+        let mut window = self.window();
+        window.held -= 1;
+        window.add(side, bytes as u64);
+        if window.messages < WINDOW {
             return None;
         }
-        let is_small = total <= u64::from(messages) * SMALL;
-        if !is_small && !self.is_any_ripe {
-            self.messages.store(0, Ordering::Relaxed);
-            self.bytes.store(0, Ordering::Relaxed);
+        let kind = window.kind();
+        if kind == Kind::Bulk && !self.is_any_ripe {
+            let Window { held, spoke, .. } = *window;
+            *window = Window { held, spoke, ..Window::default() };
             return None;
         }
-        let size = if is_small { Size::Small } else { Size::Large };
-        (!held_by_the_other).then_some(size)
+        (window.held == 0).then_some(kind)
+    }
+
+    fn window(&self) -> MutexGuard<'_, Window> {
+        self.window.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Window {
+    fn add(&mut self, side: Side, bytes: u64) {
+        self.messages = self.messages.saturating_add(1);
+        self.turns = self.turns.saturating_add(u32::from(self.spoke != Some(side)));
+        self.spoke = Some(side);
+        self.bytes[side as usize] += bytes;
+    }
+
+    fn kind(&self) -> Kind {
+        let [up, down] = self.bytes;
+        let are_small = up + down <= u64::from(self.messages) * SMALL;
+        // Every other one is a direction's own.
+        let by_turns = up.max(down) <= u64::from(self.turns.div_ceil(2)) * TURN;
+        if are_small || by_turns { Kind::Talk } else { Kind::Bulk }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Pace, SMALL, Size, WINDOW};
+    use super::{Kind, Pace, SMALL, Side, TURN, WINDOW};
+
+    const MESSAGES: usize = WINDOW as usize;
 
     /// The message, from 1, at which a flow becomes ripe, and as what.
-    fn ripe(pace: &Pace, messages: impl IntoIterator<Item = u64>) -> Option<(usize, Size)> {
-        (1..).zip(messages).find_map(|(index, bytes)| {
+    fn ripe(pace: &Pace, messages: impl IntoIterator<Item = (Side, u64)>) -> Option<(usize, Kind)> {
+        (1..).zip(messages).find_map(|(index, (side, bytes))| {
             pace.taken();
-            pace.given(bytes as usize).map(|size| (index, size))
+            pace.given(side, bytes as usize).map(|kind| (index, kind))
         })
     }
 
-    /// The message at which a flow proves to be one of small messages.
-    fn ripe_at(messages: impl IntoIterator<Item = u64>) -> Option<usize> {
-        ripe(&Pace::of_small(), messages).map(|(index, size)| {
-            assert_eq!(size, Size::Small);
+    fn down(sizes: impl IntoIterator<Item = u64>) -> Vec<(Side, u64)> {
+        sizes.into_iter().map(|size| (Side::Backend, size)).collect()
+    }
+
+    /// Questions and answers, each answer in so many messages.
+    fn exchanges(question: u64, answer: u64, pieces: usize) -> Vec<(Side, u64)> {
+        let one = [vec![(Side::Client, question)], vec![(Side::Backend, answer); pieces]].concat();
+        one.into_iter().cycle().take(3 * MESSAGES).collect()
+    }
+
+    /// The message at which a flow proves to be a talk.
+    fn ripe_at(messages: impl IntoIterator<Item = (Side, u64)>) -> Option<usize> {
+        ripe(&Pace::of_talk(), messages).map(|(index, kind)| {
+            assert_eq!(kind, Kind::Talk);
             index
         })
     }
 
     #[test]
     fn small_messages_ripen_a_flow_and_bulk_does_not() {
-        let window = WINDOW as usize;
-        assert_eq!(ripe_at(vec![64; window - 1]), None);
-        assert_eq!(ripe_at(vec![SMALL; window]), Some(window));
-        assert_eq!(ripe_at(vec![SMALL + 1; 10 * window]), None);
-        let a_page_first = [vec![60_000; 100], vec![64; 2 * window]].concat();
-        assert_eq!(ripe_at(a_page_first), Some(3 * window), "judged by whole windows");
+        assert_eq!(ripe_at(down(vec![64; MESSAGES - 1])), None);
+        assert_eq!(ripe_at(down(vec![SMALL; MESSAGES])), Some(MESSAGES));
+        assert_eq!(ripe_at(down(vec![SMALL + 1; 10 * MESSAGES])), None);
+        let a_page_first = [vec![60_000; 100], vec![64; 2 * MESSAGES]].concat();
+        assert_eq!(ripe_at(down(a_page_first)), Some(3 * MESSAGES), "judged by whole windows");
+    }
+
+    #[test]
+    fn larger_messages_ripen_it_where_both_sides_talk_by_turns() {
+        assert_eq!(ripe_at(exchanges(TURN, TURN, 1)), Some(MESSAGES));
+        assert_eq!(ripe_at(exchanges(500, TURN, 1)), Some(MESSAGES));
+        assert_eq!(ripe_at(exchanges(500, TURN / 3, 3)), Some(MESSAGES));
+        assert_eq!(ripe_at(exchanges(500, TURN + 1, 1)), None, "each side is judged");
+        assert_eq!(ripe_at(exchanges(TURN + 1, 500, 1)), None);
+        assert_eq!(ripe_at(exchanges(500, TURN, 15)), None, "acknowledged bulk");
     }
 
     #[test]
     fn a_direction_that_holds_something_or_has_ended_keeps_the_flow() {
-        for pace in [Pace::of_small(), Pace::of_any()] {
+        for pace in [Pace::of_talk(), Pace::of_any()] {
             pace.taken();
-            assert_eq!(ripe(&pace, [1; 1_000]), None);
+            assert_eq!(ripe(&pace, down([1; 1_000])), None);
             assert_eq!(
-                pace.given(1),
-                Some(Size::Small),
+                pace.given(Side::Client, 1),
+                Some(Kind::Talk),
                 "the other direction has passed its message on"
             );
         }
@@ -115,9 +165,8 @@ mod tests {
 
     #[test]
     fn whatever_a_window_brings_the_beginnings_are_over() {
-        let window = WINDOW as usize;
-        let young = |bytes| ripe(&Pace::of_any(), vec![bytes; 2 * window]);
-        assert_eq!(young(SMALL), Some((window, Size::Small)));
-        assert_eq!(young(SMALL + 1), Some((window, Size::Large)));
+        let young = |bytes| ripe(&Pace::of_any(), down(vec![bytes; 2 * MESSAGES]));
+        assert_eq!(young(SMALL), Some((MESSAGES, Kind::Talk)));
+        assert_eq!(young(SMALL + 1), Some((MESSAGES, Kind::Bulk)));
     }
 }

@@ -13,7 +13,7 @@ use rustix::net::Shutdown;
 use tokio::io::Interest;
 use tokio::select;
 
-use super::pace::{Pace, Size};
+use super::pace::{Kind, Pace};
 use super::{End, Pair, Side, Socket};
 
 /// Holds the bytes between a read and a write. Holds no resource while it holds no bytes.
@@ -52,14 +52,14 @@ enum Half {
 pub(super) enum Relayed {
     Ended(End),
     /// A flow that `pace` found ripe, at an instant when nothing of it is in user space.
-    Ripe(Size),
+    Ripe(Kind),
 }
 
 /// How a direction was left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Left {
     Ended,
-    Ripe(Size),
+    Ripe(Kind),
 }
 
 /// Carries both directions to their end, or until `pace`, if there is one, says that they are ripe.
@@ -77,7 +77,7 @@ pub(super) async fn relay<C: Carrier>(pair: &Pair, up: C, down: C, pace: Option<
         Side::Backend => up,
     };
     let left = match first {
-        Ok(Left::Ripe(size)) => Ok(Left::Ripe(size)),
+        Ok(Left::Ripe(kind)) => Ok(Left::Ripe(kind)),
         Ok(Left::Ended) => select! {
             biased;
             left = &mut other => left,
@@ -92,7 +92,7 @@ pub(super) async fn relay<C: Carrier>(pair: &Pair, up: C, down: C, pace: Option<
         Err(broken) => Err(broken),
     };
     match left {
-        Ok(Left::Ripe(size)) => Relayed::Ripe(size),
+        Ok(Left::Ripe(kind)) => Relayed::Ripe(kind),
         Ok(Left::Ended) => Relayed::Ended(End::Closed),
         Err(Broken { side: Side::Client, .. }) => Relayed::Ended(End::ClientReset),
         Err(Broken { side: Side::Backend, .. }) => Relayed::Ended(End::BackendReset),
@@ -134,8 +134,8 @@ async fn pump<C: Carrier>(
             // No read follows that would find nothing and say so.
             carrier.rest();
         }
-        if let Some(size) = pace.and_then(|pace| pace.given(bytes)) {
-            return Ok(Left::Ripe(size));
+        if let Some(kind) = pace.and_then(|pace| pace.given(side, bytes)) {
+            return Ok(Left::Ripe(kind));
         }
     }
 }

@@ -64,7 +64,7 @@ impl Splice {
         pair.settle(Tier::Splice);
         match relay(&pair, self.carrier(), self.carrier(), pace).await {
             Relayed::Ended(end) => Ok(Carried::Ended(pair.close(end).await)),
-            Relayed::Ripe(size) => Ok(Carried::Grown(Grown { pair, size })),
+            Relayed::Ripe(kind) => Ok(Carried::Grown(Grown { pair, kind })),
         }
     }
 

@@ -108,8 +108,8 @@ words! {
 
 fields! {
     Flow {
-        peer redirected passed opened bulk paced paced_from base next_seq state direction client
-        backend client_port backend_port mean_len route reserved
+        peer redirected passed opened bulk paced paced_from heard base next_seq state direction
+        client backend client_port backend_port mean_len route turns
     }
     Event { cookie kind reserved }
     Splice {
@@ -136,6 +136,7 @@ mod tests {
             bulk: 11,
             paced: 12,
             paced_from: 13,
+            heard: 14,
             base: 5,
             next_seq: u32::MAX,
             state: State::Spilling,
@@ -146,7 +147,7 @@ mod tests {
             backend_port: 8443,
             mean_len: 16,
             route: 17,
-            reserved: 0,
+            turns: 18,
         };
         assert_eq!(Flow::get(&encode::<{ size_of::<Flow>() }>(&flow)), flow);
         assert_eq!(Flow::get(&[0xff; size_of::<Flow>()]).state, State::Poisoned);
