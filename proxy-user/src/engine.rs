@@ -52,7 +52,7 @@ pub(crate) trait Engine {
 pub enum Tier {
     /// read(2) and write(2) through a pooled buffer.
     Copy,
-    /// splice(2) through a pooled pipe.
+    /// splice(2) through a pooled pipe; what is small is copied.
     Splice,
     /// A verdict program on a socket map.
     Sockmap,

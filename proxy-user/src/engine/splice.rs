@@ -1,4 +1,5 @@
-//! splice(2): the kernel moves pages from socket to pipe to socket, user space moves none.
+//! splice(2): the kernel moves pages from socket to pipe to socket, user space moves none of them. What is small
+//! is copied instead, which takes less.
 //!
 //! A pipe is taken from a pool when bytes arrive and given back, empty, when the socket has no
 //! more. A pipe that still holds bytes when its flow breaks is closed: it must not meet another.
@@ -19,6 +20,10 @@ const PIPE: usize = 256 * 1024;
 /// Slots of a pipe, each at least one byte: a splice of fewer bytes than that cannot have been cut
 /// short by a full pipe (pipe_resize_ring, fs/pipe.c; the default pipe has 16).
 const SLOTS: usize = 16;
+
+/// Bytes of a read up to which copying takes no longer (docs/benchmarks.md): only another system call shows that a
+/// pipe has got all there was.
+const SMALL: usize = 8 * 1024;
 
 /// Empty pipes kept for the next burst.
 const POOL: usize = 256;
@@ -69,7 +74,12 @@ impl Splice {
     }
 
     pub(super) fn carrier(&self) -> SpliceCarrier {
-        SpliceCarrier { engine: self.clone(), pipe: None, spare: self.copy.carrier() }
+        SpliceCarrier {
+            engine: self.clone(),
+            pipe: None,
+            spare: self.copy.carrier(),
+            is_small: true,
+        }
     }
 
     /// Copies instead, for bytes that splice(2) does not see.
@@ -103,12 +113,14 @@ impl Pipe {
 pub(super) struct SpliceCarrier {
     engine: Splice,
     pipe: Option<Pipe>,
-    /// Carries a burst for which there is no pipe (descriptors ran out in mid-flow).
+    /// Carries what is small, and a burst for which there is no pipe (descriptors ran out in mid-flow).
     spare: CopyCarrier,
+    /// Whether the next read is believed to bring little, as the last one did.
+    is_small: bool,
 }
 
-impl Carrier for SpliceCarrier {
-    fn fill(&mut self, from: BorrowedFd<'_>) -> io::Result<Filled> {
+impl SpliceCarrier {
+    fn fill_pipe(&mut self, from: BorrowedFd<'_>) -> io::Result<Filled> {
         let pipe = match self.pipe.take().map_or_else(|| self.engine.take(), Ok) {
             Ok(pipe) => self.pipe.insert(pipe),
             Err(_) => return self.spare.fill(from),
@@ -116,6 +128,14 @@ impl Carrier for SpliceCarrier {
         let bytes = splice(from, &pipe.write, PIPE)?;
         pipe.held += bytes;
         Ok(Filled { bytes, all: bytes > 0 && bytes < SLOTS })
+    }
+}
+
+impl Carrier for SpliceCarrier {
+    fn fill(&mut self, from: BorrowedFd<'_>) -> io::Result<Filled> {
+        let filled = if self.is_small { self.spare.fill(from)? } else { self.fill_pipe(from)? };
+        self.is_small = filled.bytes <= SMALL;
+        Ok(filled)
     }
 
     fn drain(&mut self, to: BorrowedFd<'_>) -> io::Result<usize> {
@@ -155,4 +175,30 @@ fn splice(
     let moved =
         rustix::io::retry_on_intr(|| rustix::pipe::splice(&from, None, &to, None, bytes, flags))?;
     Ok(moved)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::os::fd::AsFd as _;
+    use std::os::unix::net::UnixStream;
+
+    use super::{Carrier as _, SMALL, Splice};
+
+    #[test]
+    fn what_follows_little_is_copied_and_what_follows_much_is_spliced() {
+        let (mut client, from) = UnixStream::pair().unwrap();
+        let (to, _backend) = UnixStream::pair().unwrap();
+        let mut carrier = Splice::default().carrier();
+        let messages = [(1, false), (SMALL, false), (SMALL + 1, false), (SMALL + 1, true)];
+        for (bytes, is_spliced) in messages.into_iter().chain([(1, true), (SMALL + 1, false)]) {
+            client.write_all(&vec![7; bytes]).unwrap();
+            assert_eq!(carrier.fill(from.as_fd()).unwrap().bytes, bytes);
+            assert_eq!(carrier.pipe.is_some(), is_spliced, "{bytes}");
+            while carrier.held() > 0 {
+                carrier.drain(to.as_fd()).unwrap();
+            }
+            carrier.rest();
+        }
+    }
 }
