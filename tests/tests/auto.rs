@@ -67,7 +67,7 @@ fn direction(flow: &Flow, which: &str) -> Option<Value> {
 #[test]
 fn a_flow_of_few_messages_and_one_of_bulk_stay_on_splice() {
     let flow = Flow::open("auto");
-    flow.chat(20);
+    flow.chat(5);
     download(&flow, || {});
     assert_eq!(direction(&flow, "Up"), None);
     end(&flow);

@@ -11,7 +11,7 @@ use snisplit_common::abi::TURN;
 use super::Side;
 
 /// Messages that a flow is judged by, both directions together.
-const WINDOW: u32 = 64;
+const WINDOW: u32 = 32;
 /// Bytes of a message that is small, on average over a window.
 const SMALL: u64 = 2_048;
 
@@ -136,7 +136,7 @@ mod tests {
         assert_eq!(ripe_at(down(vec![64; MESSAGES - 1])), None);
         assert_eq!(ripe_at(down(vec![SMALL; MESSAGES])), Some(MESSAGES));
         assert_eq!(ripe_at(down(vec![SMALL + 1; 10 * MESSAGES])), None);
-        let a_page_first = [vec![60_000; 100], vec![64; 2 * MESSAGES]].concat();
+        let a_page_first = [vec![60_000; MESSAGES * 3 / 2], vec![64; 2 * MESSAGES]].concat();
         assert_eq!(ripe_at(down(a_page_first)), Some(3 * MESSAGES), "judged by whole windows");
     }
 
