@@ -62,9 +62,9 @@ fn table(page: &mut String, measured: &Value, (key, title): (&str, &str)) {
 fn to_cable(page: &mut String, measured: &Value) {
     let _ = write!(
         page,
-        "\n### The packet engine, and the kernel's own forwarding, to a cable\n\nMedians of the \
-         ratios: packet / forward / the cable to itself. Of p50 with the standard error of the \
-         rounds' mean.\n\n\
+        "\n### The packet engine, a bare redirect, and the kernel's own forwarding, to a cable\n\n\
+         Medians of the ratios: packet / redirect / forward / the cable to itself. Of p50 with the \
+         standard error of the rounds' mean.\n\n\
          | | cores | rate | CPU | p50 | p99 |\n|---|---:|---:|---:|---:|---:|\n"
     );
     let pairs = Vec::from_iter(measured["beside"].as_array().into_iter().flatten());
@@ -86,10 +86,11 @@ fn to_cable(page: &mut String, measured: &Value) {
                     |pair: &&Value| Some(pair["own"][key].as_f64()? / pair["cable"][key].as_f64()?);
                 pairs.iter().filter(is_it).filter_map(of).collect()
             };
-            let cells = ["packet", "forward", "direct"].iter().map(ratios).map(|ratios| {
-                let error = (key == "p50").then(|| format!(" ± {:.2}", error(&ratios)));
-                format!("{:.2}{}", median(ratios), error.unwrap_or_default())
-            });
+            let cells =
+                ["packet", "redirect", "forward", "direct"].iter().map(ratios).map(|ratios| {
+                    let error = (key == "p50").then(|| format!(" ± {:.2}", error(&ratios)));
+                    format!("{:.2}{}", median(ratios), error.unwrap_or_default())
+                });
             let cells = Vec::from_iter(cells).join(" / ");
             let _ = write!(page, " {} |", if cells.contains("NaN") { "–" } else { &cells });
         }

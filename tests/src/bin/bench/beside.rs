@@ -14,8 +14,6 @@ use crate::measured::{Measured, measure};
 use crate::places::Kept;
 use crate::{BACKEND_PORT, Plan, line};
 
-/// The cable beside itself shows what the comparison is worth.
-const CANDIDATES: [&str; 3] = ["packet", "forward", "direct"];
 /// Short, and long enough for connections to open up and for the ticks that CPU time comes in.
 const SLICE: Duration = Duration::from_millis(200);
 /// Rounds for each one of the benchmark's: these differ by less.
@@ -23,8 +21,7 @@ const TIMES: u64 = 3;
 
 /// One load on those of them that are chosen; in each round so long on a candidate, and as long on the cable.
 pub(crate) fn run(lab: &Lab, load: Load, hello: &[u8], plan: &Plan) -> Vec<Value> {
-    let names = CANDIDATES.into_iter().filter(|name| plan.candidates.contains(name));
-    let turns = (0..plan.rounds * TIMES).flat_map(|_| names.clone());
+    let turns = (0..plan.rounds * TIMES).flat_map(|_| plan.beside.iter().copied());
     let compare = |name| {
         let candidate = Candidate::start(lab, name, BACKEND_PORT, hello);
         let ways = [candidate.address(BACKEND_PORT), Candidate::Direct.address(BACKEND_PORT)];

@@ -13,6 +13,7 @@ use snisplit_tests::wait::until;
 use crate::OWN;
 use crate::links::{DIRECT, Translation};
 use crate::load::reply;
+use crate::redirect::Redirect;
 
 /// In the order of the tables.
 pub(crate) const ALL: [&str; 11] = [
@@ -29,14 +30,17 @@ pub(crate) const ALL: [&str; 11] = [
     "traefik",
 ];
 
+/// Those that are compared with a cable. The cable beside itself shows what that is worth.
+pub(crate) const BESIDE: [&str; 4] = ["packet", "redirect", "forward", "direct"];
+
 /// Those of these names, or all.
-pub(crate) fn chosen(names: &[String]) -> Vec<&'static str> {
+pub(crate) fn chosen(all: &[&'static str], names: &[String]) -> Vec<&'static str> {
     let is_chosen = |name: &&str| names.is_empty() || names.iter().any(|one| one == name);
-    ALL.into_iter().filter(is_chosen).collect()
+    all.iter().copied().filter(is_chosen).collect()
 }
 
 pub(crate) fn is_one(name: &str) -> bool {
-    ALL.contains(&name)
+    ALL.contains(&name) || BESIDE.contains(&name)
 }
 
 /// Where `forward` listens.
@@ -46,6 +50,10 @@ const NAT: u16 = 8443;
 pub(crate) enum Candidate {
     /// A cable of its own between client and back end.
     Direct,
+    /// A program sends packets on, and does nothing with them.
+    Redirect {
+        _until_dropped: Redirect,
+    },
     /// The kernel forwards packets, with both addresses translated (nftables).
     Forward {
         _until_dropped: Translation,
@@ -67,6 +75,7 @@ impl Candidate {
         let haproxy = |more| Self::Peer(begin(lab, haproxy(lab, port, more)));
         match name {
             "direct" => Self::Direct,
+            "redirect" => Self::Redirect { _until_dropped: Redirect::start(lab) },
             "forward" => {
                 Self::Forward { _until_dropped: Translation::start(lab, NAT, backend(port)) }
             }
@@ -89,6 +98,7 @@ impl Candidate {
     pub(crate) fn address(&self, port: u16) -> SocketAddr {
         match self {
             Self::Direct => (IpAddr::V4(DIRECT), port).into(),
+            Self::Redirect { .. } => (IpAddr::V4(PROXY), port).into(),
             Self::Forward { .. } => (IpAddr::V4(PROXY), NAT).into(),
             Self::Agent(_) | Self::Peer(_) => agent::address(),
         }
@@ -97,7 +107,7 @@ impl Candidate {
     /// Its process, whose children are part of it.
     pub(crate) fn pid(&self) -> Option<u32> {
         match self {
-            Self::Direct | Self::Forward { .. } => None,
+            Self::Direct | Self::Redirect { .. } | Self::Forward { .. } => None,
             Self::Agent(agent) => Some(agent.pid()),
             Self::Peer(child) => Some(child.id()),
         }

@@ -57,7 +57,7 @@ impl Drop for Translation {
     }
 }
 
-fn ip(words: &str) {
+pub(crate) fn ip(words: &str) {
     run(Command::new("ip").args(words.split(' ')));
 }
 

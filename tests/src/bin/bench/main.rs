@@ -25,6 +25,7 @@ mod links;
 mod load;
 mod measured;
 mod places;
+mod redirect;
 mod siege;
 mod window;
 
@@ -39,6 +40,8 @@ struct Plan {
     /// A file for the results.
     out: String,
     candidates: Vec<&'static str>,
+    /// What is compared with a cable.
+    beside: Vec<&'static str>,
     loads: Vec<Load>,
     /// Whether candidates are compared with each other, and with a cable.
     parts: [bool; 2],
@@ -57,12 +60,13 @@ impl Plan {
         let (parts, loads): (Vec<String>, Vec<String>) =
             words.into_iter().partition(|word| word == BESIDE);
         let is_whole = loads.is_empty() && parts.is_empty();
-        let candidates = candidate::chosen(&names);
+        let [candidates, beside] =
+            [&candidate::ALL[..], &candidate::BESIDE].map(|all| candidate::chosen(all, &names));
         let parts = [parts.is_empty(), is_whole || !parts.is_empty()];
         let words = loads;
         let loads: Vec<Load> = Load::chosen(&words).collect();
         assert!(!loads.is_empty(), "no load and no candidate has such a name: {words:?}");
-        Self { rounds, time, out, candidates, loads, parts, is_whole }
+        Self { rounds, time, out, candidates, beside, loads, parts, is_whole }
     }
 }
 
