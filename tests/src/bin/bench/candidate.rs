@@ -11,7 +11,7 @@ use snisplit_tests::peer::{packaged, written};
 use snisplit_tests::wait::until;
 
 use crate::OWN;
-use crate::links::{DIRECT, Translation};
+use crate::links::{DIRECT, Leftover, Translation};
 use crate::load::reply;
 use crate::redirect::Redirect;
 
@@ -58,7 +58,11 @@ pub(crate) enum Candidate {
     Forward {
         _until_dropped: Translation,
     },
-    Agent(Agent),
+    Agent {
+        agent: Agent,
+        /// Behind its agent, as the fields are.
+        _until_dropped: Option<Leftover>,
+    },
     Peer(Child),
 }
 
@@ -89,7 +93,9 @@ impl Candidate {
                 std::fs::write(&config, format!("[packet]\nports = \"{OWN}\"\n")).unwrap();
                 let told = ["--config", config.to_str().unwrap(), "--per-source", "20000"];
                 let flags = [&["--engine", engine, "--route", &route][..], &told].concat();
-                Self::Agent(Agent::start_plain(lab, &flags))
+                let agent = Agent::start_plain(lab, &flags);
+                let leftover = (engine == "packet").then(|| Leftover::of(lab));
+                Self::Agent { agent, _until_dropped: leftover }
             }
         }
     }
@@ -100,7 +106,7 @@ impl Candidate {
             Self::Direct => (IpAddr::V4(DIRECT), port).into(),
             Self::Redirect { .. } => (IpAddr::V4(PROXY), port).into(),
             Self::Forward { .. } => (IpAddr::V4(PROXY), NAT).into(),
-            Self::Agent(_) | Self::Peer(_) => agent::address(),
+            Self::Agent { .. } | Self::Peer(_) => agent::address(),
         }
     }
 
@@ -108,7 +114,7 @@ impl Candidate {
     pub(crate) fn pid(&self) -> Option<u32> {
         match self {
             Self::Direct | Self::Redirect { .. } | Self::Forward { .. } => None,
-            Self::Agent(agent) => Some(agent.pid()),
+            Self::Agent { agent, .. } => Some(agent.pid()),
             Self::Peer(child) => Some(child.id()),
         }
     }

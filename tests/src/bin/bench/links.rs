@@ -1,9 +1,10 @@
-//! Ways between client and back end that are no proxy.
+//! Ways between client and back end that are no proxy, and what a proxy leaves of one.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Command;
 
+use snisplit_tests::agent::binary;
 use snisplit_tests::lab::Lab;
 use snisplit_tests::peer::written;
 
@@ -54,6 +55,27 @@ impl Drop for Translation {
     fn drop(&mut self) {
         let words = ["netns", "exec", &self.namespace, "nft", "delete", "table", "ip", "sp"];
         run(Command::new("ip").args(words));
+    }
+}
+
+/// The programs of the packet engine, which stay without their agent and see all that comes in: on its way the
+/// next candidate would pay for them. Dropping this takes them out.
+pub(crate) struct Leftover {
+    namespace: String,
+}
+
+impl Leftover {
+    pub(crate) fn of(lab: &Lab) -> Self {
+        Self { namespace: lab.names()[1].to_owned() }
+    }
+}
+
+impl Drop for Leftover {
+    fn drop(&mut self) {
+        // Not by `ip netns exec`, which covers the file system of the pins with another /sys.
+        let inside = format!("--net=/run/netns/{}", self.namespace);
+        let mut drop = Command::new("nsenter");
+        run(drop.arg(inside).arg(binary()).args(["flows", "drop", "--instance", &self.namespace]));
     }
 }
 
