@@ -11,7 +11,7 @@ use snisplit_tests::peer::{packaged, written};
 use snisplit_tests::wait::until;
 
 use crate::OWN;
-use crate::links::{DIRECT, Leftover, Translation};
+use crate::links::{DIRECT, Leftover, Translation, assert_clear};
 use crate::load::reply;
 use crate::redirect::Redirect;
 
@@ -69,6 +69,7 @@ pub(crate) enum Candidate {
 impl Candidate {
     /// Starts one in front of this port of the back end, and waits until it brings answers.
     pub(crate) fn start(lab: &Lab, name: &str, port: u16, hello: &[u8]) -> Self {
+        assert_clear(lab);
         let candidate = Self::begin(lab, name, port);
         let to = candidate.address(port);
         until(name, || lab.client(|| reply(to, hello)).ok());

@@ -4,6 +4,7 @@ use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Command;
 
+use aya::programs::{SchedClassifier, TcAttachType};
 use snisplit_tests::agent::binary;
 use snisplit_tests::lab::Lab;
 use snisplit_tests::peer::written;
@@ -78,6 +79,18 @@ impl Drop for Leftover {
         run(drop.arg(inside).arg(binary()).args(["flows", "drop", "--instance", &self.namespace]));
     }
 }
+
+/// That no program stands in the way of the next candidate (of those at tcx, which is where they are here).
+pub(crate) fn assert_clear(lab: &Lab) {
+    for (interface, hook) in
+        ["to-1002", "to-2002"].into_iter().flat_map(|one| HOOKS.map(|hook| (one, hook)))
+    {
+        let found = lab.proxy(|| SchedClassifier::query_tcx(interface, hook).map(|(_, all)| all));
+        assert!(found.unwrap().is_empty(), "a program was left at {interface}");
+    }
+}
+
+const HOOKS: [TcAttachType; 2] = [TcAttachType::Ingress, TcAttachType::Egress];
 
 pub(crate) fn ip(words: &str) {
     run(Command::new("ip").args(words.split(' ')));

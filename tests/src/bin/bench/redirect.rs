@@ -1,5 +1,5 @@
 //! The least that a program can do which stands where `packet`'s does: it reads one field, writes nothing, and
-//! sends every IPv4 packet on. What a translating program takes above that is its own.
+//! sends every IPv4 packet on. What a translating program takes above that is its own. Needs tcx (Linux 6.6).
 
 use std::fs;
 use std::net::{Ipv4Addr, UdpSocket};
