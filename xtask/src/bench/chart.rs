@@ -8,13 +8,13 @@ use serde_json::Value;
 
 use super::values::{candidates, rows};
 
-const WIDTH: u32 = 900;
+const WIDTH: u32 = 940;
 /// Heights of a bar, of the space between groups and of the legend.
 const BAR: i32 = 11;
 const GAP: i32 = 16;
 const LEGEND: i32 = 64;
 /// Where bars begin, and what a ratio of 1 is long.
-const LEFT: i32 = 210;
+const LEFT: i32 = 250;
 const UNIT: f64 = 130.0;
 /// Bars that are longer are cut, and say so.
 const LONGEST: f64 = 5.0;

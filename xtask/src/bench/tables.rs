@@ -9,7 +9,8 @@ use super::values::{candidates, error, median, rows, word};
 pub(super) fn all(measured: &Value) -> String {
     let machine = &measured["machine"];
     let mut page = format!(
-        "\n{} cores, Linux {}, HAProxy {}; {} rounds of {} s each, interleaved. Other machines on the \
+        "\n{} cores, Linux {}, HAProxy {}; {} rounds of {} s each, interleaved, \
+         of exchanges twice as many. Other machines on the \
          same processors took {:.1} % of the time.\n\n\
          ![Rates as ratios to HAProxy](benchmarks.svg)\n",
         machine["cores"],
@@ -76,26 +77,28 @@ fn to_cable(page: &mut String, measured: &Value) {
         }
     }
     for [load, cores] in rows {
-        let _ = write!(page, "| {} | {cores} |", word(load));
+        let of = if *cores == 0 { "any".to_owned() } else { cores.to_string() };
+        let _ = write!(page, "| {} | {of} |", word(load));
+        let is_it = |pair: &&Value| pair["load"] == *load && pair["cores"] == *cores;
+        let row = Vec::from_iter(pairs.iter().copied().filter(is_it));
         for key in ["rate", "cpu", "p50", "p99"] {
-            let ratios = |name: &&str| -> Vec<f64> {
-                let is_it = |pair: &&&Value| {
-                    pair["load"] == *load && pair["cores"] == *cores && pair["candidate"] == *name
-                };
-                let of =
-                    |pair: &&Value| Some(pair["own"][key].as_f64()? / pair["cable"][key].as_f64()?);
-                pairs.iter().filter(is_it).filter_map(of).collect()
-            };
             let cells =
-                ["packet", "redirect", "forward", "direct"].iter().map(ratios).map(|ratios| {
-                    let error = (key == "p50").then(|| format!(" ± {:.2}", error(&ratios)));
-                    format!("{:.2}{}", median(ratios), error.unwrap_or_default())
-                });
-            let cells = Vec::from_iter(cells).join(" / ");
+                ["packet", "redirect", "forward", "direct"].map(|name| cell(&row, name, key));
+            let cells = cells.join(" / ");
             let _ = write!(page, " {} |", if cells.contains("NaN") { "–" } else { &cells });
         }
         page.push('\n');
     }
+}
+
+/// One of those beside the cable.
+fn cell(pairs: &[&Value], name: &str, key: &str) -> String {
+    let ratio = |pair: &&Value| Some(pair["own"][key].as_f64()? / pair["cable"][key].as_f64()?);
+    let of_it = pairs.iter().filter(|pair| pair["candidate"] == name);
+    let ratios = Vec::from_iter(of_it.filter_map(ratio));
+    let error = error(&ratios);
+    let median = median(ratios);
+    if key == "p50" { format!("{median:.3} ± {error:.3}") } else { format!("{median:.2}") }
 }
 
 /// What flows cost that do nothing.

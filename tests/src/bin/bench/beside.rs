@@ -1,7 +1,8 @@
 //! What leaves the path, or never was in it, beside the cable that it is compared with.
 //!
 //! The machine's pace moves by more, from one second to the next, than what is to be told apart here. So
-//! both are measured in slices that take turns, and both ends keep to their cores.
+//! both are measured in slices that take turns: exchanges on connections that stay, so that nothing of their
+//! beginnings is in it, and the rest on new ones.
 
 use std::time::Duration;
 
@@ -10,14 +11,14 @@ use snisplit_tests::lab::Lab;
 
 use crate::candidate::Candidate;
 use crate::load::Load;
-use crate::measured::{Measured, measure};
-use crate::places::Kept;
+use crate::measured::{Measured, Standing, measure};
+use crate::places::{ANY, EACH, Kept, ONE};
 use crate::{BACKEND_PORT, Plan, line};
 
 /// Short, and long enough for connections to open up and for the ticks that CPU time comes in.
 const SLICE: Duration = Duration::from_millis(200);
 /// Rounds for each one of the benchmark's: these differ by less.
-const TIMES: u64 = 3;
+const TIMES: u64 = 2;
 
 /// One load on those of them that are chosen; in each round so long on a candidate, and as long on the cable.
 pub(crate) fn run(lab: &Lab, load: Load, hello: &[u8], plan: &Plan) -> Vec<Value> {
@@ -27,8 +28,13 @@ pub(crate) fn run(lab: &Lab, load: Load, hello: &[u8], plan: &Plan) -> Vec<Value
         let ways = [candidate.address(BACKEND_PORT), Candidate::Direct.address(BACKEND_PORT)];
         let on = |&cores: &usize| {
             let _until_measured = Kept::to(cores);
-            let [own, cable] =
-                in_turns(plan.time, |way| measure(lab, load, ways[way], hello, SLICE));
+            let open = || ways.map(|to| Standing::open(lab, load, (to, hello)));
+            let standing = load.is_exchange().then(open);
+            let slice = |way: usize| match &standing {
+                Some(standing) => standing[way].work(SLICE),
+                None => measure(lab, load, (ways[way], hello), SLICE),
+            };
+            let [own, cable] = in_turns(plan.time, slice);
             let [own, cable] = [own, cable].map(|found| found.json(load));
             println!("{:<28} {name:<14} {} on {cores} core(s)", load.name(), line(&own, load));
             println!("{:<28} {:<14} {}", "", "- cable", line(&cable, load));
@@ -40,9 +46,9 @@ pub(crate) fn run(lab: &Lab, load: Load, hello: &[u8], plan: &Plan) -> Vec<Value
     turns.flat_map(compare).collect()
 }
 
-/// A core each, as two machines have. An exchange on one core takes nothing but processing, and shows most.
+/// An exchange on one core takes nothing but processing, and shows most.
 fn cores(load: Load) -> &'static [usize] {
-    if matches!(load, Load::Exchanges(..)) { &[2, 1] } else { &[2] }
+    if load.is_exchange() { &[EACH, ANY, ONE] } else { &[EACH] }
 }
 
 /// Slices of both ways, `time` for each: a b b a, so that a pace that only falls favours neither.

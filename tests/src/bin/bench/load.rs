@@ -5,15 +5,18 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::places;
-use crate::window::Window;
+use crate::window::{WARM_UP, Window};
 
 /// Bytes of a small message, and of a reply.
 pub(crate) const SMALL: usize = 64;
 /// Bytes of a large message.
 pub(crate) const LARGE: usize = 16 * 1024;
+
+/// Until an agent, which gets little of two cores that are busy, is done with what began 64 flows.
+const SETTLING: Duration = Duration::from_millis(300);
 
 /// What the client asks for behind its hello, in nine bytes of one letter.
 #[derive(Clone, Copy)]
@@ -66,6 +69,15 @@ impl Load {
         }
     }
 
+    /// How long its connections work before that counts.
+    pub(crate) fn warm_up(self) -> Duration {
+        if self.is_exchange() { SETTLING } else { WARM_UP }
+    }
+
+    pub(crate) fn is_exchange(self) -> bool {
+        matches!(self, Self::Exchanges(..))
+    }
+
     pub(crate) fn flows(self) -> usize {
         match self {
             Self::Connections(n) | Self::Exchanges(_, n) | Self::Down(n) | Self::Up(n) => n,
@@ -73,8 +85,9 @@ impl Load {
     }
 }
 
-/// Threads of the back end, each with one connection at a time.
-const SERVERS: usize = 64;
+/// Threads of the back end, each with one connection at a time. As many flows as there are in a load stand on each
+/// of two ways where these take turns.
+const SERVERS: usize = 2 * 64;
 
 /// A back end that answers raw bytes behind a hello of so many bytes.
 pub(crate) fn serve(listener: &TcpListener, hello: usize) {
@@ -120,7 +133,6 @@ fn answer(mut stream: TcpStream, hello: usize, buffer: &mut [u8]) -> io::Result<
 
 /// A connection of a load that goes on, once it is answered.
 pub(crate) fn open(load: Load, to: SocketAddr, hello: &[u8]) -> Option<TcpStream> {
-    places::take(0);
     let kind = match load {
         Load::Connections(_) => return None,
         Load::Exchanges(SMALL, _) => b'e',

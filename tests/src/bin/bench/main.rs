@@ -17,6 +17,7 @@ use snisplit_tests::lab::Lab;
 use candidate::Candidate;
 use load::{Load, serve};
 use measured::{measure, spent, stolen_since};
+use places::{ANY, EACH, Kept};
 
 mod beside;
 mod candidate;
@@ -112,19 +113,25 @@ fn listen(lab: &Lab, port: u16) -> TcpListener {
 /// One load on all candidates.
 fn run(lab: &Lab, load: Load, hello: &[u8], plan: &Plan) -> Vec<Value> {
     let Plan { rounds, time, candidates, .. } = plan;
+    // What an exchange takes depends most on whether its ends share a core.
+    let placed: &[usize] = if load.is_exchange() { &[ANY, EACH] } else { &[ANY] };
     let mut results = Vec::new();
-    for round in 0..*rounds {
-        // Each round starts with another candidate, so that none always runs first.
-        for turn in 0..candidates.len() {
-            let name = candidates[(turn + round as usize) % candidates.len()];
-            let candidate = Candidate::start(lab, name, BACKEND_PORT, hello);
-            let to = candidate.address(BACKEND_PORT);
-            let found = measure(lab, load, to, hello, *time).json(load);
-            println!("{:<28} {name:<14} {}", load.name(), line(&found, load));
-            let mut result = json!({ "load": load.name(), "unit": load.unit(), "round": round,
-                "candidate": name });
-            result.as_object_mut().unwrap().extend(found.as_object().unwrap().clone());
-            results.push(result);
+    for &cores in placed {
+        let _until_measured = Kept::to(cores);
+        let row = if cores == EACH { format!("{}, 2 cores", load.name()) } else { load.name() };
+        for round in 0..rounds * placed.len() as u64 {
+            // Each round starts with another candidate, so that none always runs first.
+            for turn in 0..candidates.len() {
+                let name = candidates[(turn + round as usize) % candidates.len()];
+                let candidate = Candidate::start(lab, name, BACKEND_PORT, hello);
+                let way = (candidate.address(BACKEND_PORT), hello);
+                let found = measure(lab, load, way, *time).json(load);
+                println!("{row:<36} {name:<14} {}", line(&found, load));
+                let mut result = json!({ "load": row, "unit": load.unit(), "round": round,
+                    "candidate": name });
+                result.as_object_mut().unwrap().extend(found.as_object().unwrap().clone());
+                results.push(result);
+            }
         }
     }
     results

@@ -1,8 +1,8 @@
 //! Measures a load.
 
 use std::fs;
-use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Barrier, Mutex, OnceLock};
 use std::thread;
 use std::time::Duration;
@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 use snisplit_tests::lab::Lab;
 
 use crate::load::{Load, drive, open, reply};
-use crate::window::Window;
+use crate::places;
+use crate::window::{WARM_UP, Window};
 
 /// What was measured, in one piece or in several.
 #[derive(Default)]
@@ -57,32 +58,88 @@ impl Measured {
 }
 
 /// A load for so long, on connections that were there before.
-pub(crate) fn measure(
-    lab: &Lab,
-    load: Load,
-    to: SocketAddr,
-    hello: &[u8],
-    time: Duration,
-) -> Measured {
-    let (done, times) = (AtomicU64::new(0), Mutex::new(Vec::new()));
-    let (ready, window) = (Barrier::new(load.flows()), OnceLock::new());
-    let one = || {
-        let stream = open(load, to, hello);
-        ready.wait();
-        let window = window.get_or_init(|| Window::new(time));
-        drive(load, stream.as_ref(), || reply(to, hello).unwrap(), window, (&done, &times));
+pub(crate) fn measure(lab: &Lab, load: Load, way: (SocketAddr, &[u8]), time: Duration) -> Measured {
+    let work = Work::new(load, way, (load.warm_up(), time));
+    let flows = vec![(); load.flows()];
+    // Open until the last one ends.
+    let _streams = on_each(lab, &flows, |()| {
+        let stream = open(load, way.0, way.1);
+        work.take_part(stream.as_ref());
         stream
+    });
+    work.measured()
+}
+
+/// A load's connections, at work now and then.
+pub(crate) struct Standing<'a> {
+    lab: &'a Lab,
+    load: Load,
+    way: (SocketAddr, &'a [u8]),
+    streams: Vec<Option<TcpStream>>,
+}
+
+impl<'a> Standing<'a> {
+    pub(crate) fn open(lab: &'a Lab, load: Load, way: (SocketAddr, &'a [u8])) -> Self {
+        let flows = vec![(); load.flows()];
+        let streams = on_each(lab, &flows, |()| open(load, way.0, way.1));
+        let standing = Self { lab, load, way, streams };
+        let _uncounted = standing.work(load.warm_up());
+        standing
+    }
+
+    pub(crate) fn work(&self, time: Duration) -> Measured {
+        let work = Work::new(self.load, self.way, (WARM_UP, time));
+        on_each(self.lab, &self.streams, |stream| work.take_part(stream.as_ref()));
+        work.measured()
+    }
+}
+
+/// What all flows of a load do at once.
+struct Work<'a> {
+    load: Load,
+    way: (SocketAddr, &'a [u8]),
+    /// How long it does not count at first, and then how long it does.
+    times: (Duration, Duration),
+    ready: Barrier,
+    window: OnceLock<Window>,
+    done: AtomicU64,
+    took: Mutex<Vec<u32>>,
+}
+
+impl<'a> Work<'a> {
+    fn new(load: Load, way: (SocketAddr, &'a [u8]), times: (Duration, Duration)) -> Self {
+        let (ready, window) = (Barrier::new(load.flows()), OnceLock::new());
+        let (done, took) = (AtomicU64::new(0), Mutex::new(Vec::new()));
+        Self { load, way, times, ready, window, done, took }
+    }
+
+    fn take_part(&self, stream: Option<&TcpStream>) {
+        self.ready.wait();
+        let window = self.window.get_or_init(|| Window::new(self.times.0, self.times.1));
+        let next = || reply(self.way.0, self.way.1).unwrap();
+        drive(self.load, stream, next, window, (&self.done, &self.took));
+    }
+
+    fn measured(self) -> Measured {
+        let (took, cpu) = self.window.get().expect("a load of one flow at least").took();
+        let done = self.done.into_inner() as f64;
+        Measured { done, took, cpu, times: self.took.into_inner().unwrap() }
+    }
+}
+
+/// In the client's namespace and place, on a thread for each.
+fn on_each<T: Sync, R: Send>(lab: &Lab, all: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let work = |one| {
+        places::take(0);
+        work(one)
     };
     lab.client(|| {
+        // Threads of this one stay in its namespace.
         thread::scope(|scope| {
-            // Threads of this one stay in the client's namespace, and streams are open until the last one ends.
-            let all: Vec<_> = (0..load.flows()).map(|_| scope.spawn(one)).collect();
-            let _streams: Vec<_> = all.into_iter().map(|one| one.join().unwrap()).collect();
-        });
-    });
-    let (took, cpu) = window.get().expect("a load of one flow at least").took();
-    let done = done.load(Ordering::Relaxed) as f64;
-    Measured { done, took, cpu, times: times.into_inner().unwrap() }
+            let all: Vec<_> = all.iter().map(|one| scope.spawn(|| work(one))).collect();
+            all.into_iter().map(|one| one.join().unwrap()).collect()
+        })
+    })
 }
 
 /// All time that the machine did not idle, so far.

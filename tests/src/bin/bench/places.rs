@@ -7,8 +7,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::thread::{CpuSet, sched_setaffinity};
 
-/// How many cores they share; 0 if the scheduler may do as it likes.
-static CORES: AtomicUsize = AtomicUsize::new(0);
+/// How many cores they share.
+static CORES: AtomicUsize = AtomicUsize::new(ANY);
+
+/// The scheduler may do as it likes.
+pub(crate) const ANY: usize = 0;
+/// They share one.
+pub(crate) const ONE: usize = 1;
+/// A core each.
+pub(crate) const EACH: usize = 2;
 
 /// Has connections that begin from now on keep to so many cores, until it is dropped.
 pub(crate) struct Kept;
@@ -22,7 +29,7 @@ impl Kept {
 
 impl Drop for Kept {
     fn drop(&mut self) {
-        CORES.store(0, Ordering::Relaxed);
+        CORES.store(ANY, Ordering::Relaxed);
     }
 }
 
@@ -30,7 +37,7 @@ impl Drop for Kept {
 pub(crate) fn take(end: usize) {
     let mut cores = CpuSet::new();
     match CORES.load(Ordering::Relaxed) {
-        0 => (0..CpuSet::MAX_CPU).for_each(|core| cores.set(core)),
+        ANY => (0..CpuSet::MAX_CPU).for_each(|core| cores.set(core)),
         shared => cores.set(end % shared),
     }
     sched_setaffinity(None, &cores).expect("a core that this process may use");

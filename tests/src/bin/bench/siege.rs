@@ -27,7 +27,7 @@ fn round(lab: &Lab, hello: &[u8], time: Duration) -> Value {
     let patient = ["--hello-timeout", "5m", "--max-peeking", "20000", "--per-source", "20000"];
     let route = ["--route", "a.test=10.91.2.2:8001"];
     let agent = Agent::start_plain(lab, &[&patient[..], &route].concat());
-    let rate = || measure(lab, LOAD, agent::address(), hello, time).rate(LOAD);
+    let rate = || measure(lab, LOAD, (agent::address(), hello), time).rate(LOAD);
     let (quiet, before) = (rate(), agent.resident());
     let crowd = gather(lab);
     until("the agent to have let them all in", || {

@@ -8,7 +8,7 @@ use crate::measured::cpu_seconds;
 
 /// How long a load's connections work before that: they do not begin at once, and the first ones have the machine
 /// for themselves.
-const WARM_UP: Duration = Duration::from_millis(50);
+pub(crate) const WARM_UP: Duration = Duration::from_millis(50);
 
 /// Connections begin before it, and end after it.
 pub(crate) struct Window {
@@ -20,9 +20,9 @@ pub(crate) struct Window {
 }
 
 impl Window {
-    /// So long, soon.
-    pub(crate) fn new(time: Duration) -> Self {
-        let start = Instant::now() + WARM_UP;
+    /// So long, and as soon as that.
+    pub(crate) fn new(warm_up: Duration, time: Duration) -> Self {
+        let start = Instant::now() + warm_up;
         Self { range: start..start + time, first: OnceLock::new(), last: OnceLock::new() }
     }
 
