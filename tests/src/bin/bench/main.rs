@@ -114,19 +114,20 @@ fn listen(lab: &Lab, port: u16) -> TcpListener {
 fn run(lab: &Lab, load: Load, hello: &[u8], plan: &Plan) -> Vec<Value> {
     let Plan { rounds, time, candidates, .. } = plan;
     // What an exchange takes depends most on whether its ends share a core.
-    let placed: &[usize] = if load.is_exchange() { &[ANY, EACH] } else { &[ANY] };
+    let (placed, times): (&[usize], _) =
+        if load.is_exchange() { (&[ANY, EACH], beside::TIMES) } else { (&[ANY], 1) };
     let mut results = Vec::new();
     for &cores in placed {
         let _until_measured = Kept::to(cores);
         let row = if cores == EACH { format!("{}, 2 cores", load.name()) } else { load.name() };
-        for round in 0..rounds * placed.len() as u64 {
+        for round in 0..rounds * times {
             // Each round starts with another candidate, so that none always runs first.
             for turn in 0..candidates.len() {
                 let name = candidates[(turn + round as usize) % candidates.len()];
                 let candidate = Candidate::start(lab, name, BACKEND_PORT, hello);
                 let way = (candidate.address(BACKEND_PORT), hello);
                 let found = measure(lab, load, way, *time).json(load);
-                println!("{row:<36} {name:<14} {}", line(&found, load));
+                println!("{row:<37} {name:<14} {}", line(&found, load));
                 let mut result = json!({ "load": row, "unit": load.unit(), "round": round,
                     "candidate": name });
                 result.as_object_mut().unwrap().extend(found.as_object().unwrap().clone());
