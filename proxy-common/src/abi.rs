@@ -10,7 +10,7 @@ pub mod packet;
 pub const ABI_VERSION: u32 = 4;
 
 /// The verdict program's name in the object and in `bpftool prog`; the kernel keeps 15 bytes.
-pub const VERDICT_PROGRAM: &str = "sni_verdict";
+pub const SOCKMAP_VERDICT_PROGRAM: &str = "sni_verdict";
 
 /// [`ABI_VERSION`], one entry.
 pub const ABI_MAP: &str = "abi";
@@ -28,33 +28,33 @@ pub const EVENTS_MAP: &str = "events";
 pub const COUNTERS_MAP: &str = "counters";
 
 /// Sockets at once, two for each flow; the loader may make it less.
-pub const SOCKETS_MAX: usize = 262_144;
+pub const MAX_SOCKETS: usize = 262_144;
 /// Routes at once; flows of more have number 0.
-pub const ROUTES_MAX: usize = 16_384;
+pub const MAX_ROUTES: usize = 16_384;
 /// Bytes of a route's name that are kept.
-pub const NAME_MAX: usize = 64;
+pub const ROUTE_NAME_LEN: usize = 64;
 /// Bytes of the event ring.
-pub const EVENTS_BYTES: usize = 1 << 20;
+pub const EVENT_RING_BYTES: usize = 1 << 20;
 
 /// Bytes of memory that one direction may have waiting in the kernel for the peer's socket before user
 /// space is asked to take the direction over. Until it has, the sender meets no resistance.
-pub const BACKLOG_SOFT: u64 = 1 << 20;
+pub const BACKLOG_SOFT_LIMIT: u64 = 1 << 20;
 /// Bytes of memory at which nothing more is redirected, whether it has or not.
-pub const BACKLOG_HARD: u64 = 4 << 20;
+pub const BACKLOG_HARD_LIMIT: u64 = 4 << 20;
 /// Bytes of memory that a buffer is taken to need besides its data: `sk_buff`, `skb_shared_info` and
 /// headers. A flow of single bytes consists of little else.
-pub const BUFFER_OVERHEAD: u64 = 1 << 10;
+pub const SKB_TRUESIZE_OVERHEAD: u64 = 1 << 10;
 /// What [`Flow::mean_len`] is counted in, and how many buffers it looks back.
-pub const MEAN_OF: u32 = 16;
+pub const SKB_LEN_EWMA_WEIGHT: u32 = 16;
 
 /// Bytes that a direction may move within [`PACE_NS`] before the choice `auto` takes it for bulk, which
 /// splice(2) carries better (docs/benchmarks.md).
-pub const BULK: u64 = 8 << 20;
+pub const BULK_BYTES_PER_WINDOW: u64 = 8 << 20;
 /// Bytes that one side says before the other answers, at most and on average, where the two talk by turns: that
 /// is no bulk, however much it comes to, and moves better in the kernel.
-pub const TURN: u64 = 32 << 10;
+pub const MAX_EXCHANGE_BYTES: u64 = 32 << 10;
 /// Nanoseconds that the pace is measured over.
-pub const PACE_NS: u64 = 1_000_000_000;
+pub const CLASSIFY_WINDOW_NS: u64 = 1_000_000_000;
 
 /// Globals of the program: offsets in kernel structures, from the kernel's BTF.
 pub const SKB_SEQ_OFFSET: &str = "SKB_SEQ_OFFSET";
@@ -66,69 +66,69 @@ pub const COPIED_SEQ_OFFSET: &str = "COPIED_SEQ_OFFSET";
 /// One direction of a flow, for the program and for people.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
-pub struct Flow {
+pub struct DirectionEntry {
     /// The cookie of the socket that sends it on.
-    pub peer: u64,
+    pub egress_cookie: u64,
     /// Bytes that the kernel redirected.
-    pub redirected: u64,
+    pub redirected_bytes: u64,
     /// Bytes that were left to user space.
-    pub passed: u64,
+    pub passed_bytes: u64,
     /// Seconds since 1970 when the flow began.
-    pub opened: u64,
+    pub started_at: u64,
     /// Bytes within [`PACE_NS`] at which the direction is given to user space; 0 is never.
-    pub bulk: u64,
+    pub bulk_threshold: u64,
     /// Bytes redirected since `paced_from`.
-    pub paced: u64,
+    pub window_bytes: u64,
     /// Nanoseconds since boot (`CLOCK_MONOTONIC`) that `paced` counts from.
-    pub paced_from: u64,
+    pub window_start_ns: u64,
     /// What the other direction had redirected when this one last looked, which it does once `paced` is more
     /// than half of `bulk`.
-    pub heard: u64,
+    pub reverse_redirected: u64,
     /// The sender's `write_seq` when the first byte came.
-    pub base: u32,
+    pub initial_write_seq: u32,
     /// The next sequence number that is expected.
     pub next_seq: u32,
     /// What becomes of its bytes.
-    pub state: State,
+    pub state: DirectionState,
     /// Which way it goes.
     pub direction: Direction,
     /// The client's address; IPv4 as `::ffff:a.b.c.d`.
-    pub client: [u8; 16],
+    pub client_address: [u8; 16],
     /// The back end's address likewise.
-    pub backend: [u8; 16],
+    pub backend_address: [u8; 16],
     /// The client's port.
     pub client_port: u16,
     /// The back end's port.
     pub backend_port: u16,
     /// Bytes in a buffer of late, on average, in sixteenths of a byte.
-    pub mean_len: u32,
+    pub avg_skb_len_x16: u32,
     /// Its key in `routes`.
-    pub route: u32,
+    pub route_id: u32,
     /// How often it found then that the other one had said more.
-    pub turns: u32,
+    pub direction_changes: u32,
 }
 
 /// A route, for people: its first name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
-pub struct Route {
+pub struct RouteName {
     /// Zeros behind its end.
-    pub name: [u8; NAME_MAX],
+    pub name: [u8; ROUTE_NAME_LEN],
 }
 
 /// What becomes of the bytes of a direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u32)]
-pub enum State {
+pub enum DirectionState {
     /// None came yet.
     #[default]
-    Armed = 0,
+    Pending = 0,
     /// The kernel redirects them.
-    Spliced = 1,
+    Redirecting = 1,
     /// Its peer is slow, or it is bulk: user space is asked to take the direction over, for good.
-    Leaving = 2,
+    Detaching = 2,
     /// It has not in time: nothing more is redirected, and bytes are left to it one by one.
-    Spilling = 3,
+    Overflowing = 3,
     /// Their order is in doubt: nothing is forwarded any more, and the flow is reset.
     Poisoned = 4,
 }
@@ -147,11 +147,11 @@ pub enum Direction {
 /// Something that only user space can deal with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
-pub struct Event {
+pub struct SockmapEvent {
     /// The socket that received.
     pub cookie: u64,
     /// What happened.
-    pub kind: EventKind,
+    pub kind: SockmapEventKind,
     /// No padding.
     pub reserved: u32,
 }
@@ -159,9 +159,9 @@ pub struct Event {
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
-pub enum EventKind {
+pub enum SockmapEventKind {
     /// User space is to carry this direction from now on.
-    Leave = 0,
+    Detach = 0,
     /// The flow must be reset.
     Poison = 1,
 }
@@ -169,45 +169,45 @@ pub enum EventKind {
 /// Slots of [`COUNTERS_MAP`]: how socket buffers fared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
-pub enum Count {
+pub enum SockmapCounter {
     /// Redirected.
     Redirected = 0,
     /// Left to user space because it was too slow to take over.
-    Passed = 1,
+    PassedToUser = 1,
     /// Dropped, and the flow poisoned: the peer's socket is not to be found.
-    NoTarget = 2,
+    EgressNotFound = 2,
     /// Left to user space because the socket belongs to no flow.
-    NoFlow = 3,
+    NoEntry = 3,
     /// Without data of its own: a FIN.
-    Empty = 4,
+    NoData = 4,
     /// Redirected after bytes that had been forwarded already were cut off in front.
     Trimmed = 5,
     /// Dropped, and the flow poisoned: a sequence number that cannot be.
-    BadSequence = 6,
+    InvalidSequence = 6,
     /// Dropped, and the flow poisoned: kernel memory could not be read, or the cut failed.
-    Unreadable = 7,
+    KernelReadFailed = 7,
     /// Events that the ring had no room for.
     EventLost = 8,
 }
 
 /// How many slots there are.
-pub const COUNTS: usize = Count::ALL.len();
+pub const SOCKMAP_COUNTER_COUNT: usize = SockmapCounter::ALL.len();
 
-impl Count {
+impl SockmapCounter {
     /// Each with its words for people.
     pub const ALL: [(Self, &'static str); 9] = [
         (Self::Redirected, "redirected"),
-        (Self::Passed, "left to user space, which was too slow to take over"),
-        (Self::NoTarget, "dropped: the peer's socket was not to be found"),
-        (Self::NoFlow, "left to user space: of no flow"),
-        (Self::Empty, "without data of their own: a FIN"),
+        (Self::PassedToUser, "left to user space, which was too slow to take over"),
+        (Self::EgressNotFound, "dropped: the peer's socket was not to be found"),
+        (Self::NoEntry, "left to user space: of no flow"),
+        (Self::NoData, "without data of their own: a FIN"),
         (Self::Trimmed, "redirected after what had been forwarded already was cut off"),
-        (Self::BadSequence, "dropped: a sequence number that cannot be"),
-        (Self::Unreadable, "dropped: kernel memory could not be read, or the cut failed"),
+        (Self::InvalidSequence, "dropped: a sequence number that cannot be"),
+        (Self::KernelReadFailed, "dropped: kernel memory could not be read, or the cut failed"),
         (Self::EventLost, "events that the ring had no room for"),
     ];
 }
 
-const _: () = assert!(Count::EventLost as usize + 1 == COUNTS);
-const _: () = assert!(size_of::<Flow>() == 128 && size_of::<Event>() == 16);
-const _: () = assert!(VERDICT_PROGRAM.len() <= 15 && COUNTERS_MAP.len() <= 15);
+const _: () = assert!(SockmapCounter::EventLost as usize + 1 == SOCKMAP_COUNTER_COUNT);
+const _: () = assert!(size_of::<DirectionEntry>() == 128 && size_of::<SockmapEvent>() == 16);
+const _: () = assert!(SOCKMAP_VERDICT_PROGRAM.len() <= 15 && COUNTERS_MAP.len() <= 15);

@@ -26,7 +26,7 @@ impl Alert {
     /// The whole record: type 21, version 3.3, two bytes, level fatal.
     ///
     /// A client reads the version of an alert before negotiation loosely (RFC 8446 §5.1).
-    pub const fn record(self) -> [u8; 7] {
+    pub const fn to_record(self) -> [u8; 7] {
         [21, 3, 3, 0, 2, 2, self as u8]
     }
 

@@ -5,9 +5,9 @@
 //! traffic follows the same table, with the catch-all taking what is left.
 
 use crate::alert::Alert;
-use crate::hello::{Hello, Sni};
-use crate::name::ServerName;
-use crate::routes::{Claim, Routes};
+use crate::client_hello::{ClientHello, Sni};
+use crate::route_table::{MatchKind, RouteTable};
+use crate::server_name::ServerName;
 
 /// What a route says about validations of its names (`acme` in the config).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,45 +36,45 @@ pub enum AcmeBypass {
 }
 
 /// A route as far as a decision needs it.
-pub trait Policy {
+pub trait RoutePolicy {
     /// The route's own word on validations.
-    fn acme(&self) -> AcmePolicy;
+    fn acme_policy(&self) -> AcmePolicy;
 }
 
 /// The certificates of this agent.
-pub trait Certificates {
+pub trait CertificateLookup {
     /// What proves that a connection can be terminated here.
-    type Held;
+    type Certificate;
     /// The challenge certificate of an order under way for exactly this name.
-    fn pending(&self, name: &ServerName) -> Option<Self::Held>;
+    fn pending_challenge(&self, name: &ServerName) -> Option<Self::Certificate>;
     /// How this agent claims to terminate a name itself, if it does. A route with a more specific
     /// claim still owns the name; the configuration allows no two equal ones.
-    fn managed(&self, name: &ServerName) -> Option<Managed<Self::Held>>;
+    fn managed_name(&self, name: &ServerName) -> Option<ManagedName<Self::Certificate>>;
 }
 
 /// A name that this agent terminates itself.
 #[derive(Debug)]
-pub struct Managed<H> {
+pub struct ManagedName<H> {
     /// How specific its claim is.
-    pub claim: Claim,
+    pub kind: MatchKind,
     /// The certificate, once there is one.
-    pub held: Option<H>,
+    pub certificate: Option<H>,
 }
 
 /// What to do with one connection, and why.
 #[derive(Debug)]
-pub struct Verdict<'r, R, H> {
+pub struct Decision<'r, R, H> {
     /// What to do.
-    pub decision: Decision<'r, R, H>,
+    pub action: Action<'r, R, H>,
     /// Why, for logs, counters and `explain`.
-    pub reason: Reason,
+    pub reason: DecisionReason,
     /// How the name is known here.
-    pub class: Class,
+    pub name_class: NameClass,
 }
 
 /// The three things that can be done with a connection.
 #[derive(Debug)]
-pub enum Decision<'r, R, H> {
+pub enum Action<'r, R, H> {
     /// Speak TLS ourselves, with what we hold.
     Terminate(H),
     /// Hand it to the route's back end unread.
@@ -85,24 +85,24 @@ pub enum Decision<'r, R, H> {
 
 /// How a name is known here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Class {
+pub enum NameClass {
     /// There is none, or none that could be somebody's.
     Nameless,
     /// This agent manages its certificate.
-    Own,
+    Managed,
     /// A route claims it.
-    Routed(Claim),
+    Routed(MatchKind),
     /// Nobody does.
     Unrouted,
 }
 
 /// Why a connection was decided as it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Reason {
+pub enum DecisionReason {
     /// Ordinary traffic to a name that a route claims.
     Route,
     /// Ordinary traffic to a name whose certificate we manage.
-    OwnName,
+    ManagedName,
     /// Ordinary traffic to a name of ours that has no certificate yet.
     NoCertificate,
     /// No route claims the name.
@@ -110,13 +110,13 @@ pub enum Reason {
     /// No name, where one is needed.
     NoServerName,
     /// A name that is none.
-    BadServerName,
+    InvalidServerName,
     /// A validation of an order of ours.
     ChallengePending,
     /// A validation of a name of ours that we did not order.
     NoChallengePending,
     /// A validation that goes to the owner of the name.
-    Owner,
+    NameOwner,
     /// A validation of a name that only the catch-all route takes; it owns none.
     CatchAll,
     /// The route says `acme = "backend"`.
@@ -132,97 +132,103 @@ pub enum Reason {
 }
 
 /// Decides one connection.
-pub fn decide<'r, R: Policy, C: Certificates>(
-    hello: &Hello,
-    routes: &'r Routes<R>,
+pub fn decide<'r, R: RoutePolicy, C: CertificateLookup>(
+    client_hello: &ClientHello,
+    routes: &'r RouteTable<R>,
     bypass: AcmeBypass,
     certificates: &C,
-) -> Verdict<'r, R, C::Held> {
-    let name = match &hello.sni {
+) -> Decision<'r, R, C::Certificate> {
+    let name = match &client_hello.sni {
         Sni::Name(name) => Some(name),
         Sni::Absent => None,
-        Sni::Invalid(_) => return refuse(Reason::BadServerName, Class::Nameless),
+        Sni::Invalid(_) => return refuse(DecisionReason::InvalidServerName, NameClass::Nameless),
     };
-    match hello.is_acme_validation() {
-        false => ordinary(name, routes, certificates),
-        true => validation(name, routes, bypass, certificates),
+    match client_hello.is_acme_validation() {
+        false => decide_ordinary(name, routes, certificates),
+        true => decide_validation(name, routes, bypass, certificates),
     }
 }
 
-fn ordinary<'r, R, C: Certificates>(
+fn decide_ordinary<'r, R, C: CertificateLookup>(
     name: Option<&ServerName>,
-    routes: &'r Routes<R>,
+    routes: &'r RouteTable<R>,
     certificates: &C,
-) -> Verdict<'r, R, C::Held> {
-    match name.and_then(|name| own(name, routes, certificates)) {
-        Some(Managed { held: Some(held), .. }) => terminate(held, Reason::OwnName),
-        Some(Managed { held: None, .. }) => refuse(Reason::NoCertificate, Class::Own),
-        None => match (routes.owner(name), name) {
-            (Some(owner), _) => forward(owner.route, Reason::Route, owner.claim),
-            (None, Some(_)) => refuse(Reason::NoRoute, Class::Unrouted),
-            (None, None) => refuse(Reason::NoServerName, Class::Nameless),
+) -> Decision<'r, R, C::Certificate> {
+    match name.and_then(|name| managed_name_for(name, routes, certificates)) {
+        Some(ManagedName { certificate: Some(certificate), .. }) => {
+            terminate(certificate, DecisionReason::ManagedName)
+        }
+        Some(ManagedName { certificate: None, .. }) => {
+            refuse(DecisionReason::NoCertificate, NameClass::Managed)
+        }
+        None => match (routes.lookup(name), name) {
+            (Some(found), _) => forward(found.route, DecisionReason::Route, found.kind),
+            (None, Some(_)) => refuse(DecisionReason::NoRoute, NameClass::Unrouted),
+            (None, None) => refuse(DecisionReason::NoServerName, NameClass::Nameless),
         },
     }
 }
 
 /// A name of our own, unless a route claims it more specifically.
-fn own<R, C: Certificates>(
+fn managed_name_for<R, C: CertificateLookup>(
     name: &ServerName,
-    routes: &Routes<R>,
+    routes: &RouteTable<R>,
     certificates: &C,
-) -> Option<Managed<C::Held>> {
-    let managed = certificates.managed(name)?;
-    let is_ours = routes.owner(Some(name)).is_none_or(|owner| managed.claim <= owner.claim);
-    is_ours.then_some(managed)
+) -> Option<ManagedName<C::Certificate>> {
+    let managed = certificates.managed_name(name)?;
+    let is_managed_here = routes.lookup(Some(name)).is_none_or(|found| managed.kind <= found.kind);
+    is_managed_here.then_some(managed)
 }
 
 /// Decides a CA's validation of a name, by whichever challenge (RFC 8737, RFC 8555 §8.3).
-pub fn validation<'r, R: Policy, C: Certificates>(
+pub fn decide_validation<'r, R: RoutePolicy, C: CertificateLookup>(
     name: Option<&ServerName>,
-    routes: &'r Routes<R>,
+    routes: &'r RouteTable<R>,
     bypass: AcmeBypass,
     certificates: &C,
-) -> Verdict<'r, R, C::Held> {
+) -> Decision<'r, R, C::Certificate> {
     let Some(name) = name else {
-        return refuse(Reason::NoServerName, Class::Nameless);
+        return refuse(DecisionReason::NoServerName, NameClass::Nameless);
     };
-    if let Some(held) = certificates.pending(name) {
-        return terminate(held, Reason::ChallengePending);
+    if let Some(certificate) = certificates.pending_challenge(name) {
+        return terminate(certificate, DecisionReason::ChallengePending);
     }
-    if own(name, routes, certificates).is_some() {
-        return refuse(Reason::NoChallengePending, Class::Own);
+    if managed_name_for(name, routes, certificates).is_some() {
+        return refuse(DecisionReason::NoChallengePending, NameClass::Managed);
     }
-    let Some(owner) = routes.owner(Some(name)) else {
-        return refuse(Reason::NoRoute, Class::Unrouted);
+    let Some(found) = routes.lookup(Some(name)) else {
+        return refuse(DecisionReason::NoRoute, NameClass::Unrouted);
     };
-    let class = Class::Routed(owner.claim);
-    match (owner.route.acme(), bypass, owner.claim) {
-        (AcmePolicy::Refuse, _, _) => refuse(Reason::RouteRefuse, class),
-        (AcmePolicy::Local, _, _) => refuse(Reason::RouteLocal, class),
-        (AcmePolicy::Backend, _, claim) => forward(owner.route, Reason::RouteBackend, claim),
-        (AcmePolicy::Auto, AcmeBypass::Never, _) => refuse(Reason::BypassNever, class),
-        (AcmePolicy::Auto, AcmeBypass::Owned, Claim::Default) => refuse(Reason::CatchAll, class),
-        (AcmePolicy::Auto, AcmeBypass::Always, claim @ Claim::Default) => {
-            forward(owner.route, Reason::BypassAlways, claim)
+    let name_class = NameClass::Routed(found.kind);
+    match (found.route.acme_policy(), bypass, found.kind) {
+        (AcmePolicy::Refuse, _, _) => refuse(DecisionReason::RouteRefuse, name_class),
+        (AcmePolicy::Local, _, _) => refuse(DecisionReason::RouteLocal, name_class),
+        (AcmePolicy::Backend, _, kind) => forward(found.route, DecisionReason::RouteBackend, kind),
+        (AcmePolicy::Auto, AcmeBypass::Never, _) => refuse(DecisionReason::BypassNever, name_class),
+        (AcmePolicy::Auto, AcmeBypass::Owned, MatchKind::Default) => {
+            refuse(DecisionReason::CatchAll, name_class)
         }
-        (AcmePolicy::Auto, _, claim) => forward(owner.route, Reason::Owner, claim),
+        (AcmePolicy::Auto, AcmeBypass::Always, kind @ MatchKind::Default) => {
+            forward(found.route, DecisionReason::BypassAlways, kind)
+        }
+        (AcmePolicy::Auto, _, kind) => forward(found.route, DecisionReason::NameOwner, kind),
     }
 }
 
-const fn terminate<'r, R, H>(held: H, reason: Reason) -> Verdict<'r, R, H> {
-    Verdict { decision: Decision::Terminate(held), reason, class: Class::Own }
+const fn terminate<'r, R, H>(certificate: H, reason: DecisionReason) -> Decision<'r, R, H> {
+    Decision { action: Action::Terminate(certificate), reason, name_class: NameClass::Managed }
 }
 
-const fn forward<R, H>(route: &R, reason: Reason, claim: Claim) -> Verdict<'_, R, H> {
-    Verdict { decision: Decision::Forward(route), reason, class: Class::Routed(claim) }
+const fn forward<R, H>(route: &R, reason: DecisionReason, kind: MatchKind) -> Decision<'_, R, H> {
+    Decision { action: Action::Forward(route), reason, name_class: NameClass::Routed(kind) }
 }
 
 /// Every refusal here is about the name, so one alert says it all (RFC 6066 §3, RFC 8737 §4).
-const fn refuse<'r, R, H>(reason: Reason, class: Class) -> Verdict<'r, R, H> {
-    Verdict { decision: Decision::Refuse(Alert::UnrecognizedName), reason, class }
+const fn refuse<'r, R, H>(reason: DecisionReason, name_class: NameClass) -> Decision<'r, R, H> {
+    Decision { action: Action::Refuse(Alert::UnrecognizedName), reason, name_class }
 }
 
-mod words;
+mod labels;
 
 #[cfg(test)]
 mod tests;

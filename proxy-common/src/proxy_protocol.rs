@@ -9,13 +9,13 @@ use core::net::{IpAddr, SocketAddr};
 use proxy_header::{ParseConfig, Protocol, ProxiedAddress, ProxyHeader, Tlv};
 
 /// The longest header that is read: addresses and a page of TLVs. Version 2 could claim 65,551.
-pub const HEADER_MAX: usize = 4096;
+pub const MAX_HEADER_LEN: usize = 4096;
 
-const V1: &[u8] = b"PROXY ";
+const V1_SIGNATURE: &[u8] = b"PROXY ";
 /// The longest line of version 1, §2.1.
-const V1_MAX: usize = 107;
-const V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
-const V2_FIXED: usize = 16;
+const V1_MAX_LEN: usize = 107;
+const V2_SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
+const V2_FIXED_LEN: usize = 16;
 const TLV_CRC32C: u8 = 0x03;
 
 /// Which version to speak.
@@ -38,7 +38,7 @@ pub struct Header {
 
 /// Why bytes are no header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BadHeader {
+pub enum HeaderError {
     /// They do not begin like one.
     Missing,
     /// Something in it is wrong.
@@ -49,9 +49,9 @@ pub enum BadHeader {
     Checksum,
 }
 
-impl BadHeader {
+impl HeaderError {
     /// A short word for counters and logs.
-    pub const fn name(self) -> &'static str {
+    pub const fn label(self) -> &'static str {
         match self {
             Self::Missing => "proxy_header_missing",
             Self::Malformed => "proxy_header_malformed",
@@ -63,87 +63,87 @@ impl BadHeader {
 
 /// What is known after some bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
+pub enum ParseStatus {
     /// No fewer than `need` bytes from the connection's start can change that.
-    More {
+    Incomplete {
         /// Bytes, counted from the connection's first one.
-        need: usize,
+        needed: usize,
     },
     /// The header is whole.
-    Header(Header),
+    Complete(Header),
     /// It never will be.
-    Bad(BadHeader),
+    Invalid(HeaderError),
 }
 
 /// Looks at all bytes that the connection has brought so far.
-pub fn read(seen: &[u8]) -> Step {
-    let parsed = if begins(seen, V2) {
-        read_v2(seen)
-    } else if begins(seen, V1) {
-        read_v1(seen)
+pub fn parse(received: &[u8]) -> ParseStatus {
+    let status = if matches_signature(received, V2_SIGNATURE) {
+        parse_v2(received)
+    } else if matches_signature(received, V1_SIGNATURE) {
+        parse_v1(received)
     } else {
-        Err(BadHeader::Missing)
+        Err(HeaderError::Missing)
     };
-    parsed.unwrap_or_else(Step::Bad)
+    status.unwrap_or_else(ParseStatus::Invalid)
 }
 
 /// Whether bytes that should be a ClientHello begin like a header instead.
-pub fn is_announced(seen: &[u8]) -> bool {
-    seen.starts_with(V2) || seen.starts_with(V1)
+pub fn starts_with_signature(received: &[u8]) -> bool {
+    received.starts_with(V2_SIGNATURE) || received.starts_with(V1_SIGNATURE)
 }
 
 /// Whether the one is the beginning of the other, whichever is shorter.
-fn begins(seen: &[u8], signature: &[u8]) -> bool {
-    seen.iter().zip(signature).all(|(a, b)| a == b)
+fn matches_signature(received: &[u8], signature: &[u8]) -> bool {
+    received.iter().zip(signature).all(|(a, b)| a == b)
 }
 
-fn read_v1(seen: &[u8]) -> Result<Step, BadHeader> {
-    let line = seen.windows(2).take(V1_MAX - 1).position(|pair| pair == b"\r\n");
-    match line {
-        Some(end) if is_strict(&seen[..end]) => parse(&seen[..end + 2]),
-        Some(_) => Err(BadHeader::Malformed),
-        None if seen.len() >= V1_MAX => Err(BadHeader::Malformed),
-        None => Ok(Step::More { need: seen.len() + 1 }),
+fn parse_v1(received: &[u8]) -> Result<ParseStatus, HeaderError> {
+    let line_end = received.windows(2).take(V1_MAX_LEN - 1).position(|pair| pair == b"\r\n");
+    match line_end {
+        Some(end) if is_strict_v1_line(&received[..end]) => decode(&received[..end + 2]),
+        Some(_) => Err(HeaderError::Malformed),
+        None if received.len() >= V1_MAX_LEN => Err(HeaderError::Malformed),
+        None => Ok(ParseStatus::Incomplete { needed: received.len() + 1 }),
     }
 }
 
 /// What the crate does not mind: behind `UNKNOWN` anything may stand, but behind a space and in text;
 /// a port is digits, the first of several not a zero (§2.1).
-fn is_strict(line: &[u8]) -> bool {
+fn is_strict_v1_line(line: &[u8]) -> bool {
     match line.strip_prefix(b"PROXY UNKNOWN") {
         Some(rest) => {
             rest.first().is_none_or(|b| *b == b' ') && rest.iter().all(|b| (32..127).contains(b))
         }
-        None => line.rsplit(|b| *b == b' ').take(2).all(is_number),
+        None => line.rsplit(|b| *b == b' ').take(2).all(is_port_number),
     }
 }
 
-fn is_number(word: &[u8]) -> bool {
+fn is_port_number(word: &[u8]) -> bool {
     word.iter().all(u8::is_ascii_digit) && (word.len() == 1 || !word.starts_with(b"0"))
 }
 
-fn read_v2(seen: &[u8]) -> Result<Step, BadHeader> {
-    let Some(fixed) = seen.first_chunk::<V2_FIXED>() else {
-        return Ok(Step::More { need: V2_FIXED });
+fn parse_v2(received: &[u8]) -> Result<ParseStatus, HeaderError> {
+    let Some(fixed) = received.first_chunk::<V2_FIXED_LEN>() else {
+        return Ok(ParseStatus::Incomplete { needed: V2_FIXED_LEN });
     };
-    let len = V2_FIXED + usize::from(u16::from_be_bytes([fixed[14], fixed[15]]));
-    if len > HEADER_MAX {
-        return Err(BadHeader::TooLong);
+    let len = V2_FIXED_LEN + usize::from(u16::from_be_bytes([fixed[14], fixed[15]]));
+    if len > MAX_HEADER_LEN {
+        return Err(HeaderError::TooLong);
     }
-    match seen.get(..len) {
-        Some(header) => parse(header),
-        None => Ok(Step::More { need: len }),
+    match received.get(..len) {
+        Some(header) => decode(header),
+        None => Ok(ParseStatus::Incomplete { needed: len }),
     }
 }
 
-fn parse(bytes: &[u8]) -> Result<Step, BadHeader> {
+fn decode(bytes: &[u8]) -> Result<ParseStatus, HeaderError> {
     let (header, len) = ProxyHeader::parse(bytes, ParseConfig::default())
-        .map_err(|_: proxy_header::Error| BadHeader::Malformed)?;
+        .map_err(|_: proxy_header::Error| HeaderError::Malformed)?;
     if header.tlvs().any(|tlv| tlv.is_err()) || len != bytes.len() {
-        return Err(BadHeader::Malformed);
+        return Err(HeaderError::Malformed);
     }
-    if header.crc32c().is_some_and(|told| checksum(bytes) != Some(told)) {
-        return Err(BadHeader::Checksum);
+    if header.crc32c().is_some_and(|expected| checksum(bytes) != Some(expected)) {
+        return Err(HeaderError::Checksum);
     }
     let addresses = match header.proxied_address() {
         None => None,
@@ -151,34 +151,34 @@ fn parse(bytes: &[u8]) -> Result<Step, BadHeader> {
             Some((canonical(*source), canonical(*destination)))
         }
         // Nothing came by datagram over this connection.
-        Some(_) => return Err(BadHeader::Malformed),
+        Some(_) => return Err(HeaderError::Malformed),
     };
-    Ok(Step::Header(Header { len, addresses }))
+    Ok(ParseStatus::Complete(Header { len, addresses }))
 }
 
 /// The checksum of a version 2 header, its own field taken as zero.
 fn checksum(header: &[u8]) -> Option<u32> {
     let mut bytes = header.to_vec();
-    let place = checksum_place(&bytes)?;
-    bytes.get_mut(place..place + 4)?.fill(0);
+    let offset = checksum_offset(&bytes)?;
+    bytes.get_mut(offset..offset + 4)?.fill(0);
     Some(crc32c::crc32c(&bytes))
 }
 
 /// Where the checksum's four bytes are, behind the addresses and among the TLVs.
-fn checksum_place(header: &[u8]) -> Option<usize> {
+fn checksum_offset(header: &[u8]) -> Option<usize> {
     let addresses = match header.get(13)? >> 4 {
         1 => 12,
         2 => 36,
         3 => 216,
         _ => 0,
     };
-    let mut at = V2_FIXED + addresses;
+    let mut offset = V2_FIXED_LEN + addresses;
     loop {
-        let tlv = header.get(at..at + 3)?;
+        let tlv = header.get(offset..offset + 3)?;
         if tlv[0] == TLV_CRC32C {
-            return Some(at + 3);
+            return Some(offset + 3);
         }
-        at += 3 + usize::from(u16::from_be_bytes([tlv[1], tlv[2]]));
+        offset += 3 + usize::from(u16::from_be_bytes([tlv[1], tlv[2]]));
     }
 }
 
@@ -205,9 +205,9 @@ pub fn encode(
     };
     debug_assert!(encoded.is_ok(), "a Vec has room, and the addresses are of one family");
     if version == Version::V2
-        && let (Some(place), Some(sum)) = (checksum_place(&bytes), checksum(&bytes))
+        && let (Some(offset), Some(sum)) = (checksum_offset(&bytes), checksum(&bytes))
     {
-        bytes[place..place + 4].copy_from_slice(&sum.to_be_bytes());
+        bytes[offset..offset + 4].copy_from_slice(&sum.to_be_bytes());
     }
     bytes
 }

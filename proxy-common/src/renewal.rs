@@ -7,11 +7,11 @@
 use std::time::{Duration, SystemTime};
 
 /// The pause after the first failure of a kind, and the longest.
-const REFUSED: (Duration, Duration) = (minutes(2), minutes(24 * 60));
-const UNREACHABLE: (Duration, Duration) = (Duration::from_secs(5), minutes(10));
+const REJECTED_BACKOFF: (Duration, Duration) = (minutes(2), minutes(24 * 60));
+const UNREACHABLE_BACKOFF: (Duration, Duration) = (Duration::from_secs(5), minutes(10));
 /// Each pause is so many times the one before.
-const REFUSED_GROWTH: u32 = 4;
-const UNREACHABLE_GROWTH: u32 = 2;
+const REJECTED_BACKOFF_FACTOR: u32 = 4;
+const UNREACHABLE_BACKOFF_FACTOR: u32 = 2;
 
 const fn minutes(n: u64) -> Duration {
     Duration::from_secs(60 * n)
@@ -19,13 +19,13 @@ const fn minutes(n: u64) -> Duration {
 
 /// What is known of one certificate.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Situation {
+pub struct RenewalInput {
     /// `notBefore` and `notAfter` of the one that is there.
     pub validity: Option<(SystemTime, SystemTime)>,
     /// The CA's suggested window, RFC 9773 §4.2.
-    pub window: Option<(SystemTime, SystemTime)>,
+    pub suggested_window: Option<(SystemTime, SystemTime)>,
     /// What failed since the last success.
-    pub failure: Option<Failure>,
+    pub failure: Option<OrderFailure>,
     /// A number from 0 to 1 that stays the same for this certificate, so that many do not come at
     /// once.
     pub jitter: f64,
@@ -33,11 +33,11 @@ pub struct Situation {
 
 /// Orders that failed, in a row.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Failure {
+pub struct OrderFailure {
     /// How many.
     pub count: u32,
     /// When the last one did.
-    pub at: SystemTime,
+    pub failed_at: SystemTime,
     /// What the CA said about it.
     pub kind: FailureKind,
     /// `Retry-After` of the CA's answer.
@@ -50,57 +50,58 @@ pub enum FailureKind {
     /// The CA could not be asked, or heard nothing but a nonce: no limit of its counts that.
     Unreachable,
     /// The CA said no.
-    Refused,
+    Rejected,
 }
 
 /// What to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Next {
+pub enum RenewalAction {
     /// Nothing until then.
     Wait(SystemTime),
     /// Order now.
     Order,
 }
 
-impl Situation {
+impl RenewalInput {
     /// What to do now.
-    pub fn next(&self, now: SystemTime) -> Next {
-        let due = self.due();
-        if now < due { Next::Wait(due) } else { Next::Order }
+    pub fn action(&self, now: SystemTime) -> RenewalAction {
+        let due = self.due_at();
+        if now < due { RenewalAction::Wait(due) } else { RenewalAction::Order }
     }
 
     /// When the next order is due; in the past if one is overdue.
-    pub fn due(&self) -> SystemTime {
-        let wanted = self.validity.map_or(SystemTime::UNIX_EPOCH, |(from, until)| {
+    pub fn due_at(&self) -> SystemTime {
+        let scheduled = self.validity.map_or(SystemTime::UNIX_EPOCH, |(from, until)| {
             let lifetime = until.duration_since(from).unwrap_or_default();
-            match self.window {
+            match self.suggested_window {
                 // Not at once, whatever the CA says: a wish that is always over would be a storm.
                 Some((start, end)) => {
-                    let within = end.duration_since(start).unwrap_or_default();
-                    (start + within.mul_f64(self.jitter)).max(from + lifetime / 100)
+                    let window_length = end.duration_since(start).unwrap_or_default();
+                    (start + window_length.mul_f64(self.jitter)).max(from + lifetime / 100)
                 }
                 // A third of the lifetime before its end, or up to a thirtieth earlier.
                 None => from + lifetime.mul_f64(2.0 / 3.0 - self.jitter / 30.0),
             }
         });
         match self.failure {
-            Some(failure) => wanted.max(failure.over(self.jitter)),
-            None => wanted,
+            Some(failure) => scheduled.max(failure.retry_at(self.jitter)),
+            None => scheduled,
         }
     }
 }
 
-impl Failure {
+impl OrderFailure {
     /// When the pause after it is over.
-    fn over(&self, jitter: f64) -> SystemTime {
-        let ((first, longest), growth) = match self.kind {
-            FailureKind::Unreachable => (UNREACHABLE, UNREACHABLE_GROWTH),
-            FailureKind::Refused => (REFUSED, REFUSED_GROWTH),
+    fn retry_at(&self, jitter: f64) -> SystemTime {
+        let ((initial_delay, max_delay), growth_factor) = match self.kind {
+            FailureKind::Unreachable => (UNREACHABLE_BACKOFF, UNREACHABLE_BACKOFF_FACTOR),
+            FailureKind::Rejected => (REJECTED_BACKOFF, REJECTED_BACKOFF_FACTOR),
         };
-        let factor = growth.saturating_pow(self.count.saturating_sub(1));
-        let pause = first.saturating_mul(factor).min(longest).mul_f64(1.0 + jitter / 4.0);
-        let over = self.at + pause;
-        self.retry_after.map_or(over, |asked| asked.max(over))
+        let multiplier = growth_factor.saturating_pow(self.count.saturating_sub(1));
+        let delay =
+            initial_delay.saturating_mul(multiplier).min(max_delay).mul_f64(1.0 + jitter / 4.0);
+        let retry_at = self.failed_at + delay;
+        self.retry_after.map_or(retry_at, |requested| requested.max(retry_at))
     }
 }
 
@@ -118,52 +119,53 @@ mod tests {
         SystemTime::UNIX_EPOCH + DAY * n
     }
 
-    fn refused(count: u32, now: SystemTime) -> Option<Failure> {
-        Some(Failure { count, at: now, kind: FailureKind::Refused, retry_after: None })
+    fn rejected(count: u32, now: SystemTime) -> Option<OrderFailure> {
+        Some(OrderFailure { count, failed_at: now, kind: FailureKind::Rejected, retry_after: None })
     }
 
     #[test]
-    fn without_a_certificate_at_once() {
-        assert_eq!(Situation::default().next(days(20_000)), Next::Order);
+    fn a_missing_certificate_is_ordered_at_once() {
+        assert_eq!(RenewalInput::default().action(days(20_000)), RenewalAction::Order);
     }
 
     #[test]
-    fn with_a_third_of_the_lifetime_left() {
-        let mut of_90 =
-            Situation { validity: Some((days(100), days(190))), ..Situation::default() };
-        assert_eq!(of_90.next(days(159)), Next::Wait(days(160)));
-        assert_eq!(of_90.next(days(160)), Next::Order);
-        of_90.jitter = 1.0;
-        assert_eq!(of_90.due(), days(157));
-        let of_6 = Situation { validity: Some((days(0), days(6))), ..Situation::default() };
-        assert_eq!(of_6.due(), days(4));
+    fn renewal_is_due_with_a_third_of_the_lifetime_left() {
+        let mut ninety_days =
+            RenewalInput { validity: Some((days(100), days(190))), ..RenewalInput::default() };
+        assert_eq!(ninety_days.action(days(159)), RenewalAction::Wait(days(160)));
+        assert_eq!(ninety_days.action(days(160)), RenewalAction::Order);
+        ninety_days.jitter = 1.0;
+        assert_eq!(ninety_days.due_at(), days(157));
+        let six_days =
+            RenewalInput { validity: Some((days(0), days(6))), ..RenewalInput::default() };
+        assert_eq!(six_days.due_at(), days(4));
     }
 
     #[test]
-    fn the_ca_knows_better() {
-        let mut wish = Situation {
+    fn renewal_information_overrides_the_default() {
+        let mut input = RenewalInput {
             validity: Some((days(100), days(190))),
-            window: Some((days(120), days(122))),
+            suggested_window: Some((days(120), days(122))),
             jitter: 0.5,
-            ..Situation::default()
+            ..RenewalInput::default()
         };
-        assert_eq!(wish.due(), days(121));
+        assert_eq!(input.due_at(), days(121));
         // A window in the past: a certificate that is to be revoked (RFC 9773 §4.2).
-        wish.window = Some((days(99), days(99)));
-        assert_eq!(wish.next(days(101)), Next::Order);
-        assert_eq!(wish.due(), days(100) + DAY * 9 / 10, "but not as fast as it is issued");
-        wish.window = Some((days(130), days(129)));
-        assert_eq!(wish.due(), days(130), "an inverted window is its start");
+        input.suggested_window = Some((days(99), days(99)));
+        assert_eq!(input.action(days(101)), RenewalAction::Order);
+        assert_eq!(input.due_at(), days(100) + DAY * 9 / 10, "but not as fast as it is issued");
+        input.suggested_window = Some((days(130), days(129)));
+        assert_eq!(input.due_at(), days(130), "an inverted window is its start");
     }
 
     #[test]
-    fn at_most_four_refusals_fall_into_any_hour() {
+    fn at_most_four_rejections_fall_into_any_hour() {
         for jitter in [0.0, 0.5, 1.0] {
-            let mut situation = Situation { jitter, ..Situation::default() };
+            let mut situation = RenewalInput { jitter, ..RenewalInput::default() };
             let mut tries = vec![at(0)];
             for count in 1..30 {
-                situation.failure = refused(count, tries[tries.len() - 1]);
-                tries.push(situation.due());
+                situation.failure = rejected(count, tries[tries.len() - 1]);
+                tries.push(situation.due_at());
             }
             for first in &tries {
                 let hour = *first..*first + minutes(60);
@@ -178,26 +180,27 @@ mod tests {
     fn an_unreachable_ca_is_tried_again_soon() {
         let failure = |count| {
             let kind = FailureKind::Unreachable;
-            Some(Failure { count, at: at(0), kind, retry_after: None })
+            Some(OrderFailure { count, failed_at: at(0), kind, retry_after: None })
         };
-        let due = |count| Situation { failure: failure(count), ..Situation::default() }.due();
+        let due =
+            |count| RenewalInput { failure: failure(count), ..RenewalInput::default() }.due_at();
         assert_eq!([due(1), due(2), due(3), due(40)], [at(5), at(10), at(20), at(600)]);
     }
 
     #[test]
     fn retry_after_is_obeyed() {
-        let mut situation = Situation { failure: refused(1, at(0)), ..Situation::default() };
+        let mut situation = RenewalInput { failure: rejected(1, at(0)), ..RenewalInput::default() };
         situation.failure.as_mut().unwrap().retry_after = Some(days(1));
-        assert_eq!(situation.due(), days(1));
+        assert_eq!(situation.due_at(), days(1));
         situation.failure.as_mut().unwrap().retry_after = Some(at(1));
-        assert_eq!(situation.due(), at(120), "never sooner than our own pause");
+        assert_eq!(situation.due_at(), at(120), "never sooner than our own pause");
     }
 
     #[test]
     fn a_failure_does_not_bring_the_next_order_forward() {
         let mut situation =
-            Situation { validity: Some((days(0), days(90))), ..Situation::default() };
-        situation.failure = refused(1, days(1));
-        assert_eq!(situation.due(), days(60));
+            RenewalInput { validity: Some((days(0), days(90))), ..RenewalInput::default() };
+        situation.failure = rejected(1, days(1));
+        assert_eq!(situation.due_at(), days(60));
     }
 }

@@ -9,34 +9,34 @@ pub const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
 const GSSENC_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 48];
 
 /// "Go on, speak TLS."
-pub const WILLING: u8 = b'S';
+pub const SSL_ACCEPTED: u8 = b'S';
 /// "Not that; ask for something else."
-pub const UNWILLING: u8 = b'N';
+pub const SSL_REFUSED: u8 = b'N';
 
 /// What a client asks for with its first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
+pub enum StarttlsStatus {
     /// No fewer than `need` bytes from the connection's start can tell.
-    More {
+    Incomplete {
         /// Bytes, counted from the connection's first one.
-        need: usize,
+        needed: usize,
     },
     /// TLS, by an `SSLRequest`.
-    Tls,
+    SslRequest,
     /// GSSAPI encryption, which nobody could route.
-    Gss,
+    GssEncRequest,
     /// Something else: TLS without asking, or nothing that is understood here.
     Other,
 }
 
 /// Looks at all bytes that the connection has brought so far.
-pub fn read(seen: &[u8]) -> Step {
-    let could_be = |request: &[u8; 8]| seen.iter().zip(request).all(|(a, b)| a == b);
-    match (could_be(&SSL_REQUEST), could_be(&GSSENC_REQUEST), seen.len() >= 8) {
-        (false, false, _) => Step::Other,
-        (_, _, false) => Step::More { need: 8 },
-        (true, _, true) => Step::Tls,
-        (false, true, true) => Step::Gss,
+pub fn parse_request(received: &[u8]) -> StarttlsStatus {
+    let is_prefix_of = |request: &[u8; 8]| received.iter().zip(request).all(|(a, b)| a == b);
+    match (is_prefix_of(&SSL_REQUEST), is_prefix_of(&GSSENC_REQUEST), received.len() >= 8) {
+        (false, false, _) => StarttlsStatus::Other,
+        (_, _, false) => StarttlsStatus::Incomplete { needed: 8 },
+        (true, _, true) => StarttlsStatus::SslRequest,
+        (false, true, true) => StarttlsStatus::GssEncRequest,
     }
 }
 
@@ -46,13 +46,23 @@ mod tests {
 
     #[test]
     fn requests_in_any_cut() {
-        for (request, want) in [(SSL_REQUEST, Step::Tls), (GSSENC_REQUEST, Step::Gss)] {
+        for (request, want) in [
+            (SSL_REQUEST, StarttlsStatus::SslRequest),
+            (GSSENC_REQUEST, StarttlsStatus::GssEncRequest),
+        ] {
             for end in 0..8 {
-                assert_eq!(read(&request[..end]), Step::More { need: 8 });
+                assert_eq!(
+                    parse_request(&request[..end]),
+                    StarttlsStatus::Incomplete { needed: 8 }
+                );
             }
-            assert_eq!(read(&[&request[..], b"\x16\x03"].concat()), want);
+            assert_eq!(parse_request(&[&request[..], b"\x16\x03"].concat()), want);
         }
-        assert_eq!(read(b"\x16"), Step::Other);
-        assert_eq!(read(b"\0\0\0\x10\x04\xd2\x16\x2e"), Step::Other, "a CancelRequest");
+        assert_eq!(parse_request(b"\x16"), StarttlsStatus::Other);
+        assert_eq!(
+            parse_request(b"\0\0\0\x10\x04\xd2\x16\x2e"),
+            StarttlsStatus::Other,
+            "a CancelRequest"
+        );
     }
 }

@@ -2,12 +2,12 @@
 //! against an oracle that knows nothing of how the table is built.
 
 use proptest::prelude::*;
+use snisplit_common::client_hello::{ClientHello, Sni};
 use snisplit_common::decide::{
-    AcmeBypass, AcmePolicy, Certificates, Decision, Managed, Policy, decide,
+    AcmeBypass, AcmePolicy, Action, CertificateLookup, ManagedName, RoutePolicy, decide,
 };
-use snisplit_common::hello::{Hello, Sni};
-use snisplit_common::name::{Pattern, ServerName};
-use snisplit_common::routes::{Claim, Routes};
+use snisplit_common::route_table::{MatchKind, RouteTable};
+use snisplit_common::server_name::{Pattern, ServerName};
 
 #[derive(Clone, Debug)]
 struct Route {
@@ -15,26 +15,26 @@ struct Route {
     acme: AcmePolicy,
 }
 
-impl Policy for Route {
-    fn acme(&self) -> AcmePolicy {
+impl RoutePolicy for Route {
+    fn acme_policy(&self) -> AcmePolicy {
         self.acme
     }
 }
 
 /// Names of ours and how we claim them.
-struct Own(Vec<String>);
+struct ManagedNames(Vec<String>);
 
-impl Certificates for Own {
-    type Held = ();
+impl CertificateLookup for ManagedNames {
+    type Certificate = ();
 
-    fn pending(&self, _: &ServerName) -> Option<()> {
+    fn pending_challenge(&self, _: &ServerName) -> Option<()> {
         None
     }
 
-    fn managed(&self, name: &ServerName) -> Option<Managed<()>> {
-        let claim = specificity(&self.0, name)?;
-        let claim = if claim == 0 { Claim::Exact } else { Claim::Wildcard };
-        Some(Managed { claim, held: Some(()) })
+    fn managed_name(&self, name: &ServerName) -> Option<ManagedName<()>> {
+        let rank = specificity(&self.0, name)?;
+        let claim = if rank == 0 { MatchKind::Exact } else { MatchKind::Wildcard };
+        Some(ManagedName { kind: claim, certificate: Some(()) })
     }
 }
 
@@ -63,8 +63,8 @@ fn policy() -> impl Strategy<Value = AcmePolicy> {
     ]
 }
 
-fn validation_of(name: ServerName) -> Hello {
-    Hello {
+fn validation_of(name: ServerName) -> ClientHello {
+    ClientHello {
         sni: Sni::Name(name),
         alpn: vec![b"acme-tls/1".to_vec()],
         versions: vec![],
@@ -92,7 +92,7 @@ proptest! {
             (parsed(row), Route { number, acme: *acme })
         });
         // Two routes with one name are no configuration; neither is a name of ours that is routed.
-        let Ok(routes) = Routes::new(entries) else { return Ok(()) };
+        let Ok(routes) = RouteTable::new(entries) else { return Ok(()) };
         prop_assume!(own.iter().all(|ours| rows.iter().all(|(row, _)| !row.contains(ours))));
         let name = ServerName::parse(name.as_bytes()).unwrap();
         let ranked = rows.iter().enumerate().filter_map(|(number, (row, _))| {
@@ -100,15 +100,15 @@ proptest! {
         });
         let owner = ranked.min();
         let ours = specificity(&own, &name);
-        let verdict = decide(&validation_of(name), &routes, bypass, &Own(own));
-        if let Decision::Forward(route) = verdict.decision {
+        let decision = decide(&validation_of(name), &routes, bypass, &ManagedNames(own));
+        if let Action::Forward(route) = decision.action {
             let (rank, number) = owner.expect("somebody");
             prop_assert_eq!(route.number, number, "only the most specific route");
             prop_assert!(ours.is_none_or(|ours| ours > rank), "never a name of ours");
             prop_assert!(!matches!(route.acme, AcmePolicy::Local | AcmePolicy::Refuse));
             // A catch-all gets one only where the operator said so in as many words.
-            let said_so = route.acme == AcmePolicy::Backend || bypass == AcmeBypass::Always;
-            prop_assert!(rank < 2 || said_so);
+            let is_allowed_by_config = route.acme == AcmePolicy::Backend || bypass == AcmeBypass::Always;
+            prop_assert!(rank < 2 || is_allowed_by_config);
             prop_assert!(bypass != AcmeBypass::Never || route.acme == AcmePolicy::Backend);
         }
     }

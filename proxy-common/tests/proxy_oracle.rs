@@ -5,24 +5,24 @@ use std::net::SocketAddr;
 
 use ppp::{HeaderResult, v1, v2};
 use proptest::prelude::*;
-use snisplit_common::proxy_protocol::{Header, Step, Version, encode, read};
+use snisplit_common::proxy_protocol::{Header, ParseStatus, Version, encode, parse};
 
 type Addresses = Option<(SocketAddr, SocketAddr)>;
 
 /// `None`: no header. Mapped addresses count as the IPv4 ones that they are.
-fn oracle(bytes: &[u8]) -> Option<Addresses> {
-    let pair = |source: SocketAddr, destination: SocketAddr| {
-        let plain = |a: SocketAddr| SocketAddr::new(a.ip().to_canonical(), a.port());
-        Some((plain(source), plain(destination)))
+fn parse_with_oracle(bytes: &[u8]) -> Option<Addresses> {
+    let canonical_pair = |source: SocketAddr, destination: SocketAddr| {
+        let canonical = |a: SocketAddr| SocketAddr::new(a.ip().to_canonical(), a.port());
+        Some((canonical(source), canonical(destination)))
     };
     match HeaderResult::parse(bytes) {
         HeaderResult::V1(Ok(header)) => Some(match header.addresses {
             v1::Addresses::Unknown => None,
-            v1::Addresses::Tcp4(a) => pair(
+            v1::Addresses::Tcp4(a) => canonical_pair(
                 (a.source_address, a.source_port).into(),
                 (a.destination_address, a.destination_port).into(),
             ),
-            v1::Addresses::Tcp6(a) => pair(
+            v1::Addresses::Tcp6(a) => canonical_pair(
                 (a.source_address, a.source_port).into(),
                 (a.destination_address, a.destination_port).into(),
             ),
@@ -30,11 +30,11 @@ fn oracle(bytes: &[u8]) -> Option<Addresses> {
         HeaderResult::V2(Ok(header)) if header.command == v2::Command::Local => Some(None),
         HeaderResult::V2(Ok(header)) => Some(match header.addresses {
             v2::Addresses::Unspecified | v2::Addresses::Unix(_) => None,
-            v2::Addresses::IPv4(a) => pair(
+            v2::Addresses::IPv4(a) => canonical_pair(
                 (a.source_address, a.source_port).into(),
                 (a.destination_address, a.destination_port).into(),
             ),
-            v2::Addresses::IPv6(a) => pair(
+            v2::Addresses::IPv6(a) => canonical_pair(
                 (a.source_address, a.source_port).into(),
                 (a.destination_address, a.destination_port).into(),
             ),
@@ -68,7 +68,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(10_000))]
 
     #[test]
-    fn what_we_accept_the_other_accepts(
+    fn the_oracle_accepts_whatever_snisplit_accepts(
         bytes in header(),
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..3),
         behind in prop::collection::vec(any::<u8>(), 0..4),
@@ -80,18 +80,18 @@ proptest! {
                 bytes[place] = byte;
             }
         }
-        match read(&bytes) {
-            Step::Header(Header { len, addresses }) => {
+        match parse(&bytes) {
+            ParseStatus::Complete(Header { len, addresses }) => {
                 prop_assert!(len <= bytes.len());
                 if bytes.starts_with(b"PROXY UNKNOWN") {
                     // What stands behind it must be ignored (§2.1); the other reads it.
                     prop_assert_eq!(addresses, None);
                     return Ok(());
                 }
-                prop_assert_eq!(oracle(&bytes[..len]), Some(addresses), "{:02x?}", &bytes[..len]);
+                prop_assert_eq!(parse_with_oracle(&bytes[..len]), Some(addresses), "{:02x?}", &bytes[..len]);
             }
-            Step::More { need } => prop_assert!(need > bytes.len()),
-            Step::Bad(_) => {}
+            ParseStatus::Incomplete { needed } => prop_assert!(needed > bytes.len()),
+            ParseStatus::Invalid(_) => {}
         }
     }
 }

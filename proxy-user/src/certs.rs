@@ -13,7 +13,7 @@ use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs::{Ticketer, default_provider};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use snisplit_common::name::ServerName;
+use snisplit_common::server_name::ServerName;
 
 use crate::config::{Config, Terminate};
 use facts::Facts;

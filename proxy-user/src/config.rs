@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use snisplit_common::decide::AcmeBypass;
-use snisplit_common::routes::Routes;
+use snisplit_common::route_table::RouteTable;
 
 use crate::engine::Choice;
 use crate::observe::access_log::Format;
@@ -50,9 +50,9 @@ pub struct Config {
     /// `[[listener]]`
     pub listeners: Vec<Listener>,
     /// `[[route]]`
-    pub routes: Routes<Route>,
+    pub routes: RouteTable<Route>,
     /// `[[terminate]]`
-    pub terminates: Routes<Arc<Terminate>>,
+    pub terminates: RouteTable<Arc<Terminate>>,
     /// `[acme]`
     pub acme: Option<Acme>,
     /// `[http] address`

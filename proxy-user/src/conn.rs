@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use snisplit_common::alert::Alert;
-use snisplit_common::decide::{Decision, decide};
-use snisplit_common::hello::Hello;
+use snisplit_common::client_hello::ClientHello;
+use snisplit_common::decide::{Action, decide};
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -140,18 +140,18 @@ async fn live(client: TcpStream, scene: Scene<'_>, record: &mut Record) -> Life 
     let proofs = Proofs { config, keyring: &shared.keyring };
     let verdict = decide(&hello, &config.routes, config.acme_bypass, &proofs);
     note::verdict(&hello, &verdict, &shared.acme_log, record);
-    let outcome = match verdict.decision {
-        Decision::Terminate(Held::Challenge(answer)) => {
+    let outcome = match verdict.action {
+        Action::Terminate(Held::Challenge(answer)) => {
             Box::pin(terminate::answer(client, answer)).await
         }
-        Decision::Terminate(Held::Certificate(one, server)) => {
+        Action::Terminate(Held::Certificate(one, server)) => {
             let patience = listener.hello_timeout;
             return Life::Ours(Box::new(Ours { client, hello, one, server, patience }), present);
         }
-        Decision::Refuse(alert) => {
-            Box::pin(close::refuse(client, alert, verdict.reason.name(), record)).await
+        Action::Refuse(alert) => {
+            Box::pin(close::refuse(client, alert, verdict.reason.label(), record)).await
         }
-        Decision::Forward(route) => {
+        Action::Forward(route) => {
             let greeting = (hello, replay);
             return forward::forward(client, greeting, route, scene, (record, present)).await;
         }
@@ -166,7 +166,7 @@ async fn greet(
     listener: &Listener,
     config: &Config,
     record: &mut Record,
-) -> Result<(Box<Hello>, Replay), NoHello> {
+) -> Result<(Box<ClientHello>, Replay), NoHello> {
     if listener.wants_header(record.entry.client.ip()) {
         note::header(&peek.header().await?, record);
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use arc_swap::ArcSwap;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use snisplit_common::limits::connections_within;
+use snisplit_common::limits::max_connections_for_nofile;
 use tokio::runtime::Handle;
 use tokio::select;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -228,6 +228,6 @@ fn raise_descriptor_limit() {
         warn!(%error, "cannot raise the limit of open files");
     }
     if let Some(limit) = getrlimit(Resource::Nofile).current {
-        info!(limit, connections = connections_within(limit), "open files");
+        info!(limit, connections = max_connections_for_nofile(limit), "open files");
     }
 }

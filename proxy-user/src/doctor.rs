@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice};
 use rustix::process::{Resource, getrlimit};
-use snisplit_common::limits::connections_within;
+use snisplit_common::limits::max_connections_for_nofile;
 use tokio::runtime::Runtime;
 use tracing::level_filters::LevelFilter;
 
@@ -89,7 +89,7 @@ fn open_files() -> (Mark, String) {
     let Some(limit) = getrlimit(Resource::Nofile).maximum else {
         return (Mark::Ok, "unlimited".into());
     };
-    let connections = connections_within(limit);
+    let connections = max_connections_for_nofile(limit);
     let mark = if connections < 10_000 { Mark::Warn } else { Mark::Ok };
     let words = format!("hard limit {limit}: {connections} busy connections; root may raise it");
     (mark, words)

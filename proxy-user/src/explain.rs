@@ -3,9 +3,11 @@
 use std::fmt::Write as _;
 
 use anyhow::{Context as _, Result, bail};
-use snisplit_common::decide::{Certificates, Class, Decision, Managed, Verdict, decide};
-use snisplit_common::hello::{Hello, Reader, Sni, Step};
-use snisplit_common::name::ServerName;
+use snisplit_common::client_hello::{ClientHello, ClientHelloParser, ParseStatus, Sni};
+use snisplit_common::decide::{
+    Action, CertificateLookup, Decision, ManagedName, NameClass, decide,
+};
+use snisplit_common::server_name::ServerName;
 
 use crate::cli::Explain;
 use crate::config::Terminate;
@@ -15,20 +17,20 @@ use crate::config::{Config, Route};
 /// An agent that has all its certificates and no order under way.
 struct AtRest<'c>(&'c Config);
 
-impl<'c> Certificates for AtRest<'c> {
-    type Held = &'c Terminate;
+impl<'c> CertificateLookup for AtRest<'c> {
+    type Certificate = &'c Terminate;
 
-    fn pending(&self, _: &ServerName) -> Option<&'c Terminate> {
+    fn pending_challenge(&self, _: &ServerName) -> Option<&'c Terminate> {
         None
     }
 
-    fn managed(&self, name: &ServerName) -> Option<Managed<&'c Terminate>> {
-        let owner = self.0.terminates.owner(Some(name))?;
-        Some(Managed { claim: owner.claim, held: Some(owner.route) })
+    fn managed_name(&self, name: &ServerName) -> Option<ManagedName<&'c Terminate>> {
+        let owner = self.0.terminates.lookup(Some(name))?;
+        Some(ManagedName { kind: owner.kind, certificate: Some(owner.route) })
     }
 }
 
-type Judged<'c> = Verdict<'c, Route, &'c Terminate>;
+type Judged<'c> = Decision<'c, Route, &'c Terminate>;
 
 /// Explains one connection, a fact a line.
 pub fn explain(config: &Config, asked: &Explain) -> Result<String> {
@@ -47,14 +49,14 @@ pub fn explain(config: &Config, asked: &Explain) -> Result<String> {
     let verdict = decide(&hello, &config.routes, config.acme_bypass, &AtRest(config));
     line(&mut out, "route", &route(config, &hello, &verdict));
     line(&mut out, "decision", &decision(&verdict));
-    line(&mut out, "because", verdict.reason.sentence());
-    if matches!(verdict.decision, Decision::Forward(_)) {
+    line(&mut out, "because", verdict.reason.description());
+    if matches!(verdict.action, Action::Forward(_)) {
         line(&mut out, "engine", config.engine.sentence());
     }
     if !hello.is_acme_validation() {
-        let validation = Hello { alpn: vec![b"acme-tls/1".to_vec()], ..hello };
+        let validation = ClientHello { alpn: vec![b"acme-tls/1".to_vec()], ..hello };
         let verdict = decide(&validation, &config.routes, config.acme_bypass, &AtRest(config));
-        let words = format!("{}: {}", decision(&verdict), verdict.reason.sentence());
+        let words = format!("{}: {}", decision(&verdict), verdict.reason.description());
         line(&mut out, "ACME validation", &words);
     }
     Ok(out)
@@ -76,22 +78,22 @@ fn line(out: &mut String, what: &str, words: &str) {
     let _infallible = writeln!(out, "{what:<16} {words}");
 }
 
-fn parse(config: &Config, bytes: &[u8]) -> Result<Hello> {
-    match Reader::new(config.limits.hello_bytes).feed(bytes) {
-        Step::Hello(hello) => Ok(*hello),
-        Step::More { need } => bail!(
+fn parse(config: &Config, bytes: &[u8]) -> Result<ClientHello> {
+    match ClientHelloParser::new(config.limits.hello_bytes).parse(bytes) {
+        ParseStatus::Complete(hello) => Ok(*hello),
+        ParseStatus::Incomplete { needed: need } => bail!(
             "the hello is not whole: {} bytes are there, at least {need} are needed; the agent \
              would wait for the rest, then refuse with alert handshake_failure",
             bytes.len()
         ),
-        Step::Bad(why) => {
-            bail!("no ClientHello ({}); refused with alert {}", why.name(), why.alert())
+        ParseStatus::Invalid(why) => {
+            bail!("no ClientHello ({}); refused with alert {}", why.label(), why.alert())
         }
     }
 }
 
-fn invented(asked: &Explain) -> Hello {
-    Hello {
+fn invented(asked: &Explain) -> ClientHello {
+    ClientHello {
         sni: match &asked.sni {
             Some(name) => ServerName::parse(name.as_bytes()).map_or_else(Sni::Invalid, Sni::Name),
             None => Sni::Absent,
@@ -105,7 +107,7 @@ fn invented(asked: &Explain) -> Hello {
     }
 }
 
-fn facts(hello: &Hello, bytes: usize) -> String {
+fn facts(hello: &ClientHello, bytes: usize) -> String {
     let versions: Vec<_> = hello.versions.iter().filter_map(|v| version(*v)).collect();
     let mut words =
         format!("{} bytes in {} record(s), {}", hello.wire_len, hello.records, versions.join(", "));
@@ -141,7 +143,7 @@ fn server_name(sni: &Sni) -> String {
     }
 }
 
-fn protocols(hello: &Hello) -> String {
+fn protocols(hello: &ClientHello) -> String {
     let all: Vec<_> = hello.alpn.iter().map(|p| p.escape_ascii().to_string()).collect();
     match (hello.is_acme_validation(), all.is_empty()) {
         (true, _) => "acme-tls/1 and nothing else: an ACME validation (RFC 8737)".into(),
@@ -150,22 +152,22 @@ fn protocols(hello: &Hello) -> String {
     }
 }
 
-fn route(config: &Config, hello: &Hello, verdict: &Judged<'_>) -> String {
+fn route(config: &Config, hello: &ClientHello, verdict: &Judged<'_>) -> String {
     let name = match &hello.sni {
         Sni::Name(name) => Some(name),
         Sni::Absent | Sni::Invalid(_) => None,
     };
-    let found = match verdict.class {
-        Class::Routed(_) => config.routes.owner(name).map(|owner| (owner.claim, owner.route)),
-        Class::Own => {
-            let owner = config.terminates.owner(name);
-            owner.map(|owner| (owner.claim, &owner.route.route))
+    let found = match verdict.name_class {
+        NameClass::Routed(_) => config.routes.lookup(name).map(|owner| (owner.kind, owner.route)),
+        NameClass::Managed => {
+            let owner = config.terminates.lookup(name);
+            owner.map(|owner| (owner.kind, &owner.route.route))
         }
-        Class::Nameless | Class::Unrouted => None,
+        NameClass::Nameless | NameClass::Unrouted => None,
     };
     match found {
         Some((claim, route)) => {
-            format!("{} ({} match), {}", route.label, claim.name(), route.origin)
+            format!("{} ({} match), {}", route.label, claim.label(), route.origin)
         }
         None => "none".into(),
     }
@@ -176,8 +178,8 @@ fn decision(verdict: &Judged<'_>) -> String {
         let backends: Vec<_> = route.backends.iter().map(ToString::to_string).collect();
         backends.join(" or ")
     };
-    match &verdict.decision {
-        Decision::Terminate(one) => {
+    match &verdict.action {
+        Action::Terminate(one) => {
             let certificate = match &one.certificate {
                 Certificate::Ordered(challenge) => format!("ordered by {}", challenge.name()),
                 Certificate::Files { cert, .. } => format!("in {}", cert.display()),
@@ -185,7 +187,7 @@ fn decision(verdict: &Judged<'_>) -> String {
             let to = places(&one.route);
             format!("terminate with the certificate {certificate}, plaintext to {to}")
         }
-        Decision::Refuse(alert) => format!("refuse with alert {alert}"),
-        Decision::Forward(route) => format!("forward to {}", places(route)),
+        Action::Refuse(alert) => format!("refuse with alert {alert}"),
+        Action::Forward(route) => format!("forward to {}", places(route)),
     }
 }

@@ -13,9 +13,9 @@ use log::Log;
 use rustix::fs::statfs;
 use rustix::net::sockopt::socket_cookie;
 use snisplit_common::abi::{
-    ABI_MAP, ABI_VERSION, COPIED_SEQ_OFFSET, COUNTERS_MAP, Count, EVENTS_MAP, Event, EventKind,
-    FLOWS_MAP, Flow, ROUTES_MAP, SKB_SEQ_OFFSET, SOURCES_MAP, TARGETS_MAP, VERDICT_PROGRAM,
-    WRITE_SEQ_OFFSET,
+    ABI_MAP, ABI_VERSION, COPIED_SEQ_OFFSET, COUNTERS_MAP, DirectionEntry, EVENTS_MAP, FLOWS_MAP,
+    ROUTES_MAP, SKB_SEQ_OFFSET, SOCKMAP_VERDICT_PROGRAM, SOURCES_MAP, SockmapCounter, SockmapEvent,
+    SockmapEventKind, TARGETS_MAP, WRITE_SEQ_OFFSET,
 };
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -115,8 +115,8 @@ impl Verdict {
             sources,
         };
         let program: &mut SkSkb = ebpf
-            .program_mut(VERDICT_PROGRAM)
-            .ok_or(KernelError::Missing(VERDICT_PROGRAM))?
+            .program_mut(SOCKMAP_VERDICT_PROGRAM)
+            .ok_or(KernelError::Missing(SOCKMAP_VERDICT_PROGRAM))?
             .try_into()?;
         patient::load(|| program.load())?;
         program.attach(maps.sources.fd())?;
@@ -150,13 +150,13 @@ impl Verdict {
     }
 
     /// Notes a direction before its socket becomes a source.
-    pub(crate) fn add_flow(&self, cookie: u64, flow: Flow) -> Result<(), KernelError> {
+    pub(crate) fn add_flow(&self, cookie: u64, flow: DirectionEntry) -> Result<(), KernelError> {
         Ok(self.maps().flows.insert(cookie, encode(&flow), 0)?)
     }
 
     /// What became of a direction so far.
-    pub(crate) fn flow(&self, cookie: u64) -> Option<Flow> {
-        self.maps().flows.get(&cookie, 0).ok().map(|bytes| Flow::get(&bytes))
+    pub(crate) fn flow(&self, cookie: u64) -> Option<DirectionEntry> {
+        self.maps().flows.get(&cookie, 0).ok().map(|bytes| DirectionEntry::get(&bytes))
     }
 
     pub(crate) fn remove_flow(&self, cookie: u64) {
@@ -169,13 +169,13 @@ impl Verdict {
     }
 
     /// A counter, summed over all CPUs.
-    pub(crate) fn count(&self, count: Count) -> Result<u64, KernelError> {
+    pub(crate) fn count(&self, count: SockmapCounter) -> Result<u64, KernelError> {
         Ok(self.counters.get(&(count as u32), 0)?.iter().sum())
     }
 
     /// Events that the ring had no room for.
     pub(crate) fn events_lost(&self) -> u64 {
-        self.count(Count::EventLost).unwrap_or_default()
+        self.count(SockmapCounter::EventLost).unwrap_or_default()
     }
 
     /// Passes on what the program has logged.
@@ -186,13 +186,13 @@ impl Verdict {
 
 impl Events {
     /// Waits for the next ones: whose, and what.
-    pub(crate) async fn next(&mut self) -> io::Result<Vec<(u64, EventKind)>> {
+    pub(crate) async fn next(&mut self) -> io::Result<Vec<(u64, SockmapEventKind)>> {
         loop {
             let mut ready = self.0.readable_mut().await?;
             let ring = ready.get_inner_mut();
             let mut events = Vec::new();
             while let Some(item) = ring.next() {
-                let Event { cookie, kind, .. } = Event::get(&item);
+                let SockmapEvent { cookie, kind, .. } = SockmapEvent::get(&item);
                 events.push((cookie, kind));
             }
             ready.clear_ready();

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 use rustix::fs::{FlockOperation, flock};
-use snisplit_common::abi::packet::SpliceState;
+use snisplit_common::abi::packet::FlowState;
 
 use crate::engine::packet::reset;
 use crate::kernel::address::addresses;
@@ -54,7 +54,7 @@ pub fn drop(instance: &str) -> Result<String> {
     let Some(packet) = packet else {
         return Ok(format!("{place} is gone, and what flows it had with it"));
     };
-    let running = packet.flows.values().filter(|flow| flow.state == SpliceState::Spliced);
+    let running = packet.flows.values().filter(|flow| flow.state == FlowState::Offloaded);
     let ended = running.inspect(|flow| reset(flow)).count();
     Ok(format!("{ended} flows ended; {place} is gone"))
 }
@@ -70,8 +70,8 @@ pub fn cut(instance: &str, client: &str) -> Result<String> {
     let folder = pins(instance);
     let context = || format!("{}: no flows of the packet engine", folder.display());
     let packet = Pinned::read(&folder)?.packet.with_context(context)?;
-    let running = packet.flows.iter().filter(|(_, flow)| flow.state == SpliceState::Spliced);
-    let meant = running.filter(|(_, flow)| is_meant(addresses(&flow.client).0));
+    let running = packet.flows.iter().filter(|(_, flow)| flow.state == FlowState::Offloaded);
+    let meant = running.filter(|(_, flow)| is_meant(addresses(&flow.client_tuple).0));
     let numbers: Vec<u64> = meant.map(|(number, _)| *number).collect();
     ask_to_cut(&folder, &numbers)?;
     match numbers.len() {

@@ -7,8 +7,8 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
 use serde::Serialize;
-use snisplit_common::abi::packet::{Fate, SpliceState};
-use snisplit_common::abi::{Count, Direction, Flow};
+use snisplit_common::abi::packet::{FlowState, PacketCounter};
+use snisplit_common::abi::{Direction, DirectionEntry, SockmapCounter};
 
 use crate::kernel::pinned::{Packet, Pinned, Sockmap};
 use crate::kernel::{self, pins};
@@ -63,7 +63,7 @@ impl InKernel {
             let flows = pinned.flows.values().filter(|flow| flow.direction == direction);
             flows.map(bytes).sum()
         };
-        let words = Count::ALL.iter().map(|(count, words)| (*words, pinned.count(*count)));
+        let words = SockmapCounter::ALL.iter().map(|(count, words)| (*words, pinned.count(*count)));
         Self {
             engine: "sockmap",
             flows: pinned.flows.values().filter(|flow| flow.direction == Direction::Up).count(),
@@ -74,13 +74,13 @@ impl InKernel {
     }
 
     fn of_packet(pinned: &Packet) -> Self {
-        let running = || pinned.flows.values().filter(|flow| flow.state == SpliceState::Spliced);
-        let words = Fate::ALL.iter().map(|(fate, words)| (*words, pinned.count(*fate)));
+        let running = || pinned.flows.values().filter(|flow| flow.state == FlowState::Offloaded);
+        let words = PacketCounter::ALL.iter().map(|(fate, words)| (*words, pinned.count(*fate)));
         Self {
             engine: "packet",
             flows: running().count(),
-            up: running().map(|flow| flow.delivered().0).sum(),
-            down: running().map(|flow| flow.delivered().1).sum(),
+            up: running().map(|flow| flow.delivered_bytes().0).sum(),
+            down: running().map(|flow| flow.delivered_bytes().1).sum(),
             buffers: words.collect(),
         }
     }
@@ -99,8 +99,8 @@ fn at(instance: &str) -> String {
     Path::display(&pins(instance)).to_string()
 }
 
-const fn bytes(flow: &Flow) -> u64 {
-    flow.redirected + flow.passed
+const fn bytes(flow: &DirectionEntry) -> u64 {
+    flow.redirected_bytes + flow.passed_bytes
 }
 
 impl fmt::Display for Status {

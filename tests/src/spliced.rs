@@ -124,8 +124,9 @@ impl Spliced {
 
     /// A number of a direction, or of whoever's packets go there.
     pub fn of(&self, way: &str, field: &str) -> u32 {
-        let from = if way == "up" { "from_client" } else { "from_backend" };
-        let [by_way, by_peer] = [way, from].map(|part| self.record[part][field].as_u64());
+        let from = if way == "up" { "client_state" } else { "backend_state" };
+        let direction = if way == "up" { "to_backend" } else { "to_client" };
+        let [by_way, by_peer] = [direction, from].map(|part| self.record[part][field].as_u64());
         by_way.or(by_peer).unwrap() as u32
     }
 

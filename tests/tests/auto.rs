@@ -80,7 +80,7 @@ fn a_flow_of_few_messages_and_one_of_bulk_stay_on_splice() {
 fn a_flow_of_small_messages_moves_to_the_kernel_and_bulk_moves_back() {
     let flow = Flow::open("auto");
     let mut said = flow.chat(100);
-    let carried = |which| direction(&flow, which).unwrap()["redirected"].as_u64().unwrap();
+    let carried = |which| direction(&flow, which).unwrap()["redirected_bytes"].as_u64().unwrap();
     assert_eq!(flow.agent.metric(flow.lab(), MOVED), 1.0);
     assert!(carried("Up") > 0 && carried("Down") > 0);
     said += flow.chat(100);
@@ -90,10 +90,10 @@ fn a_flow_of_small_messages_moves_to_the_kernel_and_bulk_moves_back() {
         until("the program to lose sight of bulk", || (entries() == before - 1).then_some(()));
     });
     let down = direction(&flow, "Down").unwrap();
-    assert_eq!(down["state"], "Leaving", "{down}");
+    assert_eq!(down["state"], "Detaching", "{down}");
     let at_most = said + BULK / 2 + (AHEAD + 1) * STEP;
-    assert!(down["redirected"].as_u64().unwrap() <= at_most as u64, "{down}");
-    assert_eq!(direction(&flow, "Up").unwrap()["state"], "Spliced", "judged by itself");
+    assert!(down["redirected_bytes"].as_u64().unwrap() <= at_most as u64, "{down}");
+    assert_eq!(direction(&flow, "Up").unwrap()["state"], "Redirecting", "judged by itself");
     end(&flow);
     let record = flow.agent.record();
     assert_eq!((&record["engine"], &record["outcome"]), (&"sockmap".into(), &"closed".into()));
@@ -120,8 +120,11 @@ fn a_flow_of_larger_messages_by_turns_moves_to_the_kernel_and_stays() {
         }
         for (which, bytes) in [("Up", question), ("Down", answer)] {
             let one = direction(&flow, which).unwrap();
-            assert_eq!(one["state"], "Spliced", "{one}");
-            assert!(one["redirected"].as_u64().unwrap() > (TIMES * bytes) as u64 / 2, "{one}");
+            assert_eq!(one["state"], "Redirecting", "{one}");
+            assert!(
+                one["redirected_bytes"].as_u64().unwrap() > (TIMES * bytes) as u64 / 2,
+                "{one}"
+            );
         }
         finish(&flow.client);
         finish(&flow.backend);

@@ -54,8 +54,11 @@ fn the_commands_of_the_readme_show_the_flows() {
     let (up, down) = (of("Up"), of("Down"));
     assert_eq!(seen.len(), 2, "{seen:?}");
     assert_eq!(entries(flow.agent.pid()), 6, "two in each map");
-    assert_eq!((&up["redirected"], &down["redirected"]), (&(flow.hello + 2).into(), &8.into()));
-    assert_eq!((&up["state"], &down["state"]), (&"Spliced".into(), &"Spliced".into()));
+    assert_eq!(
+        (&up["redirected_bytes"], &down["redirected_bytes"]),
+        (&(flow.hello + 2).into(), &8.into())
+    );
+    assert_eq!((&up["state"], &down["state"]), (&"Redirecting".into(), &"Redirecting".into()));
     let port = flow.client.local_addr().unwrap().port();
     assert_eq!((&up["client_port"], &up["backend_port"]), (&port.into(), &8001.into()));
     let counted = ask(counters);
@@ -84,8 +87,8 @@ fn the_commands_of_the_readme_lead_to_a_packet_flow() {
     let slot = seen[0]["slot"].to_string();
     let record = [&record[..=key], &[slot], &record[key + 2..]].concat();
     let shown = ask(&record)["formatted"]["value"].clone();
-    assert_eq!(shown["state"], "Spliced", "{record:?}: {shown}");
-    assert_eq!(shown["client"]["source_port"], client.port());
+    assert_eq!(shown["state"], "Offloaded", "{record:?}: {shown}");
+    assert_eq!(shown["client_tuple"]["source_port"], client.port());
 }
 
 #[test]

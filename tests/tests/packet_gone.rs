@@ -25,7 +25,7 @@ const FALLBACK: u64 = 3;
 /// What a packet of a stranger's or of the flow's becomes, either way.
 fn fares(scene: &Spliced, way: &str, from: Option<SocketAddr>) -> u64 {
     let [(own, to), _] = scene.ends(way);
-    let numbers = (scene.of(way, "end"), 1, 9);
+    let numbers = (scene.of(way, "snd_nxt"), 1, 9);
     scene.run(&segment((from.unwrap_or(own), to), numbers, &[], b"x"), None).0
 }
 

@@ -50,8 +50,8 @@ fn people_see_a_flow() {
         bpftool(&["map", "dump", "pinned", &path])
     };
     let (_, seen) = record(instance, &pinned("packet_tuples")[0]);
-    assert_eq!((&seen["state"], &seen["why"]), (&"Spliced".into(), &"Unasked".into()));
-    assert_eq!(seen["client"]["source_port"], client.local_addr().unwrap().port());
+    assert_eq!((&seen["state"], &seen["fallback_reason"]), (&"Offloaded".into(), &"None".into()));
+    assert_eq!(seen["client_tuple"]["source_port"], client.local_addr().unwrap().port());
     assert!(pinned("packet_counters").as_array().unwrap().len() >= 8);
 
     finish(client);

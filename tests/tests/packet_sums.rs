@@ -48,10 +48,10 @@ fn error((peer, us): (SocketAddr, SocketAddr), sent: &[u8]) -> Vec<u8> {
 fn packets(scene: &Spliced) -> Vec<Vec<u8>> {
     let segments = ["up", "down"].into_iter().flat_map(|way| {
         let [ends, _] = scene.ends(way);
-        options().map(|options| segment(ends, (scene.of(way, "end"), 1, 9), &options, b"odd"))
+        options().map(|options| segment(ends, (scene.of(way, "snd_nxt"), 1, 9), &options, b"odd"))
     });
     let [(client, us), _] = scene.ends("up");
-    let seq = scene.of("down", "end").wrapping_add(scene.of("down", "seq"));
+    let seq = scene.of("down", "snd_nxt").wrapping_add(scene.of("down", "seq_delta"));
     let sent = segment((us, client), (seq, 1, 9), &[], b"");
     segments.chain([error((client, us), &sent)]).collect()
 }
@@ -95,7 +95,7 @@ fn addresses_that_add_up_to_the_same() {
         let [ends, other] = scene.ends(way);
         assert_eq!(total(ends), total((other.1, other.0)), "or this tests nothing");
         for options in options() {
-            let packet = segment(ends, (scene.of(way, "end"), 1, 9), &options, b"odd");
+            let packet = segment(ends, (scene.of(way, "snd_nxt"), 1, 9), &options, b"odd");
             let (answer, out) = scene.run(&packet, None);
             assert_eq!((answer, parse(&out).0), (REDIRECTED.into(), (other.1, other.0)), "{way}");
         }

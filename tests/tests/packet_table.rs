@@ -60,7 +60,7 @@ fn ask_for_ecn() {
 fn marks_of_congestion() {
     let carries = |scene: &Spliced, way: &str, ecn: u8| {
         let [ends, _] = scene.ends(way);
-        let packet = segment(ends, (scene.of(way, "end"), 1, 9), &[], b"odd");
+        let packet = segment(ends, (scene.of(way, "snd_nxt"), 1, 9), &[], b"odd");
         let (answer, out) = scene.run(&mark(&packet, ecn), None);
         (answer == REDIRECTED).then(|| {
             assert_eq!(parse(&out).3, b"odd", "and its sums are right");
@@ -95,14 +95,18 @@ fn every_field_of_every_layout() {
         for way in ["up", "down"] {
             let n = |field| scene.of(way, field);
             let [ends, other] = scene.ends(way);
-            let (seq, ack) = (n("end"), 7_u32.wrapping_sub(n("ack")));
+            let (seq, ack) = (n("snd_nxt"), 7_u32.wrapping_sub(n("ack_delta")));
             let (stamp, echo) =
-                (1_000_u32, n("echo_floor").wrapping_sub(n("echo")).wrapping_add(9));
+                (1_000_u32, n("min_tsecr").wrapping_sub(n("tsecr_delta")).wrapping_add(9));
             let edges = [10_u32, 20, 30, 40, 50, 60];
-            let new_edges = edges.map(|edge| edge.wrapping_add(n("ack")));
+            let new_edges = edges.map(|edge| edge.wrapping_add(n("ack_delta")));
             let (was, is) = (
                 layouts(stamp, echo, edges),
-                layouts(stamp.wrapping_add(n("stamp")), echo.wrapping_add(n("echo")), new_edges),
+                layouts(
+                    stamp.wrapping_add(n("tsval_delta")),
+                    echo.wrapping_add(n("tsecr_delta")),
+                    new_edges,
+                ),
             );
             for (was, is) in was.iter().zip(is) {
                 for payload in [&b""[..], b"odd", &[7; 1_400]] {
@@ -111,9 +115,9 @@ fn every_field_of_every_layout() {
                     assert_eq!(answer, REDIRECTED, "{way} {was:?}");
                     let (to, ttl, tcp, heard) = parse(&out);
                     assert_eq!((to, ttl), ((other.1, other.0), 63));
-                    assert_eq!(tcp.sequence_number, seq.wrapping_add(n("seq")));
+                    assert_eq!(tcp.sequence_number, seq.wrapping_add(n("seq_delta")));
                     assert_eq!(tcp.acknowledgment_number, 7);
-                    let window = (1_000_u32 << n("scale_in")) >> n("scale_out");
+                    let window = (1_000_u32 << n("wscale_from")) >> n("wscale_to");
                     assert_eq!(u32::from(tcp.window_size), window.min(65_535));
                     assert_eq!(tcp.options.as_slice(), is, "{way} {was:?}");
                     assert_eq!(heard, payload);
@@ -130,13 +134,13 @@ fn floors() {
     both_families(|scene| {
         let [ends, _] = scene.ends("up");
         let n = |field| scene.of("up", field);
-        let old = n("echo_floor").wrapping_sub(n("echo")).wrapping_sub(5);
+        let old = n("min_tsecr").wrapping_sub(n("tsecr_delta")).wrapping_sub(5);
         let options = [vec![1, 1], stamps(1, old)].concat();
-        let packet = segment(ends, (n("end"), 1, 0), &options, b"");
+        let packet = segment(ends, (n("snd_nxt"), 1, 0), &options, b"");
         let (_, _, tcp, _) = parse(&scene.run(&packet, None).1);
-        assert_eq!(&tcp.options.as_slice()[8..], n("echo_floor").to_be_bytes());
+        assert_eq!(&tcp.options.as_slice()[8..], n("min_tsecr").to_be_bytes());
         assert_eq!(tcp.window_size, 0, "no room is none");
-        let packet = segment(ends, (n("end"), 1, 1), &[], b"");
+        let packet = segment(ends, (n("snd_nxt"), 1, 1), &[], b"");
         assert!(parse(&scene.run(&packet, None).1).2.window_size >= 1);
     });
 }
@@ -152,7 +156,7 @@ fn there_and_back_is_where_it_was() {
             let mut number = || dice.roll(1 << 32) as u32;
             let (seq, ack, edges) = (number(), number(), [number(), number()]);
             let (stamp, far) = (number(), dice.roll(1 << 20) as u32);
-            let oldest = scene.of("up", "echo_floor").wrapping_sub(scene.of("up", "echo"));
+            let oldest = scene.of("up", "min_tsecr").wrapping_sub(scene.of("up", "tsecr_delta"));
             let echo = oldest.wrapping_add(far);
             let options = [vec![1, 1], stamps(stamp, echo), vec![1, 1], sack(&edges)].concat();
             let payload = vec![3; dice.roll(1_000) as usize];
@@ -169,7 +173,7 @@ fn there_and_back_is_where_it_was() {
             let bytes = back.options.as_slice();
             let word = |at: usize| u32::from_be_bytes(bytes[at..at + 4].try_into().unwrap());
             assert_eq!(word(4), echo);
-            let oldest = scene.of("down", "echo_floor");
+            let oldest = scene.of("down", "min_tsecr");
             let is_young = stamp.wrapping_sub(oldest) as i32 >= 0;
             assert_eq!(word(8), if is_young { stamp } else { oldest });
             assert_eq!(heard, payload);
@@ -182,7 +186,7 @@ fn there_and_back_is_where_it_was() {
 fn what_a_nic_merged() {
     both_families(|scene| {
         let [ends, _] = scene.ends("down");
-        let seq = scene.of("down", "end");
+        let seq = scene.of("down", "snd_nxt");
         // gso_segs and gso_size of `struct __sk_buff`.
         let mut context = [0_u8; 192];
         context[164..168].copy_from_slice(&3_u32.to_ne_bytes());
@@ -200,7 +204,7 @@ fn what_a_nic_merged() {
 fn what_is_not_translated() {
     both_families(|scene| {
         let [ends, _] = scene.ends("up");
-        let numbers = (scene.of("up", "end"), 1, 9);
+        let numbers = (scene.of("up", "snd_nxt"), 1, 9);
         for options in [&[5, 1, 1, 1][..], &[8, 40, 1, 1], &[1, 1, 1, 5]] {
             let packet = segment(ends, numbers, options, b"x");
             assert_eq!(scene.run(&packet, None).0, DROPPED, "{options:?}");

@@ -94,7 +94,7 @@ fn the_same_translation() {
         ];
         for way in ["up", "down"] {
             let [ends, _] = scene.ends(way);
-            let numbers = (scene.of(way, "end"), 1, 1_000);
+            let numbers = (scene.of(way, "snd_nxt"), 1, 1_000);
             for (options, payload) in all.iter().zip([&b""[..], b"odd", &[7; 1_400], b"", b"1"]) {
                 let packet = segment(ends, numbers, options, payload);
                 let (answer, wanted) = scene.run(&packet, None);
@@ -134,7 +134,7 @@ fn frames_in_several_buffers_pass() {
     let early = scene.program("sni_early");
     let [ends, _] = scene.ends("up");
     for (bytes, answer) in [(3_000, REDIRECTED_EARLY), (6_000, PASSED)] {
-        let packet = segment(ends, (scene.of("up", "end"), 1, 9), &[], &vec![7; bytes]);
+        let packet = segment(ends, (scene.of("up", "snd_nxt"), 1, 9), &[], &vec![7; bytes]);
         assert_eq!(scene.run_by(&early, &packet, None).0, answer, "{bytes}");
     }
 }

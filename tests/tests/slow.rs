@@ -57,7 +57,7 @@ fn single_bytes_do_not_fill_the_kernel() {
     (0..single).for_each(|_| write(client, b"x"));
     let directions = flows(flow.lab().names()[1]);
     let up = directions.iter().find(|flow| flow["direction"] == "Up").unwrap();
-    let redirected = up["redirected"].as_u64().unwrap() as usize;
+    let redirected = up["redirected_bytes"].as_u64().unwrap() as usize;
     assert!(redirected < flow.hello + many + single / 10, "{up}");
     finish(client);
     assert_eq!(read_all(backend).len(), many + single);

@@ -7,27 +7,29 @@
 mod record;
 mod words;
 
-pub use record::{Leg, Said, Splice, SpliceState, Told, Tuple, Way, Why};
-pub use words::{FATES, Fate, Wish};
+pub use record::{
+    FallbackReason, FlowEntry, FlowEvent, FlowState, PeerState, Translation, Tuple, TupleEntry,
+};
+pub use words::{ControlCommand, PACKET_COUNTER_COUNT, PacketCounter};
 
 /// Changes whenever a layout or a meaning does.
 pub const PACKET_ABI_VERSION: u32 = 4;
 
 /// Looks at what arrives at an interface.
-pub const IN_PROGRAM: &str = "sni_in";
+pub const INGRESS_PROGRAM: &str = "sni_in";
 /// Looks at what an interface's driver receives.
-pub const EARLY_PROGRAM: &str = "sni_early";
+pub const XDP_PROGRAM: &str = "sni_early";
 /// Looks at what this host itself sends.
-pub const OUT_PROGRAM: &str = "sni_out";
+pub const EGRESS_PROGRAM: &str = "sni_out";
 /// Does for user space, which has no atomic access to a map, what a [`Wish`] says: run by `BPF_PROG_TEST_RUN`.
-pub const SETTLE_PROGRAM: &str = "sni_settle";
+pub const CONTROL_PROGRAM: &str = "sni_settle";
 
 /// [`PACKET_ABI_VERSION`], one entry.
 pub const PACKET_ABI_MAP: &str = "packet_abi";
 /// [`Splice`]s, each in the slot that its legs tell.
-pub const SPLICES_MAP: &str = "packet_flows";
+pub const PACKET_FLOWS_MAP: &str = "packet_flows";
 /// [`Leg`]s by [`Tuple`].
-pub const TUPLES_MAP: &str = "packet_tuples";
+pub const PACKET_TUPLES_MAP: &str = "packet_tuples";
 /// The names behind [`Splice::route`].
 pub const PACKET_ROUTES_MAP: &str = "packet_routes";
 /// [`Told`]s for user space.
@@ -36,37 +38,37 @@ pub const PACKET_EVENTS_MAP: &str = "packet_events";
 pub const PACKET_COUNTERS_MAP: &str = "packet_counters";
 /// How to leave by the interfaces that the programs are attached to ([`BY_QUEUE`], [`BY_PEER`] or
 /// [`BY_DRIVER`]), by their numbers.
-pub const INTERFACES_MAP: &str = "packet_links";
+pub const PACKET_INTERFACES_MAP: &str = "packet_links";
 /// In [`INTERFACES_MAP`]: by its queue, as all else does.
-pub const BY_QUEUE: u32 = 1;
+pub const XMIT_QDISC: u32 = 1;
 /// In [`INTERFACES_MAP`]: it is one end of a veth pair whose other end is in another network namespace,
 /// so a packet can arrive there at once (`bpf_redirect_peer`).
-pub const BY_PEER: u32 = 2;
+pub const XMIT_PEER: u32 = 2;
 /// In [`INTERFACES_MAP`]: [`EARLY_PROGRAM`] is in its driver, which then takes frames from other drivers.
-pub const BY_DRIVER: u32 = 3;
+pub const XMIT_XDP: u32 = 3;
 
 /// What a SYN to a back end must not offer, by the tuple that its answer comes by, without our address.
-pub const OFFERS_MAP: &str = "packet_offers";
+pub const SYN_CLAMP_MAP: &str = "packet_offers";
 
 /// Numbers of flows that somebody wants cut (`snisplit flows cut`); the agent looks once a second.
-pub const CUTS_MAP: &str = "packet_cuts";
+pub const RESET_REQUESTS_MAP: &str = "packet_cuts";
 /// Wishes at once.
-pub const CUTS_MAX: usize = 65_536;
+pub const MAX_RESET_REQUESTS: usize = 65_536;
 
 /// In [`OFFERS_MAP`]: the most bytes of a segment (MSS), 16 bits; the following are above them.
-pub const MSS_MASK: u32 = 0xffff;
+pub const CLAMP_MSS_MASK: u32 = 0xffff;
 /// In [`OFFERS_MAP`]: no timestamps (RFC 7323).
-pub const NO_STAMPS: u32 = 1 << 16;
+pub const CLAMP_NO_TIMESTAMPS: u32 = 1 << 16;
 /// In [`OFFERS_MAP`]: no selective acknowledgements (RFC 2018).
-pub const NO_SACK: u32 = 1 << 17;
+pub const CLAMP_NO_SACK: u32 = 1 << 17;
 
 /// Connections to back ends that are being opened at once.
-pub const OFFERS_MAX: usize = 65_536;
+pub const MAX_SYN_CLAMPS: usize = 65_536;
 /// Flows at once.
-pub const SPLICES_MAX: usize = 131_072;
+pub const MAX_PACKET_FLOWS: usize = 131_072;
 /// Two for each flow.
-pub const TUPLES_MAX: usize = 2 * SPLICES_MAX;
+pub const MAX_TUPLES: usize = 2 * MAX_PACKET_FLOWS;
 /// Interfaces at once.
-pub const INTERFACES_MAX: usize = 1_024;
+pub const MAX_INTERFACES: usize = 1_024;
 
 const _: () = assert!(PACKET_COUNTERS_MAP.len() <= 15);

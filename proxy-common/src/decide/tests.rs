@@ -1,43 +1,44 @@
 use std::collections::HashMap;
 
 use super::*;
-use crate::name::Pattern;
+use crate::server_name::Pattern;
 
 #[derive(Debug, PartialEq)]
 struct Route(&'static str, AcmePolicy);
 
-impl Policy for Route {
-    fn acme(&self) -> AcmePolicy {
+impl RoutePolicy for Route {
+    fn acme_policy(&self) -> AcmePolicy {
         self.1
     }
 }
 
 /// Names of ours: `true` for the one whose order is under way.
-struct Own(HashMap<&'static str, bool>);
+struct ManagedNames(HashMap<&'static str, bool>);
 
-impl Certificates for Own {
-    type Held = &'static str;
+impl CertificateLookup for ManagedNames {
+    type Certificate = &'static str;
 
-    fn pending(&self, name: &ServerName) -> Option<&'static str> {
+    fn pending_challenge(&self, name: &ServerName) -> Option<&'static str> {
         self.0.get(name.as_str()).filter(|pending| **pending).map(|_| "challenge")
     }
 
-    fn managed(&self, name: &ServerName) -> Option<Managed<&'static str>> {
-        let exact = self.0.get(name.as_str()).map(|pending| (Claim::Exact, *pending));
-        let wildcard = || (name.parent() == Some("own.test")).then_some((Claim::Wildcard, false));
-        let (claim, pending) = exact.or_else(wildcard)?;
-        Some(Managed { claim, held: (!pending).then_some("certificate") })
+    fn managed_name(&self, name: &ServerName) -> Option<ManagedName<&'static str>> {
+        let exact = self.0.get(name.as_str()).map(|pending| (MatchKind::Exact, *pending));
+        let wildcard =
+            || (name.parent() == Some("own.test")).then_some((MatchKind::Wildcard, false));
+        let (kind, pending) = exact.or_else(wildcard)?;
+        Some(ManagedName { kind, certificate: (!pending).then_some("certificate") })
     }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Want {
-    Ours(&'static str),
-    To(&'static str),
-    No,
+    Terminate(&'static str),
+    Forward(&'static str),
+    Refuse,
 }
 
-fn routes(acme_of_default: AcmePolicy) -> Routes<Route> {
+fn routes(acme_of_default: AcmePolicy) -> RouteTable<Route> {
     let rows = [
         ("auto", "auto.test", AcmePolicy::Auto),
         ("backend", "backend.test", AcmePolicy::Backend),
@@ -50,18 +51,22 @@ fn routes(acme_of_default: AcmePolicy) -> Routes<Route> {
     let entry = |(label, name, acme): (&'static str, &str, _)| {
         (vec![name.parse::<Pattern>().unwrap()], Route(label, acme))
     };
-    Routes::new(rows.map(entry)).unwrap()
+    RouteTable::new(rows.map(entry)).unwrap()
 }
 
-fn check(routes: &Routes<Route>, bypass: AcmeBypass, rows: &[(&str, &[&str], Want, Reason)]) {
-    let own = [("ordered.test", true), ("idle.test", false), ("our.wild.test", false)];
-    let own = Own(HashMap::from(own));
+fn check(
+    routes: &RouteTable<Route>,
+    bypass: AcmeBypass,
+    rows: &[(&str, &[&str], Want, DecisionReason)],
+) {
+    let names = [("ordered.test", true), ("idle.test", false), ("our.wild.test", false)];
+    let managed = ManagedNames(HashMap::from(names));
     for (name, alpn, want, reason) in rows {
         let sni = match *name {
             "" => Sni::Absent,
             name => ServerName::parse(name.as_bytes()).map_or_else(Sni::Invalid, Sni::Name),
         };
-        let hello = Hello {
+        let client_hello = ClientHello {
             sni,
             alpn: alpn.iter().map(|p| p.as_bytes().to_vec()).collect(),
             versions: vec![0x0304],
@@ -70,14 +75,14 @@ fn check(routes: &Routes<Route>, bypass: AcmeBypass, rows: &[(&str, &[&str], Wan
             wire_len: 0,
             records: 1,
         };
-        let verdict = decide(&hello, routes, bypass, &own);
-        let got = match verdict.decision {
-            Decision::Terminate(held) => Want::Ours(held),
-            Decision::Forward(route) => Want::To(route.0),
-            Decision::Refuse(Alert::UnrecognizedName) => Want::No,
-            Decision::Refuse(other) => panic!("{other:?}"),
+        let decision = decide(&client_hello, routes, bypass, &managed);
+        let got = match decision.action {
+            Action::Terminate(certificate) => Want::Terminate(certificate),
+            Action::Forward(route) => Want::Forward(route.0),
+            Action::Refuse(Alert::UnrecognizedName) => Want::Refuse,
+            Action::Refuse(other) => panic!("{other:?}"),
         };
-        assert_eq!((got, verdict.reason), (*want, *reason), "{name:?} {alpn:?} {bypass:?}");
+        assert_eq!((got, decision.reason), (*want, *reason), "{name:?} {alpn:?} {bypass:?}");
     }
 }
 
@@ -86,43 +91,43 @@ const ACME: &[&str] = &["acme-tls/1"];
 /// The table of design §3, top to bottom.
 #[test]
 fn validations() {
-    use Want::{No, Ours, To};
-    let rows: &[(&str, &[&str], Want, Reason)] = &[
-        ("", ACME, No, Reason::NoServerName),
-        ("10.0.0.1", ACME, No, Reason::BadServerName),
-        ("auto.test.", ACME, No, Reason::BadServerName),
-        ("ordered.test", ACME, Ours("challenge"), Reason::ChallengePending),
-        ("idle.test", ACME, No, Reason::NoChallengePending),
-        ("refuse.test", ACME, No, Reason::RouteRefuse),
-        ("local.test", ACME, No, Reason::RouteLocal),
-        ("backend.test", ACME, To("backend"), Reason::RouteBackend),
-        ("auto.test", ACME, To("auto"), Reason::Owner),
-        ("AUTO.test", ACME, To("auto"), Reason::Owner),
-        ("x.wild.test", ACME, To("wild"), Reason::Owner),
-        ("wild.test", ACME, No, Reason::CatchAll),
-        ("y.x.wild.test", ACME, No, Reason::CatchAll),
-        ("our.wild.test", ACME, No, Reason::NoChallengePending),
-        ("x.own.test", ACME, No, Reason::NoChallengePending),
-        ("theirs.own.test", ACME, To("inside"), Reason::Owner),
-        ("own.test", ACME, No, Reason::CatchAll),
-        ("mail.auto.test", ACME, No, Reason::CatchAll),
-        ("victim.test", ACME, No, Reason::CatchAll),
+    use Want::{Forward, Refuse, Terminate};
+    let rows: &[(&str, &[&str], Want, DecisionReason)] = &[
+        ("", ACME, Refuse, DecisionReason::NoServerName),
+        ("10.0.0.1", ACME, Refuse, DecisionReason::InvalidServerName),
+        ("auto.test.", ACME, Refuse, DecisionReason::InvalidServerName),
+        ("ordered.test", ACME, Terminate("challenge"), DecisionReason::ChallengePending),
+        ("idle.test", ACME, Refuse, DecisionReason::NoChallengePending),
+        ("refuse.test", ACME, Refuse, DecisionReason::RouteRefuse),
+        ("local.test", ACME, Refuse, DecisionReason::RouteLocal),
+        ("backend.test", ACME, Forward("backend"), DecisionReason::RouteBackend),
+        ("auto.test", ACME, Forward("auto"), DecisionReason::NameOwner),
+        ("AUTO.test", ACME, Forward("auto"), DecisionReason::NameOwner),
+        ("x.wild.test", ACME, Forward("wild"), DecisionReason::NameOwner),
+        ("wild.test", ACME, Refuse, DecisionReason::CatchAll),
+        ("y.x.wild.test", ACME, Refuse, DecisionReason::CatchAll),
+        ("our.wild.test", ACME, Refuse, DecisionReason::NoChallengePending),
+        ("x.own.test", ACME, Refuse, DecisionReason::NoChallengePending),
+        ("theirs.own.test", ACME, Forward("inside"), DecisionReason::NameOwner),
+        ("own.test", ACME, Refuse, DecisionReason::CatchAll),
+        ("mail.auto.test", ACME, Refuse, DecisionReason::CatchAll),
+        ("victim.test", ACME, Refuse, DecisionReason::CatchAll),
     ];
     check(&routes(AcmePolicy::Auto), AcmeBypass::Owned, rows);
 }
 
 #[test]
 fn a_catch_all_gets_validations_only_when_told_so() {
-    use Want::{No, To};
+    use Want::{Forward, Refuse};
     let victim = |want, reason| [("victim.test", ACME, want, reason)];
     let cases = [
-        (AcmePolicy::Auto, AcmeBypass::Owned, No, Reason::CatchAll),
-        (AcmePolicy::Auto, AcmeBypass::Never, No, Reason::BypassNever),
-        (AcmePolicy::Auto, AcmeBypass::Always, To("default"), Reason::BypassAlways),
-        (AcmePolicy::Backend, AcmeBypass::Owned, To("default"), Reason::RouteBackend),
-        (AcmePolicy::Backend, AcmeBypass::Never, To("default"), Reason::RouteBackend),
-        (AcmePolicy::Local, AcmeBypass::Always, No, Reason::RouteLocal),
-        (AcmePolicy::Refuse, AcmeBypass::Always, No, Reason::RouteRefuse),
+        (AcmePolicy::Auto, AcmeBypass::Owned, Refuse, DecisionReason::CatchAll),
+        (AcmePolicy::Auto, AcmeBypass::Never, Refuse, DecisionReason::BypassNever),
+        (AcmePolicy::Auto, AcmeBypass::Always, Forward("default"), DecisionReason::BypassAlways),
+        (AcmePolicy::Backend, AcmeBypass::Owned, Forward("default"), DecisionReason::RouteBackend),
+        (AcmePolicy::Backend, AcmeBypass::Never, Forward("default"), DecisionReason::RouteBackend),
+        (AcmePolicy::Local, AcmeBypass::Always, Refuse, DecisionReason::RouteLocal),
+        (AcmePolicy::Refuse, AcmeBypass::Always, Refuse, DecisionReason::RouteRefuse),
     ];
     for (acme, bypass, want, reason) in cases {
         check(&routes(acme), bypass, &victim(want, reason));
@@ -131,40 +136,40 @@ fn a_catch_all_gets_validations_only_when_told_so() {
 
 #[test]
 fn bypass_moves_the_default_of_auto_only() {
-    use Want::{No, Ours, To};
-    let rows: &[(&str, &[&str], Want, Reason)] = &[
-        ("auto.test", ACME, No, Reason::BypassNever),
-        ("x.wild.test", ACME, No, Reason::BypassNever),
-        ("backend.test", ACME, To("backend"), Reason::RouteBackend),
-        ("ordered.test", ACME, Ours("challenge"), Reason::ChallengePending),
+    use Want::{Forward, Refuse, Terminate};
+    let rows: &[(&str, &[&str], Want, DecisionReason)] = &[
+        ("auto.test", ACME, Refuse, DecisionReason::BypassNever),
+        ("x.wild.test", ACME, Refuse, DecisionReason::BypassNever),
+        ("backend.test", ACME, Forward("backend"), DecisionReason::RouteBackend),
+        ("ordered.test", ACME, Terminate("challenge"), DecisionReason::ChallengePending),
     ];
     check(&routes(AcmePolicy::Auto), AcmeBypass::Never, rows);
-    let rows: &[(&str, &[&str], Want, Reason)] = &[
-        ("auto.test", ACME, To("auto"), Reason::Owner),
-        ("refuse.test", ACME, No, Reason::RouteRefuse),
-        ("idle.test", ACME, No, Reason::NoChallengePending),
-        ("", ACME, No, Reason::NoServerName),
+    let rows: &[(&str, &[&str], Want, DecisionReason)] = &[
+        ("auto.test", ACME, Forward("auto"), DecisionReason::NameOwner),
+        ("refuse.test", ACME, Refuse, DecisionReason::RouteRefuse),
+        ("idle.test", ACME, Refuse, DecisionReason::NoChallengePending),
+        ("", ACME, Refuse, DecisionReason::NoServerName),
     ];
     check(&routes(AcmePolicy::Auto), AcmeBypass::Always, rows);
 }
 
 #[test]
 fn ordinary_traffic() {
-    use Want::{No, Ours, To};
-    let rows: &[(&str, &[&str], Want, Reason)] = &[
-        ("auto.test", &["h2"], To("auto"), Reason::Route),
-        ("auto.test", &[], To("auto"), Reason::Route),
-        ("auto.test", &["h2", "acme-tls/1"], To("auto"), Reason::Route),
-        ("refuse.test", &["acme-tls/1", "h2"], To("refuse"), Reason::Route),
-        ("x.wild.test", &["ACME-TLS/1"], To("wild"), Reason::Route),
-        ("victim.test", &["h2"], To("default"), Reason::Route),
-        ("", &["h2"], To("default"), Reason::Route),
-        ("idle.test", &["h2"], Ours("certificate"), Reason::OwnName),
-        ("ordered.test", &["h2"], No, Reason::NoCertificate),
-        ("our.wild.test", &[], Ours("certificate"), Reason::OwnName),
-        ("x.own.test", &[], Ours("certificate"), Reason::OwnName),
-        ("theirs.own.test", &[], To("inside"), Reason::Route),
-        ("auto.test.", &["h2"], No, Reason::BadServerName),
+    use Want::{Forward, Refuse, Terminate};
+    let rows: &[(&str, &[&str], Want, DecisionReason)] = &[
+        ("auto.test", &["h2"], Forward("auto"), DecisionReason::Route),
+        ("auto.test", &[], Forward("auto"), DecisionReason::Route),
+        ("auto.test", &["h2", "acme-tls/1"], Forward("auto"), DecisionReason::Route),
+        ("refuse.test", &["acme-tls/1", "h2"], Forward("refuse"), DecisionReason::Route),
+        ("x.wild.test", &["ACME-TLS/1"], Forward("wild"), DecisionReason::Route),
+        ("victim.test", &["h2"], Forward("default"), DecisionReason::Route),
+        ("", &["h2"], Forward("default"), DecisionReason::Route),
+        ("idle.test", &["h2"], Terminate("certificate"), DecisionReason::ManagedName),
+        ("ordered.test", &["h2"], Refuse, DecisionReason::NoCertificate),
+        ("our.wild.test", &[], Terminate("certificate"), DecisionReason::ManagedName),
+        ("x.own.test", &[], Terminate("certificate"), DecisionReason::ManagedName),
+        ("theirs.own.test", &[], Forward("inside"), DecisionReason::Route),
+        ("auto.test.", &["h2"], Refuse, DecisionReason::InvalidServerName),
     ];
     check(&routes(AcmePolicy::Auto), AcmeBypass::Owned, rows);
 }
@@ -172,12 +177,12 @@ fn ordinary_traffic() {
 #[test]
 fn without_a_default_route_the_rest_is_refused() {
     let entry = (vec!["a.test".parse().unwrap()], Route("a", AcmePolicy::Auto));
-    let routes = Routes::new([entry]).unwrap();
-    let rows: &[(&str, &[&str], Want, Reason)] = &[
-        ("a.test", ACME, Want::To("a"), Reason::Owner),
-        ("b.test", ACME, Want::No, Reason::NoRoute),
-        ("b.test", &[], Want::No, Reason::NoRoute),
-        ("", &[], Want::No, Reason::NoServerName),
+    let routes = RouteTable::new([entry]).unwrap();
+    let rows: &[(&str, &[&str], Want, DecisionReason)] = &[
+        ("a.test", ACME, Want::Forward("a"), DecisionReason::NameOwner),
+        ("b.test", ACME, Want::Refuse, DecisionReason::NoRoute),
+        ("b.test", &[], Want::Refuse, DecisionReason::NoRoute),
+        ("", &[], Want::Refuse, DecisionReason::NoServerName),
     ];
     for bypass in [AcmeBypass::Owned, AcmeBypass::Always] {
         check(&routes, bypass, rows);

@@ -5,7 +5,7 @@ fn address(text: &str) -> SocketAddr {
 }
 
 #[test]
-fn what_is_encoded_is_read_back_whatever_has_come_of_it() {
+fn an_encoded_header_parses_back_from_every_prefix() {
     for (source, destination) in [
         ("10.0.0.1:40000", "10.0.0.2:443"),
         ("[fd00::1]:1", "[fd00::2]:65535"),
@@ -19,12 +19,14 @@ fn what_is_encoded_is_read_back_whatever_has_come_of_it() {
             let addresses = Some((canonical(source), canonical(destination)));
             bytes.extend(b"\x16\x03\x01");
             for end in len..bytes.len() {
-                let want = Step::Header(Header { len, addresses });
-                assert_eq!(read(&bytes[..end]), want, "{version:?}");
+                let want = ParseStatus::Complete(Header { len, addresses });
+                assert_eq!(parse(&bytes[..end]), want, "{version:?}");
             }
             for end in 0..len {
-                let step = read(&bytes[..end]);
-                let Step::More { need } = step else { panic!("{step:?} at {end}") };
+                let step = parse(&bytes[..end]);
+                let ParseStatus::Incomplete { needed: need } = step else {
+                    panic!("{step:?} at {end}")
+                };
                 assert!(need > end && need <= len);
             }
         }
@@ -32,37 +34,37 @@ fn what_is_encoded_is_read_back_whatever_has_come_of_it() {
 }
 
 #[test]
-fn local_and_unknown_leave_the_connection_its_addresses() {
-    let local = [V2, &[0x20, 0, 0, 0]].concat();
+fn local_and_unknown_carry_no_addresses() {
+    let local = [V2_SIGNATURE, &[0x20, 0, 0, 0]].concat();
     for bytes in [&local[..], b"PROXY UNKNOWN\r\n", b"PROXY UNKNOWN ffff::1 what 1 2\r\n"] {
         let header = Header { len: bytes.len(), addresses: None };
-        assert_eq!(read(bytes), Step::Header(header));
+        assert_eq!(parse(bytes), ParseStatus::Complete(header));
     }
 }
 
 #[test]
-fn what_is_wrong_is_said() {
+fn invalid_headers_are_rejected() {
     let good = encode(Version::V2, address("1.1.1.1:1"), address("2.2.2.2:2"), None, None);
     let mut flipped = good.clone();
     flipped[17] ^= 1;
-    let datagram = [V2, &[0x21, 0x12, 0, 12], &[0; 12]].concat();
-    let long = [V2, &[0x21, 0x11, 0xff, 0xff]].concat();
-    let endless = [V1, &[b'x'; 200]].concat();
-    let rows: [(&[u8], BadHeader); 12] = [
-        (b"\x16\x03\x01", BadHeader::Missing),
-        (b"PROXZ", BadHeader::Missing),
-        (b"PROXY TCP4 1.1.1.1 2.2.2.2 1\r\n", BadHeader::Malformed),
-        (b"PROXY TCP4 1.1.1.1 2.2.2.2 1 99999\r\n", BadHeader::Malformed),
-        (b"PROXY TCP4 1.1.1.1 2.2.2.2 000 1\r\n", BadHeader::Malformed),
-        (b"PROXY TCP4 1.1.1.1 2.2.2.2 1 01\r\n", BadHeader::Malformed),
-        (b"PROXY TCP4 1.1.1.1 2.2.2.2 1 +1\r\n", BadHeader::Malformed),
-        (b"PROXY TCP6 1.1.1.1 2.2.2.2 1 2\r\n", BadHeader::Malformed),
-        (&endless, BadHeader::Malformed),
-        (&datagram, BadHeader::Malformed),
-        (&long, BadHeader::TooLong),
-        (&flipped, BadHeader::Checksum),
+    let datagram = [V2_SIGNATURE, &[0x21, 0x12, 0, 12], &[0; 12]].concat();
+    let long = [V2_SIGNATURE, &[0x21, 0x11, 0xff, 0xff]].concat();
+    let endless = [V1_SIGNATURE, &[b'x'; 200]].concat();
+    let rows: [(&[u8], HeaderError); 12] = [
+        (b"\x16\x03\x01", HeaderError::Missing),
+        (b"PROXZ", HeaderError::Missing),
+        (b"PROXY TCP4 1.1.1.1 2.2.2.2 1\r\n", HeaderError::Malformed),
+        (b"PROXY TCP4 1.1.1.1 2.2.2.2 1 99999\r\n", HeaderError::Malformed),
+        (b"PROXY TCP4 1.1.1.1 2.2.2.2 000 1\r\n", HeaderError::Malformed),
+        (b"PROXY TCP4 1.1.1.1 2.2.2.2 1 01\r\n", HeaderError::Malformed),
+        (b"PROXY TCP4 1.1.1.1 2.2.2.2 1 +1\r\n", HeaderError::Malformed),
+        (b"PROXY TCP6 1.1.1.1 2.2.2.2 1 2\r\n", HeaderError::Malformed),
+        (&endless, HeaderError::Malformed),
+        (&datagram, HeaderError::Malformed),
+        (&long, HeaderError::TooLong),
+        (&flipped, HeaderError::Checksum),
     ];
     for (bytes, want) in rows {
-        assert_eq!(read(bytes), Step::Bad(want), "{bytes:x?}");
+        assert_eq!(parse(bytes), ParseStatus::Invalid(want), "{bytes:x?}");
     }
 }

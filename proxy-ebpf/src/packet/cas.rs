@@ -2,11 +2,11 @@
 
 use core::arch::asm;
 
-use snisplit_common::abi::packet::{Splice, SpliceState};
+use snisplit_common::abi::packet::{FlowEntry, FlowState};
 
 /// The state as another CPU may have left it.
 #[inline(always)]
-pub(crate) fn state(splice: *const Splice) -> SpliceState {
+pub(crate) fn state(splice: *const FlowEntry) -> FlowState {
     // SAFETY: the entry lives until this program ends (RCU); every number that is ever written there is
     // one of the enum's.
     unsafe { (&raw const (*splice).state).read_volatile() }
@@ -15,7 +15,7 @@ pub(crate) fn state(splice: *const Splice) -> SpliceState {
 /// Moves the state on; the answer is what it was, and whether it was `from`. A full barrier, as every
 /// atomic instruction with a result is (Documentation/bpf/standardization/instruction-set.rst).
 #[inline(always)]
-pub(crate) fn swap(splice: *mut Splice, from: SpliceState, to: SpliceState) -> bool {
+pub(crate) fn swap(splice: *mut FlowEntry, from: FlowState, to: FlowState) -> bool {
     let mut found = from as u64;
     // SAFETY: eight aligned bytes of a live entry; a number of the enum is written.
     unsafe {

@@ -6,7 +6,7 @@ use aya_ebpf::helpers::generated::bpf_redirect;
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use snisplit_common::abi::Direction;
-use snisplit_common::abi::packet::{BY_DRIVER, Fate, Splice};
+use snisplit_common::abi::packet::{FlowEntry, PacketCounter, XMIT_XDP};
 
 use crate::cas;
 use crate::forward::Route;
@@ -35,10 +35,10 @@ fn sni_early(ctx: XdpContext) -> u32 {
 }
 
 #[inline(never)]
-fn forward(ctx: &XdpContext, work: &mut Work, direction: Direction, splice: *mut Splice) -> u32 {
+fn forward(ctx: &XdpContext, work: &mut Work, direction: Direction, splice: *mut FlowEntry) -> u32 {
     let Work { segment, ways, .. } = work;
     // SAFETY: the entry lives until this program ends, and what is translated by does not change.
-    let (way, to) = unsafe { &*splice }.way(direction);
+    let (way, to) = unsafe { &*splice }.translation(direction);
     let route = ways.to(ctx, segment.family, to).filter(|route| takes(ctx, segment, route));
     let Some(route) = route else { return XDP_PASS };
     if !unmark(segment, way) {
@@ -46,10 +46,10 @@ fn forward(ctx: &XdpContext, work: &mut Work, direction: Direction, splice: *mut
     }
     track(segment, direction, splice, route.now);
     if !translate(ctx, segment, way, to, route) {
-        count(Fate::Malformed);
+        count(PacketCounter::Malformed);
         return XDP_DROP;
     }
-    count(Fate::Early);
+    count(PacketCounter::XdpForwarded);
     // SAFETY: takes numbers.
     match unsafe { bpf_redirect(route.interface, 0) } as u32 {
         XDP_REDIRECT => XDP_REDIRECT,
@@ -80,7 +80,7 @@ fn is_partial(segment: &Segment) -> bool {
 #[inline(always)]
 fn takes(ctx: &XdpContext, segment: &Segment, route: &Route) -> bool {
     let length = segment.at - ETHERNET + TCP + segment.options + segment.payload;
-    route.way_out == BY_DRIVER
+    route.way_out == XMIT_XDP
         && route.is_resolved != 0
         && length <= route.mtu
         && ETHERNET + length <= ctx.length()

@@ -8,7 +8,7 @@ use aya_ebpf::helpers::generated::{
     bpf_fib_lookup as fib_lookup, bpf_jiffies64, bpf_ktime_get_coarse_ns, bpf_redirect,
     bpf_redirect_neigh, bpf_redirect_peer,
 };
-use snisplit_common::abi::packet::{BY_PEER, Tuple};
+use snisplit_common::abi::packet::{Tuple, XMIT_PEER};
 
 use crate::frame::Frame;
 use crate::headers::{Family, IPPROTO_TCP, unmapped, words};
@@ -153,7 +153,7 @@ pub(crate) fn send(route: &Route) -> i32 {
     // the neighbour.
     unsafe {
         match (route.is_resolved, route.way_out) {
-            (1, BY_PEER) => bpf_redirect_peer(route.interface, 0),
+            (1, XMIT_PEER) => bpf_redirect_peer(route.interface, 0),
             (1, _) => bpf_redirect(route.interface, 0),
             _ => bpf_redirect_neigh(route.interface, ptr::null_mut(), 0, 0),
         };

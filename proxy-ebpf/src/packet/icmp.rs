@@ -4,7 +4,7 @@
 use aya_ebpf::bindings::BPF_F_PSEUDO_HDR;
 use aya_ebpf::programs::TcContext;
 use snisplit_common::abi::Direction;
-use snisplit_common::abi::packet::{Fate, Tuple, Way};
+use snisplit_common::abi::packet::{PacketCounter, Translation, Tuple};
 
 use crate::cas;
 use crate::forward::send;
@@ -77,17 +77,21 @@ fn translate(ctx: &TcContext, work: &mut Work) -> Option<i32> {
     let entry = unsafe { &*splice };
     // What goes to the one peer comes from the other.
     let (way, sender, by, to) = match direction {
-        Direction::Up => (&entry.down, &entry.backend, &entry.from_backend, &entry.from_client),
-        Direction::Down => (&entry.up, &entry.client, &entry.from_client, &entry.from_backend),
+        Direction::Up => {
+            (&entry.to_client, &entry.backend_tuple, &entry.backend_state, &entry.client_state)
+        }
+        Direction::Down => {
+            (&entry.to_backend, &entry.client_tuple, &entry.client_state, &entry.backend_state)
+        }
     };
-    let seq = about.seq().wrapping_sub(way.seq);
-    if !is_within(seq, to.acked, by.end) {
+    let seq = about.seq().wrapping_sub(way.seq_delta);
+    if !is_within(seq, to.acked_seq, by.snd_nxt) {
         // RFC 5927 §4.1: of nothing that is on its way.
         return None;
     }
     let out = ways.to(ctx, family, sender)?;
     let is_done = Frame::store(ctx, 0, &out.ethernet).is_some() && rewrite(ctx, about, way, sender);
-    count(if is_done { Fate::Icmp } else { Fate::Malformed });
+    count(if is_done { PacketCounter::IcmpForwarded } else { PacketCounter::Malformed });
     Some(if is_done { send(out) } else { crate::DROP })
 }
 
@@ -138,12 +142,12 @@ fn read6(ctx: &TcContext, about: &mut Segment) -> bool {
 
 /// The quote becomes what `sender` has sent, and the error goes to it, from us.
 #[inline(always)]
-fn rewrite(ctx: &TcContext, about: &Segment, way: &Way, sender: &Tuple) -> bool {
+fn rewrite(ctx: &TcContext, about: &Segment, way: &Translation, sender: &Tuple) -> bool {
     let old = &about.tcp;
     let new = Ports {
         source: sender.source_port.to_be(),
         destination: sender.destination_port.to_be(),
-        seq: about.seq().wrapping_sub(way.seq).to_be(),
+        seq: about.seq().wrapping_sub(way.seq_delta).to_be(),
     };
     let mut change = Change::default();
     change.half(old.source, new.source);

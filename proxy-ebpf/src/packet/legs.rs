@@ -1,7 +1,7 @@
 //! Whose packets arrive by a tuple.
 
 use snisplit_common::abi::Direction;
-use snisplit_common::abi::packet::{Leg, Splice, SpliceState, Tuple};
+use snisplit_common::abi::packet::{FlowEntry, FlowState, Tuple, TupleEntry};
 
 use crate::cas;
 use crate::headers::words;
@@ -11,12 +11,12 @@ use crate::maps::{SPLICES, TUPLES};
 /// it has gone (`htab_elem_free`, kernel/bpf/hashtab.c); the flow knows better, whose record stays while a
 /// program has it (`Wish::LetGo`).
 #[inline(always)]
-pub(crate) fn find(tuple: &Tuple) -> Option<(Direction, *mut Splice)> {
+pub(crate) fn find(tuple: &Tuple) -> Option<(Direction, *mut FlowEntry)> {
     look_up(tuple).map(|(leg, splice)| (leg.direction, splice))
 }
 
 #[inline(always)]
-fn look_up(tuple: &Tuple) -> Option<(Leg, *mut Splice)> {
+fn look_up(tuple: &Tuple) -> Option<(TupleEntry, *mut FlowEntry)> {
     // SAFETY: written by user space before the flow begins.
     let leg = *unsafe { TUPLES.get(tuple) }?;
     let splice = SPLICES.get_ptr_mut(leg.slot)?;
@@ -25,9 +25,9 @@ fn look_up(tuple: &Tuple) -> Option<(Leg, *mut Splice)> {
 
 /// Which flow it is.
 #[inline(always)]
-pub(crate) fn number(splice: *const Splice) -> u64 {
+pub(crate) fn number(splice: *const FlowEntry) -> u64 {
     // SAFETY: the entry lives until this program ends, and its number does not change.
-    unsafe { (*splice).number }
+    unsafe { (*splice).id }
 }
 
 /// What was found by a tuple.
@@ -62,7 +62,7 @@ pub(crate) struct Legs([Known; KNOWN_MAX]);
 impl Legs {
     /// It is in one of two places, next to each other; in the first one if it came last.
     #[inline(always)]
-    pub(crate) fn find(&mut self, tuple: &Tuple) -> Option<(Direction, *mut Splice)> {
+    pub(crate) fn find(&mut self, tuple: &Tuple) -> Option<(Direction, *mut FlowEntry)> {
         let (tag, first) = (tag(tuple), place(tuple));
         let second = first ^ 1;
         for place in [first, second] {
@@ -75,7 +75,7 @@ impl Legs {
                 return Some((direction, splice));
             }
         }
-        let (Leg { slot, direction, .. }, splice) = look_up(tuple)?;
+        let (TupleEntry { slot, direction, .. }, splice) = look_up(tuple)?;
         let displaced = *self.0.get(first)?;
         *self.0.get_mut(second)? = displaced;
         *self.0.get_mut(first)? = Known::new(tag, slot, direction);
@@ -103,14 +103,14 @@ fn tag(tuple: &Tuple) -> u32 {
 
 /// Whether that flow runs, and the tuple is its.
 #[inline(always)]
-fn runs(splice: *const Splice, direction: Direction, tuple: &Tuple) -> bool {
-    is_of(splice, direction, tuple) && cas::state(splice) == SpliceState::Spliced
+fn runs(splice: *const FlowEntry, direction: Direction, tuple: &Tuple) -> bool {
+    is_of(splice, direction, tuple) && cas::state(splice) == FlowState::Offloaded
 }
 
 #[inline(always)]
-fn is_of(splice: *const Splice, direction: Direction, tuple: &Tuple) -> bool {
+fn is_of(splice: *const FlowEntry, direction: Direction, tuple: &Tuple) -> bool {
     // SAFETY: the entry lives until this program ends, and its tuples do not change.
-    let Splice { client, backend, .. } = unsafe { &*splice };
+    let FlowEntry { client_tuple: client, backend_tuple: backend, .. } = unsafe { &*splice };
     let own = match direction {
         Direction::Up => client,
         Direction::Down => backend,

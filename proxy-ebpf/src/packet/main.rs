@@ -13,7 +13,9 @@
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use snisplit_common::abi::Direction;
-use snisplit_common::abi::packet::{Fate, Splice, SpliceState, Tuple, Why, Wish};
+use snisplit_common::abi::packet::{
+    ControlCommand, FallbackReason, FlowEntry, FlowState, PacketCounter, Tuple,
+};
 
 mod cas;
 mod early;
@@ -51,16 +53,16 @@ fn sni_in(ctx: TcContext) -> i32 {
     }
     let Some((direction, splice)) = work.legs.find(&work.segment.tuple) else { return NEXT };
     let is_ours = match cas::state(splice) {
-        SpliceState::Armed => armed(&ctx, work, direction, splice),
-        SpliceState::Switching => {
-            count(Fate::Switching);
+        FlowState::Pending => armed(&ctx, work, direction, splice),
+        FlowState::TakingOver => {
+            count(PacketCounter::DroppedInTakeover);
             return DROP;
         }
-        SpliceState::Fallback => false,
-        SpliceState::Spliced
-        | SpliceState::Closed
-        | SpliceState::ClientReset
-        | SpliceState::BackendReset => true,
+        FlowState::Fallback => false,
+        FlowState::Offloaded
+        | FlowState::Closed
+        | FlowState::ClientReset
+        | FlowState::BackendReset => true,
     };
     if is_ours { forward(&ctx, work, direction, splice) } else { NEXT }
 }
@@ -83,20 +85,20 @@ fn sni_out(ctx: TcContext) -> i32 {
         return NEXT;
     }
     let Some((_, splice)) = find(&segment.tuple) else { return NEXT };
-    if cas::state(splice) == SpliceState::Armed {
+    if cas::state(splice) == FlowState::Pending {
         if segment.has(FIN) || segment.has(RST) {
-            settle(splice, Why::Ended);
+            settle(splice, FallbackReason::FlowEnded);
         }
         // A barrier: what a socket has received is seen by the CPU that switches, or the switch is seen
         // here.
-        if cas::swap(splice, SpliceState::Armed, SpliceState::Armed) {
+        if cas::swap(splice, FlowState::Pending, FlowState::Pending) {
             return NEXT;
         }
     }
     match cas::state(splice) {
-        SpliceState::Fallback => NEXT,
+        FlowState::Fallback => NEXT,
         _ => {
-            count(Fate::Gagged);
+            count(PacketCounter::Suppressed);
             DROP
         }
     }
@@ -110,21 +112,21 @@ fn sni_settle(ctx: TcContext) -> i32 {
     let Ok(slot) = ctx.load::<u64>(at) else { return NEXT };
     let Ok(wish) = ctx.load::<u64>(at + size_of::<u64>()) else { return NEXT };
     let Some(splice) = SPLICES.get_ptr_mut(slot as u32) else { return NEXT };
-    if wish == Wish::LetGo as u64 {
-        cas::swap(splice, SpliceState::Armed, SpliceState::Fallback);
-        cas::swap(splice, SpliceState::Spliced, SpliceState::Fallback);
+    if wish == ControlCommand::Release as u64 {
+        cas::swap(splice, FlowState::Pending, FlowState::Fallback);
+        cas::swap(splice, FlowState::Offloaded, FlowState::Fallback);
     } else {
-        settle(splice, Why::Wanted);
+        settle(splice, FallbackReason::Requested);
     }
     cas::state(splice) as i32
 }
 
 /// Leaves a flow to its sockets, if nobody has decided yet.
-fn settle(splice: *mut Splice, why: Why) {
-    if cas::swap(splice, SpliceState::Armed, SpliceState::Fallback) {
+fn settle(splice: *mut FlowEntry, why: FallbackReason) {
+    if cas::swap(splice, FlowState::Pending, FlowState::Fallback) {
         // SAFETY: the entry lives until this program ends, and who has decided says why.
-        unsafe { (*splice).why = why };
-        tell(number(splice), SpliceState::Fallback);
+        unsafe { (*splice).fallback_reason = why };
+        tell(number(splice), FlowState::Fallback);
     }
 }
 
@@ -132,25 +134,25 @@ fn settle(splice: *mut Splice, why: Why) {
 #[inline(never)]
 fn begin_anew(tuple: &Tuple) {
     let Some((_, splice)) = find(tuple) else { return };
-    if !cas::state(splice).is_over() {
+    if !cas::state(splice).is_terminal() {
         return;
     }
     // SAFETY: the entry lives until this program ends, and its tuples do not change.
-    let Splice { client, number, .. } = unsafe { &*splice };
+    let FlowEntry { client_tuple: client, id: number, .. } = unsafe { &*splice };
     // SAFETY: written by user space before the flow begins, and not changed.
-    if unsafe { TUPLES.get(client) }.is_some_and(|other| other.splice == *number) {
+    if unsafe { TUPLES.get(client) }.is_some_and(|other| other.flow_id == *number) {
         let _gone_already = TUPLES.remove(client);
     }
     let _gone_already = TUPLES.remove(tuple);
-    tell(*number, SpliceState::Armed);
+    tell(*number, FlowState::Pending);
 }
 
 /// Whether the kernel has the flow now.
 #[inline(always)]
-fn armed(ctx: &TcContext, work: &mut Work, direction: Direction, splice: *mut Splice) -> bool {
+fn armed(ctx: &TcContext, work: &mut Work, direction: Direction, splice: *mut FlowEntry) -> bool {
     let segment = &work.segment;
     if segment.has(RST) || segment.has(FIN) {
-        settle(splice, Why::Ended);
+        settle(splice, FallbackReason::FlowEnded);
         return false;
     }
     direction == Direction::Down
@@ -161,26 +163,26 @@ fn armed(ctx: &TcContext, work: &mut Work, direction: Direction, splice: *mut Sp
 
 /// Sends a segment on to the other peer.
 #[inline(always)]
-fn forward(ctx: &TcContext, work: &mut Work, direction: Direction, splice: *mut Splice) -> i32 {
+fn forward(ctx: &TcContext, work: &mut Work, direction: Direction, splice: *mut FlowEntry) -> i32 {
     let Work { segment, ways, .. } = work;
     if segment.is_whole == 0 {
-        count(Fate::Malformed);
+        count(PacketCounter::Malformed);
         return DROP;
     }
     let is_new = segment.tcp.flags & (SYN | ACK) == SYN;
-    if is_new && cas::state(splice) != SpliceState::Spliced {
+    if is_new && cas::state(splice) != FlowState::Offloaded {
         // The listener is to hear of it.
         let _gone_already = TUPLES.remove(&segment.tuple);
         return NEXT;
     }
     // SAFETY: the entry lives until this program ends, and what is translated by does not change.
-    let (way, to) = unsafe { &*splice }.way(direction);
+    let (way, to) = unsafe { &*splice }.translation(direction);
     if !translate::unmark(segment, way) {
         return DROP;
     }
     let route = ways.to(ctx, segment.family, to).filter(|_| segment.ttl > 1);
     let Some(route) = route else {
-        count(Fate::Unroutable);
+        count(PacketCounter::Unroutable);
         return DROP;
     };
     if is_new {
@@ -189,10 +191,10 @@ fn forward(ctx: &TcContext, work: &mut Work, direction: Direction, splice: *mut 
         track::track(segment, direction, splice, route.now);
     }
     if !translate::translate(ctx, segment, way, to, route) {
-        count(Fate::Malformed);
+        count(PacketCounter::Malformed);
         return DROP;
     }
-    count(if is_new { Fate::Challenged } else { Fate::Forwarded });
+    count(if is_new { PacketCounter::ChallengeAck } else { PacketCounter::Forwarded });
     forward::send(route)
 }
 

@@ -3,10 +3,10 @@
 use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use snisplit_common::abi::packet::{
-    CUTS_MAX, FATES, Fate, INTERFACES_MAX, Leg, OFFERS_MAX, SPLICES_MAX, Splice, SpliceState,
-    TUPLES_MAX, Told, Tuple,
+    FlowEntry, FlowEvent, FlowState, MAX_INTERFACES, MAX_PACKET_FLOWS, MAX_RESET_REQUESTS,
+    MAX_SYN_CLAMPS, MAX_TUPLES, PACKET_COUNTER_COUNT, PacketCounter, Tuple, TupleEntry,
 };
-use snisplit_common::abi::{EVENTS_BYTES, ROUTES_MAX, Route};
+use snisplit_common::abi::{EVENT_RING_BYTES, MAX_ROUTES, RouteName};
 
 /// Entries are allocated when they are needed.
 const NO_PREALLOC: usize = aya_ebpf::bindings::BPF_F_NO_PREALLOC as usize;
@@ -18,47 +18,47 @@ static PACKET_ABI: Array<u32, 1> = Array::new();
 const MMAPABLE: usize = aya_ebpf::bindings::BPF_F_MMAPABLE as usize;
 
 #[btf_map(name = "packet_flows")]
-pub(crate) static SPLICES: Array<Splice, SPLICES_MAX, MMAPABLE> = Array::new();
+pub(crate) static SPLICES: Array<FlowEntry, MAX_PACKET_FLOWS, MMAPABLE> = Array::new();
 
 /// Never evicted: what is left without its entry would be answered with a reset.
 #[btf_map(name = "packet_tuples")]
-pub(crate) static TUPLES: HashMap<Tuple, Leg, TUPLES_MAX, NO_PREALLOC> = HashMap::new();
+pub(crate) static TUPLES: HashMap<Tuple, TupleEntry, MAX_TUPLES, NO_PREALLOC> = HashMap::new();
 
 /// For people; the programs do not look at it.
 #[btf_map(name = "packet_routes")]
-static ROUTES: HashMap<u32, Route, ROUTES_MAX, NO_PREALLOC> = HashMap::new();
+static ROUTES: HashMap<u32, RouteName, MAX_ROUTES, NO_PREALLOC> = HashMap::new();
 
 #[btf_map(name = "packet_offers")]
-pub(crate) static OFFERS: HashMap<Tuple, u32, OFFERS_MAX, NO_PREALLOC> = HashMap::new();
+pub(crate) static OFFERS: HashMap<Tuple, u32, MAX_SYN_CLAMPS, NO_PREALLOC> = HashMap::new();
 
 /// From one process to another; the programs do not look at it.
 #[btf_map(name = "packet_cuts")]
-static CUTS: HashMap<u64, u32, CUTS_MAX, NO_PREALLOC> = HashMap::new();
+static CUTS: HashMap<u64, u32, MAX_RESET_REQUESTS, NO_PREALLOC> = HashMap::new();
 
 #[btf_map(name = "packet_links")]
-pub(crate) static LINKS: HashMap<u32, u32, INTERFACES_MAX, NO_PREALLOC> = HashMap::new();
+pub(crate) static LINKS: HashMap<u32, u32, MAX_INTERFACES, NO_PREALLOC> = HashMap::new();
 
 #[btf_map(name = "packet_events")]
-static EVENTS: RingBuf<Told, EVENTS_BYTES> = RingBuf::new();
+static EVENTS: RingBuf<FlowEvent, EVENT_RING_BYTES> = RingBuf::new();
 
 #[btf_map(name = "packet_counters")]
-static COUNTERS: PerCpuArray<u64, FATES> = PerCpuArray::new();
+static COUNTERS: PerCpuArray<u64, PACKET_COUNTER_COUNT> = PerCpuArray::new();
 
 /// Tells user space whose a flow is now.
 #[inline(always)]
-pub(crate) fn tell(splice: u64, state: SpliceState) {
-    tell_all(Told { splice, state, up: 0, down: 0 });
+pub(crate) fn tell(splice: u64, state: FlowState) {
+    tell_all(FlowEvent { flow_id: splice, state, bytes_up: 0, bytes_down: 0 });
 }
 
 #[inline(always)]
-pub(crate) fn tell_all(told: Told) {
+pub(crate) fn tell_all(told: FlowEvent) {
     if EVENTS.output(told, 0).is_err() {
-        count(Fate::EventLost);
+        count(PacketCounter::EventLost);
     }
 }
 
 #[inline(always)]
-pub(crate) fn count(fate: Fate) {
+pub(crate) fn count(fate: PacketCounter) {
     if let Some(slot) = COUNTERS.get_ptr_mut(fate as u32) {
         // SAFETY: the slot is this CPU's, and never goes; an interrupt in between may cost a count.
         unsafe { *slot += 1 };

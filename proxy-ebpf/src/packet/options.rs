@@ -7,7 +7,9 @@ use aya_ebpf::btf_maps::PerCpuArray;
 use aya_ebpf::cty::{c_long, c_void};
 use aya_ebpf::helpers::generated::bpf_loop;
 use aya_ebpf::macros::btf_map;
-use snisplit_common::abi::packet::{MSS_MASK, NO_SACK, NO_STAMPS, Way};
+use snisplit_common::abi::packet::{
+    CLAMP_MSS_MASK, CLAMP_NO_SACK, CLAMP_NO_TIMESTAMPS, Translation,
+};
 
 use crate::frame::Frame;
 use crate::headers::OPTIONS;
@@ -61,7 +63,7 @@ pub(crate) const FAILED: u64 = u64::MAX;
 
 /// Translates options where they lie; what that changes in the sum, or [`FAILED`].
 #[inline(never)]
-pub(crate) fn rewrite(ctx: &impl Frame, at: u32, length: u32, way: &Way) -> u64 {
+pub(crate) fn rewrite(ctx: &impl Frame, at: u32, length: u32, way: &Translation) -> u64 {
     let Some(options) = Options::read(ctx, at, length) else { return FAILED };
     match options.translate(way) {
         Some(change) if options.write(ctx, at).is_some() => change.folded(),
@@ -107,7 +109,7 @@ impl Options {
 
     /// Translates in place; what that changes in the sum. `None`: they cannot be.
     #[inline(always)]
-    pub(crate) fn translate(&mut self, way: &Way) -> Option<Change> {
+    pub(crate) fn translate(&mut self, way: &Translation) -> Option<Change> {
         self.shift = Shift::of(way);
         self.walk();
         (self.is_malformed == 0).then_some(self.change)
@@ -142,9 +144,11 @@ impl Options {
         }
         let offered = self.offered;
         match self.byte(at)? {
-            MSS if offered != 0 && length == 4 => self.size(at + 2, (offered & MSS_MASK) as u16),
-            SACK_PERMITTED if offered & NO_SACK != 0 => self.blank(at, length),
-            TIMESTAMPS if offered & NO_STAMPS != 0 => self.blank(at, length),
+            MSS if offered != 0 && length == 4 => {
+                self.size(at + 2, (offered & CLAMP_MSS_MASK) as u16)
+            }
+            SACK_PERMITTED if offered & CLAMP_NO_SACK != 0 => self.blank(at, length),
+            TIMESTAMPS if offered & CLAMP_NO_TIMESTAMPS != 0 => self.blank(at, length),
             SACK if offered == 0 => self.edges(at + 2, length - 2),
             TIMESTAMPS if length == 10 && offered == 0 => self.stamps(at + 2),
             _ => {}

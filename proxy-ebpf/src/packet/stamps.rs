@@ -1,6 +1,6 @@
 //! Shift in TCP options from one leg to the other, and options that are nothing but timestamps (RFC 7323).
 
-use snisplit_common::abi::packet::Way;
+use snisplit_common::abi::packet::Translation;
 
 use crate::options::{NOP, TIMESTAMPS};
 use crate::sum::Change;
@@ -20,8 +20,14 @@ pub(crate) struct Shift {
 
 impl Shift {
     #[inline(always)]
-    pub(crate) const fn of(way: &Way) -> Self {
-        let Way { ack, stamp, echo, echo_floor, .. } = *way;
+    pub(crate) const fn of(way: &Translation) -> Self {
+        let Translation {
+            ack_delta: ack,
+            tsval_delta: stamp,
+            tsecr_delta: echo,
+            min_tsecr: echo_floor,
+            ..
+        } = *way;
         Self { ack, stamp, echo, echo_floor }
     }
 
@@ -52,7 +58,7 @@ impl Stamps {
 
     /// For the receiver; `change` is what that changes in the sum.
     #[inline(always)]
-    pub(crate) fn translated(self, way: &Way, change: &mut Change) -> Self {
+    pub(crate) fn translated(self, way: &Translation, change: &mut Change) -> Self {
         let shift = Shift::of(way);
         let stamp = u32::from_be(self.stamp).wrapping_add(shift.stamp).to_be();
         let echo = shift.echoed(u32::from_be(self.echo)).to_be();

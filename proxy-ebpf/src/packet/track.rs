@@ -2,7 +2,7 @@
 //! anything: a forged one is sent on like any other, and the receivers judge it themselves.
 
 use snisplit_common::abi::Direction;
-use snisplit_common::abi::packet::{Said, Splice, SpliceState, Told, Way};
+use snisplit_common::abi::packet::{FlowEntry, FlowEvent, FlowState, PeerState, Translation};
 
 use crate::cas;
 use crate::headers::{ACK, FIN, RST, SYN, Segment};
@@ -27,23 +27,23 @@ pub(crate) const fn is_within(number: u32, from: u32, to: u32) -> bool {
 /// Takes note of a segment. What a peer has said is written by its own packets only, but for a reset, which
 /// ends the flow.
 #[inline(always)]
-pub(crate) fn track(segment: &Segment, direction: Direction, splice: *mut Splice, now: u64) {
+pub(crate) fn track(segment: &Segment, direction: Direction, splice: *mut FlowEntry, now: u64) {
     // SAFETY: the entry lives until this program ends; a torn account is put right by the next packet.
     let entry = unsafe { &mut *splice };
     let (way, own, other) = match direction {
-        Direction::Up => (&entry.up, &mut entry.from_client, &mut entry.from_backend),
-        Direction::Down => (&entry.down, &mut entry.from_backend, &mut entry.from_client),
+        Direction::Up => (&entry.to_backend, &mut entry.client_state, &mut entry.backend_state),
+        Direction::Down => (&entry.to_client, &mut entry.backend_state, &mut entry.client_state),
     };
     own.packets += 1;
     if segment.has(RST) {
         // RFC 5961 §3.2: a reset counts at exactly the number that is expected next, so all before it
         // has arrived.
-        if segment.seq() == own.end || segment.seq() == other.acked {
-            other.bytes += u64::from(segment.seq().wrapping_sub(other.acked));
-            other.acked = segment.seq();
+        if segment.seq() == own.snd_nxt || segment.seq() == other.acked_seq {
+            other.acked_bytes += u64::from(segment.seq().wrapping_sub(other.acked_seq));
+            other.acked_seq = segment.seq();
             let by = match direction {
-                Direction::Up => SpliceState::ClientReset,
-                Direction::Down => SpliceState::BackendReset,
+                Direction::Up => FlowState::ClientReset,
+                Direction::Down => FlowState::BackendReset,
             };
             end(splice, by);
         }
@@ -52,9 +52,11 @@ pub(crate) fn track(segment: &Segment, direction: Direction, splice: *mut Splice
     if segment.tcp.flags & (SYN | ACK) != ACK || !notes(segment, way, (own, other), now) {
         return;
     }
-    let has_ended = |one: &Said, other: &Said| one.has_fin != 0 && !is_after(one.fin, other.acked);
+    let has_ended = |one: &PeerState, other: &PeerState| {
+        one.has_fin != 0 && !is_after(one.fin_seq, other.acked_seq)
+    };
     if has_ended(own, other) && has_ended(other, own) {
-        end(splice, SpliceState::Closed);
+        end(splice, FlowState::Closed);
     }
 }
 
@@ -62,94 +64,99 @@ pub(crate) fn track(segment: &Segment, direction: Direction, splice: *mut Splice
 /// RFC 5961 §4 has the receiver of such a SYN do: its answer makes a peer that knows nothing of the old
 /// connection reset it.
 #[inline(always)]
-pub(crate) fn challenge(segment: &mut Segment, direction: Direction, splice: *mut Splice) {
+pub(crate) fn challenge(segment: &mut Segment, direction: Direction, splice: *mut FlowEntry) {
     // SAFETY: the entry lives until this program ends.
     let entry = unsafe { &mut *splice };
     let (way, own, other) = match direction {
-        Direction::Up => (&entry.up, &mut entry.from_client, &entry.from_backend),
-        Direction::Down => (&entry.down, &mut entry.from_backend, &entry.from_client),
+        Direction::Up => (&entry.to_backend, &mut entry.client_state, &entry.backend_state),
+        Direction::Down => (&entry.to_client, &mut entry.backend_state, &entry.client_state),
     };
     own.packets += 1;
     // Out of the window on the near side: acknowledged, and otherwise ignored.
     let tcp = &mut segment.tcp;
     tcp.flags = ACK;
-    tcp.seq = other.acked.wrapping_sub(1).to_be();
-    tcp.ack = own.acked.wrapping_sub(way.ack).to_be();
+    tcp.seq = other.acked_seq.wrapping_sub(1).to_be();
+    tcp.ack = own.acked_seq.wrapping_sub(way.ack_delta).to_be();
 }
 
 /// The first number that its receiver does not find too old: RFC 5961 §5 goes as far back as the window is
 /// wide.
 #[inline(always)]
-fn oldest(receiver: &Said) -> u32 {
-    let window = receiver.edge.wrapping_sub(receiver.acked);
-    receiver.acked.wrapping_sub(if window > BEHIND { window } else { BEHIND })
+fn oldest(receiver: &PeerState) -> u32 {
+    let window = receiver.rcv_wnd_end.wrapping_sub(receiver.acked_seq);
+    receiver.acked_seq.wrapping_sub(if window > BEHIND { window } else { BEHIND })
 }
 
 /// Behind the last number that its receiver has room for: the byte there is a FIN, or a probe of a closed
 /// window.
 #[inline(always)]
-fn behind(receiver: &Said) -> u32 {
-    receiver.edge.wrapping_add(1)
+fn behind(receiver: &PeerState) -> u32 {
+    receiver.rcv_wnd_end.wrapping_add(1)
 }
 
 /// What a peer may say, as far as it shows without a look at what the other one has said: that is in a cache
 /// line of another CPU's, as a rule. Nobody acknowledges what he has no room for, so `ack` needs none.
 #[inline(always)]
-fn is_expected(segment: &Segment, ack: u32, own: &Said) -> bool {
-    is_within(segment.seq(), own.oldest, own.behind)
-        && is_within(segment.end(), own.oldest, own.behind)
+fn is_expected(segment: &Segment, ack: u32, own: &PeerState) -> bool {
+    is_within(segment.seq(), own.valid_from, own.valid_to)
+        && is_within(segment.end(), own.valid_from, own.valid_to)
         && is_within(ack, oldest(own), behind(own))
 }
 
 /// The same, with a look.
 #[inline(always)]
-fn is_expected_now(segment: &Segment, ack: u32, own: &mut Said, other: &Said) -> bool {
-    if own.oldest == own.behind {
+fn is_expected_now(segment: &Segment, ack: u32, own: &mut PeerState, other: &PeerState) -> bool {
+    if own.valid_from == own.valid_to {
         // `Said::unfollowed`.
-        own.bytes += u64::from(ack.wrapping_sub(own.acked));
-        (own.end, own.acked, own.edge) = (segment.end(), ack, ack);
-        (own.oldest, own.behind) = (segment.seq(), segment.end().wrapping_add(1));
+        own.acked_bytes += u64::from(ack.wrapping_sub(own.acked_seq));
+        (own.snd_nxt, own.acked_seq, own.rcv_wnd_end) = (segment.end(), ack, ack);
+        (own.valid_from, own.valid_to) = (segment.seq(), segment.end().wrapping_add(1));
         return true;
     }
-    (own.oldest, own.behind) = (oldest(other), behind(other));
+    (own.valid_from, own.valid_to) = (oldest(other), behind(other));
     is_expected(segment, ack, own)
 }
 
 /// Whether it was within its window.
 #[inline(always)]
-fn notes(segment: &Segment, way: &Way, (own, other): (&mut Said, &Said), now: u64) -> bool {
-    let ack = segment.ack().wrapping_add(way.ack);
+fn notes(
+    segment: &Segment,
+    way: &Translation,
+    (own, other): (&mut PeerState, &PeerState),
+    now: u64,
+) -> bool {
+    let ack = segment.ack().wrapping_add(way.ack_delta);
     if !is_expected(segment, ack, own) && !is_expected_now(segment, ack, own, other) {
         return false;
     }
-    own.last_seen = now;
-    if is_after(segment.end(), own.end) {
-        own.end = segment.end();
+    own.last_seen_ns = now;
+    if is_after(segment.end(), own.snd_nxt) {
+        own.snd_nxt = segment.end();
     }
     if segment.has(FIN) {
-        own.fin = segment.end();
+        own.fin_seq = segment.end();
         own.has_fin = 1;
-    } else if segment.payload > 0 && is_after(segment.end(), own.fin) {
+    } else if segment.payload > 0 && is_after(segment.end(), own.fin_seq) {
         // That was not the end.
         own.has_fin = 0;
     }
-    if is_after(ack, own.acked) {
-        own.bytes += u64::from(ack.wrapping_sub(own.acked));
-        own.acked = ack;
+    if is_after(ack, own.acked_seq) {
+        own.acked_bytes += u64::from(ack.wrapping_sub(own.acked_seq));
+        own.acked_seq = ack;
     }
-    let window = u32::from(u16::from_be(segment.tcp.window)) << (way.scale_in & 0xf);
+    let window = u32::from(u16::from_be(segment.tcp.window)) << (way.wscale_from & 0xf);
     let edge = ack.wrapping_add(window);
-    if is_after(edge, own.edge) {
-        own.edge = edge;
+    if is_after(edge, own.rcv_wnd_end) {
+        own.rcv_wnd_end = edge;
     }
     true
 }
 
 #[inline(always)]
-fn end(splice: *mut Splice, state: SpliceState) {
-    if cas::swap(splice, SpliceState::Spliced, state) {
+fn end(splice: *mut FlowEntry, state: FlowState) {
+    if cas::swap(splice, FlowState::Offloaded, state) {
         // SAFETY: the entry lives until this program ends.
-        let (up, down) = unsafe { &*splice }.delivered();
-        tell_all(Told { splice: number(splice), state, up, down });
+        let (up, down) = unsafe { &*splice }.delivered_bytes();
+        tell_all(FlowEvent { flow_id: number(splice), state, bytes_up: up, bytes_down: down });
     }
 }

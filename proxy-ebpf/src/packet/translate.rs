@@ -2,7 +2,7 @@
 
 use core::mem::offset_of;
 
-use snisplit_common::abi::packet::{Fate, Tuple, Way};
+use snisplit_common::abi::packet::{PacketCounter, Translation, Tuple};
 
 use crate::forward::Route;
 use crate::frame::{Frame, Front};
@@ -31,7 +31,7 @@ const ONE_HOP: u16 = u16::from_ne_bytes([1, 0]);
 pub(crate) fn translate(
     ctx: &impl Frame,
     segment: &Segment,
-    way: &Way,
+    way: &Translation,
     to: &Tuple,
     route: &Route,
 ) -> bool {
@@ -47,7 +47,7 @@ pub(crate) fn translate(
 fn rewrite<Ip: Network>(
     ctx: &impl Frame,
     segment: &Segment,
-    (way, to): (&Way, &Tuple),
+    (way, to): (&Translation, &Tuple),
     route: &Route,
 ) -> Option<()> {
     let at = Ip::TCP_AT + TCP;
@@ -70,7 +70,7 @@ fn rewrite<Ip: Network>(
     let [first, second, third] = route.ethernet;
     front.set(0, [first, second, third]);
     front.set(PROTOCOL, Ip::PROTOCOL.to_be());
-    let change_of_all = Ip::translate(&mut front, to, way.ends_ecn != 0, addresses);
+    let change_of_all = Ip::translate(&mut front, to, way.strip_ecn != 0, addresses);
     if has_stamps {
         let mut front = ctx.front(at + QUICK)?;
         front.set(at, front.get::<Stamps>(at).translated(way, &mut change));
@@ -90,12 +90,12 @@ fn rewrite<Ip: Network>(
 /// All but its last word. In words as the kernel reads them next (`tcp_flag_word`): for what it has written in
 /// pieces a processor waits until they, and whatever it wrote before them, are in its cache.
 #[inline(always)]
-fn header(segment: &Segment, way: &Way, to: &Tuple) -> [u32; 4] {
+fn header(segment: &Segment, way: &Translation, to: &Tuple) -> [u32; 4] {
     let Tcp { seq, ack, length, flags, window, .. } = segment.tcp;
     [
         halves(to.destination_port.to_be(), to.source_port.to_be()),
-        u32::from_be(seq).wrapping_add(way.seq).to_be(),
-        u32::from_be(ack).wrapping_add(way.ack).to_be(),
+        u32::from_be(seq).wrapping_add(way.seq_delta).to_be(),
+        u32::from_be(ack).wrapping_add(way.ack_delta).to_be(),
         halves(u16::from_ne_bytes([length, flags]), scaled(u16::from_be(window), way).to_be()),
     ]
 }
@@ -209,12 +209,12 @@ impl Network for Ip6 {
 /// Keeps marks of congestion from a receiver that cannot tell of them (RFC 6040 §4.2). `false`: the packet
 /// is to be dropped, as it would have been without ECN.
 #[inline(always)]
-pub(crate) fn unmark(segment: &mut Segment, way: &Way) -> bool {
-    if way.ends_ecn == 0 {
+pub(crate) fn unmark(segment: &mut Segment, way: &Translation) -> bool {
+    if way.strip_ecn == 0 {
         return true;
     }
     if segment.service & ECN == ECN {
-        count(Fate::Marked);
+        count(PacketCounter::EcnDropped);
         return false;
     }
     segment.tcp.flags &= !(ECE | CWR);
@@ -223,9 +223,9 @@ pub(crate) fn unmark(segment: &mut Segment, way: &Way) -> bool {
 
 /// In the scale that the receiver was told of. Some room stays some room, and no room none.
 #[inline(always)]
-fn scaled(window: u16, way: &Way) -> u16 {
-    let bytes = u32::from(window) << (way.scale_in & 0xf);
-    match bytes >> (way.scale_out & 0xf) {
+fn scaled(window: u16, way: &Translation) -> u16 {
+    let bytes = u32::from(window) << (way.wscale_from & 0xf);
+    match bytes >> (way.wscale_to & 0xf) {
         0 if bytes > 0 => 1,
         0xffff.. => 0xffff,
         scaled => scaled as u16,

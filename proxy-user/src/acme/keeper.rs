@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::Result;
 use instant_acme::{CertificateIdentifier, Error};
 use rustls::pki_types::CertificateDer;
-use snisplit_common::renewal::{Failure, FailureKind, Next, Situation};
+use snisplit_common::renewal::{FailureKind, OrderFailure, RenewalAction, RenewalInput};
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
@@ -34,7 +34,7 @@ pub(super) struct Keeper {
     wish: Wish,
     folder: Folder,
     status: Status,
-    situation: Situation,
+    situation: RenewalInput,
     leaf: Option<CertificateDer<'static>>,
     /// When the CA is asked for its wish again.
     ask_at: SystemTime,
@@ -45,10 +45,10 @@ impl Keeper {
     pub(super) fn open(office: Arc<Office>, wish: Wish) -> Result<Self> {
         let folder = office.store.folder(&wish.label)?;
         let status: Status = store::read_json(&folder.status())?.unwrap_or_default();
-        let situation = Situation {
+        let situation = RenewalInput {
             failure: status.failure.as_ref().map(|failure| failure.failure()),
             jitter: jitter(&wish),
-            ..Situation::default()
+            ..RenewalInput::default()
         };
         let ask_at = SystemTime::UNIX_EPOCH;
         let mut keeper = Self { office, wish, folder, status, situation, leaf: None, ask_at };
@@ -77,12 +77,12 @@ impl Keeper {
             self.ask_the_ca().await;
             let now = SystemTime::now();
             let is_asked_for = self.folder.take_renewal();
-            match self.situation.next(now) {
-                Next::Wait(due) if !is_asked_for => {
+            match self.situation.action(now) {
+                RenewalAction::Wait(due) if !is_asked_for => {
                     self.note(due);
                     sleep(TICK.min(due.duration_since(now).unwrap_or_default())).await;
                 }
-                Next::Wait(_) | Next::Order => self.order().await,
+                RenewalAction::Wait(_) | RenewalAction::Order => self.order().await,
             }
         }
     }
@@ -100,7 +100,7 @@ impl Keeper {
         match account.renewal_info(&id).await {
             Ok((info, again)) => {
                 let window = info.suggested_window;
-                self.situation.window = Some((window.start.into(), window.end.into()));
+                self.situation.suggested_window = Some((window.start.into(), window.end.into()));
                 self.ask_at = now + again.clamp(ASK.0, ASK.1);
             }
             Err(Error::Unsupported(_)) => {}
@@ -114,7 +114,7 @@ impl Keeper {
         match ordered.unwrap_or_else(|late| Err(late.into())) {
             Ok(()) => {
                 self.situation.failure = None;
-                self.situation.window = None;
+                self.situation.suggested_window = None;
                 self.ask_at = SystemTime::UNIX_EPOCH;
                 self.status.last_error = None;
                 let until = self.situation.validity.map(|(_, until)| super::status::date(until));
@@ -122,7 +122,7 @@ impl Keeper {
             }
             Err(error) => self.fail(&error),
         }
-        self.note(self.situation.due());
+        self.note(self.situation.due_at());
     }
 
     async fn order_in_spite_of_nonces(&mut self) -> Result<()> {
@@ -142,7 +142,7 @@ impl Keeper {
         let account = self.office.account().await?;
         let records = acme.dns.as_ref().map(|dns| Records::new(dns, servers)).transpose()?;
         let old = self.leaf.clone();
-        let has_wish = self.situation.window.is_some();
+        let has_wish = self.situation.suggested_window.is_some();
         let replaces = old.as_ref().filter(|_| has_wish);
         let desk = Desk {
             account: &account,
@@ -169,22 +169,22 @@ impl Keeper {
         let kind = match problem {
             Some(Error::Other(_) | Error::Timeout(_)) => FailureKind::Unreachable,
             Some(error) if is_of_nonce(error) => FailureKind::Unreachable,
-            Some(_) | None => FailureKind::Refused,
+            Some(_) | None => FailureKind::Rejected,
         };
         let before = self.situation.failure.filter(|before| before.kind == kind);
-        let failure = Failure {
+        let failure = OrderFailure {
             count: before.map_or(1, |before| before.count + 1),
-            at: SystemTime::now(),
+            failed_at: SystemTime::now(),
             kind,
             retry_after: self.office.retry_after.take(),
         };
         self.situation.failure = Some(failure);
-        let again = super::status::date(self.situation.due());
+        let again = super::status::date(self.situation.due_at());
         self.status.last_error = Some(format!("{error:#}"));
         let name = &self.wish.label;
         match (kind, failure.count) {
             (FailureKind::Unreachable, 2..) => info!(%name, again, "no certificate: {error:#}"),
-            (FailureKind::Unreachable | FailureKind::Refused, _) => {
+            (FailureKind::Unreachable | FailureKind::Rejected, _) => {
                 warn!(%name, again, "no certificate: {error:#}");
             }
         }

@@ -10,7 +10,7 @@ use instant_acme::{
 };
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 use serde::{Deserialize, Serialize};
-use snisplit_common::name::ServerName;
+use snisplit_common::server_name::ServerName;
 use tracing::{debug, info};
 
 use super::Wish;

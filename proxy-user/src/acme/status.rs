@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
-use snisplit_common::renewal::{Failure, FailureKind, Situation};
+use snisplit_common::renewal::{FailureKind, OrderFailure, RenewalInput};
 
 use super::Wish;
 
@@ -31,7 +31,7 @@ impl Status {
     pub(super) fn new(
         wish: &Wish,
         due: SystemTime,
-        situation: &Situation,
+        situation: &RenewalInput,
         last_error: Option<String>,
     ) -> Self {
         Self {
@@ -41,7 +41,7 @@ impl Status {
             last_error,
             failure: situation.failure.map(|failure| Failed {
                 count: failure.count,
-                at: seconds(failure.at),
+                at: seconds(failure.failed_at),
                 unreachable: failure.kind == FailureKind::Unreachable,
                 retry_after: failure.retry_after.map(seconds),
             }),
@@ -50,13 +50,13 @@ impl Status {
 }
 
 impl Failed {
-    pub(super) fn failure(&self) -> Failure {
-        Failure {
+    pub(super) fn failure(&self) -> OrderFailure {
+        OrderFailure {
             count: self.count,
-            at: time(self.at),
+            failed_at: time(self.at),
             kind: match self.unreachable {
                 true => FailureKind::Unreachable,
-                false => FailureKind::Refused,
+                false => FailureKind::Rejected,
             },
             retry_after: self.retry_after.map(time),
         }

@@ -9,7 +9,7 @@ use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use snisplit_common::name::ServerName;
+use snisplit_common::server_name::ServerName;
 
 /// Serves it for a name: self-signed, the name as its only subject, the digest of the key
 /// authorization in a critical `acmeIdentifier`; the protocol is `acme-tls/1` and no other.

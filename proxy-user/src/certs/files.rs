@@ -7,7 +7,7 @@ use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
-use snisplit_common::name::Pattern;
+use snisplit_common::server_name::Pattern;
 use tokio::time::sleep;
 use tracing::{info, warn};
 

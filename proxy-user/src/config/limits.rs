@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use snisplit_common::limits::HELLO_BYTES;
+use snisplit_common::limits::DEFAULT_MAX_CLIENT_HELLO_LEN;
 
 use super::build::{Item, Wrong};
 use super::{DIAL_TIMEOUT, value};
@@ -41,7 +41,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            hello_bytes: HELLO_BYTES,
+            hello_bytes: DEFAULT_MAX_CLIENT_HELLO_LEN,
             dial_timeout: DIAL_TIMEOUT,
             answer_timeout: None,
             max_connections: 100_000,

@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use snisplit_common::balance::Balance;
-use snisplit_common::decide::{AcmePolicy, Policy};
-use snisplit_common::name::Pattern;
+use snisplit_common::balance::BalancePolicy;
+use snisplit_common::decide::{AcmePolicy, RoutePolicy};
 use snisplit_common::proxy_protocol::Version;
+use snisplit_common::server_name::Pattern;
 
 use super::Origin;
 
@@ -31,7 +31,7 @@ pub struct Route {
     /// `source`
     pub source: Source,
     /// `balance`
-    pub balance: Balance,
+    pub balance: BalancePolicy,
     /// `check`; `None` for `off`.
     pub check: Option<Check>,
     /// `check_interval`
@@ -88,8 +88,8 @@ pub enum Place {
     Unix(PathBuf),
 }
 
-impl Policy for Route {
-    fn acme(&self) -> AcmePolicy {
+impl RoutePolicy for Route {
+    fn acme_policy(&self) -> AcmePolicy {
         self.acme
     }
 }

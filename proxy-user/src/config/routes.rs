@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
-use snisplit_common::name::Pattern;
-use snisplit_common::routes::Routes;
+use snisplit_common::route_table::RouteTable;
+use snisplit_common::server_name::Pattern;
 
 use super::build::{Item, Wrong};
 use super::problem::Problem;
@@ -71,7 +71,7 @@ impl DraftRoute {
 }
 
 /// The two tables of one namespace of names.
-type Tables = (Routes<Route>, Routes<Arc<Terminate>>);
+type Tables = (RouteTable<Route>, RouteTable<Arc<Terminate>>);
 
 pub(super) fn build(
     routes: Vec<DraftRoute>,
@@ -103,7 +103,7 @@ pub(super) fn build(
     find_conflict(all.map(|route| route.names.clone()).collect(), &places, wrong)?;
     let routes = routes.into_iter().map(|route| (route.names.clone(), route));
     let terminates = terminates.into_iter().map(|one| (one.route.names.clone(), Arc::new(one)));
-    Routes::new(routes).ok().zip(Routes::new(terminates).ok())
+    RouteTable::new(routes).ok().zip(RouteTable::new(terminates).ok())
 }
 
 /// A name that two of them want, whatever their kind.
@@ -112,7 +112,7 @@ fn find_conflict(
     places: &[Vec<(&str, Origin)>],
     wrong: &mut Wrong,
 ) -> Option<()> {
-    let conflict = match Routes::new(names.iter().map(|names| (names.clone(), ()))) {
+    let conflict = match RouteTable::new(names.iter().map(|names| (names.clone(), ()))) {
         Ok(_) => return Some(()),
         Err(conflict) => conflict,
     };

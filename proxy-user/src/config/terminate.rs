@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use snisplit_common::name::Pattern;
+use snisplit_common::server_name::Pattern;
 
 use super::build::{Draft, Item, Wrong};
 use super::problem::Problem;

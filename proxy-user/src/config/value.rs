@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use snisplit_common::balance::Balance;
+use snisplit_common::balance::BalancePolicy;
 use snisplit_common::decide::{AcmeBypass, AcmePolicy};
-use snisplit_common::limits::HELLO_BYTES_MAX;
-use snisplit_common::name::{Pattern, ServerName};
+use snisplit_common::limits::MAX_CLIENT_HELLO_LEN_CEILING;
 use snisplit_common::proxy_protocol::Version;
+use snisplit_common::server_name::{Pattern, ServerName};
 
 use crate::engine::Choice;
 use crate::observe::access_log::Format;
@@ -120,8 +120,10 @@ pub(super) fn count<T: TryFrom<i64>>(number: i64, least: i64) -> Result<T, Strin
 pub(super) fn hello_bytes(bytes: i64) -> Result<usize, String> {
     usize::try_from(bytes)
         .ok()
-        .filter(|bytes| (512..=HELLO_BYTES_MAX).contains(bytes))
-        .ok_or_else(|| format!("{bytes} is out of range; 512 to {HELLO_BYTES_MAX} bytes"))
+        .filter(|bytes| (512..=MAX_CLIENT_HELLO_LEN_CEILING).contains(bytes))
+        .ok_or_else(|| {
+            format!("{bytes} is out of range; 512 to {MAX_CLIENT_HELLO_LEN_CEILING} bytes")
+        })
 }
 
 pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
@@ -218,11 +220,11 @@ pub(super) fn readable(text: &str) -> Result<PathBuf, String> {
     }
 }
 
-pub(super) fn balance(text: &str) -> Result<Balance, String> {
+pub(super) fn balance(text: &str) -> Result<BalancePolicy, String> {
     match text {
-        "round-robin" => Ok(Balance::RoundRobin),
-        "least-connections" => Ok(Balance::LeastConnections),
-        "source" => Ok(Balance::Source),
+        "round-robin" => Ok(BalancePolicy::RoundRobin),
+        "least-connections" => Ok(BalancePolicy::LeastConnections),
+        "source" => Ok(BalancePolicy::SourceHash),
         _ => Err(format!("\"{text}\" is unknown; one of round-robin, least-connections, source")),
     }
 }

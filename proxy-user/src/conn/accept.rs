@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use snisplit_common::limits::Backoff;
+use snisplit_common::limits::AcceptBackoff;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
@@ -85,12 +85,12 @@ pub(crate) async fn run(
     shared: Arc<Shared>,
     tasks: TaskTracker,
 ) {
-    let mut backoff = Backoff::default();
+    let mut backoff = AcceptBackoff::default();
     let mut starving = false;
     loop {
         match socket.accept().await {
             Ok((client, from)) => {
-                backoff.succeed();
+                backoff.reset();
                 starving = false;
                 let from = SocketAddr::new(from.ip().to_canonical(), from.port());
                 let around = (Arc::clone(&shared), tasks.clone());
@@ -103,7 +103,7 @@ pub(crate) async fn run(
                     warn!(%error, %address, "cannot accept; waiting for room");
                 }
                 starving = true;
-                tokio::time::sleep(backoff.fail()).await;
+                tokio::time::sleep(backoff.next_delay()).await;
             }
         }
     }

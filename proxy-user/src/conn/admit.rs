@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use snisplit_common::limits::{Bucket, Source};
+use snisplit_common::limits::{SourcePrefix, TokenBucket};
 
 use crate::config::Limits;
 
@@ -28,18 +28,18 @@ pub(crate) struct Door(Arc<Mutex<Inside>>);
 struct Inside {
     all: usize,
     peeking: usize,
-    peeking_of: HashMap<Source, usize>,
-    flows_of: HashMap<Source, usize>,
+    peeking_of: HashMap<SourcePrefix, usize>,
+    flows_of: HashMap<SourcePrefix, usize>,
     /// Addresses that we dial back ends of this very host from.
     own: HashSet<SocketAddr>,
-    rate: Option<(u32, Instant, Bucket)>,
+    rate: Option<(u32, Instant, TokenBucket)>,
 }
 
 /// A place inside, for a connection that has still to say its hello.
 #[derive(Debug)]
 pub(super) struct Waiting {
     door: Door,
-    source: Option<Source>,
+    source: Option<SourcePrefix>,
 }
 
 /// A place inside, for any connection.
@@ -50,7 +50,7 @@ pub(super) struct Present(Door);
 #[derive(Debug)]
 pub(super) struct Flow {
     door: Door,
-    source: Source,
+    source: SourcePrefix,
 }
 
 /// An address of ours that must not come back to us.
@@ -72,7 +72,7 @@ impl Door {
         is_proxy: bool,
         limits: &Limits,
     ) -> Result<(Present, Waiting), Refusal> {
-        let source = (!is_proxy).then(|| Source::of(from.ip()));
+        let source = (!is_proxy).then(|| SourcePrefix::from_address(from.ip()));
         let mut inside = self.lock();
         if inside.all >= limits.max_connections {
             return Err("max_connections");
@@ -99,7 +99,7 @@ impl Door {
 
     /// Counts a flow against its source.
     pub(super) fn begin(&self, client: IpAddr, limits: &Limits) -> Result<Flow, Refusal> {
-        let source = Source::of(client);
+        let source = SourcePrefix::from_address(client);
         let mut inside = self.lock();
         let flows = inside.flows_of.entry(source).or_default();
         if *flows >= limits.per_source {
@@ -130,13 +130,13 @@ impl Inside {
         }
         let (_, begun, bucket) = match self.rate.take() {
             Some(same) if same.0 == rate => self.rate.insert(same),
-            _ => self.rate.insert((rate, Instant::now(), Bucket::new(rate, rate))),
+            _ => self.rate.insert((rate, Instant::now(), TokenBucket::new(rate, rate))),
         };
-        bucket.take(begun.elapsed())
+        bucket.try_acquire(begun.elapsed())
     }
 }
 
-fn count_down(counts: &mut HashMap<Source, usize>, source: Source) {
+fn count_down(counts: &mut HashMap<SourcePrefix, usize>, source: SourcePrefix) {
     if let Entry::Occupied(mut entry) = counts.entry(source) {
         *entry.get_mut() -= 1;
         if *entry.get() == 0 {

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use snisplit_common::balance::{Candidate, order};
-use snisplit_common::health::{Change, Health};
+use snisplit_common::balance::{Candidate, rank_candidates};
+use snisplit_common::health::{BackendHealth, Transition};
 use tracing::{info, warn};
 
 use crate::config::{Backend, Config, Route};
@@ -24,7 +24,7 @@ pub(crate) struct Backends {
 
 #[derive(Debug, Default)]
 struct Known {
-    health: Mutex<Health>,
+    health: Mutex<BackendHealth>,
     connections: AtomicUsize,
 }
 
@@ -76,13 +76,13 @@ impl Backends {
                 let health = *known.health();
                 Candidate {
                     key: &backend.name,
-                    weight: f64::from(backend.weight) * health.share(route.slow_start, now),
-                    connections: known.connections.load(Ordering::Relaxed),
+                    weight: f64::from(backend.weight) * health.weight_factor(route.slow_start, now),
+                    active_connections: known.connections.load(Ordering::Relaxed),
                     is_up: health.is_up(now),
                 }
             })
             .collect();
-        let order = order(route.balance, route.take_turn(), client, &candidates);
+        let order = rank_candidates(route.balance, route.take_turn(), client, &candidates);
         let choice = |index: usize| Choice {
             backend: &route.backends[index],
             known: Arc::clone(&known[index]),
@@ -98,7 +98,7 @@ impl Backends {
 
     /// A connection was tried.
     pub(super) fn dialled(&self, choice: &Choice<'_>, answered: bool) {
-        let change = choice.known.health().dialled(answered, self.now());
+        let change = choice.known.health().record_connect(answered, self.now());
         if change.is_some() {
             self.tell(&choice.backend.name, change);
         }
@@ -106,20 +106,20 @@ impl Backends {
 
     /// A check was made.
     pub(crate) fn checked(&self, backend: &Backend, answered: bool, rise_fall: (u32, u32)) {
-        let change = self.of(&backend.name).health().checked(answered, rise_fall, self.now());
+        let change = self.of(&backend.name).health().record_check(answered, rise_fall, self.now());
         self.tell(&backend.name, change);
     }
 
-    fn tell(&self, backend: &str, change: Option<Change>) {
+    fn tell(&self, backend: &str, change: Option<Transition>) {
         match change {
             None => return,
-            Some(Change::Up) => info!(backend, "back end is up"),
-            Some(Change::Down) => warn!(backend, "back end is down: its checks fail"),
-            Some(Change::Eject(time)) => {
+            Some(Transition::Up) => info!(backend, "back end is up"),
+            Some(Transition::Down) => warn!(backend, "back end is down: its checks fail"),
+            Some(Transition::Eject(time)) => {
                 warn!(backend, ?time, "back end does not answer; others go first");
             }
         }
-        self.show(backend, change == Some(Change::Up));
+        self.show(backend, change == Some(Transition::Up));
     }
 
     fn show(&self, backend: &str, is_up: bool) {
@@ -145,7 +145,7 @@ impl Backends {
 }
 
 impl Known {
-    fn health(&self) -> MutexGuard<'_, Health> {
+    fn health(&self) -> MutexGuard<'_, BackendHealth> {
         self.health.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

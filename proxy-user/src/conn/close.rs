@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 use snisplit_common::alert::Alert;
-use snisplit_common::hello::BadHello;
+use snisplit_common::client_hello::ClientHelloError;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -19,8 +19,8 @@ const LINGER: Duration = Duration::from_secs(1);
 /// Ends a connection that brought no hello.
 pub(super) async fn without_hello(client: TcpStream, why: NoHello, record: &mut Record) -> Outcome {
     let (alert, reason) = match why {
-        NoHello::Bad(bad) => (BadHello::alert(bad), bad.name()),
-        NoHello::BadHeader(bad) => (Alert::UnexpectedMessage, bad.name()),
+        NoHello::Bad(bad) => (ClientHelloError::alert(bad), bad.label()),
+        NoHello::BadHeader(bad) => (Alert::UnexpectedMessage, bad.label()),
         NoHello::HeaderNotAllowed => (Alert::UnexpectedMessage, "proxy_header_not_allowed"),
         NoHello::Late { anything: true } => (Alert::HandshakeFailure, "hello_timeout"),
         NoHello::Late { anything: false } => (Alert::HandshakeFailure, "silent"),
@@ -38,7 +38,7 @@ pub(super) async fn without_hello(client: TcpStream, why: NoHello, record: &mut 
 pub(super) fn turn_away(client: TcpStream, reason: &'static str, record: &mut Record) -> Outcome {
     let alert = Alert::InternalError;
     without_reset(&client);
-    let _gone_already = send(&client, &alert.record(), SendFlags::NOSIGNAL);
+    let _gone_already = send(&client, &alert.to_record(), SendFlags::NOSIGNAL);
     record.entry.alert = Some(alert.name());
     record.entry.reason = Some(reason);
     Outcome::Refused(reason)
@@ -59,7 +59,7 @@ pub(super) async fn refuse(
     record.entry.alert = Some(alert.name());
     record.entry.reason = Some(reason);
     // Nothing was sent before, so the buffer has room; a client that is gone needs no alert.
-    let told = send(&client, &alert.record(), SendFlags::NOSIGNAL)
+    let told = send(&client, &alert.to_record(), SendFlags::NOSIGNAL)
         .and_then(|_| shutdown(&client, Shutdown::Write));
     if told.is_ok() {
         let _still_there = timeout(LINGER, read_out(&client)).await;

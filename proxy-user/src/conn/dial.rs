@@ -5,7 +5,7 @@
 use std::io;
 use std::net::IpAddr;
 
-use snisplit_common::starttls::{SSL_REQUEST, WILLING};
+use snisplit_common::starttls::{SSL_ACCEPTED, SSL_REQUEST};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
 use tracing::debug;
@@ -157,7 +157,7 @@ impl Replay {
         }
         socket.write_all(&SSL_REQUEST).await?;
         match socket.read_u8().await? {
-            WILLING => Ok(()),
+            SSL_ACCEPTED => Ok(()),
             _ => Err(io::Error::other("the back end speaks no TLS (ssl = off?)")),
         }
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use snisplit_common::alert::Alert;
-use snisplit_common::hello::Hello;
+use snisplit_common::client_hello::ClientHello;
 use tokio::net::TcpStream;
 
 use super::admit::{Flow, Present};
@@ -21,7 +21,7 @@ use crate::observe::{Metrics, Outcome, Record};
 
 pub(super) async fn forward(
     client: TcpStream,
-    (hello, replay): (Box<Hello>, Replay),
+    (hello, replay): (Box<ClientHello>, Replay),
     route: &Route,
     scene: Scene<'_>,
     (record, present): (&mut Record, Present),

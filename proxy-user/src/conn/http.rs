@@ -12,8 +12,8 @@ use hyper::header::{CONTENT_TYPE, HOST, HeaderValue, LOCATION};
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode, client, server};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use snisplit_common::decide::{Certificates, Decision, Managed, validation};
-use snisplit_common::name::ServerName;
+use snisplit_common::decide::{Action, CertificateLookup, ManagedName, decide_validation};
+use snisplit_common::server_name::ServerName;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -86,16 +86,16 @@ struct Tokens<'t> {
     token: &'t str,
 }
 
-impl Certificates for Tokens<'_> {
-    type Held = String;
+impl CertificateLookup for Tokens<'_> {
+    type Certificate = String;
 
-    fn pending(&self, name: &ServerName) -> Option<String> {
+    fn pending_challenge(&self, name: &ServerName) -> Option<String> {
         self.keyring.http_answer(name, self.token)
     }
 
-    fn managed(&self, name: &ServerName) -> Option<Managed<String>> {
-        let owner = self.config.terminates.owner(Some(name))?;
-        Some(Managed { claim: owner.claim, held: None })
+    fn managed_name(&self, name: &ServerName) -> Option<ManagedName<String>> {
+        let owner = self.config.terminates.lookup(Some(name))?;
+        Some(ManagedName { kind: owner.kind, certificate: None })
     }
 }
 
@@ -107,20 +107,20 @@ async fn challenge(
 ) -> Response<Body> {
     let config = shared.config.load_full();
     let tokens = Tokens { config: &config, keyring: &shared.keyring, token };
-    let verdict = validation(Some(name), &config.routes, config.acme_bypass, &tokens);
-    let (decision, route) = match &verdict.decision {
-        Decision::Terminate(_) => ("terminate", None),
-        Decision::Forward(route) => ("forward", Some(route.label.as_str())),
-        Decision::Refuse(_) => ("refuse", None),
+    let verdict = decide_validation(Some(name), &config.routes, config.acme_bypass, &tokens);
+    let (decision, route) = match &verdict.action {
+        Action::Terminate(_) => ("terminate", None),
+        Action::Forward(route) => ("forward", Some(route.label.as_str())),
+        Action::Refuse(_) => ("refuse", None),
     };
-    let (class, reason) = (verdict.class.name(), verdict.reason.name());
+    let (class, reason) = (verdict.name_class.label(), verdict.reason.label());
     let acme = Acme { class, decision, reason };
     shared.acme_log.tell(Some(name.as_str()), route, &acme, "http-01");
     shared.observers.metrics.acme.get_or_create(&acme).inc();
-    match verdict.decision {
-        Decision::Terminate(answer) => say(StatusCode::OK, answer),
-        Decision::Refuse(_) => say(StatusCode::NOT_FOUND, format!("{reason}\n")),
-        Decision::Forward(route) => match forward(request, route, &config, shared).await {
+    match verdict.action {
+        Action::Terminate(answer) => say(StatusCode::OK, answer),
+        Action::Refuse(_) => say(StatusCode::NOT_FOUND, format!("{reason}\n")),
+        Action::Forward(route) => match forward(request, route, &config, shared).await {
             Ok(response) => response.map(Either::Right),
             Err(error) => {
                 tracing::debug!(%name, route = route.label, %error, "http-01 not forwarded");

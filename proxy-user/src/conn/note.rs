@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
-use snisplit_common::decide::{Decision, Verdict};
-use snisplit_common::hello::{Hello, Sni};
+use snisplit_common::client_hello::{ClientHello, Sni};
+use snisplit_common::decide::{Action, Decision};
 use snisplit_common::proxy_protocol::Header;
 
 use super::proofs::Held;
@@ -20,7 +20,7 @@ pub(super) fn header(header: &Header, record: &mut Record) {
     }
 }
 
-pub(super) fn hello(hello: &Hello, record: &mut Record) {
+pub(super) fn hello(hello: &ClientHello, record: &mut Record) {
     let seconds = record.age().as_secs_f64();
     record.metrics().hello_seconds.observe(seconds);
     record.entry.hello_time = Some(seconds);
@@ -37,27 +37,27 @@ pub(super) fn hello(hello: &Hello, record: &mut Record) {
 }
 
 pub(super) fn verdict(
-    hello: &Hello,
-    verdict: &Verdict<'_, Route, Held>,
+    hello: &ClientHello,
+    verdict: &Decision<'_, Route, Held>,
     acme_log: &AcmeLog,
     record: &mut Record,
 ) {
-    let reason = verdict.reason.name();
+    let reason = verdict.reason.label();
     record.entry.reason = Some(reason);
-    let decision = match &verdict.decision {
-        Decision::Terminate(Held::Challenge(_)) => "terminate",
-        Decision::Terminate(Held::Certificate(one, _)) => {
+    let decision = match &verdict.action {
+        Action::Terminate(Held::Challenge(_)) => "terminate",
+        Action::Terminate(Held::Certificate(one, _)) => {
             record.entry.route = Some(one.route.label.clone());
             "terminate"
         }
-        Decision::Forward(route) => {
+        Action::Forward(route) => {
             record.entry.route = Some(route.label.clone());
             "forward"
         }
-        Decision::Refuse(_) => "refuse",
+        Action::Refuse(_) => "refuse",
     };
     if hello.is_acme_validation() {
-        let class = verdict.class.name();
+        let class = verdict.name_class.label();
         let acme = Acme { class, decision, reason };
         let (sni, route) = (record.entry.sni.as_deref(), record.entry.route.as_deref());
         acme_log.tell(sni, route, &acme, "tls-alpn-01");

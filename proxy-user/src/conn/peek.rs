@@ -11,9 +11,9 @@ use std::ops::ControlFlow::{self, Break, Continue};
 use std::time::Duration;
 
 use rustix::net::{RecvFlags, SendFlags, recv, send};
-use snisplit_common::hello::{self, BadHello, Hello, Reader};
-use snisplit_common::limits::hello_wire_bytes;
-use snisplit_common::proxy_protocol::{self, BadHeader, HEADER_MAX, Header};
+use snisplit_common::client_hello::{self, ClientHello, ClientHelloError, ClientHelloParser};
+use snisplit_common::limits::max_client_hello_wire_len;
+use snisplit_common::proxy_protocol::{self, Header, HeaderError, MAX_HEADER_LEN};
 use snisplit_common::starttls;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -28,9 +28,9 @@ const FIRST_LOOK: usize = 4096;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NoHello {
     /// The bytes are none, and never will be.
-    Bad(BadHello),
+    Bad(ClientHelloError),
     /// A PROXY header was due.
-    BadHeader(BadHeader),
+    BadHeader(HeaderError),
     /// A PROXY header came from an address that must not send one.
     HeaderNotAllowed,
     /// Not whole before the deadline; whether anything came at all.
@@ -60,10 +60,10 @@ impl<'c> Peek<'c> {
 
     /// The PROXY header, taken out of the socket.
     pub(super) async fn header(&mut self) -> Result<Header, NoHello> {
-        let found = self.until(HEADER_MAX, |seen| match proxy_protocol::read(seen) {
-            proxy_protocol::Step::More { need } => Continue(need),
-            proxy_protocol::Step::Header(header) => Break(Ok(header)),
-            proxy_protocol::Step::Bad(why) => Break(Err(NoHello::BadHeader(why))),
+        let found = self.until(MAX_HEADER_LEN, |seen| match proxy_protocol::parse(seen) {
+            proxy_protocol::ParseStatus::Incomplete { needed: need } => Continue(need),
+            proxy_protocol::ParseStatus::Complete(header) => Break(Ok(header)),
+            proxy_protocol::ParseStatus::Invalid(why) => Break(Err(NoHello::BadHeader(why))),
         });
         let header = found.await?;
         self.take(header.len)?;
@@ -74,19 +74,19 @@ impl<'c> Peek<'c> {
     /// rather than just begin.
     pub(super) async fn starttls(&mut self) -> Result<bool, NoHello> {
         loop {
-            let asked = self.until(FIRST_LOOK, |seen| match starttls::read(seen) {
-                starttls::Step::More { need } => Continue(need),
-                step @ (starttls::Step::Tls | starttls::Step::Gss | starttls::Step::Other) => {
-                    Break(Ok(step))
-                }
+            let asked = self.until(FIRST_LOOK, |seen| match starttls::parse_request(seen) {
+                starttls::StarttlsStatus::Incomplete { needed: need } => Continue(need),
+                step @ (starttls::StarttlsStatus::SslRequest
+                | starttls::StarttlsStatus::GssEncRequest
+                | starttls::StarttlsStatus::Other) => Break(Ok(step)),
             });
             let asked = asked.await?;
-            if asked == starttls::Step::Other {
+            if asked == starttls::StarttlsStatus::Other {
                 return Ok(false);
             }
             self.take(starttls::SSL_REQUEST.len())?;
-            let is_tls = asked == starttls::Step::Tls;
-            let answer = if is_tls { starttls::WILLING } else { starttls::UNWILLING };
+            let is_tls = asked == starttls::StarttlsStatus::SslRequest;
+            let answer = if is_tls { starttls::SSL_ACCEPTED } else { starttls::SSL_REFUSED };
             // Nothing was sent before, so the buffer has room.
             send(self.client, &[answer], SendFlags::NOSIGNAL).map_err(|_| NoHello::Gone)?;
             if is_tls {
@@ -105,16 +105,18 @@ impl<'c> Peek<'c> {
     }
 
     /// The hello. `limit` bounds the handshake message in bytes.
-    pub(super) async fn hello(&mut self, limit: usize) -> Result<Box<Hello>, NoHello> {
-        let mut reader = Reader::new(limit);
-        let most = hello_wire_bytes(limit).max(FIRST_LOOK);
-        let found = self.until(most, |seen| match reader.feed(seen) {
-            hello::Step::More { need } => Continue(need),
-            hello::Step::Hello(hello) => Break(Ok(hello)),
-            hello::Step::Bad(BadHello::NotTls) if proxy_protocol::is_announced(seen) => {
+    pub(super) async fn hello(&mut self, limit: usize) -> Result<Box<ClientHello>, NoHello> {
+        let mut reader = ClientHelloParser::new(limit);
+        let most = max_client_hello_wire_len(limit).max(FIRST_LOOK);
+        let found = self.until(most, |seen| match reader.parse(seen) {
+            client_hello::ParseStatus::Incomplete { needed: need } => Continue(need),
+            client_hello::ParseStatus::Complete(hello) => Break(Ok(hello)),
+            client_hello::ParseStatus::Invalid(ClientHelloError::NotTls)
+                if proxy_protocol::starts_with_signature(seen) =>
+            {
                 Break(Err(NoHello::HeaderNotAllowed))
             }
-            hello::Step::Bad(why) => Break(Err(NoHello::Bad(why))),
+            client_hello::ParseStatus::Invalid(why) => Break(Err(NoHello::Bad(why))),
         });
         found.await
     }

@@ -1,6 +1,6 @@
 //! What a back end hears before the client's own bytes: a PROXY header, where the route wants one.
 
-use snisplit_common::hello::{Hello, Sni};
+use snisplit_common::client_hello::{ClientHello, Sni};
 use snisplit_common::proxy_protocol::encode;
 use tokio::net::TcpStream;
 
@@ -9,7 +9,12 @@ use crate::observe::Record;
 
 /// The header to send, empty for none. It tells the addresses that a trusted proxy told us, else the
 /// connection's own; ACME validations get it like all others.
-pub(super) fn header(route: &Route, hello: &Hello, client: &TcpStream, record: &Record) -> Vec<u8> {
+pub(super) fn header(
+    route: &Route,
+    hello: &ClientHello,
+    client: &TcpStream,
+    record: &Record,
+) -> Vec<u8> {
     let Some(version) = route.send_proxy else { return Vec::new() };
     let own = client.local_addr().unwrap_or(record.entry.listener);
     let destination = record.destination.unwrap_or(own);

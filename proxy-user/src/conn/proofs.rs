@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use rustls::ServerConfig;
-use snisplit_common::decide::{Certificates, Managed};
-use snisplit_common::name::ServerName;
+use snisplit_common::decide::{CertificateLookup, ManagedName};
+use snisplit_common::server_name::ServerName;
 
 use crate::certs::Keyring;
 use crate::config::{Config, Terminate};
@@ -24,17 +24,17 @@ pub(crate) enum Held {
     Certificate(Arc<Terminate>, Arc<ServerConfig>),
 }
 
-impl Certificates for Proofs<'_> {
-    type Held = Held;
+impl CertificateLookup for Proofs<'_> {
+    type Certificate = Held;
 
-    fn pending(&self, name: &ServerName) -> Option<Held> {
+    fn pending_challenge(&self, name: &ServerName) -> Option<Held> {
         self.keyring.tls_answer(name).map(Held::Challenge)
     }
 
-    fn managed(&self, name: &ServerName) -> Option<Managed<Held>> {
-        let owner = self.config.terminates.owner(Some(name))?;
+    fn managed_name(&self, name: &ServerName) -> Option<ManagedName<Held>> {
+        let owner = self.config.terminates.lookup(Some(name))?;
         let serving = self.keyring.serving(&owner.route.route.label, name);
         let held = serving.map(|config| Held::Certificate(Arc::clone(owner.route), config));
-        Some(Managed { claim: owner.claim, held })
+        Some(ManagedName { kind: owner.kind, certificate: held })
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::ServerConfig;
-use snisplit_common::hello::Hello;
+use snisplit_common::client_hello::ClientHello;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, split};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -50,7 +50,7 @@ pub(super) async fn answer(client: TcpStream, config: Arc<ServerConfig>) -> Outc
 /// Ordinary traffic to a name of our own: an unread hello, and what answers it.
 pub(super) struct Ours {
     pub(super) client: TcpStream,
-    pub(super) hello: Box<Hello>,
+    pub(super) hello: Box<ClientHello>,
     pub(super) one: Arc<Terminate>,
     pub(super) server: Arc<ServerConfig>,
     /// `hello_timeout`

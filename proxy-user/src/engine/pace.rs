@@ -6,7 +6,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use snisplit_common::abi::TURN;
+use snisplit_common::abi::MAX_EXCHANGE_BYTES;
 
 use super::Side;
 
@@ -94,14 +94,14 @@ impl Window {
         let [up, down] = self.bytes;
         let are_small = up + down <= u64::from(self.messages) * SMALL;
         // Every other one is a direction's own.
-        let by_turns = up.max(down) <= u64::from(self.turns.div_ceil(2)) * TURN;
+        let by_turns = up.max(down) <= u64::from(self.turns.div_ceil(2)) * MAX_EXCHANGE_BYTES;
         if are_small || by_turns { Kind::Talk } else { Kind::Bulk }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Kind, Pace, SMALL, Side, TURN, WINDOW};
+    use super::{Kind, MAX_EXCHANGE_BYTES, Pace, SMALL, Side, WINDOW};
 
     const MESSAGES: usize = WINDOW as usize;
 
@@ -142,12 +142,12 @@ mod tests {
 
     #[test]
     fn larger_messages_ripen_it_where_both_sides_talk_by_turns() {
-        assert_eq!(ripe_at(exchanges(TURN, TURN, 1)), Some(MESSAGES));
-        assert_eq!(ripe_at(exchanges(500, TURN, 1)), Some(MESSAGES));
-        assert_eq!(ripe_at(exchanges(500, TURN / 3, 3)), Some(MESSAGES));
-        assert_eq!(ripe_at(exchanges(500, TURN + 1, 1)), None, "each side is judged");
-        assert_eq!(ripe_at(exchanges(TURN + 1, 500, 1)), None);
-        assert_eq!(ripe_at(exchanges(500, TURN, 15)), None, "acknowledged bulk");
+        assert_eq!(ripe_at(exchanges(MAX_EXCHANGE_BYTES, MAX_EXCHANGE_BYTES, 1)), Some(MESSAGES));
+        assert_eq!(ripe_at(exchanges(500, MAX_EXCHANGE_BYTES, 1)), Some(MESSAGES));
+        assert_eq!(ripe_at(exchanges(500, MAX_EXCHANGE_BYTES / 3, 3)), Some(MESSAGES));
+        assert_eq!(ripe_at(exchanges(500, MAX_EXCHANGE_BYTES + 1, 1)), None, "each side is judged");
+        assert_eq!(ripe_at(exchanges(MAX_EXCHANGE_BYTES + 1, 500, 1)), None);
+        assert_eq!(ripe_at(exchanges(500, MAX_EXCHANGE_BYTES, 15)), None, "acknowledged bulk");
     }
 
     #[test]

@@ -121,10 +121,10 @@ impl Packet {
             pair.take_care();
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        splice.opened = now.as_secs();
-        splice.route = pair.route;
+        splice.started_at = now.as_secs();
+        splice.route_id = pair.route;
         // The program counts in 32 bits, as TCP does.
-        splice.due = (handed + hello) as u32;
+        splice.expected_acked = (handed + hello) as u32;
         let number = cookie(&pair.client).map_err(|_| "not_connected")?;
         let story = self.keeper.follow(number);
         let flow = Flow { engine: self.clone(), number, story, stage: Stage::Armed };
@@ -169,7 +169,7 @@ impl Packet {
             }
         };
         if let Err(why) = decided {
-            return Err(Declined { pair, reason: why.name() });
+            return Err(Declined { pair, reason: why.label() });
         }
         flow.stage = Stage::Flying;
         let tally = Arc::clone(&pair.tally);

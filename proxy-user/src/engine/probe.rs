@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use snisplit_common::abi::Count;
-use snisplit_common::kernels::known_fault;
+use snisplit_common::abi::SockmapCounter;
+use snisplit_common::kernel_bugs::known_bug;
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -44,7 +44,7 @@ pub(crate) async fn proved(log: LevelFilter, pins: Option<&Path>) -> Result<Sock
 
 /// What is known to be wrong with the version of this kernel.
 pub(crate) fn fault() -> Option<&'static str> {
-    known_fault(&rustix::system::uname().release().to_string_lossy())
+    known_bug(&rustix::system::uname().release().to_string_lossy())
 }
 
 async fn probe(engine: &Sockmap) -> Result<()> {
@@ -62,7 +62,7 @@ async fn probe(engine: &Sockmap) -> Result<()> {
 }
 
 async fn carry(engine: &Sockmap, at: IpAddr) -> Result<()> {
-    let trimmed = engine.verdict().count(Count::Trimmed)?;
+    let trimmed = engine.verdict().count(SockmapCounter::Trimmed)?;
     let (mut client, ours) = connected(at).await?;
     let (backend, mut server) = connected(at).await?;
     SockRef::from(&server).set_send_buffer_size(64 * 1024)?;
@@ -91,7 +91,7 @@ async fn carry(engine: &Sockmap, at: IpAddr) -> Result<()> {
     ensure!(end == End::Closed, "the flow broke: {}", end.name());
     let (counted, due) = (tally.read(), ((EARLY.0 - EARLY.1) as u64, BYTES as u64));
     ensure!(counted == due, "the counts are {counted:?}, not {due:?}");
-    ensure!(engine.verdict().count(Count::Trimmed)? > trimmed, "nothing was trimmed");
+    ensure!(engine.verdict().count(SockmapCounter::Trimmed)? > trimmed, "nothing was trimmed");
     Ok(())
 }
 

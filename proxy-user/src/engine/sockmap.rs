@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use snisplit_common::abi::{BULK, Direction, Flow};
+use snisplit_common::abi::{BULK_BYTES_PER_WINDOW, Direction, DirectionEntry};
 use tokio::net::TcpStream;
 use tracing::level_filters::LevelFilter;
 
@@ -78,7 +78,7 @@ impl Sockmap {
         let account = match self.enter(
             client,
             backend,
-            (pair.route, if pair.may_turn_bulk { BULK } else { 0 }),
+            (pair.route, if pair.may_turn_bulk { BULK_BYTES_PER_WINDOW } else { 0 }),
         ) {
             Ok(account) => account,
             Err(reason) => return Err(declined(pair, reason)),
@@ -138,17 +138,17 @@ impl Sockmap {
         let down = Lane::open(Side::Backend, backend, client)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let (from, to) = (client.peer_addr()?, backend.peer_addr()?);
-        let flow = |peer, direction| Flow {
-            peer,
-            opened: now.as_secs(),
+        let flow = |peer, direction| DirectionEntry {
+            egress_cookie: peer,
+            started_at: now.as_secs(),
             direction,
-            route,
-            bulk,
-            client: octets(from.ip()),
+            route_id: route,
+            bulk_threshold: bulk,
+            client_address: octets(from.ip()),
             client_port: from.port(),
-            backend: octets(to.ip()),
+            backend_address: octets(to.ip()),
             backend_port: to.port(),
-            ..Flow::default()
+            ..DirectionEntry::default()
         };
         let added = self
             .verdict

@@ -3,17 +3,21 @@
 
 use std::mem::offset_of;
 
-use snisplit_common::abi::packet::{Leg, Said, Splice, SpliceState, Told, Tuple, Way, Why};
-use snisplit_common::abi::{Direction, Event, EventKind, Flow, State};
+use snisplit_common::abi::packet::{
+    FallbackReason, FlowEntry, FlowEvent, FlowState, PeerState, Translation, Tuple, TupleEntry,
+};
+use snisplit_common::abi::{
+    Direction, DirectionEntry, DirectionState, SockmapEvent, SockmapEventKind,
+};
 
 /// A [`Flow`] as it stands in the map.
-pub(super) type FlowBytes = [u8; size_of::<Flow>()];
+pub(super) type FlowBytes = [u8; size_of::<DirectionEntry>()];
 /// A [`Splice`] likewise.
-pub(super) type SpliceBytes = [u8; size_of::<Splice>()];
+pub(super) type SpliceBytes = [u8; size_of::<FlowEntry>()];
 /// A [`Tuple`] likewise.
 pub(super) type TupleBytes = [u8; size_of::<Tuple>()];
 /// A [`Leg`] likewise.
-pub(super) type LegBytes = [u8; size_of::<Leg>()];
+pub(super) type LegBytes = [u8; size_of::<TupleEntry>()];
 
 /// What can be written to bytes and read back.
 pub(super) trait Plain: Sized {
@@ -99,27 +103,27 @@ numbers! { u8 u16 u32 u64 }
 pub(super) use fields;
 
 words! {
-    State(u32) of [Self::Armed, Self::Spliced, Self::Spilling, Self::Leaving], else Poisoned;
+    DirectionState(u32) of [Self::Pending, Self::Redirecting, Self::Overflowing, Self::Detaching], else Poisoned;
     Direction(u32) of [Self::Up], else Down;
-    EventKind(u32) of [Self::Leave], else Poison;
-    SpliceState(u64) of Self::ALL, else Fallback;
-    Why(u32) of Self::ALL, else Unasked;
+    SockmapEventKind(u32) of [Self::Detach], else Poison;
+    FlowState(u64) of Self::ALL, else Fallback;
+    FallbackReason(u32) of Self::ALL, else None;
 }
 
 fields! {
-    Flow {
-        peer redirected passed opened bulk paced paced_from heard base next_seq state direction
-        client backend client_port backend_port mean_len route turns
+    DirectionEntry {
+        egress_cookie redirected_bytes passed_bytes started_at bulk_threshold window_bytes window_start_ns reverse_redirected initial_write_seq next_seq state direction
+        client_address backend_address client_port backend_port avg_skb_len_x16 route_id direction_changes
     }
-    Event { cookie kind reserved }
-    Splice {
-        state client up backend down number opened due route why from_client apart from_backend
+    SockmapEvent { cookie kind reserved }
+    FlowEntry {
+        state client_tuple to_backend backend_tuple to_client id started_at expected_acked route_id fallback_reason client_state padding backend_state
     }
     Tuple { source destination source_port destination_port }
-    Leg { splice direction slot }
-    Way { seq ack stamp echo echo_floor scale_in scale_out ends_ecn reserved }
-    Said { packets last_seen bytes end fin has_fin acked edge oldest behind }
-    Told { splice state up down }
+    TupleEntry { flow_id direction slot }
+    Translation { seq_delta ack_delta tsval_delta tsecr_delta min_tsecr wscale_from wscale_to strip_ecn reserved }
+    PeerState { packets last_seen_ns acked_bytes snd_nxt fin_seq has_fin acked_seq rcv_wnd_end valid_from valid_to }
+    FlowEvent { flow_id state bytes_up bytes_down }
 }
 
 #[cfg(test)]
@@ -128,44 +132,52 @@ mod tests {
 
     #[test]
     fn what_is_encoded_is_decoded() {
-        let flow = Flow {
-            peer: 1,
-            redirected: 2,
-            passed: u64::MAX,
-            opened: 4,
-            bulk: 11,
-            paced: 12,
-            paced_from: 13,
-            heard: 14,
-            base: 5,
+        let flow = DirectionEntry {
+            egress_cookie: 1,
+            redirected_bytes: 2,
+            passed_bytes: u64::MAX,
+            started_at: 4,
+            bulk_threshold: 11,
+            window_bytes: 12,
+            window_start_ns: 13,
+            reverse_redirected: 14,
+            initial_write_seq: 5,
             next_seq: u32::MAX,
-            state: State::Spilling,
+            state: DirectionState::Overflowing,
             direction: Direction::Down,
-            client: [8; 16],
-            backend: [9; 16],
+            client_address: [8; 16],
+            backend_address: [9; 16],
             client_port: 443,
             backend_port: 8443,
-            mean_len: 16,
-            route: 17,
-            turns: 18,
+            avg_skb_len_x16: 16,
+            route_id: 17,
+            direction_changes: 18,
         };
-        assert_eq!(Flow::get(&encode::<{ size_of::<Flow>() }>(&flow)), flow);
-        assert_eq!(Flow::get(&[0xff; size_of::<Flow>()]).state, State::Poisoned);
+        assert_eq!(DirectionEntry::get(&encode::<{ size_of::<DirectionEntry>() }>(&flow)), flow);
+        assert_eq!(
+            DirectionEntry::get(&[0xff; size_of::<DirectionEntry>()]).state,
+            DirectionState::Poisoned
+        );
     }
 
     #[test]
     fn what_is_nested_is_decoded_too() {
         let tuple =
             Tuple { source: [1; 16], destination: [2; 16], source_port: 3, destination_port: 4 };
-        let splice = Splice {
-            state: SpliceState::BackendReset,
-            client: tuple,
-            down: Way { echo: 7, ends_ecn: 1, ..Way::default() },
-            from_backend: Said { packets: u64::MAX, acked: 7, has_fin: 1, ..Said::default() },
-            why: Why::NoRoute,
-            ..Splice::default()
+        let splice = FlowEntry {
+            state: FlowState::BackendReset,
+            client_tuple: tuple,
+            to_client: Translation { tsecr_delta: 7, strip_ecn: 1, ..Translation::default() },
+            backend_state: PeerState {
+                packets: u64::MAX,
+                acked_seq: 7,
+                has_fin: 1,
+                ..PeerState::default()
+            },
+            fallback_reason: FallbackReason::NoRoute,
+            ..FlowEntry::default()
         };
-        assert_eq!(Splice::get(&encode::<{ size_of::<Splice>() }>(&splice)), splice);
-        assert_eq!(Splice::get(&[0xff; size_of::<Splice>()]).state, SpliceState::Fallback);
+        assert_eq!(FlowEntry::get(&encode::<{ size_of::<FlowEntry>() }>(&splice)), splice);
+        assert_eq!(FlowEntry::get(&[0xff; size_of::<FlowEntry>()]).state, FlowState::Fallback);
     }
 }

@@ -11,9 +11,10 @@ use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use rustix::thread::{MembarrierCommand, membarrier};
 use snisplit_common::abi::packet::{
-    BY_DRIVER, CUTS_MAP, Fate, INTERFACES_MAP, OFFERS_MAP, PACKET_ABI_MAP, PACKET_ABI_VERSION,
-    PACKET_COUNTERS_MAP, PACKET_EVENTS_MAP, PACKET_ROUTES_MAP, SETTLE_PROGRAM, SPLICES_MAP, Splice,
-    SpliceState, TUPLES_MAP, Tuple, Wish,
+    CONTROL_PROGRAM, ControlCommand, FlowEntry, FlowState, PACKET_ABI_MAP, PACKET_ABI_VERSION,
+    PACKET_COUNTERS_MAP, PACKET_EVENTS_MAP, PACKET_FLOWS_MAP, PACKET_INTERFACES_MAP,
+    PACKET_ROUTES_MAP, PACKET_TUPLES_MAP, PacketCounter, RESET_REQUESTS_MAP, SYN_CLAMP_MAP, Tuple,
+    XMIT_XDP,
 };
 use tokio::sync::Notify;
 
@@ -42,12 +43,12 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sn
 /// The maps that outlive the agent, so that flows do; people may look at them too.
 const PINNED: [&str; 7] = [
     PACKET_ABI_MAP,
-    SPLICES_MAP,
-    TUPLES_MAP,
+    PACKET_FLOWS_MAP,
+    PACKET_TUPLES_MAP,
     PACKET_ROUTES_MAP,
     PACKET_COUNTERS_MAP,
-    CUTS_MAP,
-    INTERFACES_MAP,
+    RESET_REQUESTS_MAP,
+    PACKET_INTERFACES_MAP,
 ];
 
 /// Whether a pin of this name is the packet engine's.
@@ -101,10 +102,12 @@ impl Splicer {
         let events = Events::of(take(PACKET_EVENTS_MAP)?)?;
         let counters = take(PACKET_COUNTERS_MAP)?.try_into()?;
         let routes = Mutex::new(Routes::new(take(PACKET_ROUTES_MAP)?.try_into()?));
-        let records = Records::new(take(SPLICES_MAP)?, take(TUPLES_MAP)?)?;
-        let maps =
-            Maps { offers: take(OFFERS_MAP)?.try_into()?, cuts: take(CUTS_MAP)?.try_into()? };
-        let mut interfaces: HashMap<_, u32, u32> = take(INTERFACES_MAP)?.try_into()?;
+        let records = Records::new(take(PACKET_FLOWS_MAP)?, take(PACKET_TUPLES_MAP)?)?;
+        let maps = Maps {
+            offers: take(SYN_CLAMP_MAP)?.try_into()?,
+            cuts: take(RESET_REQUESTS_MAP)?.try_into()?,
+        };
+        let mut interfaces: HashMap<_, u32, u32> = take(PACKET_INTERFACES_MAP)?.try_into()?;
         let before = places::write_down(links, &mut interfaces)?;
         places::attach(&mut ebpf, (links, hook), pins)?;
         let in_drivers = drivers::attach(&mut ebpf, links, pins)?;
@@ -125,7 +128,7 @@ impl Splicer {
     /// Has other drivers send frames by this interface, whose own takes them.
     pub(crate) fn send_by_driver(&self, number: u32) -> Result<(), KernelError> {
         let mut interfaces = self.interfaces.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(interfaces.insert(number, BY_DRIVER, 0)?)
+        Ok(interfaces.insert(number, XMIT_XDP, 0)?)
     }
 
     fn maps(&self) -> MutexGuard<'_, Maps> {
@@ -143,17 +146,17 @@ impl Splicer {
     }
 
     /// Arms a flow: from now on the programs know its packets. It is to be removed even if this fails.
-    pub(crate) fn arm(&self, number: u64, splice: &Splice) -> Result<(), KernelError> {
+    pub(crate) fn arm(&self, number: u64, splice: &FlowEntry) -> Result<(), KernelError> {
         Ok(self.records.arm(number, splice)?)
     }
 
     /// What a flow has come to.
-    pub(crate) fn splice(&self, number: u64) -> Option<Splice> {
+    pub(crate) fn splice(&self, number: u64) -> Option<FlowEntry> {
         self.records.get(number)
     }
 
     /// All flows.
-    pub(crate) fn splices(&self) -> Vec<(u64, Splice)> {
+    pub(crate) fn splices(&self) -> Vec<(u64, FlowEntry)> {
         self.records.all()
     }
 
@@ -167,11 +170,14 @@ impl Splicer {
 
     /// Forgets a flow: its packets are strangers again. The answer is what it had come to. What is left of it
     /// waits for [`Self::erase`].
-    pub(crate) fn remove(&self, number: u64) -> Option<Splice> {
+    pub(crate) fn remove(&self, number: u64) -> Option<FlowEntry> {
         let mut splice = self.splice(number)?;
-        if !(splice.state == SpliceState::Fallback || splice.state.is_over()) {
+        if !(splice.state == FlowState::Fallback || splice.state.is_terminal()) {
             // Switching takes as long as a program does.
-            while self.ask(number, Wish::LetGo).is_ok_and(|state| state == SpliceState::Switching) {
+            while self
+                .ask(number, ControlCommand::Release)
+                .is_ok_and(|state| state == FlowState::TakingOver)
+            {
                 thread::yield_now();
             }
             splice = self.splice(number)?;
@@ -200,19 +206,19 @@ impl Splicer {
     }
 
     /// Leaves a flow to its sockets, if the kernel has not taken it. What it is now.
-    pub(crate) fn settle(&self, number: u64) -> Result<SpliceState, KernelError> {
-        self.ask(number, Wish::Settle)
+    pub(crate) fn settle(&self, number: u64) -> Result<FlowState, KernelError> {
+        self.ask(number, ControlCommand::Fallback)
     }
 
-    fn ask(&self, number: u64, wish: Wish) -> Result<SpliceState, KernelError> {
+    fn ask(&self, number: u64, wish: ControlCommand) -> Result<FlowState, KernelError> {
         let mut packet = [0_u8; 64]; // Nothing is run without an Ethernet header in front.
         let slot = self.records.slot(number).unwrap_or(u32::MAX); // Nobody's, of one that is gone.
         packet[14..22].copy_from_slice(&u64::from(slot).to_ne_bytes());
         packet[22..30].copy_from_slice(&(wish as u64).to_ne_bytes());
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        let program = program(&mut loaded, SETTLE_PROGRAM)?;
+        let program = program(&mut loaded, CONTROL_PROGRAM)?;
         let run = program.test_run(TestRunOptions { data_in: Some(&packet), ..Default::default() });
-        Ok(SpliceState::get(&u64::from(run?.return_value).to_ne_bytes()))
+        Ok(FlowState::get(&u64::from(run?.return_value).to_ne_bytes()))
     }
 
     /// The number of a route of this name; 0 if there is no more room for it.
@@ -226,7 +232,7 @@ impl Splicer {
     }
 
     /// A counter, summed over all CPUs.
-    pub(crate) fn count(&self, fate: Fate) -> Result<u64, KernelError> {
+    pub(crate) fn count(&self, fate: PacketCounter) -> Result<u64, KernelError> {
         Ok(self.counters.get(&(fate as u32), 0)?.iter().sum())
     }
 }

@@ -5,11 +5,12 @@ use std::path::Path;
 
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use snisplit_common::abi::packet::{
-    CUTS_MAP, Fate, INTERFACES_MAP, PACKET_ABI_MAP, PACKET_ABI_VERSION, PACKET_COUNTERS_MAP,
-    PACKET_ROUTES_MAP, SPLICES_MAP, Splice, SpliceState, TUPLES_MAP,
+    FlowEntry, FlowState, PACKET_ABI_MAP, PACKET_ABI_VERSION, PACKET_COUNTERS_MAP,
+    PACKET_FLOWS_MAP, PACKET_INTERFACES_MAP, PACKET_ROUTES_MAP, PACKET_TUPLES_MAP, PacketCounter,
+    RESET_REQUESTS_MAP,
 };
 use snisplit_common::abi::{
-    ABI_MAP, ABI_VERSION, COUNTERS_MAP, Count, FLOWS_MAP, Flow, ROUTES_MAP,
+    ABI_MAP, ABI_VERSION, COUNTERS_MAP, DirectionEntry, FLOWS_MAP, ROUTES_MAP, SockmapCounter,
 };
 
 use super::KernelError;
@@ -28,7 +29,7 @@ pub(crate) struct Pinned {
 #[derive(Debug)]
 pub(crate) struct Sockmap {
     /// Directions by the cookie of the socket that receives.
-    pub(crate) flows: BTreeMap<u64, Flow>,
+    pub(crate) flows: BTreeMap<u64, DirectionEntry>,
     routes: BTreeMap<u32, String>,
     counters: Vec<u64>,
 }
@@ -36,7 +37,7 @@ pub(crate) struct Sockmap {
 /// Those of the packet engine.
 #[derive(Debug)]
 pub(crate) struct Packet {
-    pub(crate) flows: BTreeMap<u64, Splice>,
+    pub(crate) flows: BTreeMap<u64, FlowEntry>,
     routes: BTreeMap<u32, String>,
     counters: Vec<u64>,
 }
@@ -57,7 +58,7 @@ impl Sockmap {
             other => return Err(KernelError::Abi(other)),
         }
         let flows = HashMap::try_from(Map::HashMap(pin(folder, FLOWS_MAP)?))?;
-        let flow = |(cookie, bytes): (u64, FlowBytes)| (cookie, Flow::get(&bytes));
+        let flow = |(cookie, bytes): (u64, FlowBytes)| (cookie, DirectionEntry::get(&bytes));
         Ok(Self {
             flows: flows.iter().flatten().map(flow).collect(),
             routes: routes(folder, ROUTES_MAP)?,
@@ -66,11 +67,11 @@ impl Sockmap {
     }
 
     /// The name of a flow's route.
-    pub(crate) fn route(&self, flow: &Flow) -> &str {
-        self.routes.get(&flow.route).map_or("?", String::as_str)
+    pub(crate) fn route(&self, flow: &DirectionEntry) -> &str {
+        self.routes.get(&flow.route_id).map_or("?", String::as_str)
     }
 
-    pub(crate) fn count(&self, count: Count) -> u64 {
+    pub(crate) fn count(&self, count: SockmapCounter) -> u64 {
         self.counters.get(count as usize).copied().unwrap_or_default()
     }
 }
@@ -81,13 +82,14 @@ impl Packet {
             PACKET_ABI_VERSION => {}
             other => return Err(KernelError::PacketAbi(other, folder.display().to_string())),
         }
-        let records: Array<_, SpliceBytes> = Map::Array(pin(folder, SPLICES_MAP)?).try_into()?;
+        let records: Array<_, SpliceBytes> =
+            Map::Array(pin(folder, PACKET_FLOWS_MAP)?).try_into()?;
         let tuples: HashMap<_, TupleBytes, LegBytes> =
-            Map::HashMap(pin(folder, TUPLES_MAP)?).try_into()?;
-        let flow = |(number, slot)| Some((number, Splice::get(&records.get(&slot, 0).ok()?)));
+            Map::HashMap(pin(folder, PACKET_TUPLES_MAP)?).try_into()?;
+        let flow = |(number, slot)| Some((number, FlowEntry::get(&records.get(&slot, 0).ok()?)));
         // What stays with its sockets is theirs, and only waits to be erased; it may be another's by now.
-        let is_its = |(number, splice): &(u64, Splice)| {
-            splice.number == *number && splice.state != SpliceState::Fallback
+        let is_its = |(number, splice): &(u64, FlowEntry)| {
+            splice.id == *number && splice.state != FlowState::Fallback
         };
         Ok(Self {
             flows: slots(&tuples).into_iter().filter_map(flow).filter(is_its).collect(),
@@ -101,11 +103,11 @@ impl Packet {
     }
 
     /// The name of a flow's route.
-    pub(crate) fn route(&self, flow: &Splice) -> &str {
-        self.routes.get(&flow.route).map_or("?", String::as_str)
+    pub(crate) fn route(&self, flow: &FlowEntry) -> &str {
+        self.routes.get(&flow.route_id).map_or("?", String::as_str)
     }
 
-    pub(crate) fn count(&self, fate: Fate) -> u64 {
+    pub(crate) fn count(&self, fate: PacketCounter) -> u64 {
         self.counters.get(fate as usize).copied().unwrap_or_default()
     }
 }
@@ -113,7 +115,7 @@ impl Packet {
 /// Has the packet engine's programs let out what this host says to the peers of flows.
 pub(crate) fn forget_flows(folder: &Path) -> Result<(), KernelError> {
     let mut tuples: HashMap<MapData, TupleBytes, LegBytes> =
-        Map::HashMap(pin(folder, TUPLES_MAP)?).try_into()?;
+        Map::HashMap(pin(folder, PACKET_TUPLES_MAP)?).try_into()?;
     let all: Vec<TupleBytes> = tuples.keys().flatten().collect();
     for tuple in all {
         let _gone_already = tuples.remove(&tuple);
@@ -123,13 +125,15 @@ pub(crate) fn forget_flows(folder: &Path) -> Result<(), KernelError> {
 
 /// The numbers of the interfaces that the packet engine's programs are at.
 pub(super) fn interfaces(folder: &Path) -> Result<Vec<u32>, KernelError> {
-    let map: HashMap<MapData, u32, u32> = Map::HashMap(pin(folder, INTERFACES_MAP)?).try_into()?;
+    let map: HashMap<MapData, u32, u32> =
+        Map::HashMap(pin(folder, PACKET_INTERFACES_MAP)?).try_into()?;
     Ok(map.keys().flatten().collect())
 }
 
 /// Asks the agent to cut flows of the packet engine.
 pub(crate) fn ask_to_cut(folder: &Path, numbers: &[u64]) -> Result<(), KernelError> {
-    let mut cuts: HashMap<MapData, u64, u32> = Map::HashMap(pin(folder, CUTS_MAP)?).try_into()?;
+    let mut cuts: HashMap<MapData, u64, u32> =
+        Map::HashMap(pin(folder, RESET_REQUESTS_MAP)?).try_into()?;
     Ok(numbers.iter().try_for_each(|number| cuts.insert(number, 1, 0))?)
 }
 

@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 
 use aya::maps::{self, MapData};
-use snisplit_common::abi::NAME_MAX;
+use snisplit_common::abi::ROUTE_NAME_LEN;
 
 /// A name as it stands in the map.
-pub(super) type Name = [u8; NAME_MAX];
+pub(super) type Name = [u8; ROUTE_NAME_LEN];
 
 /// Names by number. A number is never given twice: a flow may outlive its route.
 pub(super) struct Routes {
@@ -36,8 +36,8 @@ impl Routes {
             return *number;
         }
         let number = u32::try_from(self.known.len()).map_or(0, |all| all + 1);
-        let mut bytes = [0; NAME_MAX];
-        let kept = name.len().min(NAME_MAX);
+        let mut bytes = [0; ROUTE_NAME_LEN];
+        let kept = name.len().min(ROUTE_NAME_LEN);
         bytes[..kept].copy_from_slice(&name.as_bytes()[..kept]);
         // A full map is the only way to fail, and the next route has no better luck.
         match self.map.insert(number, bytes, 0) {

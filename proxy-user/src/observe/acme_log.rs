@@ -6,7 +6,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use snisplit_common::limits::Bucket;
+use snisplit_common::limits::TokenBucket;
 use tracing::info;
 
 use super::metrics::Acme;
@@ -19,12 +19,12 @@ const BURST: u32 = 50;
 #[derive(Debug)]
 pub(crate) struct AcmeLog {
     begun: Instant,
-    state: Mutex<(Bucket, u64)>,
+    state: Mutex<(TokenBucket, u64)>,
 }
 
 impl Default for AcmeLog {
     fn default() -> Self {
-        Self { begun: Instant::now(), state: Mutex::new((Bucket::new(RATE, BURST), 0)) }
+        Self { begun: Instant::now(), state: Mutex::new((TokenBucket::new(RATE, BURST), 0)) }
     }
 }
 
@@ -33,7 +33,7 @@ impl AcmeLog {
     pub(crate) fn tell(&self, sni: Option<&str>, route: Option<&str>, acme: &Acme, by: &str) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let (bucket, held_back) = &mut *state;
-        if !bucket.take(self.begun.elapsed()) {
+        if !bucket.try_acquire(self.begun.elapsed()) {
             *held_back += 1;
             return;
         }

@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
 use serde::Serialize;
-use snisplit_common::abi::packet::{Said, Splice};
-use snisplit_common::abi::{Direction, Flow, State};
+use snisplit_common::abi::packet::{FlowEntry, PeerState};
+use snisplit_common::abi::{Direction, DirectionEntry, DirectionState};
 
 use super::{at, bytes, read};
 use crate::kernel::address::{address, addresses};
@@ -55,45 +55,45 @@ impl Flows {
 }
 
 impl Carried {
-    fn of_sockmap(pinned: &Sockmap, up: &Flow, now: u64) -> Self {
-        let down = pinned.flows.get(&up.peer);
+    fn of_sockmap(pinned: &Sockmap, up: &DirectionEntry, now: u64) -> Self {
+        let down = pinned.flows.get(&up.egress_cookie);
         Self {
             engine: "sockmap",
-            client: address(up.client, up.client_port),
-            backend: address(up.backend, up.backend_port),
+            client: address(up.client_address, up.client_port),
+            backend: address(up.backend_address, up.backend_port),
             route: pinned.route(up).into(),
             up: bytes(up),
             down: down.map_or(0, bytes),
             up_state: word(up.state),
             down_state: down.map_or("gone", |down| word(down.state)),
-            age: now.saturating_sub(up.opened),
+            age: now.saturating_sub(up.started_at),
         }
     }
 
-    fn of_packet(pinned: &Packet, flow: &Splice, now: u64) -> Self {
-        let (up, down) = flow.delivered();
-        let state = |from: &Said| if from.has_fin == 0 { flow.state.name() } else { "ended" };
+    fn of_packet(pinned: &Packet, flow: &FlowEntry, now: u64) -> Self {
+        let (up, down) = flow.delivered_bytes();
+        let state = |from: &PeerState| if from.has_fin == 0 { flow.state.label() } else { "ended" };
         Self {
             engine: "packet",
-            client: addresses(&flow.client).0,
-            backend: addresses(&flow.backend).0,
+            client: addresses(&flow.client_tuple).0,
+            backend: addresses(&flow.backend_tuple).0,
             route: pinned.route(flow).into(),
             up,
             down,
-            up_state: state(&flow.from_client),
-            down_state: state(&flow.from_backend),
-            age: now.saturating_sub(flow.opened),
+            up_state: state(&flow.client_state),
+            down_state: state(&flow.backend_state),
+            age: now.saturating_sub(flow.started_at),
         }
     }
 }
 
-const fn word(state: State) -> &'static str {
+const fn word(state: DirectionState) -> &'static str {
     match state {
-        State::Armed => "armed",
-        State::Spliced => "spliced",
-        State::Leaving => "leaving",
-        State::Spilling => "spilling",
-        State::Poisoned => "poisoned",
+        DirectionState::Pending => "armed",
+        DirectionState::Redirecting => "spliced",
+        DirectionState::Detaching => "leaving",
+        DirectionState::Overflowing => "spilling",
+        DirectionState::Poisoned => "poisoned",
     }
 }
 

@@ -4,15 +4,15 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use snisplit_common::proxy_protocol::{HEADER_MAX, Step, read};
+use snisplit_common::proxy_protocol::{MAX_HEADER_LEN, ParseStatus, parse};
 
-fuzz_target!(|bytes: &[u8]| match read(bytes) {
-    Step::More { need } => assert!(need > bytes.len() && need <= HEADER_MAX),
-    Step::Header(header) => {
+fuzz_target!(|bytes: &[u8]| match parse(bytes) {
+    ParseStatus::Incomplete { needed } => assert!(needed > bytes.len() && needed <= MAX_HEADER_LEN),
+    ParseStatus::Complete(header) => {
         assert!(header.len <= bytes.len());
-        assert_eq!(read(&bytes[..header.len]), Step::Header(header));
-        let short = read(&bytes[..header.len - 1]);
-        assert!(matches!(short, Step::More { .. }), "{short:?} without the last byte");
+        assert_eq!(parse(&bytes[..header.len]), ParseStatus::Complete(header));
+        let short = parse(&bytes[..header.len - 1]);
+        assert!(matches!(short, ParseStatus::Incomplete { .. }), "{short:?} without the last byte");
     }
-    Step::Bad(why) => assert_eq!(read(&[bytes, b"more"].concat()), Step::Bad(why)),
+    ParseStatus::Invalid(why) => assert_eq!(parse(&[bytes, b"more"].concat()), ParseStatus::Invalid(why)),
 });

@@ -3,8 +3,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use snisplit_common::name::{Pattern, ServerName};
-use snisplit_common::routes::{Claim, Routes};
+use snisplit_common::server_name::{Pattern, ServerName};
+use snisplit_common::route_table::{MatchKind, RouteTable};
 
 fuzz_target!(|text: &str| {
     let mut lines = text.lines();
@@ -12,19 +12,19 @@ fuzz_target!(|text: &str| {
     let rows: Vec<Vec<Pattern>> =
         lines.map(|line| line.split(' ').filter_map(|name| name.parse().ok()).collect()).collect();
     let entries = || rows.iter().cloned().zip(0..rows.len());
-    let backwards = Routes::new(entries().rev());
-    let Ok(table) = Routes::new(entries()) else {
+    let backwards = RouteTable::new(entries().rev());
+    let Ok(table) = RouteTable::new(entries()) else {
         return assert!(backwards.is_err(), "a conflict in one order is one in the other");
     };
     let backwards = backwards.expect("no conflict in one order, none in the other");
     let name = ServerName::parse(asked.as_bytes()).ok();
-    let owner = table.owner(name.as_ref()).map(|owner| (*owner.route, owner.claim));
-    let same = backwards.owner(name.as_ref()).map(|owner| (*owner.route, owner.claim));
+    let owner = table.lookup(name.as_ref()).map(|owner| (*owner.route, owner.kind));
+    let same = backwards.lookup(name.as_ref()).map(|owner| (*owner.route, owner.kind));
     assert_eq!(owner, same, "order took part");
     assert_eq!(owner, search(&rows, name.as_ref()));
 });
 
-fn search(rows: &[Vec<Pattern>], name: Option<&ServerName>) -> Option<(usize, Claim)> {
+fn search(rows: &[Vec<Pattern>], name: Option<&ServerName>) -> Option<(usize, MatchKind)> {
     let row = |wanted: &dyn Fn(&Pattern) -> bool| {
         rows.iter().position(|patterns| patterns.iter().any(wanted))
     };
@@ -39,7 +39,7 @@ fn search(rows: &[Vec<Pattern>], name: Option<&ServerName>) -> Option<(usize, Cl
     });
     let default = row(&|p| matches!(p, Pattern::Default));
     exact
-        .map(|row| (row, Claim::Exact))
-        .or(wildcard.map(|row| (row, Claim::Wildcard)))
-        .or(default.map(|row| (row, Claim::Default)))
+        .map(|row| (row, MatchKind::Exact))
+        .or(wildcard.map(|row| (row, MatchKind::Wildcard)))
+        .or(default.map(|row| (row, MatchKind::Default)))
 }

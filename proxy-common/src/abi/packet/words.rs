@@ -1,99 +1,99 @@
 //! What is counted, and all there are of what a number may mean.
 
-use super::{SpliceState, Why};
+use super::{FallbackReason, FlowState};
 
 /// Slots of [`PACKET_COUNTERS_MAP`](super::PACKET_COUNTERS_MAP): how packets of flows fared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
-pub enum Fate {
+pub enum PacketCounter {
     /// Translated and sent on.
     Forwarded = 0,
     /// Dropped while a flow was being taken over.
-    Switching = 1,
+    DroppedInTakeover = 1,
     /// Sent by a socket whose flow the kernel has: dropped.
-    Gagged = 2,
+    Suppressed = 2,
     /// Dropped: no route or neighbour, or the time to live is over.
     Unroutable = 3,
     /// Dropped: cut short, a fragment, or options that cannot be.
     Malformed = 4,
     /// A SYN for a running flow, sent on as a question whether it still runs (RFC 5961 §4).
-    Challenged = 5,
+    ChallengeAck = 5,
     /// ICMP errors that quote a translated packet, translated and sent on.
-    Icmp = 6,
+    IcmpForwarded = 6,
     /// Events that the ring had no room for.
     EventLost = 7,
     /// Dropped: marked on its way (ECN), for a receiver that cannot tell of it.
-    Marked = 8,
+    EcnDropped = 8,
     /// Translated and sent on by the interface's driver (XDP).
-    Early = 9,
+    XdpForwarded = 9,
 }
 
 /// How many slots there are.
-pub const FATES: usize = Fate::ALL.len();
+pub const PACKET_COUNTER_COUNT: usize = PacketCounter::ALL.len();
 
-impl Fate {
+impl PacketCounter {
     /// Each with its words for people.
     pub const ALL: [(Self, &'static str); 10] = [
         (Self::Forwarded, "translated and sent on"),
-        (Self::Switching, "dropped while a flow was taken over"),
-        (Self::Gagged, "dropped: sent by a socket whose flow the kernel has"),
+        (Self::DroppedInTakeover, "dropped while a flow was taken over"),
+        (Self::Suppressed, "dropped: sent by a socket whose flow the kernel has"),
         (Self::Unroutable, "dropped: no route, no neighbour, or the time to live was over"),
         (Self::Malformed, "dropped: cut short, a fragment, or with impossible options"),
-        (Self::Challenged, "SYNs for a running flow, sent on as a challenge"),
-        (Self::Icmp, "ICMP errors translated and sent on"),
+        (Self::ChallengeAck, "SYNs for a running flow, sent on as a challenge"),
+        (Self::IcmpForwarded, "ICMP errors translated and sent on"),
         (Self::EventLost, "events that the ring had no room for"),
-        (Self::Marked, "dropped: marked as congested, for a receiver without ECN"),
-        (Self::Early, "translated and sent on by the driver (XDP)"),
+        (Self::EcnDropped, "dropped: marked as congested, for a receiver without ECN"),
+        (Self::XdpForwarded, "translated and sent on by the driver (XDP)"),
     ];
 }
 
 /// What user space wants of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
-pub enum Wish {
+pub enum ControlCommand {
     /// That it stays with its sockets, if it is armed.
-    Settle = 0,
+    Fallback = 0,
     /// That no more of it is translated, but of its end if it has ended. Only then may its record be another
     /// flow's, and only once no program has it.
-    LetGo = 1,
+    Release = 1,
 }
 
-impl Why {
+impl FallbackReason {
     /// All of them.
     pub const ALL: [Self; 9] = [
-        Self::Unasked,
-        Self::Wanted,
+        Self::None,
+        Self::Requested,
         Self::NoSocket,
         Self::NotEstablished,
-        Self::ClientBytes,
-        Self::BackendBytes,
-        Self::Ended,
+        Self::ClientBytesInFlight,
+        Self::BackendBytesInFlight,
+        Self::FlowEnded,
         Self::NoRoute,
-        Self::Marked,
+        Self::EcnPending,
     ];
 
     /// A short word for counters and logs.
-    pub const fn name(self) -> &'static str {
+    pub const fn label(self) -> &'static str {
         match self {
-            Self::Unasked => "unasked",
-            Self::Wanted => "bytes_at_a_socket",
+            Self::None => "unasked",
+            Self::Requested => "bytes_at_a_socket",
             Self::NoSocket => "no_socket",
             Self::NotEstablished => "not_established",
-            Self::ClientBytes => "client_bytes",
-            Self::BackendBytes => "backend_bytes",
-            Self::Ended => "ended",
+            Self::ClientBytesInFlight => "client_bytes",
+            Self::BackendBytesInFlight => "backend_bytes",
+            Self::FlowEnded => "ended",
             Self::NoRoute => "no_route",
-            Self::Marked => "ecn",
+            Self::EcnPending => "ecn",
         }
     }
 }
 
-impl SpliceState {
+impl FlowState {
     /// All of them.
     pub const ALL: [Self; 7] = [
-        Self::Armed,
-        Self::Switching,
-        Self::Spliced,
+        Self::Pending,
+        Self::TakingOver,
+        Self::Offloaded,
         Self::Fallback,
         Self::Closed,
         Self::ClientReset,
@@ -102,20 +102,20 @@ impl SpliceState {
 
     /// Whether packets are translated.
     pub const fn is_translated(self) -> bool {
-        matches!(self, Self::Spliced | Self::Closed | Self::ClientReset | Self::BackendReset)
+        matches!(self, Self::Offloaded | Self::Closed | Self::ClientReset | Self::BackendReset)
     }
 
     /// Whether the flow has ended, and only what is repeated of that is translated.
-    pub const fn is_over(self) -> bool {
+    pub const fn is_terminal(self) -> bool {
         matches!(self, Self::Closed | Self::ClientReset | Self::BackendReset)
     }
 
     /// A short word.
-    pub const fn name(self) -> &'static str {
+    pub const fn label(self) -> &'static str {
         match self {
-            Self::Armed => "armed",
-            Self::Switching => "switching",
-            Self::Spliced => "spliced",
+            Self::Pending => "armed",
+            Self::TakingOver => "switching",
+            Self::Offloaded => "spliced",
             Self::Fallback => "fallback",
             Self::Closed => "closed",
             Self::ClientReset => "client_reset",

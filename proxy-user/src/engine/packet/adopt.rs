@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use snisplit_common::abi::packet::{Splice, SpliceState};
+use snisplit_common::abi::packet::{FlowEntry, FlowState};
 
 use super::clock::{now, silence};
 use super::story::News;
@@ -17,7 +17,7 @@ use crate::kernel::address::addresses;
 pub(crate) struct Orphan {
     flow: Flow,
     lease: Lease,
-    splice: Splice,
+    splice: FlowEntry,
     route: Option<String>,
 }
 
@@ -27,22 +27,22 @@ impl Packet {
         let mut all = self.splicer.splices();
         // Those that run first, then those that have ended, the latest first (`Ports::rest`).
         all.sort_by_key(|(_, splice)| {
-            (splice.state != SpliceState::Spliced, Reverse(last(splice)))
+            (splice.state != FlowState::Offloaded, Reverse(last(splice)))
         });
         all.into_iter().filter_map(|(number, splice)| self.take_in(number, splice)).collect()
     }
 
-    fn take_in(&self, number: u64, splice: Splice) -> Option<Orphan> {
+    fn take_in(&self, number: u64, splice: FlowEntry) -> Option<Orphan> {
         if !splice.state.is_translated() {
             // Its sockets died with their agent.
             self.splicer.remove(number);
             return None;
         }
-        let (backend, us) = addresses(&splice.backend);
+        let (backend, us) = addresses(&splice.backend_tuple);
         let story = self.keeper.follow(number);
         // It may have ended while nobody listened, also just now.
         let now = self.splicer.splice(number)?;
-        if now.state != SpliceState::Spliced {
+        if now.state != FlowState::Offloaded {
             self.keeper.forget(number);
             self.keeper.bury(number);
             self.ports.rest(backend, us.port(), seen(&now));
@@ -51,18 +51,18 @@ impl Packet {
         let lease = self.ports.inherit(backend, us.port());
         self.keeper.tell(number, News::State(now.state));
         let flow = Flow { engine: self.clone(), number, story, stage: Stage::Flying };
-        let route = self.splicer.route_name(splice.route);
+        let route = self.splicer.route_name(splice.route_id);
         Some(Orphan { flow, lease, splice, route })
     }
 }
 
 /// When one of its peers was last heard, by the programs' clock.
-fn last(splice: &Splice) -> u64 {
-    splice.from_client.last_seen.max(splice.from_backend.last_seen)
+fn last(splice: &FlowEntry) -> u64 {
+    splice.client_state.last_seen_ns.max(splice.backend_state.last_seen_ns)
 }
 
 /// The same by ours.
-fn seen(splice: &Splice) -> Instant {
+fn seen(splice: &FlowEntry) -> Instant {
     let since = silence(last(splice), now());
     let at = Instant::now();
     at.checked_sub(since).unwrap_or(at)
@@ -71,17 +71,17 @@ fn seen(splice: &Splice) -> Instant {
 impl Orphan {
     /// The client, and where it came in.
     pub(crate) fn client(&self) -> (SocketAddr, SocketAddr) {
-        addresses(&self.splice.client)
+        addresses(&self.splice.client_tuple)
     }
 
     /// The back end.
     pub(crate) fn backend(&self) -> SocketAddr {
-        addresses(&self.splice.backend).0
+        addresses(&self.splice.backend_tuple).0
     }
 
     /// Seconds since 1970 when it began.
     pub(crate) const fn opened(&self) -> u64 {
-        self.splice.opened
+        self.splice.started_at
     }
 
     /// The first name of its route.

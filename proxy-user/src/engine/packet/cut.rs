@@ -4,7 +4,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 
 use etherparse::PacketBuilder;
-use snisplit_common::abi::packet::{Splice, Tuple};
+use snisplit_common::abi::packet::{FlowEntry, Tuple};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::kernel::address::addresses;
@@ -15,16 +15,24 @@ const HOPS: u8 = 64;
 
 /// Resets both peers. The flow must be forgotten before: then the kernel answers whatever else they send
 /// with a reset of the right number (RFC 9293 §3.10.7.1), should one of these not be the one expected.
-pub(crate) fn reset(splice: &Splice) {
+pub(crate) fn reset(splice: &FlowEntry) {
     // A peer sees the other one's numbers as translated.
-    let Splice { client, backend, up, down, from_client, from_backend, .. } = splice;
+    let FlowEntry {
+        client_tuple: client,
+        backend_tuple: backend,
+        to_backend: up,
+        to_client: down,
+        client_state: from_client,
+        backend_state: from_backend,
+        ..
+    } = splice;
     let peers =
         [(client, down, from_client, from_backend), (backend, up, from_backend, from_client)];
     for (tuple, way, own, other) in peers {
         // What it has acknowledged, and what it should have by now.
-        for number in [own.acked, other.end] {
+        for number in [own.acked_seq, other.snd_nxt] {
             // A peer that does not hear of it hears of it when it says something.
-            let _not_heard = send(tuple, number.wrapping_add(way.seq));
+            let _not_heard = send(tuple, number.wrapping_add(way.seq_delta));
         }
     }
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 
 use rustix::net::{RecvFlags, recv};
-use snisplit_common::abi::packet::{Splice, SpliceState, Why};
+use snisplit_common::abi::packet::{FallbackReason, FlowEntry, FlowState};
 use tokio::io::Interest;
 use tokio::select;
 use tokio::task::yield_now;
@@ -52,13 +52,13 @@ impl Drop for Flow {
 }
 
 impl Flow {
-    fn splice(&self) -> Option<Splice> {
+    fn splice(&self) -> Option<FlowEntry> {
         self.engine.splicer.splice(self.number)
     }
 
     /// Waits until it is clear whose flow it is; `Err` is why it stays with its sockets. May be called off and
     /// called again.
-    pub(super) async fn decided(&self, pair: &Pair) -> Result<(), Why> {
+    pub(super) async fn decided(&self, pair: &Pair) -> Result<(), FallbackReason> {
         let is_told = select! {
             told = self.story.wait_for(News::is_decided) => match told {
                 News::State(state) if state.is_translated() => return Ok(()),
@@ -76,9 +76,9 @@ impl Flow {
             match self.splice() {
                 Some(splice) if splice.state.is_translated() => return Ok(()),
                 // For as long as a program takes on another CPU.
-                Some(splice) if splice.state == SpliceState::Switching => yield_now().await,
-                Some(splice) => return Err(splice.why),
-                None => return Err(Why::NoSocket),
+                Some(splice) if splice.state == FlowState::TakingOver => yield_now().await,
+                Some(splice) => return Err(splice.fallback_reason),
+                None => return Err(FallbackReason::NoSocket),
             }
         }
     }
@@ -91,7 +91,8 @@ impl Flight {
         tally.settle(Tier::Packet);
         let (splicer, number) = (Arc::clone(&flow.engine.splicer), flow.number);
         let story = Arc::clone(&flow.story);
-        let now = move || splicer.splice(number).as_ref().map_or((0, 0), Splice::delivered);
+        let now =
+            move || splicer.splice(number).as_ref().map_or((0, 0), FlowEntry::delivered_bytes);
         let _metered = tally.metered(move || story.delivered().unwrap_or_else(&now));
         let last = flow.story.wait_for(|news| news.end().is_some()).await;
         // Nothing else was waited for.

@@ -4,7 +4,9 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use snisplit_common::abi::packet::{Fate, SPLICES_MAX, Splice, SpliceState, Told};
+use snisplit_common::abi::packet::{
+    FlowEntry, FlowEvent, FlowState, MAX_PACKET_FLOWS, PacketCounter,
+};
 use tokio::task::{JoinSet, spawn_blocking, yield_now};
 use tokio::time::sleep;
 
@@ -26,7 +28,7 @@ const LISTEN: Duration = Duration::from_secs(600);
 /// (`nf_conntrack_tcp_timeout_established` is five days; RFC 5382 §5 asks for two hours).
 const SILENCE: Duration = Duration::from_secs(2 * 3_600 + 240);
 /// Graves that leave room for the living.
-const MANY: usize = SPLICES_MAX / 2;
+const MANY: usize = MAX_PACKET_FLOWS / 2;
 
 /// Listens to the programs as long as it lives.
 pub(super) struct Keeper {
@@ -79,14 +81,14 @@ impl Keeper {
     }
 
     /// Passes on what the programs say of a flow.
-    fn pass_on(&self, told: &Told) {
-        if told.state == SpliceState::Armed {
+    fn pass_on(&self, told: &FlowEvent) {
+        if told.state == FlowState::Pending {
             // Its grave is empty from now on.
-            self.splicer.discard(told.splice);
+            self.splicer.discard(told.flow_id);
         }
-        if let Some(story) = self.flows().get(&told.splice) {
-            if told.state.is_over() {
-                story.conclude((told.up, told.down));
+        if let Some(story) = self.flows().get(&told.flow_id) {
+            if told.state.is_terminal() {
+                story.conclude((told.bytes_up, told.bytes_down));
             }
             story.tell(News::State(told.state));
         }
@@ -128,7 +130,7 @@ async fn look(keeper: Arc<Keeper>) {
     loop {
         sleep(LOOK).await;
         let before = lost;
-        lost = keeper.splicer.count(Fate::EventLost).unwrap_or_default();
+        lost = keeper.splicer.count(PacketCounter::EventLost).unwrap_or_default();
         if lost != before {
             for (number, splice) in keeper.splicer.splices() {
                 keeper.tell(number, News::State(splice.state));
@@ -157,10 +159,11 @@ async fn erase(splicer: Arc<Splicer>) {
 
 /// The peer that may be gone, for it has said nothing for too long: nobody keeps these connections alive by
 /// the leg.
-fn silent(splice: &Splice, now: Duration) -> Option<Side> {
-    let sides = [(Side::Client, &splice.from_client), (Side::Backend, &splice.from_backend)];
-    let (side, _) = sides.into_iter().find(|(_, said)| silence(said.last_seen, now) > SILENCE)?;
-    (splice.state == SpliceState::Spliced).then_some(side)
+fn silent(splice: &FlowEntry, now: Duration) -> Option<Side> {
+    let sides = [(Side::Client, &splice.client_state), (Side::Backend, &splice.backend_state)];
+    let (side, _) =
+        sides.into_iter().find(|(_, said)| silence(said.last_seen_ns, now) > SILENCE)?;
+    (splice.state == FlowState::Offloaded).then_some(side)
 }
 
 #[cfg(test)]
@@ -171,9 +174,9 @@ mod tests {
     fn a_peer_that_says_nothing_for_two_hours_is_gone() {
         let hours = |hours: u64| Duration::from_secs(hours * 3_600);
         let seen = |client: u64, backend: u64| {
-            let mut splice = Splice { state: SpliceState::Spliced, ..Splice::default() };
-            splice.from_client.last_seen = hours(client).as_nanos() as u64;
-            splice.from_backend.last_seen = hours(backend).as_nanos() as u64;
+            let mut splice = FlowEntry { state: FlowState::Offloaded, ..FlowEntry::default() };
+            splice.client_state.last_seen_ns = hours(client).as_nanos() as u64;
+            splice.backend_state.last_seen_ns = hours(backend).as_nanos() as u64;
             splice
         };
         assert_eq!(silent(&seen(10, 10), hours(12)), None);
@@ -181,7 +184,7 @@ mod tests {
         assert_eq!(silent(&seen(12, 9), hours(12)), Some(Side::Backend));
         assert_eq!(silent(&seen(9, 9), hours(12)), Some(Side::Client));
         assert_eq!(silent(&seen(12, 13), hours(12)), None, "the programs' clock is ahead");
-        let over = Splice { state: SpliceState::Closed, ..seen(9, 9) };
+        let over = FlowEntry { state: FlowState::Closed, ..seen(9, 9) };
         assert_eq!(silent(&over, hours(12)), None);
     }
 }

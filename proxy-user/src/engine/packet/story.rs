@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use snisplit_common::abi::packet::SpliceState;
+use snisplit_common::abi::packet::FlowState;
 use tokio::sync::Notify;
 
 use super::super::{End, Side};
@@ -22,7 +22,7 @@ pub(super) struct Story {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum News {
     /// What it has become.
-    State(SpliceState),
+    State(FlowState),
     /// A peer has not been heard for too long.
     Silent(Side),
     /// Somebody wants it cut.
@@ -32,13 +32,13 @@ pub(super) enum News {
 impl News {
     /// What comes later in the life of a flow comes later here.
     const ALL: [Self; 10] = [
-        Self::State(SpliceState::Armed),
-        Self::State(SpliceState::Switching),
-        Self::State(SpliceState::Spliced),
-        Self::State(SpliceState::Fallback),
-        Self::State(SpliceState::Closed),
-        Self::State(SpliceState::ClientReset),
-        Self::State(SpliceState::BackendReset),
+        Self::State(FlowState::Pending),
+        Self::State(FlowState::TakingOver),
+        Self::State(FlowState::Offloaded),
+        Self::State(FlowState::Fallback),
+        Self::State(FlowState::Closed),
+        Self::State(FlowState::ClientReset),
+        Self::State(FlowState::BackendReset),
         Self::Silent(Side::Client),
         Self::Silent(Side::Backend),
         Self::Cut,
@@ -51,7 +51,7 @@ impl News {
     /// Whether it is clear whose flow it is.
     pub(super) const fn is_decided(self) -> bool {
         match self {
-            Self::State(state) => state as u64 >= SpliceState::Spliced as u64,
+            Self::State(state) => state as u64 >= FlowState::Offloaded as u64,
             Self::Silent(_) | Self::Cut => true,
         }
     }
@@ -59,9 +59,9 @@ impl News {
     /// How a flow without sockets has ended, and whether its peers know of it.
     pub(super) const fn end(self) -> Option<(End, bool)> {
         match self {
-            Self::State(SpliceState::Closed) => Some((End::Closed, true)),
-            Self::State(SpliceState::ClientReset) => Some((End::ClientReset, true)),
-            Self::State(SpliceState::BackendReset) => Some((End::BackendReset, true)),
+            Self::State(FlowState::Closed) => Some((End::Closed, true)),
+            Self::State(FlowState::ClientReset) => Some((End::ClientReset, true)),
+            Self::State(FlowState::BackendReset) => Some((End::BackendReset, true)),
             Self::Silent(Side::Client) => Some((End::ClientReset, false)),
             Self::Silent(Side::Backend) => Some((End::BackendReset, false)),
             Self::Cut => Some((End::Cut, false)),
@@ -112,9 +112,9 @@ mod tests {
     #[tokio::test]
     async fn news_are_heard_whenever_they_are_told_and_never_go_back() {
         let story = Story::default();
-        story.tell(News::State(SpliceState::Closed));
-        story.tell(News::State(SpliceState::Spliced));
-        assert_eq!(story.wait_for(News::is_decided).await, News::State(SpliceState::Closed));
+        story.tell(News::State(FlowState::Closed));
+        story.tell(News::State(FlowState::Offloaded));
+        assert_eq!(story.wait_for(News::is_decided).await, News::State(FlowState::Closed));
         let (heard, ()) = tokio::join!(story.wait_for(|news| news == News::Cut), async {
             tokio::task::yield_now().await;
             story.tell(News::Cut);
@@ -124,7 +124,7 @@ mod tests {
 
     #[test]
     fn every_state_has_its_place() {
-        for state in SpliceState::ALL {
+        for state in FlowState::ALL {
             assert_eq!(u64::from(News::State(state).place()), state as u64);
         }
     }

@@ -4,7 +4,9 @@
 use std::io;
 use std::net::SocketAddr;
 
-use snisplit_common::abi::packet::{MSS_MASK, NO_SACK, NO_STAMPS, Splice, Way};
+use snisplit_common::abi::packet::{
+    CLAMP_MSS_MASK, CLAMP_NO_SACK, CLAMP_NO_TIMESTAMPS, FlowEntry, Translation,
+};
 use tokio::net::TcpStream;
 
 use super::super::{Pair, Socket, Upkeep};
@@ -54,17 +56,17 @@ impl Front {
     /// What it has, for the back end's to be offered no more; as the programs know it (`OFFERS_MAP`).
     pub(super) fn offer(&self) -> u32 {
         let lacks = |option, word| if self.info.options & option == 0 { word } else { 0 };
-        self.mss() | lacks(TIMESTAMPS, NO_STAMPS) | lacks(SACK, NO_SACK)
+        self.mss() | lacks(TIMESTAMPS, CLAMP_NO_TIMESTAMPS) | lacks(SACK, CLAMP_NO_SACK)
     }
 
     /// Bytes of a segment that the client can take.
     pub(super) fn mss(&self) -> u32 {
-        whole_mss(&self.info).min(MSS_MASK)
+        whole_mss(&self.info).min(CLAMP_MSS_MASK)
     }
 
     /// Whether a SYN must be changed for that, where our kernel would tell of segments of this size.
     pub(super) fn restrains(&self, told_mss: Option<u32>) -> bool {
-        self.offer() & !MSS_MASK != 0 || told_mss.is_none_or(|told| told > self.mss())
+        self.offer() & !CLAMP_MSS_MASK != 0 || told_mss.is_none_or(|told| told > self.mss())
     }
 }
 
@@ -82,7 +84,7 @@ const fn whole_mss(info: &TcpInfo) -> u32 {
 }
 
 /// The flow as it is to be armed and what its back end's socket says, or why it cannot be.
-pub(super) fn splice_of(pair: &Pair) -> Result<(Splice, TcpInfo), &'static str> {
+pub(super) fn splice_of(pair: &Pair) -> Result<(FlowEntry, TcpInfo), &'static str> {
     let backend = match &pair.backend {
         Socket::Unix(_) => return Err("not_tcp"),
         socket @ (Socket::Tcp(_) | Socket::Fresh(_)) => socket,
@@ -102,12 +104,12 @@ pub(super) fn splice_of(pair: &Pair) -> Result<(Splice, TcpInfo), &'static str> 
     // The kernel does not know what became of its SYN.
     let told_mss = b.told_mss.min(lease.offered.unwrap_or(b.told_mss));
     fits(a, &TcpInfo { told_mss, ..b })?;
-    let splice = Splice {
-        client: tuple(front.0, front.1),
-        backend: tuple(back.0, back.1),
-        up: way(a, &b),
-        down: way(&b, a),
-        ..Splice::default()
+    let splice = FlowEntry {
+        client_tuple: tuple(front.0, front.1),
+        backend_tuple: tuple(back.0, back.1),
+        to_backend: way(a, &b),
+        to_client: way(&b, a),
+        ..FlowEntry::default()
     };
     Ok((splice, b))
 }
@@ -143,12 +145,12 @@ fn fits(client: &TcpInfo, backend: &TcpInfo) -> Result<(), &'static str> {
 }
 
 /// What the handshakes say of packets from the one to the other.
-fn way(sender: &TcpInfo, receiver: &TcpInfo) -> Way {
-    Way {
-        scale_in: sender.peer_scale,
-        scale_out: receiver.our_scale,
-        ends_ecn: (sender.options & !receiver.options & ECN != 0).into(),
-        ..Way::default()
+fn way(sender: &TcpInfo, receiver: &TcpInfo) -> Translation {
+    Translation {
+        wscale_from: sender.peer_scale,
+        wscale_to: receiver.our_scale,
+        strip_ecn: (sender.options & !receiver.options & ECN != 0).into(),
+        ..Translation::default()
     }
 }
 
@@ -197,8 +199,8 @@ mod tests {
         }
         let (client, backend) = (with(both | ECN), TcpInfo { our_scale: 3, ..INFO });
         let [up, down] = [way(&client, &backend), way(&backend, &client)];
-        assert_eq!((up.scale_in, up.scale_out), (7, 3));
-        assert_eq!((up.ends_ecn, down.ends_ecn), (1, 0));
-        assert_eq!(way(&client, &client).ends_ecn, 0);
+        assert_eq!((up.wscale_from, up.wscale_to), (7, 3));
+        assert_eq!((up.strip_ecn, down.strip_ecn), (1, 0));
+        assert_eq!(way(&client, &client).strip_ecn, 0);
     }
 }

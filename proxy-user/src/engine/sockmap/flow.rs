@@ -9,7 +9,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use snisplit_common::abi::State;
+use snisplit_common::abi::DirectionState;
 use tokio::net::TcpStream;
 use tokio::select;
 use tokio::sync::watch;
@@ -50,7 +50,7 @@ impl Account {
         let of = |index: usize| {
             let redirected = self.verdict.flow(self.lanes[index].cookie);
             let relayed = self.relayed[index].load(Ordering::Relaxed);
-            redirected.map_or(0, |flow| flow.redirected) + relayed
+            redirected.map_or(0, |flow| flow.redirected_bytes) + relayed
         };
         (of(0), of(1))
     }
@@ -142,11 +142,13 @@ impl<'f> Running<'f> {
             }
             // What a broken socket said before is still delivered.
             match lane.flow(verdict)?.state {
-                State::Spilling | State::Leaving => {
+                DirectionState::Overflowing | DirectionState::Detaching => {
                     Box::pin(self.leave(index)).await?;
                     break;
                 }
-                State::Armed | State::Spliced | State::Poisoned => {}
+                DirectionState::Pending
+                | DirectionState::Redirecting
+                | DirectionState::Poisoned => {}
             }
             match condition(sockets.from) {
                 Condition::Open => {

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use snisplit_common::abi::{Flow, State};
+use snisplit_common::abi::{DirectionEntry, DirectionState};
 use tokio::io::Interest;
 use tokio::time::sleep;
 
@@ -51,13 +51,13 @@ impl Lane {
     /// Whether nothing was taken from the receiver since it was taken stock of: nobody else does but the
     /// program. FIONREAD does not say, for a socket of the map tells of other bytes (`tcp_bpf_ioctl`).
     pub(super) fn is_untouched(&self, verdict: &Verdict) -> bool {
-        self.flow(verdict).is_ok_and(|flow| flow.state == State::Armed)
+        self.flow(verdict).is_ok_and(|flow| flow.state == DirectionState::Pending)
     }
 
     /// The program's account; a poisoned one is a broken receiver.
-    pub(super) fn flow(&self, verdict: &Verdict) -> Result<Flow, Broken> {
+    pub(super) fn flow(&self, verdict: &Verdict) -> Result<DirectionEntry, Broken> {
         let flow = verdict.flow(self.cookie);
-        flow.filter(|flow| flow.state != State::Poisoned).ok_or(Broken::From)
+        flow.filter(|flow| flow.state != DirectionState::Poisoned).ok_or(Broken::From)
     }
 
     /// Whether the sender's TCP has everything so far, the kernel's backlog included.
@@ -80,7 +80,7 @@ impl Lane {
     pub(super) fn has_ended(&self, verdict: &Verdict, from: &TcpStream) -> Result<bool, Broken> {
         // The FIN counts as a byte, and may be known before the bytes in front of it.
         let received = sys::tcp_info(from).map_err(|_| Broken::From)?.bytes_received;
-        Ok(self.flow(verdict)?.redirected + 1 == received - self.read)
+        Ok(self.flow(verdict)?.redirected_bytes + 1 == received - self.read)
     }
 
     /// Whether every byte before the receiver's end is with the sender's TCP.
@@ -90,7 +90,7 @@ impl Lane {
         sockets: Sockets<'_>,
     ) -> Result<bool, Broken> {
         Ok(self.has_ended(verdict, sockets.from)?
-            && self.is_handed(sockets.to, self.flow(verdict)?.redirected)?)
+            && self.is_handed(sockets.to, self.flow(verdict)?.redirected_bytes)?)
     }
 
     /// Has the program redirect nothing more; whether bytes were left to us.
@@ -101,11 +101,13 @@ impl Lane {
     /// see them. Once taken out, a half-closed socket could not go back (sock_map_sk_state_allowed).
     fn give_up(&self, verdict: &Verdict, from: &TcpStream) -> Result<bool, Broken> {
         hold(from).map_err(|_| Broken::From)?;
-        let stays = self.flow(verdict)?.passed > 0;
+        let stays = self.flow(verdict)?.passed_bytes > 0;
         if !stays {
             verdict.remove_source(self.cookie);
         }
-        let Flow { passed, bulk, paced, .. } = self.flow(verdict)?;
+        let DirectionEntry {
+            passed_bytes: passed, bulk_threshold: bulk, window_bytes: paced, ..
+        } = self.flow(verdict)?;
         if bulk > 0 && paced > bulk {
             unbound(from);
         }
@@ -134,7 +136,7 @@ impl Lane {
                 false => pump(sockets, splice.carrier(), relayed).await?,
             }
             let received = sys::tcp_info(sockets.from).map_err(|_| Broken::From)?.bytes_received;
-            let redirected = self.flow(verdict)?.redirected;
+            let redirected = self.flow(verdict)?.redirected_bytes;
             if self.read + redirected + relayed.load(Ordering::Relaxed) + 1 == received {
                 return Ok(());
             }
@@ -156,7 +158,7 @@ impl Lane {
     ) -> Result<(), Broken> {
         let mut pause = PAUSE.0;
         loop {
-            if self.is_handed(to, self.flow(verdict)?.redirected)? {
+            if self.is_handed(to, self.flow(verdict)?.redirected_bytes)? {
                 return Ok(());
             }
             if condition(to) == Condition::Broken {

@@ -7,7 +7,7 @@ use aya::Ebpf;
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::{XdpLink, XdpMode};
 use aya::programs::{ProgramError, Xdp};
-use snisplit_common::abi::packet::EARLY_PROGRAM;
+use snisplit_common::abi::packet::XDP_PROGRAM;
 use tracing::warn;
 
 use super::links::{Link, early_pin};
@@ -25,8 +25,8 @@ pub(super) fn attach(
     if wanted.peek().is_none() {
         return Ok(there);
     }
-    let missing = || KernelError::Missing(EARLY_PROGRAM);
-    let program: &mut Xdp = ebpf.program_mut(EARLY_PROGRAM).ok_or_else(missing)?.try_into()?;
+    let missing = || KernelError::Missing(XDP_PROGRAM);
+    let program: &mut Xdp = ebpf.program_mut(XDP_PROGRAM).ok_or_else(missing)?.try_into()?;
     patient::load(|| program.load())?;
     for link in wanted {
         match place(program, link, pins) {

@@ -3,7 +3,7 @@
 use std::io;
 
 use aya::maps::{Map, MapData, RingBuf};
-use snisplit_common::abi::packet::Told;
+use snisplit_common::abi::packet::FlowEvent;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -20,13 +20,13 @@ impl Events {
     }
 
     /// Waits for the next ones.
-    pub(crate) async fn next(&mut self) -> io::Result<Vec<Told>> {
+    pub(crate) async fn next(&mut self) -> io::Result<Vec<FlowEvent>> {
         loop {
             let mut ready = self.0.readable_mut().await?;
             let ring = ready.get_inner_mut();
             let mut events = Vec::new();
             while let Some(item) = ring.next() {
-                events.push(Told::get(&item));
+                events.push(FlowEvent::get(&item));
             }
             ready.clear_ready();
             if !events.is_empty() {

@@ -8,8 +8,8 @@ use std::path::Path;
 use aya::EbpfLoader;
 use aya::maps::{Array, HashMap, Map, MapData, MapType};
 use snisplit_common::abi::packet::{
-    PACKET_ABI_MAP, PACKET_ABI_VERSION, PACKET_COUNTERS_MAP, SPLICES_MAP, Said, Splice,
-    SpliceState, TUPLES_MAP, Tuple, Way, Why,
+    FallbackReason, FlowEntry, FlowState, PACKET_ABI_MAP, PACKET_ABI_VERSION, PACKET_COUNTERS_MAP,
+    PACKET_FLOWS_MAP, PACKET_TUPLES_MAP, PeerState, Translation, Tuple,
 };
 
 use super::super::KernelError;
@@ -43,7 +43,7 @@ pub(crate) fn migrate(folder: &Path) -> Result<u32, KernelError> {
 
 /// From the hash map to a table, which then takes its place.
 fn move_flows(folder: &Path) -> Result<(), KernelError> {
-    let old = pin(folder, SPLICES_MAP)?;
+    let old = pin(folder, PACKET_FLOWS_MAP)?;
     if old.info()?.map_type()? != MapType::Hash {
         // Killed after it had taken its place.
         return Ok(());
@@ -51,14 +51,14 @@ fn move_flows(folder: &Path) -> Result<(), KernelError> {
     let old: HashMap<MapData, u64, HashedBytes> = Map::HashMap(old).try_into()?;
     let next = folder.join(NEXT);
     let _there_was_none = fs::remove_file(&next);
-    let mut ebpf = EbpfLoader::new().map_pin_path(SPLICES_MAP, &next).load(OBJECT)?;
-    let table = ebpf.take_map(SPLICES_MAP).ok_or(KernelError::Missing(SPLICES_MAP))?;
+    let mut ebpf = EbpfLoader::new().map_pin_path(PACKET_FLOWS_MAP, &next).load(OBJECT)?;
+    let table = ebpf.take_map(PACKET_FLOWS_MAP).ok_or(KernelError::Missing(PACKET_FLOWS_MAP))?;
     let mut table: Array<MapData, SpliceBytes> = table.try_into()?;
     let mut tuples: HashMap<MapData, TupleBytes, LegBytes> =
-        Map::HashMap(pin(folder, TUPLES_MAP)?).try_into()?;
+        Map::HashMap(pin(folder, PACKET_TUPLES_MAP)?).try_into()?;
     for (slot, (number, bytes)) in (0..).zip(old.iter().flatten()) {
         let splice = Hashed::get(&bytes).tabled(number);
-        table.set(slot, encode::<{ size_of::<Splice>() }>(&splice), 0)?;
+        table.set(slot, encode::<{ size_of::<FlowEntry>() }>(&splice), 0)?;
         for (tuple, leg) in legs((number, slot), &splice) {
             // The programs of that version do not look at what is new in it.
             if tuples.get(&tuple, 0).is_ok_and(|found| found[..12] == leg[..12]) {
@@ -66,7 +66,7 @@ fn move_flows(folder: &Path) -> Result<(), KernelError> {
             }
         }
     }
-    Ok(fs::rename(next, folder.join(SPLICES_MAP))?)
+    Ok(fs::rename(next, folder.join(PACKET_FLOWS_MAP))?)
 }
 
 type HashedBytes = [u8; size_of::<Hashed>()];
@@ -75,7 +75,7 @@ type HashedBytes = [u8; size_of::<Hashed>()];
 #[derive(Clone, Copy)]
 #[repr(C)]
 struct Hashed {
-    state: SpliceState,
+    state: FlowState,
     opened: u64,
     client: Tuple,
     backend: Tuple,
@@ -83,7 +83,7 @@ struct Hashed {
     down: Course,
     due: u32,
     route: u32,
-    why: Why,
+    why: FallbackReason,
     reserved: u32,
 }
 
@@ -122,46 +122,56 @@ const _: () = assert!(size_of::<Hashed>() == 264);
 
 impl Hashed {
     /// As it is now. Nobody follows it until the next agent's programs do.
-    fn tabled(&self, number: u64) -> Splice {
+    fn tabled(&self, number: u64) -> FlowEntry {
         let Self { state, opened, client, backend, up, down, due, route, why, .. } = self;
-        Splice {
+        FlowEntry {
             state: *state,
-            client: *client,
-            up: up.way(),
-            backend: *backend,
-            down: down.way(),
-            number,
-            opened: *opened,
-            due: *due,
-            route: *route,
-            why: *why,
-            from_client: up.said(down).unfollowed(),
-            from_backend: down.said(up).unfollowed(),
-            ..Splice::default()
+            client_tuple: *client,
+            to_backend: up.way(),
+            backend_tuple: *backend,
+            to_client: down.way(),
+            id: number,
+            started_at: *opened,
+            expected_acked: *due,
+            route_id: *route,
+            fallback_reason: *why,
+            client_state: up.said(down).untracked(),
+            backend_state: down.said(up).untracked(),
+            ..FlowEntry::default()
         }
     }
 }
 
 impl Course {
-    const fn way(&self) -> Way {
+    const fn way(&self) -> Translation {
         let Self { seq, ack, stamp, echo, echo_floor, scale_in, scale_out, ends_ecn, .. } = *self;
         let [scale_in, scale_out, ends_ecn] = [scale_in as u8, scale_out as u8, ends_ecn as u8];
-        Way { seq, ack, stamp, echo, echo_floor, scale_in, scale_out, ends_ecn, reserved: 0 }
+        Translation {
+            seq_delta: seq,
+            ack_delta: ack,
+            tsval_delta: stamp,
+            tsecr_delta: echo,
+            min_tsecr: echo_floor,
+            wscale_from: scale_in,
+            wscale_to: scale_out,
+            strip_ecn: ends_ecn,
+            reserved: 0,
+        }
     }
 
     /// What its sender has said; `other` is the other direction.
-    const fn said(&self, other: &Self) -> Said {
-        Said {
+    const fn said(&self, other: &Self) -> PeerState {
+        PeerState {
             packets: self.packets,
-            last_seen: self.last_seen,
-            bytes: other.bytes,
-            end: self.end,
-            fin: self.fin,
+            last_seen_ns: self.last_seen,
+            acked_bytes: other.bytes,
+            snd_nxt: self.end,
+            fin_seq: self.fin,
             has_fin: self.has_fin,
-            acked: other.acked,
-            edge: other.edge,
-            oldest: 0,
-            behind: 0,
+            acked_seq: other.acked,
+            rcv_wnd_end: other.edge,
+            valid_from: 0,
+            valid_to: 0,
         }
     }
 }

@@ -6,7 +6,9 @@ use std::path::Path;
 use aya::Ebpf;
 use aya::maps::{HashMap, MapData};
 use aya::programs::TcAttachType;
-use snisplit_common::abi::packet::{BY_PEER, BY_QUEUE, IN_PROGRAM, OUT_PROGRAM, SETTLE_PROGRAM};
+use snisplit_common::abi::packet::{
+    CONTROL_PROGRAM, EGRESS_PROGRAM, INGRESS_PROGRAM, XMIT_PEER, XMIT_QDISC,
+};
 
 use super::links::{self, Hook, Link};
 use super::program;
@@ -18,9 +20,11 @@ pub(super) fn attach(
     (links, hook): (&[Link], Hook),
     pins: Option<&Path>,
 ) -> Result<(), KernelError> {
-    let settle = program(ebpf, SETTLE_PROGRAM)?;
+    let settle = program(ebpf, CONTROL_PROGRAM)?;
     patient::load(|| settle.load())?;
-    for (name, side) in [(OUT_PROGRAM, TcAttachType::Egress), (IN_PROGRAM, TcAttachType::Ingress)] {
+    for (name, side) in
+        [(EGRESS_PROGRAM, TcAttachType::Egress), (INGRESS_PROGRAM, TcAttachType::Ingress)]
+    {
         let program = program(ebpf, name)?;
         patient::load(|| program.load())?;
         for link in links {
@@ -38,7 +42,7 @@ pub(super) fn write_down(
 ) -> Result<Vec<u32>, KernelError> {
     let before = interfaces.keys().flatten().collect();
     for Link { number, has_peer, .. } in links {
-        interfaces.insert(*number, if *has_peer { BY_PEER } else { BY_QUEUE }, 0)?;
+        interfaces.insert(*number, if *has_peer { XMIT_PEER } else { XMIT_QDISC }, 0)?;
     }
     Ok(before)
 }

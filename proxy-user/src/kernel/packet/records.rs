@@ -8,7 +8,9 @@ use std::thread::available_parallelism;
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use snisplit_common::abi::Direction;
-use snisplit_common::abi::packet::{Leg, SPLICES_MAP, SPLICES_MAX, Splice, TUPLES_MAP};
+use snisplit_common::abi::packet::{
+    FlowEntry, MAX_PACKET_FLOWS, PACKET_FLOWS_MAP, PACKET_TUPLES_MAP, TupleEntry,
+};
 
 use super::super::KernelError;
 use super::super::layout::{LegBytes, Plain as _, SpliceBytes, TupleBytes, encode};
@@ -40,7 +42,12 @@ impl Records {
         // A thread for each core begins flows, and one erases what is left of others.
         let others = available_parallelism().map_or(1, usize::from);
         let mut writers = (0..others)
-            .map(|_| Writer::new(another(&splices, SPLICES_MAP)?, another(&tuples, TUPLES_MAP)?))
+            .map(|_| {
+                Writer::new(
+                    another(&splices, PACKET_FLOWS_MAP)?,
+                    another(&tuples, PACKET_TUPLES_MAP)?,
+                )
+            })
             .collect::<Result<Vec<_>, KernelError>>()?;
         let last = Writer::new(splices, tuples)?;
         let slots = Mutex::new(Slots::with(slots(&lock(&last).tuples)));
@@ -59,33 +66,37 @@ impl Records {
         lock(&self.slots).of(number)
     }
 
-    pub(super) fn get(&self, number: u64) -> Option<Splice> {
+    pub(super) fn get(&self, number: u64) -> Option<FlowEntry> {
         let slot = self.slot(number)?;
-        self.writer().splices.get(&slot, 0).ok().map(|bytes| Splice::get(&bytes))
+        self.writer().splices.get(&slot, 0).ok().map(|bytes| FlowEntry::get(&bytes))
     }
 
-    pub(super) fn all(&self) -> Vec<(u64, Splice)> {
+    pub(super) fn all(&self) -> Vec<(u64, FlowEntry)> {
         let all = lock(&self.slots).all();
         let writer = self.writer();
         let read =
-            |(number, slot)| Some((number, Splice::get(&writer.splices.get(&slot, 0).ok()?)));
+            |(number, slot)| Some((number, FlowEntry::get(&writer.splices.get(&slot, 0).ok()?)));
         all.into_iter().filter_map(read).collect()
     }
 
-    pub(super) fn arm(&self, number: u64, splice: &Splice) -> Result<(), MapError> {
+    pub(super) fn arm(&self, number: u64, splice: &FlowEntry) -> Result<(), MapError> {
         let _nobody_parts = self.parting.read().unwrap_or_else(PoisonError::into_inner);
         let Writer { splices, tuples } = &mut *self.writer();
-        let most = SPLICES_MAX as u32;
+        let most = MAX_PACKET_FLOWS as u32;
         let full = MapError::OutOfBounds { index: most, max_entries: most };
         let slot = lock(&self.slots).take(number).ok_or(full)?;
-        splices.set(slot, encode::<{ size_of::<Splice>() }>(&Splice { number, ..*splice }), 0)?;
+        splices.set(
+            slot,
+            encode::<{ size_of::<FlowEntry>() }>(&FlowEntry { id: number, ..*splice }),
+            0,
+        )?;
         let mut legs = legs((number, slot), splice).into_iter();
         legs.try_for_each(|(tuple, leg)| tuples.insert(tuple, leg, 0))
     }
 
     /// No program finds it any more, unless it has its number already. A tuple that is another flow's by now
     /// stays that one's.
-    pub(super) fn part(&self, number: u64, splice: &Splice) {
+    pub(super) fn part(&self, number: u64, splice: &FlowEntry) {
         let _nobody_arms = self.parting.write().unwrap_or_else(PoisonError::into_inner);
         let tuples = &mut self.writer().tuples;
         for (tuple, leg) in self.slot(number).iter().flat_map(|slot| legs((number, *slot), splice))
@@ -111,7 +122,7 @@ impl Records {
         let splices = &mut self.writer().splices;
         for slot in numbers.iter().filter_map(|number| self.slot(*number)) {
             // Cannot fail: it is one of the table's.
-            let _erased = splices.set(slot, [0; size_of::<Splice>()], 0);
+            let _erased = splices.set(slot, [0; size_of::<FlowEntry>()], 0);
         }
         let mut slots = lock(&self.slots);
         numbers.iter().for_each(|number| slots.give_back(*number));
@@ -136,12 +147,14 @@ fn lock<T>(what: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(in super::super) fn slots(
     tuples: &HashMap<MapData, TupleBytes, LegBytes>,
 ) -> BTreeMap<u64, u32> {
-    let legs = tuples.iter().flatten().map(|(_, leg)| Leg::get(&leg));
-    let legs = legs.filter(|leg| (leg.slot as usize) < SPLICES_MAX);
-    legs.map(|Leg { splice, slot, .. }| (splice, slot)).collect()
+    let legs = tuples.iter().flatten().map(|(_, leg)| TupleEntry::get(&leg));
+    let legs = legs.filter(|leg| (leg.slot as usize) < MAX_PACKET_FLOWS);
+    legs.map(|TupleEntry { flow_id: splice, slot, .. }| (splice, slot)).collect()
 }
 
-pub(super) fn legs((number, slot): (u64, u32), splice: &Splice) -> [(TupleBytes, LegBytes); 2] {
-    let leg = |tuple, direction| (encode(tuple), encode(&Leg { splice: number, direction, slot }));
-    [leg(&splice.client, Direction::Up), leg(&splice.backend, Direction::Down)]
+pub(super) fn legs((number, slot): (u64, u32), splice: &FlowEntry) -> [(TupleBytes, LegBytes); 2] {
+    let leg = |tuple, direction| {
+        (encode(tuple), encode(&TupleEntry { flow_id: number, direction, slot }))
+    };
+    [leg(&splice.client_tuple, Direction::Up), leg(&splice.backend_tuple, Direction::Down)]
 }

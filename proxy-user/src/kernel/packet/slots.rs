@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use snisplit_common::abi::packet::SPLICES_MAX;
+use snisplit_common::abi::packet::MAX_PACKET_FLOWS;
 
 /// The records of a table: those that flows have, by their numbers, and those that nobody has.
 #[derive(Debug, Default)]
@@ -28,7 +28,7 @@ impl Slots {
     pub(super) fn take(&mut self, number: u64) -> Option<u32> {
         let slot = match self.free.pop() {
             Some(slot) => slot,
-            None if self.next < SPLICES_MAX as u32 => {
+            None if self.next < MAX_PACKET_FLOWS as u32 => {
                 self.next += 1;
                 self.next - 1
             }
@@ -73,7 +73,7 @@ mod tests {
     #[test]
     fn a_table_that_is_full_has_no_more() {
         let mut slots = Slots::default();
-        let all = SPLICES_MAX as u64;
+        let all = MAX_PACKET_FLOWS as u64;
         assert!((0..all).all(|number| slots.take(number).is_some()));
         assert_eq!(slots.take(all), None);
         slots.give_back(5);

@@ -5,11 +5,11 @@
 
 use std::collections::HashMap;
 
-use crate::name::{Pattern, ServerName};
+use crate::server_name::{Pattern, ServerName};
 
 /// An immutable table from server names to routes.
 #[derive(Debug)]
-pub struct Routes<R> {
+pub struct RouteTable<R> {
     routes: Vec<R>,
     exact: HashMap<ServerName, usize>,
     /// By the part behind `*.`; a name has one parent, so at most one wildcard covers it.
@@ -19,16 +19,16 @@ pub struct Routes<R> {
 
 /// A route and how it came to own a name.
 #[derive(Debug)]
-pub struct Owner<'r, R> {
+pub struct RouteMatch<'r, R> {
     /// The route.
     pub route: &'r R,
     /// How specific its claim is.
-    pub claim: Claim,
+    pub kind: MatchKind,
 }
 
 /// How a route names a name; the more specific claim is the lesser.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Claim {
+pub enum MatchKind {
     /// In full.
     Exact,
     /// By its parent domain.
@@ -37,9 +37,9 @@ pub enum Claim {
     Default,
 }
 
-impl Claim {
+impl MatchKind {
     /// A short word for counters and logs.
-    pub const fn name(self) -> &'static str {
+    pub const fn label(self) -> &'static str {
         match self {
             Self::Exact => "exact",
             Self::Wildcard => "wildcard",
@@ -50,7 +50,7 @@ impl Claim {
 
 /// A name that two routes want, by their positions.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Conflict {
+pub struct RouteConflict {
     /// The name both have.
     pub pattern: Pattern,
     /// The route that has it first.
@@ -59,22 +59,24 @@ pub struct Conflict {
     pub second: usize,
 }
 
-impl<R> Routes<R> {
+impl<R> RouteTable<R> {
     /// Builds the table, or names the first conflict.
-    pub fn new(entries: impl IntoIterator<Item = (Vec<Pattern>, R)>) -> Result<Self, Conflict> {
+    pub fn new(
+        entries: impl IntoIterator<Item = (Vec<Pattern>, R)>,
+    ) -> Result<Self, RouteConflict> {
         let mut table =
             Self { routes: vec![], exact: HashMap::new(), wildcard: HashMap::new(), default: None };
         for (second, (patterns, route)) in entries.into_iter().enumerate() {
             for pattern in patterns {
-                let taken = match &pattern {
+                let previous = match &pattern {
                     Pattern::Exact(name) => table.exact.insert(name.clone(), second),
                     Pattern::Wildcard(suffix) => {
                         table.wildcard.insert(suffix.as_str().to_owned(), second)
                     }
                     Pattern::Default => table.default.replace(second),
                 };
-                if let Some(first) = taken {
-                    return Err(Conflict { pattern, first, second });
+                if let Some(first) = previous {
+                    return Err(RouteConflict { pattern, first, second });
                 }
             }
             table.routes.push(route);
@@ -83,14 +85,14 @@ impl<R> Routes<R> {
     }
 
     /// The owner of a name; of no name at all, the default route.
-    pub fn owner(&self, name: Option<&ServerName>) -> Option<Owner<'_, R>> {
+    pub fn lookup(&self, name: Option<&ServerName>) -> Option<RouteMatch<'_, R>> {
         let exact = || name.and_then(|name| self.exact.get(name));
         let wildcard = || name.and_then(ServerName::parent).and_then(|p| self.wildcard.get(p));
-        let (index, claim) = exact()
-            .map(|index| (*index, Claim::Exact))
-            .or_else(|| wildcard().map(|index| (*index, Claim::Wildcard)))
-            .or_else(|| self.default.map(|index| (index, Claim::Default)))?;
-        Some(Owner { route: &self.routes[index], claim })
+        let (index, kind) = exact()
+            .map(|index| (*index, MatchKind::Exact))
+            .or_else(|| wildcard().map(|index| (*index, MatchKind::Wildcard)))
+            .or_else(|| self.default.map(|index| (index, MatchKind::Default)))?;
+        Some(RouteMatch { route: &self.routes[index], kind })
     }
 
     /// All routes, in the order they were given.
@@ -103,41 +105,41 @@ impl<R> Routes<R> {
 mod tests {
     use super::*;
 
-    fn table(rows: &[&[&str]]) -> Result<Routes<usize>, Conflict> {
+    fn table(rows: &[&[&str]]) -> Result<RouteTable<usize>, RouteConflict> {
         let patterns = |row: &&[&str]| row.iter().map(|text| text.parse().unwrap()).collect();
-        Routes::new(rows.iter().enumerate().map(|(index, row)| (patterns(row), index)))
+        RouteTable::new(rows.iter().enumerate().map(|(index, row)| (patterns(row), index)))
     }
 
     #[test]
-    fn the_most_specific_route_owns_a_name_in_any_order() {
+    fn the_most_specific_route_matches_in_any_order() {
         let rows: &[&[&str]] = &[&["*"], &["*.a.test"], &["a.test", "x.a.test"], &["*.x.a.test"]];
         let want = [
-            (Some("a.test"), 2, Claim::Exact),
-            (Some("x.a.test"), 2, Claim::Exact),
-            (Some("y.a.test"), 1, Claim::Wildcard),
-            (Some("y.x.a.test"), 3, Claim::Wildcard),
-            (Some("z.y.a.test"), 0, Claim::Default),
-            (Some("test"), 0, Claim::Default),
-            (None, 0, Claim::Default),
+            (Some("a.test"), 2, MatchKind::Exact),
+            (Some("x.a.test"), 2, MatchKind::Exact),
+            (Some("y.a.test"), 1, MatchKind::Wildcard),
+            (Some("y.x.a.test"), 3, MatchKind::Wildcard),
+            (Some("z.y.a.test"), 0, MatchKind::Default),
+            (Some("test"), 0, MatchKind::Default),
+            (None, 0, MatchKind::Default),
         ];
-        for turn in 0..rows.len() {
-            let mut turned = rows.to_vec();
-            turned.rotate_left(turn);
-            let table = table(&turned).unwrap();
-            for (name, row, claim) in want {
+        for rotation in 0..rows.len() {
+            let mut rotated = rows.to_vec();
+            rotated.rotate_left(rotation);
+            let table = table(&rotated).unwrap();
+            for (name, row, kind) in want {
                 let name = name.map(|name| ServerName::parse(name.as_bytes()).unwrap());
-                let owner = table.owner(name.as_ref()).unwrap();
-                assert_eq!((turned[*owner.route], owner.claim), (rows[row], claim), "{name:?}");
+                let found = table.lookup(name.as_ref()).unwrap();
+                assert_eq!((rotated[*found.route], found.kind), (rows[row], kind), "{name:?}");
             }
         }
     }
 
     #[test]
-    fn without_a_default_a_name_may_have_no_owner() {
+    fn without_a_default_route_a_name_may_match_nothing() {
         let table = table(&[&["a.test"]]).unwrap();
         let other = ServerName::parse(b"b.test").unwrap();
-        assert!(table.owner(Some(&other)).is_none());
-        assert!(table.owner(None).is_none());
+        assert!(table.lookup(Some(&other)).is_none());
+        assert!(table.lookup(None).is_none());
     }
 
     #[test]

@@ -13,7 +13,7 @@ pub struct ServerName(Box<str>);
 
 /// Why bytes are not a server name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum BadName {
+pub enum ServerNameError {
     /// No bytes at all.
     Empty,
     /// More than 253 bytes, or a label of more than 63.
@@ -23,28 +23,30 @@ pub enum BadName {
     /// Two dots in a row, or one at the start.
     EmptyLabel,
     /// A byte that no A-label has (NUL, raw UTF-8, a colon, …), or a hyphen at a label's edge.
-    Character,
+    InvalidCharacter,
     /// The last label is a number, so this is an IPv4 address (RFC 6066 §3 forbids literals).
-    Address,
+    IpAddress,
 }
 
 impl ServerName {
     /// Reads a name as it stands on the wire or in a config file.
-    pub fn parse(bytes: &[u8]) -> Result<Self, BadName> {
+    pub fn parse(bytes: &[u8]) -> Result<Self, ServerNameError> {
         let Some((&last, _)) = bytes.split_last() else {
-            return Err(BadName::Empty);
+            return Err(ServerNameError::Empty);
         };
         if bytes.len() > 253 {
-            return Err(BadName::TooLong);
+            return Err(ServerNameError::TooLong);
         }
         if last == b'.' {
-            return Err(BadName::TrailingDot);
+            return Err(ServerNameError::TrailingDot);
         }
         bytes.split(|&b| b == b'.').try_for_each(check_label)?;
-        let name = str::from_utf8(bytes).map_err(|_| BadName::Character)?.to_ascii_lowercase();
+        let name = str::from_utf8(bytes)
+            .map_err(|_| ServerNameError::InvalidCharacter)?
+            .to_ascii_lowercase();
         let top = name.rsplit('.').next().unwrap_or_default();
         if top.bytes().all(|b| b.is_ascii_digit()) {
-            return Err(BadName::Address);
+            return Err(ServerNameError::IpAddress);
         }
         Ok(Self(name.into()))
     }
@@ -60,13 +62,13 @@ impl ServerName {
     }
 }
 
-fn check_label(label: &[u8]) -> Result<(), BadName> {
+fn check_label(label: &[u8]) -> Result<(), ServerNameError> {
     match label {
-        [] => Err(BadName::EmptyLabel),
-        [b'-', ..] | [.., b'-'] => Err(BadName::Character),
-        _ if label.len() > 63 => Err(BadName::TooLong),
+        [] => Err(ServerNameError::EmptyLabel),
+        [b'-', ..] | [.., b'-'] => Err(ServerNameError::InvalidCharacter),
+        _ if label.len() > 63 => Err(ServerNameError::TooLong),
         _ if label.iter().all(|&b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') => Ok(()),
-        _ => Err(BadName::Character),
+        _ => Err(ServerNameError::InvalidCharacter),
     }
 }
 
@@ -76,18 +78,18 @@ impl fmt::Display for ServerName {
     }
 }
 
-impl fmt::Display for BadName {
+impl fmt::Display for ServerNameError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Empty => "is empty",
             Self::TooLong => "is longer than 253 bytes, or has a label longer than 63",
             Self::TrailingDot => "ends in a dot; leave it out",
             Self::EmptyLabel => "has an empty label (two dots in a row, or one at the start)",
-            Self::Character => {
+            Self::InvalidCharacter => {
                 "has a character that host names do not have; write an international name as its \
                  A-label (xn--…)"
             }
-            Self::Address => "is an IP address; TLS clients send no server name for those",
+            Self::IpAddress => "is an IP address; TLS clients send no server name for those",
         })
     }
 }
@@ -104,9 +106,9 @@ pub enum Pattern {
 }
 
 impl FromStr for Pattern {
-    type Err = BadName;
+    type Err = ServerNameError;
 
-    fn from_str(text: &str) -> Result<Self, BadName> {
+    fn from_str(text: &str) -> Result<Self, ServerNameError> {
         match text.strip_prefix("*.") {
             Some(suffix) => ServerName::parse(suffix.as_bytes()).map(Self::Wildcard),
             None if text == "*" => Ok(Self::Default),
@@ -133,30 +135,30 @@ mod tests {
     fn names_are_strict() {
         let long_label = "a".repeat(64);
         let long_name = ["abc"; 64].join(".");
-        let table: &[(&[u8], Result<&str, BadName>)] = &[
+        let table: &[(&[u8], Result<&str, ServerNameError>)] = &[
             (b"a.test", Ok("a.test")),
             (b"A.TeSt", Ok("a.test")),
             (b"localhost", Ok("localhost")),
             (b"_dmarc.x-1.test", Ok("_dmarc.x-1.test")),
             (b"xn--bcher-kva.test", Ok("xn--bcher-kva.test")),
             (b"1.2.3.test", Ok("1.2.3.test")),
-            (b"", Err(BadName::Empty)),
-            (b"a.test.", Err(BadName::TrailingDot)),
-            (b".", Err(BadName::TrailingDot)),
-            (b".a", Err(BadName::EmptyLabel)),
-            (b"a..b", Err(BadName::EmptyLabel)),
-            (b"a.test\0.evil.test", Err(BadName::Character)),
-            ("bücher.test".as_bytes(), Err(BadName::Character)),
-            (b"a b.test", Err(BadName::Character)),
-            (b"-a.test", Err(BadName::Character)),
-            (b"a-.test", Err(BadName::Character)),
-            (b"*.test", Err(BadName::Character)),
-            (b"[::1]", Err(BadName::Character)),
-            (b"fe80::1", Err(BadName::Character)),
-            (b"10.0.0.1", Err(BadName::Address)),
-            (b"1", Err(BadName::Address)),
-            (long_label.as_bytes(), Err(BadName::TooLong)),
-            (long_name.as_bytes(), Err(BadName::TooLong)),
+            (b"", Err(ServerNameError::Empty)),
+            (b"a.test.", Err(ServerNameError::TrailingDot)),
+            (b".", Err(ServerNameError::TrailingDot)),
+            (b".a", Err(ServerNameError::EmptyLabel)),
+            (b"a..b", Err(ServerNameError::EmptyLabel)),
+            (b"a.test\0.evil.test", Err(ServerNameError::InvalidCharacter)),
+            ("bücher.test".as_bytes(), Err(ServerNameError::InvalidCharacter)),
+            (b"a b.test", Err(ServerNameError::InvalidCharacter)),
+            (b"-a.test", Err(ServerNameError::InvalidCharacter)),
+            (b"a-.test", Err(ServerNameError::InvalidCharacter)),
+            (b"*.test", Err(ServerNameError::InvalidCharacter)),
+            (b"[::1]", Err(ServerNameError::InvalidCharacter)),
+            (b"fe80::1", Err(ServerNameError::InvalidCharacter)),
+            (b"10.0.0.1", Err(ServerNameError::IpAddress)),
+            (b"1", Err(ServerNameError::IpAddress)),
+            (long_label.as_bytes(), Err(ServerNameError::TooLong)),
+            (long_name.as_bytes(), Err(ServerNameError::TooLong)),
         ];
         for (bytes, want) in table {
             let got = ServerName::parse(bytes);
@@ -169,7 +171,7 @@ mod tests {
         for text in ["a.test", "*.a.test", "*"] {
             assert_eq!(text.parse::<Pattern>().unwrap().to_string(), text);
         }
-        assert_eq!("*.*.test".parse::<Pattern>(), Err(BadName::Character));
-        assert_eq!("a*.test".parse::<Pattern>(), Err(BadName::Character));
+        assert_eq!("*.*.test".parse::<Pattern>(), Err(ServerNameError::InvalidCharacter));
+        assert_eq!("a*.test".parse::<Pattern>(), Err(ServerNameError::InvalidCharacter));
     }
 }

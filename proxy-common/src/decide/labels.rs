@@ -1,32 +1,32 @@
 //! Decisions in words: labels for counters, sentences for people.
 
-use super::{Class, Reason};
+use super::{DecisionReason, NameClass};
 
-impl Class {
+impl NameClass {
     /// A short word for counters and logs.
-    pub const fn name(self) -> &'static str {
+    pub const fn label(self) -> &'static str {
         match self {
             Self::Nameless => "nameless",
-            Self::Own => "own",
-            Self::Routed(claim) => claim.name(),
+            Self::Managed => "own",
+            Self::Routed(kind) => kind.label(),
             Self::Unrouted => "unrouted",
         }
     }
 }
 
-impl Reason {
+impl DecisionReason {
     /// A short word for counters and logs.
-    pub const fn name(self) -> &'static str {
+    pub const fn label(self) -> &'static str {
         match self {
             Self::Route => "route",
-            Self::OwnName => "own_name",
+            Self::ManagedName => "own_name",
             Self::NoCertificate => "no_certificate",
             Self::NoRoute => "no_route",
             Self::NoServerName => "no_server_name",
-            Self::BadServerName => "bad_server_name",
+            Self::InvalidServerName => "bad_server_name",
             Self::ChallengePending => "challenge_pending",
             Self::NoChallengePending => "no_challenge_pending",
-            Self::Owner => "owner",
+            Self::NameOwner => "owner",
             Self::CatchAll => "catch_all",
             Self::RouteBackend => "route_backend",
             Self::RouteLocal => "route_local",
@@ -37,19 +37,19 @@ impl Reason {
     }
 
     /// A sentence for `explain`.
-    pub const fn sentence(self) -> &'static str {
+    pub const fn description(self) -> &'static str {
         match self {
             Self::Route => "no other route is more specific",
-            Self::OwnName => "this agent holds the certificate of this name",
+            Self::ManagedName => "this agent holds the certificate of this name",
             Self::NoCertificate => "this agent manages the name but has no certificate for it yet",
             Self::NoRoute => "no route names it and there is no default route (sni = [\"*\"])",
             Self::NoServerName => "the client sent no server name",
-            Self::BadServerName => "what the client sent as a server name is none",
+            Self::InvalidServerName => "what the client sent as a server name is none",
             Self::ChallengePending => "this agent has an order under way for exactly this name",
             Self::NoChallengePending => {
                 "this agent manages the name and has no order under way for it"
             }
-            Self::Owner => "the back end of the route that names it owns the name",
+            Self::NameOwner => "the back end of the route that names it owns the name",
             Self::CatchAll => {
                 "only the default route takes this name, and a catch-all owns no name; \
                  acme = \"backend\" on that route would let its back end get certificates for \

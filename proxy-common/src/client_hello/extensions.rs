@@ -1,0 +1,106 @@
+//! The body of a ClientHello, once it is whole. RFC 8446 §4.1.2 and §4.2.
+
+use super::{ClientHello, ClientHelloError, Sni};
+use crate::cursor::Cursor;
+use crate::server_name::ServerName;
+
+const SERVER_NAME: u16 = 0;
+const ALPN: u16 = 16;
+const EARLY_DATA: u16 = 42;
+const SUPPORTED_VERSIONS: u16 = 43;
+const ENCRYPTED_CLIENT_HELLO: u16 = 0xfe0d;
+
+const HOST_NAME: u8 = 0;
+
+pub(super) fn parse(
+    body: &[u8],
+    wire_len: usize,
+    records: usize,
+) -> Result<ClientHello, ClientHelloError> {
+    let (legacy_version, extensions) =
+        parse_fixed_fields(Cursor::new(body)).ok_or(ClientHelloError::Malformed)?;
+    let mut client_hello = ClientHello {
+        sni: Sni::Absent,
+        alpn: Vec::new(),
+        versions: vec![legacy_version],
+        early_data: false,
+        ech: false,
+        wire_len,
+        records,
+    };
+    let mut remaining = extensions;
+    let mut seen_types = Vec::new();
+    while !remaining.is_empty() {
+        let extension_type = remaining.u16().ok_or(ClientHelloError::Malformed)?;
+        let data = remaining.vec16().ok_or(ClientHelloError::Malformed)?;
+        seen_types.push(extension_type);
+        match extension_type {
+            SERVER_NAME => {
+                client_hello.sni = parse_server_name(data).ok_or(ClientHelloError::Malformed)?
+            }
+            ALPN => client_hello.alpn = parse_alpn(data).ok_or(ClientHelloError::Malformed)?,
+            SUPPORTED_VERSIONS => {
+                client_hello.versions =
+                    parse_supported_versions(data).ok_or(ClientHelloError::Malformed)?
+            }
+            EARLY_DATA => client_hello.early_data = true,
+            ENCRYPTED_CLIENT_HELLO => client_hello.ech = true,
+            _ => {}
+        }
+    }
+    seen_types.sort_unstable();
+    match seen_types.windows(2).any(|pair| pair[0] == pair[1]) {
+        true => Err(ClientHelloError::DuplicateExtension),
+        false => Ok(client_hello),
+    }
+}
+
+/// Everything before the extensions; those may be missing altogether (TLS 1.2, RFC 5246 §7.4.1.2).
+fn parse_fixed_fields(mut body: Cursor<'_>) -> Option<(u16, Cursor<'_>)> {
+    let legacy_version = body.u16()?;
+    let _random = body.take(32)?;
+    let session_id = body.vec8()?.rest();
+    let cipher_suites = body.vec16()?.rest();
+    let compression = body.vec8()?.rest();
+    let extensions = if body.is_empty() { body } else { body.vec16()? };
+    let is_valid = session_id.len() <= 32
+        && !cipher_suites.is_empty()
+        && cipher_suites.len() % 2 == 0
+        && !compression.is_empty()
+        && body.is_empty();
+    is_valid.then_some((legacy_version, extensions))
+}
+
+/// One host name at most; entries of other types have no meaning yet and are passed over.
+fn parse_server_name(mut data: Cursor<'_>) -> Option<Sni> {
+    let mut list = data.vec16().filter(|list| !list.is_empty() && data.is_empty())?;
+    let mut sni = Sni::Absent;
+    while !list.is_empty() {
+        let name_type = list.u8()?;
+        let name = list.vec16()?.rest();
+        match (name_type, &sni) {
+            (HOST_NAME, Sni::Absent) => {
+                sni = ServerName::parse(name).map_or_else(Sni::Invalid, Sni::Name);
+            }
+            (HOST_NAME, Sni::Name(_) | Sni::Invalid(_)) => return None,
+            _ => {}
+        }
+    }
+    Some(sni)
+}
+
+fn parse_alpn(mut data: Cursor<'_>) -> Option<Vec<Vec<u8>>> {
+    let mut list = data.vec16().filter(|list| !list.is_empty() && data.is_empty())?;
+    let mut protocols = Vec::new();
+    while !list.is_empty() {
+        let name = list.vec8()?.rest();
+        protocols.push((!name.is_empty()).then(|| name.to_vec())?);
+    }
+    Some(protocols)
+}
+
+fn parse_supported_versions(mut data: Cursor<'_>) -> Option<Vec<u16>> {
+    let list = data.vec8().filter(|list| !list.is_empty() && data.is_empty())?.rest();
+    let (pairs, trailing) = list.as_chunks::<2>();
+    trailing.is_empty().then(|| pairs.iter().map(|&pair| u16::from_be_bytes(pair)).collect())
+}
