@@ -7,11 +7,10 @@ use anyhow::{Result, bail};
 
 use crate::run::root;
 
-/// Lines of a file that make it worth thinking again.
-const FILE_LINES: usize = 250;
-/// Lines of a function likewise; the verifier likes straight lines in the kernel.
-const FUNCTION_LINES: usize = 40;
-const KERNEL_FUNCTION_LINES: usize = 60;
+/// Files with more lines are reported, so that somebody asks whether they have one meaning.
+const REPORTED_FILE_LINES: usize = 600;
+/// A function with more lines fails the check: it does not fit a screen.
+const MAX_FUNCTION_LINES: usize = 70;
 
 /// Which of our own modules a module may name (design §2): all others are forbidden to it.
 const IMPORTS: [(&str, &[&str]); 8] = [
@@ -84,10 +83,9 @@ fn sources(root: &Path) -> Result<Vec<PathBuf>> {
 
 fn sizes(path: &Path, text: &str, faults: &mut Vec<String>) {
     let lines = text.lines().count();
-    if lines > FILE_LINES {
-        faults.push(format!("{}: {lines} lines, more than {FILE_LINES}", path.display()));
+    if lines > REPORTED_FILE_LINES {
+        eprintln!("tidy: {} has {lines} lines: has it one meaning?", path.display());
     }
-    let limit = if path.starts_with("proxy-ebpf") { KERNEL_FUNCTION_LINES } else { FUNCTION_LINES };
     let mut open: Option<(usize, String)> = None;
     for (number, line) in text.lines().enumerate() {
         let code = line.trim_start();
@@ -99,7 +97,7 @@ fn sizes(path: &Path, text: &str, faults: &mut Vec<String>) {
             open = Some((number, format!("{indent}}}")));
         } else if let Some((start, end)) = open.take_if(|(_, end)| line == end) {
             let length = number - start + 1;
-            if length > limit && !end.is_empty() {
+            if length > MAX_FUNCTION_LINES && !end.is_empty() {
                 let place = path.display();
                 faults.push(format!("{place}:{}: a function of {length} lines", start + 1));
             }
