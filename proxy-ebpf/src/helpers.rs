@@ -23,12 +23,12 @@ static WRITE_SEQ_OFFSET: Global<u32> = Global::new(0);
 static COPIED_SEQ_OFFSET: Global<u32> = Global::new(0);
 
 /// Most bytes that one call of `bpf_skb_adjust_room` takes away (sk_skb_adjust_room, net/core/filter.c).
-const ADJUST_MAX: u32 = 0xfff;
+const MAX_ADJUST_LEN: u32 = 0xfff;
 /// Calls that take away as much as a GRO super-packet holds.
-const ADJUST_CALLS: u32 = 17;
+const MAX_ADJUST_CALLS: u32 = 17;
 
 /// The cookie of the socket that received.
-pub(crate) fn cookie(ctx: &SkBuffContext) -> u64 {
+pub(crate) fn socket_cookie(ctx: &SkBuffContext) -> u64 {
     // SAFETY: the helper reads the socket of the context that the kernel gave us.
     unsafe { bpf_get_socket_cookie(ctx.as_ptr()) }
 }
@@ -40,24 +40,24 @@ pub(crate) fn monotonic_ns() -> u64 {
 }
 
 /// The sequence number of the first byte in the buffer.
-pub(crate) fn sequence(ctx: &SkBuffContext) -> Option<u32> {
+pub(crate) fn skb_seq(ctx: &SkBuffContext) -> Option<u32> {
     let offset = SKB_SEQ_OFFSET.load() as usize;
     // SAFETY: the context of this program type is the `sk_buff` itself; the address is read as
     // kernel memory and never dereferenced here.
-    read_u32(unsafe { ctx.as_ptr().byte_add(offset) })
+    read_kernel_u32(unsafe { ctx.as_ptr().byte_add(offset) })
 }
 
 /// The end of what was handed to a target's TCP.
 pub(crate) fn write_seq(target: u64) -> Option<u32> {
-    of_target(target, WRITE_SEQ_OFFSET.load())
+    read_tcp_sock_u32(target, WRITE_SEQ_OFFSET.load())
 }
 
 /// The beginning of what was not taken from a target.
 pub(crate) fn copied_seq(target: u64) -> Option<u32> {
-    of_target(target, COPIED_SEQ_OFFSET.load())
+    read_tcp_sock_u32(target, COPIED_SEQ_OFFSET.load())
 }
 
-fn of_target(cookie: u64, offset: u32) -> Option<u32> {
+fn read_tcp_sock_u32(cookie: u64, offset: u32) -> Option<u32> {
     // SAFETY: a map is known by the address of its static, and the key is on our stack.
     let socket = unsafe {
         bpf_map_lookup_elem(ptr::from_ref(&TARGETS).cast_mut().cast(), (&raw const cookie).cast())
@@ -70,14 +70,14 @@ fn of_target(cookie: u64, offset: u32) -> Option<u32> {
     let number = match tcp.is_null() {
         true => None,
         // SAFETY: read as kernel memory, never dereferenced here.
-        false => read_u32(unsafe { tcp.cast::<c_void>().byte_add(offset as usize) }),
+        false => read_kernel_u32(unsafe { tcp.cast::<c_void>().byte_add(offset as usize) }),
     };
     // SAFETY: the reference that the look-up took, given back once.
     unsafe { bpf_sk_release(socket) };
     number
 }
 
-fn read_u32(from: *mut c_void) -> Option<u32> {
+fn read_kernel_u32(from: *mut c_void) -> Option<u32> {
     let mut number = 0_u32;
     // SAFETY: the helper writes four bytes to `number`, and checks the address it reads.
     match unsafe { bpf_probe_read_kernel((&raw mut number).cast(), 4, from) } {
@@ -87,15 +87,15 @@ fn read_u32(from: *mut c_void) -> Option<u32> {
 }
 
 /// Takes bytes away in front.
-pub(crate) fn cut_front(ctx: &SkBuffContext, bytes: u32) -> Option<()> {
-    let mut left = bytes;
-    for _ in 0..ADJUST_CALLS {
-        if left == 0 {
+pub(crate) fn trim_head(ctx: &SkBuffContext, bytes: u32) -> Option<()> {
+    let mut remaining = bytes;
+    for _ in 0..MAX_ADJUST_CALLS {
+        if remaining == 0 {
             break;
         }
-        let step = if left > ADJUST_MAX { ADJUST_MAX } else { left };
-        ctx.skb.adjust_room(-(step as i32), 0, 0).ok()?;
-        left -= step;
+        let chunk = if remaining > MAX_ADJUST_LEN { MAX_ADJUST_LEN } else { remaining };
+        ctx.skb.adjust_room(-(chunk as i32), 0, 0).ok()?;
+        remaining -= chunk;
     }
-    (left == 0).then_some(())
+    (remaining == 0).then_some(())
 }

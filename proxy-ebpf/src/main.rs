@@ -37,7 +37,7 @@ static FLOWS: HashMap<u64, DirectionEntry, MAX_SOCKETS, NO_PREALLOC> = HashMap::
 
 /// For people; the program does not look at it.
 #[btf_map(name = "routes")]
-static ROUTES: HashMap<u32, RouteName, MAX_ROUTES, NO_PREALLOC> = HashMap::new();
+static ROUTE_NAMES: HashMap<u32, RouteName, MAX_ROUTES, NO_PREALLOC> = HashMap::new();
 
 #[btf_map(name = "events")]
 static EVENTS: RingBuf<SockmapEvent, EVENT_RING_BYTES> = RingBuf::new();
@@ -55,7 +55,7 @@ fn sni_verdict(ctx: SkBuffContext) -> u32 {
         debug!(&ctx, "end of stream");
         return SK_DROP;
     }
-    let cookie = helpers::cookie(&ctx);
+    let cookie = helpers::socket_cookie(&ctx);
     let Some(flow) = FLOWS.get_ptr_mut(cookie) else {
         count(SockmapCounter::NoEntry);
         return SK_PASS;
@@ -63,14 +63,14 @@ fn sni_verdict(ctx: SkBuffContext) -> u32 {
     // SAFETY: the entry lives until this program ends (RCU), and what is written here is written by
     // this program only: the socket's lock is held while it runs for this cookie.
     let flow = unsafe { &mut *flow };
-    match forward(&ctx, cookie, flow, len) {
+    match forward_skb(&ctx, cookie, flow, len) {
         Ok(verdict) => verdict,
-        Err(why) => {
+        Err(counter) => {
             count(why);
             if flow.state != DirectionState::Poisoned {
                 flow.state = DirectionState::Poisoned;
                 warn!(&ctx, "flow {} poisoned: {}", cookie, why as u32);
-                tell(cookie, SockmapEventKind::Poison);
+                emit(cookie, SockmapEventKind::Poison);
             }
             SK_DROP
         }
@@ -78,7 +78,7 @@ fn sni_verdict(ctx: SkBuffContext) -> u32 {
 }
 
 /// Redirects a buffer, or leaves it to user space. An error is a doubt.
-fn forward(
+fn forward_skb(
     ctx: &SkBuffContext,
     cookie: u64,
     flow: &mut DirectionEntry,
@@ -86,70 +86,70 @@ fn forward(
 ) -> Result<u32, SockmapCounter> {
     match flow.state {
         DirectionState::Poisoned => return Err(SockmapCounter::InvalidSequence),
-        DirectionState::Pending => begin(cookie, flow, len)?,
+        DirectionState::Pending => init_sequence(cookie, flow, len)?,
         DirectionState::Redirecting | DirectionState::Overflowing | DirectionState::Detaching => {}
     }
-    let fresh = trim(ctx, flow.next_seq, len)?;
-    if fresh == 0 {
+    let new_len = trim_overlap(ctx, flow.next_seq, len)?;
+    if new_len == 0 {
         // Sent again together with a FIN, which alone was new.
         count(SockmapCounter::NoData);
         return Ok(SK_DROP);
     }
-    flow.next_seq = flow.next_seq.wrapping_add(fresh);
+    flow.next_seq = flow.next_seq.wrapping_add(new_len);
     if flow.state != DirectionState::Overflowing {
-        give_up_if_slow(cookie, flow, fresh)?;
+        detach_if_backlogged(cookie, flow, new_len)?;
     }
     if flow.bulk_threshold != 0 && flow.state == DirectionState::Redirecting {
-        give_up_if_bulk(cookie, flow, fresh);
+        detach_if_bulk(cookie, flow, new_len);
     }
     if flow.state == DirectionState::Overflowing {
         count(SockmapCounter::PassedToUser);
-        flow.passed_bytes += u64::from(fresh);
+        flow.passed_bytes += u64::from(new_len);
         return Ok(SK_PASS);
     }
     if TARGETS.redirect_skb(ctx, flow.egress_cookie, 0) != SK_PASS.into() {
         return Err(SockmapCounter::EgressNotFound);
     }
-    flow.redirected_bytes += u64::from(fresh);
-    count(if fresh == len { SockmapCounter::Redirected } else { SockmapCounter::Trimmed });
+    flow.redirected_bytes += u64::from(new_len);
+    count(if new_len == len { SockmapCounter::Redirected } else { SockmapCounter::Trimmed });
     Ok(SK_PASS)
 }
 
 /// Gives the direction to user space if its peer is slow: by asking it to take over, and if it does
 /// not in time, by redirecting nothing more.
-fn give_up_if_slow(
+fn detach_if_backlogged(
     cookie: u64,
     flow: &mut DirectionEntry,
     fresh: u32,
 ) -> Result<(), SockmapCounter> {
     let write_seq = helpers::write_seq(flow.egress_cookie).ok_or(SockmapCounter::EgressNotFound)?;
-    let handed = write_seq.wrapping_sub(flow.initial_write_seq);
-    let backlog = (flow.redirected_bytes as u32).wrapping_sub(handed).wrapping_add(fresh);
+    let written = write_seq.wrapping_sub(flow.initial_write_seq);
+    let backlog = (flow.redirected_bytes as u32).wrapping_sub(written).wrapping_add(fresh);
     flow.avg_skb_len_x16 =
         flow.avg_skb_len_x16 - flow.avg_skb_len_x16 / SKB_LEN_EWMA_WEIGHT + fresh;
-    let buffers = u64::from(backlog) / u64::from(flow.avg_skb_len_x16 / SKB_LEN_EWMA_WEIGHT).max(1);
-    let state = match u64::from(backlog) + buffers * SKB_TRUESIZE_OVERHEAD {
+    let skb_count = u64::from(backlog) / u64::from(flow.avg_skb_len_x16 / SKB_LEN_EWMA_WEIGHT).max(1);
+    let state = match u64::from(backlog) + skb_count * SKB_TRUESIZE_OVERHEAD {
         0..=BACKLOG_SOFT_LIMIT => return Ok(()),
         0..=BACKLOG_HARD_LIMIT => DirectionState::Detaching,
         _ => DirectionState::Overflowing,
     };
     if flow.state != state {
         flow.state = state;
-        tell(cookie, SockmapEventKind::Detach);
+        emit(cookie, SockmapEventKind::Detach);
     }
     Ok(())
 }
 
 /// Asks user space to take over a direction that moves much, unless it does so by turns with the other one: user
 /// space has the better means for bulk.
-fn give_up_if_bulk(cookie: u64, flow: &mut DirectionEntry, fresh: u32) {
+fn detach_if_bulk(cookie: u64, flow: &mut DirectionEntry, new_len: u32) {
     let now = helpers::monotonic_ns();
     if now.wrapping_sub(flow.window_start_ns) > CLASSIFY_WINDOW_NS {
-        pace_anew(flow, now);
+        reset_window(flow, now);
     }
-    flow.window_bytes += u64::from(fresh);
-    let second_half = flow.window_bytes.saturating_sub(flow.bulk_threshold / 2);
-    if second_half == 0 {
+    flow.window_bytes += u64::from(new_len);
+    let excess = flow.window_bytes.saturating_sub(flow.bulk_threshold / 2);
+    if excess == 0 {
         return;
     }
     // Another CPU writes there, so it is not looked at for every flow.
@@ -162,22 +162,22 @@ fn give_up_if_bulk(cookie: u64, flow: &mut DirectionEntry, fresh: u32) {
     if flow.window_bytes <= flow.bulk_threshold {
         return;
     }
-    if second_half <= u64::from(flow.direction_changes) * MAX_EXCHANGE_BYTES {
-        pace_anew(flow, now);
+    if excess <= u64::from(flow.direction_changes) * MAX_EXCHANGE_BYTES {
+        reset_window(flow, now);
         return;
     }
     flow.state = DirectionState::Detaching;
-    tell(cookie, SockmapEventKind::Detach);
+    emit(cookie, SockmapEventKind::Detach);
 }
 
-fn pace_anew(flow: &mut DirectionEntry, now: u64) {
+fn reset_window(flow: &mut DirectionEntry, now: u64) {
     flow.window_start_ns = now;
     flow.window_bytes = 0;
     flow.direction_changes = 0;
 }
 
 /// The first buffer of a direction: from now on its numbers are known.
-fn begin(cookie: u64, flow: &mut DirectionEntry, len: u32) -> Result<(), SockmapCounter> {
+fn init_sequence(cookie: u64, flow: &mut DirectionEntry, len: u32) -> Result<(), SockmapCounter> {
     flow.avg_skb_len_x16 = len.wrapping_mul(SKB_LEN_EWMA_WEIGHT);
     flow.next_seq = helpers::copied_seq(cookie).ok_or(SockmapCounter::KernelReadFailed)?;
     flow.initial_write_seq =
@@ -190,28 +190,28 @@ fn begin(cookie: u64, flow: &mut DirectionEntry, len: u32) -> Result<(), Sockmap
 ///
 /// `tcp_read_skb` hands over whole buffers whatever their sequence number, and a retransmission may
 /// begin before the bytes that are new in it.
-fn trim(ctx: &SkBuffContext, next_seq: u32, len: u32) -> Result<u32, SockmapCounter> {
-    let seq = helpers::sequence(ctx).ok_or(SockmapCounter::KernelReadFailed)?;
-    let overlap = next_seq.wrapping_sub(seq);
-    if overlap == 0 {
+fn trim_overlap(ctx: &SkBuffContext, next_seq: u32, len: u32) -> Result<u32, SockmapCounter> {
+    let seq = helpers::skb_seq(ctx).ok_or(SockmapCounter::KernelReadFailed)?;
+    let overlap_len = next_seq.wrapping_sub(seq);
+    if overlap_len == 0 {
         return Ok(len);
     }
     // A gap shows as an overlap of nearly 2^32.
-    if overlap > len {
+    if overlap_len > len {
         return Err(SockmapCounter::InvalidSequence);
     }
-    helpers::cut_front(ctx, overlap).ok_or(SockmapCounter::KernelReadFailed)?;
-    Ok(len - overlap)
+    helpers::trim_head(ctx, overlap_len).ok_or(SockmapCounter::KernelReadFailed)?;
+    Ok(len - overlap_len)
 }
 
-fn tell(cookie: u64, kind: SockmapEventKind) {
+fn emit(cookie: u64, kind: SockmapEventKind) {
     if EVENTS.output(SockmapEvent { cookie, kind, reserved: 0 }, 0).is_err() {
         count(SockmapCounter::EventLost);
     }
 }
 
-fn count(count: SockmapCounter) {
-    if let Some(slot) = COUNTERS.get_ptr_mut(count as u32) {
+fn count(counter: SockmapCounter) {
+    if let Some(slot) = COUNTERS.get_ptr_mut(counter as u32) {
         // SAFETY: the slot is this CPU's, and never goes. A softirq that runs this for another
         // socket in the middle of it may cost a count, and nothing else.
         unsafe { *slot += 1 };

@@ -33,7 +33,7 @@ fn fares(scene: &Spliced, way: &str, from: Option<SocketAddr>) -> u64 {
 fn ask(scene: &Spliced, wish: u64) -> u64 {
     let words = [0, 0, scene.slot(), wish, 0, 0, 0, 0].map(u64::to_ne_bytes).concat();
     // Behind an Ethernet header, which has 14 bytes.
-    scene.run_by(&scene.program("sni_settle"), &words[2..], None).0
+    scene.run_by(&scene.program("sni_ctl"), &words[2..], None).0
 }
 
 #[test]

@@ -84,7 +84,7 @@ fn the_same_translation() {
         let lab = Lab::with_drivers();
         let agent = started(&lab, is_v6, true);
         let scene = Spliced::by(lab, agent, Spliced::backend(is_v6).parse().unwrap());
-        let early = scene.program("sni_early");
+        let early = scene.program("sni_xdp");
         let all = [
             vec![],
             [vec![1, 1], stamps(5, 6)].concat(),
@@ -131,7 +131,7 @@ fn frames_in_several_buffers_pass() {
         let done = scene.lab.proxy(|| Command::new("ip").args(words).status());
         assert!(done.unwrap().success());
     }
-    let early = scene.program("sni_early");
+    let early = scene.program("sni_xdp");
     let [ends, _] = scene.ends("up");
     for (bytes, answer) in [(3_000, REDIRECTED_EARLY), (6_000, PASSED)] {
         let packet = segment(ends, (scene.of("up", "snd_nxt"), 1, 9), &[], &vec![7; bytes]);

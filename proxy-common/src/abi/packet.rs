@@ -18,11 +18,11 @@ pub const PACKET_ABI_VERSION: u32 = 4;
 /// Looks at what arrives at an interface.
 pub const INGRESS_PROGRAM: &str = "sni_in";
 /// Looks at what an interface's driver receives.
-pub const XDP_PROGRAM: &str = "sni_early";
+pub const XDP_PROGRAM: &str = "sni_xdp";
 /// Looks at what this host itself sends.
 pub const EGRESS_PROGRAM: &str = "sni_out";
 /// Does for user space, which has no atomic access to a map, what a [`Wish`] says: run by `BPF_PROG_TEST_RUN`.
-pub const CONTROL_PROGRAM: &str = "sni_settle";
+pub const CONTROL_PROGRAM: &str = "sni_ctl";
 
 /// [`PACKET_ABI_VERSION`], one entry.
 pub const PACKET_ABI_MAP: &str = "packet_abi";

@@ -13,7 +13,7 @@ use aya_ebpf::helpers::generated::{
 };
 use aya_ebpf::programs::{TcContext, XdpContext};
 
-use crate::sum::{Change, Sum, is_same};
+use crate::checksum::{ChecksumDiff, Checksum, is_equal_sum};
 
 pub(crate) trait Frame: EbpfContext {
     /// Copies from the frame.
@@ -31,7 +31,7 @@ pub(crate) trait Frame: EbpfContext {
     unsafe fn copy_in(&self, at: u32, from: *const c_void, length: u32) -> bool;
 
     /// Where the bytes are that can be read without a call.
-    fn linear(&self) -> Range<usize>;
+    fn linear_range(&self) -> Range<usize>;
 
     /// Makes that these are so many, if it can.
     fn pull(&self, length: u32) -> bool;
@@ -43,31 +43,31 @@ pub(crate) trait Frame: EbpfContext {
     fn length(&self) -> u32;
 
     /// Other addresses in the checksum of TCP.
-    fn readdress(&self, at: u32, addresses: Change) -> Option<()>;
+    fn csum_replace_pseudo(&self, at: u32, addresses: ChecksumDiff) -> Option<()>;
 
     /// What [`Frame::readdress`] has made of the checksum, which was `old` and is `now`.
-    fn readdressed(&self, old: u16, now: u16, addresses: Change) -> Sum;
+    fn csum_replaced(&self, old: u16, now: u16, addresses: ChecksumDiff) -> Checksum;
 
     /// What else has changed, if the checksum has more than addresses in it.
-    fn amend(&self, at: u32, change: Change) -> Option<()>;
+    fn csum_replace(&self, at: u32, change: ChecksumDiff) -> Option<()>;
 
     /// Adds to the sum of the whole packet, if a NIC has made one (`CHECKSUM_COMPLETE`).
-    fn sum_up(&self, change: Change);
+    fn csum_update(&self, change: ChecksumDiff);
 
     /// So many bytes of the front, if they can be read without a call: whatever returns costs a packet time
     /// of its own on processors whose returns the kernel distrusts
     /// (Documentation/admin-guide/hw-vuln/srso.rst).
     #[inline(always)]
-    fn front(&self, length: u32) -> Option<Front> {
-        let Range { start, end } = self.linear();
-        (start + length as usize <= end).then_some(Front(start))
+    fn linear(&self, length: u32) -> Option<LinearData> {
+        let Range { start, end } = self.linear_range();
+        (start + length as usize <= end).then_some(LinearData(start))
     }
 
     /// The same, and makes that they can be if it has to.
     #[inline(always)]
-    fn reach(&self, length: u32) -> Option<Front> {
-        match self.front(length) {
-            None if self.pull(length) => self.front(length),
+    fn pull_linear(&self, length: u32) -> Option<LinearData> {
+        match self.linear(length) {
+            None if self.pull(length) => self.linear(length),
             front => front,
         }
     }
@@ -75,7 +75,7 @@ pub(crate) trait Frame: EbpfContext {
     /// Copies from a place that is known when this is compiled, without a call where it can.
     #[inline(always)]
     fn peek<T: Copy>(&self, at: u32) -> Option<T> {
-        self.reach(at + size_of::<T>() as u32).map(|front| front.get(at))
+        self.pull_linear(at + size_of::<T>() as u32).map(|front| front.get(at))
     }
 
     #[inline(always)]
@@ -99,9 +99,9 @@ pub(crate) trait Frame: EbpfContext {
 
 /// The front of a frame, until a helper has changed it. The verifier refuses a program that goes beyond the
 /// length that was asked for, or reads what is not aligned enough for the machine.
-pub(crate) struct Front(usize);
+pub(crate) struct LinearData(usize);
 
-impl Front {
+impl LinearData {
     #[inline(always)]
     pub(crate) fn get<T: Copy>(&self, at: u32) -> T {
         // SAFETY: it is there, and is one of the plain structures of headers.
@@ -119,7 +119,7 @@ impl Front {
 
 impl Frame for TcContext {
     #[inline(always)]
-    fn linear(&self) -> Range<usize> {
+    fn linear_range(&self) -> Range<usize> {
         self.data()..self.data_end()
     }
 
@@ -154,33 +154,33 @@ impl Frame for TcContext {
     }
 
     #[inline(always)]
-    fn readdress(&self, at: u32, addresses: Change) -> Option<()> {
-        self.l4_csum_replace(at as usize, 0, addresses.folded(), BPF_F_PSEUDO_HDR.into()).ok()
+    fn csum_replace_pseudo(&self, at: u32, addresses: ChecksumDiff) -> Option<()> {
+        self.l4_csum_replace(at as usize, 0, addresses.fold32(), BPF_F_PSEUDO_HDR.into()).ok()
     }
 
     #[inline(always)]
-    fn readdressed(&self, old: u16, now: u16, addresses: Change) -> Sum {
+    fn csum_replaced(&self, old: u16, now: u16, addresses: ChecksumDiff) -> Checksum {
         // Whether more than the addresses is in it yet only the kernel knows (CHECKSUM_PARTIAL), and shows
         // by what it makes of it: it takes from a whole sum what it adds to one that is to be made.
-        let is_whole = is_same(addresses.added_to(now), old);
-        Sum { now, is_whole, is_in_doubt: is_same(addresses.half_word(), 0) }
+        let is_complete = is_equal_sum(addresses.add_to_sum(now), old);
+        Checksum { value: now, is_complete, is_ambiguous: is_equal_sum(addresses.fold16(), 0) }
     }
 
     #[inline(always)]
-    fn amend(&self, at: u32, change: Change) -> Option<()> {
-        self.l4_csum_replace(at as usize, 0, change.folded(), 0).ok()
+    fn csum_replace(&self, at: u32, change: ChecksumDiff) -> Option<()> {
+        self.l4_csum_replace(at as usize, 0, change.fold32(), 0).ok()
     }
 
     #[inline(always)]
-    fn sum_up(&self, change: Change) {
+    fn csum_update(&self, change: ChecksumDiff) {
         // SAFETY: takes the context that the kernel gave us, and a number. It fails where there is no sum.
-        let _there_is_none = unsafe { bpf_csum_update(self.skb.skb, change.folded() as u32) };
+        let _no_checksum_complete = unsafe { bpf_csum_update(self.skb.skb, change.fold32() as u32) };
     }
 }
 
 impl Frame for XdpContext {
     #[inline(always)]
-    fn linear(&self) -> Range<usize> {
+    fn linear_range(&self) -> Range<usize> {
         self.data()..self.data_end()
     }
 
@@ -213,21 +213,21 @@ impl Frame for XdpContext {
     }
 
     #[inline(always)]
-    fn readdress(&self, _at: u32, _addresses: Change) -> Option<()> {
+    fn csum_replace_pseudo(&self, _at: u32, _addresses: ChecksumDiff) -> Option<()> {
         Some(())
     }
 
     #[inline(always)]
-    fn readdressed(&self, old: u16, _now: u16, addresses: Change) -> Sum {
+    fn csum_replaced(&self, old: u16, _now: u16, addresses: ChecksumDiff) -> Checksum {
         // What comes from a driver has its whole checksum.
-        Sum { now: addresses.applied_to(old), is_whole: true, is_in_doubt: false }
+        Checksum { value: addresses.apply_to_checksum(old), is_complete: true, is_ambiguous: false }
     }
 
     #[inline(always)]
-    fn amend(&self, _at: u32, _change: Change) -> Option<()> {
+    fn csum_replace(&self, _at: u32, _change: ChecksumDiff) -> Option<()> {
         None
     }
 
     #[inline(always)]
-    fn sum_up(&self, _change: Change) {}
+    fn csum_update(&self, _change: ChecksumDiff) {}
 }

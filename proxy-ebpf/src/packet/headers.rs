@@ -7,17 +7,17 @@ use snisplit_common::abi::packet::Tuple;
 use crate::frame::Frame;
 
 /// `struct ethhdr`.
-pub(crate) const ETHERNET: u32 = 14;
+pub(crate) const ETH_HLEN: u32 = 14;
 /// `struct tcphdr` without options.
-pub(crate) const TCP: u32 = 20;
+pub(crate) const TCP_HLEN: u32 = 20;
 /// Most bytes of TCP options.
-pub(crate) const OPTIONS: u32 = 40;
+pub(crate) const MAX_OPTIONS_LEN: u32 = 40;
 
 pub(crate) const ETH_P_IP: u16 = 0x0800;
 pub(crate) const ETH_P_IPV6: u16 = 0x86dd;
 /// Where a TCP header begins behind an IP header without options.
-pub(crate) const TCP4: u32 = ETHERNET + 20;
-pub(crate) const TCP6: u32 = ETHERNET + 40;
+pub(crate) const TCP_OFFSET_V4: u32 = ETH_HLEN + 20;
+pub(crate) const TCP_OFFSET_V6: u32 = ETH_HLEN + 40;
 pub(crate) const IPPROTO_TCP: u8 = 6;
 
 pub(crate) const FIN: u8 = 0x01;
@@ -28,17 +28,17 @@ pub(crate) const ECE: u8 = 0x40;
 pub(crate) const CWR: u8 = 0x80;
 
 /// The bits of an IP header that ECN has; both are set if congestion was met (RFC 3168 §5).
-pub(crate) const ECN: u32 = 3;
+pub(crate) const INET_ECN_MASK: u32 = 3;
 
 /// `struct iphdr` without options. Fields of more than a byte are in network order here and below.
 #[derive(Clone, Copy)]
 #[repr(C)]
-pub(crate) struct Ip4 {
-    pub(crate) version_length: u8,
-    pub(crate) service: u8,
-    pub(crate) total: u16,
+pub(crate) struct Ipv4Header {
+    pub(crate) version_ihl: u8,
+    pub(crate) tos: u8,
+    pub(crate) total_len: u16,
     pub(crate) id: u16,
-    pub(crate) fragment: u16,
+    pub(crate) frag_off: u16,
     pub(crate) ttl: u8,
     pub(crate) protocol: u8,
     pub(crate) check: u16,
@@ -49,11 +49,11 @@ pub(crate) struct Ip4 {
 /// `struct ipv6hdr`.
 #[derive(Clone, Copy)]
 #[repr(C)]
-pub(crate) struct Ip6 {
-    pub(crate) flow: u32,
-    pub(crate) payload: u16,
-    pub(crate) next: u8,
-    pub(crate) hops: u8,
+pub(crate) struct Ipv6Header {
+    pub(crate) version_tc_flow: u32,
+    pub(crate) payload_len: u16,
+    pub(crate) next_header: u8,
+    pub(crate) hop_limit: u8,
     pub(crate) source: [u32; 4],
     pub(crate) destination: [u32; 4],
 }
@@ -61,16 +61,16 @@ pub(crate) struct Ip6 {
 /// `struct tcphdr`.
 #[derive(Clone, Copy)]
 #[repr(C)]
-pub(crate) struct Tcp {
+pub(crate) struct TcpHeader {
     pub(crate) source: u16,
     pub(crate) destination: u16,
     pub(crate) seq: u32,
     pub(crate) ack: u32,
-    pub(crate) length: u8,
+    pub(crate) data_offset: u8,
     pub(crate) flags: u8,
     pub(crate) window: u16,
     pub(crate) check: u16,
-    pub(crate) urgent: u16,
+    pub(crate) urgent_pointer: u16,
 }
 
 /// Of which IP a packet is.
@@ -86,99 +86,99 @@ pub(crate) enum Family {
 pub(crate) struct Segment {
     pub(crate) tuple: Tuple,
     /// What is translated: as it stands in the packet, but for a challenge and for marks of congestion.
-    pub(crate) tcp: Tcp,
+    pub(crate) tcp: TcpHeader,
     pub(crate) family: Family,
     /// Where its TCP header begins.
-    pub(crate) at: u32,
+    pub(crate) tcp_offset: u32,
     /// Hops that it may still take.
     pub(crate) ttl: u32,
     /// The IP header's type of service, or traffic class.
-    pub(crate) service: u32,
+    pub(crate) traffic_class: u32,
     /// Bytes of options, 40 at most.
-    pub(crate) options: u32,
+    pub(crate) options_len: u32,
     /// Bytes of data.
-    pub(crate) payload: u32,
+    pub(crate) payload_len: u32,
     /// Whether it can be translated; 0 is no.
-    pub(crate) is_whole: u32,
+    pub(crate) is_translatable: u32,
 }
 
 impl Segment {
     /// `None` is something else. Nothing but TCP directly behind IP behind Ethernet is ours.
     #[inline(always)]
-    pub(crate) fn read(&mut self, ctx: &impl Frame) -> Option<()> {
+    pub(crate) fn parse(&mut self, ctx: &impl Frame) -> Option<()> {
         let family = family(ctx)?;
-        let bytes = match family {
-            Family::V4 => self.read_ip4(ctx)?,
-            Family::V6 => self.read_ip6(ctx)?,
+        let ip_payload_len = match family {
+            Family::V4 => self.parse_ipv4(ctx)?,
+            Family::V6 => self.parse_ipv6(ctx)?,
         };
         self.family = family;
         self.tuple.source_port = u16::from_be(self.tcp.source);
         self.tuple.destination_port = u16::from_be(self.tcp.destination);
-        let header = u32::from(self.tcp.length >> 4) * 4;
-        if header < TCP || bytes < header {
-            self.is_whole = 0;
+        let tcp_header_len = u32::from(self.tcp.data_offset >> 4) * 4;
+        if tcp_header_len < TCP_HLEN || ip_payload_len < tcp_header_len {
+            self.is_translatable = 0;
             return Some(());
         }
-        (self.options, self.payload) = (header - TCP, bytes - header);
+        (self.options_len, self.payload_len) = (tcp_header_len - TCP_HLEN, ip_payload_len - tcp_header_len);
         Some(())
     }
 
     /// How many bytes are behind the IP header.
     #[inline(always)]
-    fn read_ip4(&mut self, ctx: &impl Frame) -> Option<u32> {
+    fn parse_ipv4(&mut self, ctx: &impl Frame) -> Option<u32> {
         // Nothing that is TCP is shorter.
-        let front = ctx.reach(TCP4 + TCP)?;
-        let ip: Ip4 = front.get(ETHERNET);
+        let linear = ctx.pull_linear(TCP_OFFSET_V4 + TCP_HLEN)?;
+        let ip: Ipv4Header = linear.get(ETH_HLEN);
         // The first fragment too has ports to be known by.
-        let fragment = u16::from_be(ip.fragment) & 0x3fff;
+        let fragment = u16::from_be(ip.frag_off) & 0x3fff;
         if ip.protocol != IPPROTO_TCP || fragment & 0x1fff != 0 {
             return None;
         }
-        let header = u32::from(ip.version_length & 0xf) * 4;
-        self.at = ETHERNET + header;
-        self.tcp = if self.at == TCP4 { front.get(TCP4) } else { ctx.load(self.at)? };
-        map(&mut self.tuple.source, ip.source);
-        map(&mut self.tuple.destination, ip.destination);
-        (self.ttl, self.service) = (ip.ttl.into(), ip.service.into());
-        self.is_whole = u32::from(fragment == 0 && header == 20);
-        let total = match u32::from(u16::from_be(ip.total)) {
+        let ip_header_len = u32::from(ip.version_ihl & 0xf) * 4;
+        self.tcp_offset = ETH_HLEN + ip_header_len;
+        self.tcp = if self.tcp_offset == TCP_OFFSET_V4 { linear.get(TCP_OFFSET_V4) } else { ctx.load(self.tcp_offset)? };
+        store_v4_mapped(&mut self.tuple.source, ip.source);
+        store_v4_mapped(&mut self.tuple.destination, ip.destination);
+        (self.ttl, self.traffic_class) = (ip.ttl.into(), ip.tos.into());
+        self.is_translatable = u32::from(fragment == 0 && ip_header_len == 20);
+        let total_len = match u32::from(u16::from_be(ip.total_len)) {
             // More than 64 KiB (BIG TCP): then nothing is behind it.
-            0 => ctx.length().wrapping_sub(ETHERNET),
-            total => total,
+            0 => ctx.length().wrapping_sub(ETH_HLEN),
+            total_len => total_len,
         };
-        Some(total.wrapping_sub(header))
+        Some(total_len.wrapping_sub(ip_header_len))
     }
 
     #[inline(always)]
-    fn read_ip6(&mut self, ctx: &impl Frame) -> Option<u32> {
-        let front = ctx.reach(TCP6 + TCP)?;
-        let ip: Ip6 = front.get(ETHERNET);
-        if ip.next != IPPROTO_TCP {
+    fn parse_ipv6(&mut self, ctx: &impl Frame) -> Option<u32> {
+        let linear = ctx.pull_linear(TCP_OFFSET_V6 + TCP_HLEN)?;
+        let ip: Ipv6Header = linear.get(ETH_HLEN);
+        if ip.next_header != IPPROTO_TCP {
             return None;
         }
-        self.at = TCP6;
-        self.tcp = front.get(TCP6);
-        put(&mut self.tuple.source, ip.source);
-        put(&mut self.tuple.destination, ip.destination);
-        (self.ttl, self.service) = (ip.hops.into(), u32::from_be(ip.flow) >> 20 & 0xff);
-        self.is_whole = 1;
-        match u32::from(u16::from_be(ip.payload)) {
-            0 => Some(ctx.length().wrapping_sub(self.at)),
+        self.tcp_offset = TCP_OFFSET_V6;
+        self.tcp = linear.get(TCP_OFFSET_V6);
+        store_addr(&mut self.tuple.source, ip.source);
+        store_addr(&mut self.tuple.destination, ip.destination);
+        (self.ttl, self.traffic_class) = (ip.hop_limit.into(), u32::from_be(ip.version_tc_flow) >> 20 & 0xff);
+        self.is_translatable = 1;
+        match u32::from(u16::from_be(ip.payload_len)) {
+            0 => Some(ctx.length().wrapping_sub(self.tcp_offset)),
             payload => Some(payload),
         }
     }
 
     /// Makes it one that arrives, of one that leaves.
     #[inline(always)]
-    pub(crate) fn reverse(&mut self) {
+    pub(crate) fn swap_ends(&mut self) {
         let Tuple { source, destination, source_port, destination_port } = &mut self.tuple;
-        let [from, to] = [words(source), words(destination)];
-        put(source, to);
-        put(destination, from);
+        let [from, to] = [addr_words(source), addr_words(destination)];
+        store_addr(source, to);
+        store_addr(destination, from);
         core::mem::swap(source_port, destination_port);
     }
 
-    pub(crate) fn has(&self, flags: u8) -> bool {
+    pub(crate) fn has_flags(&self, flags: u8) -> bool {
         self.tcp.flags & flags == flags
     }
 
@@ -191,9 +191,9 @@ impl Segment {
     }
 
     /// Behind the last number that it takes.
-    pub(crate) fn end(&self) -> u32 {
-        let ends = u32::from(self.has(FIN)) + u32::from(self.has(SYN));
-        self.seq().wrapping_add(self.payload).wrapping_add(ends)
+    pub(crate) fn seq_end(&self) -> u32 {
+        let control_len = u32::from(self.has_flags(FIN)) + u32::from(self.has_flags(SYN));
+        self.seq().wrapping_add(self.payload_len).wrapping_add(control_len)
     }
 }
 
@@ -209,25 +209,25 @@ pub(crate) fn family(ctx: &impl Frame) -> Option<Family> {
 
 /// Writes an address of IPv4 as one of IPv6.
 #[inline(always)]
-pub(crate) fn map(address: &mut [u8; 16], v4: u32) {
-    put(address, [0, 0, 0xffff_u32.to_be(), v4]);
+pub(crate) fn store_v4_mapped(addr: &mut [u8; 16], v4: u32) {
+    store_addr(addr, [0, 0, 0xffff_u32.to_be(), v4]);
 }
 
 #[inline(always)]
-pub(crate) fn put(address: &mut [u8; 16], words: [u32; 4]) {
+pub(crate) fn store_addr(addr: &mut [u8; 16], words: [u32; 4]) {
     // SAFETY: addresses of a tuple are aligned for that.
-    unsafe { ptr::from_mut(address).cast::<[u32; 4]>().write(words) };
+    unsafe { ptr::from_mut(addr).cast::<[u32; 4]>().write(words) };
 }
 
 /// The words of an address in a tuple, as they stand.
 #[inline(always)]
-pub(crate) fn words(address: &[u8; 16]) -> [u32; 4] {
+pub(crate) fn addr_words(addr: &[u8; 16]) -> [u32; 4] {
     // SAFETY: addresses of a tuple are aligned for that.
-    unsafe { ptr::from_ref(address).cast::<[u32; 4]>().read() }
+    unsafe { ptr::from_ref(addr).cast::<[u32; 4]>().read() }
 }
 
 /// The word of an address that matters of IPv4.
 #[inline(always)]
-pub(crate) fn unmapped(address: &[u8; 16]) -> u32 {
-    words(address)[3]
+pub(crate) fn from_v4_mapped(addr: &[u8; 16]) -> u32 {
+    addr_words(addr)[3]
 }

@@ -6,77 +6,77 @@ use aya_ebpf::programs::TcContext;
 use snisplit_common::abi::Direction;
 use snisplit_common::abi::packet::{PacketCounter, Translation, Tuple};
 
-use crate::cas;
-use crate::forward::send;
+use crate::state;
+use crate::route::redirect;
 use crate::frame::Frame;
-use crate::headers::{ETHERNET, Family, Ip4, Ip6, Segment, Tcp, family, map, put, unmapped, words};
-use crate::legs::find;
+use crate::headers::{ETH_HLEN, Family, Ipv4Header, Ipv6Header, Segment, TcpHeader, family, store_v4_mapped, store_addr, from_v4_mapped, addr_words};
+use crate::lookup::find_flow;
 use crate::maps::count;
-use crate::options::FAILED;
-use crate::sum::Change;
+use crate::options::REWRITE_FAILED;
+use crate::checksum::ChecksumDiff;
 use crate::track::is_within;
-use crate::translate::Network as _;
-use crate::work::Work;
+use crate::translate::IpHeader as _;
+use crate::scratch::Scratch;
 
 const IPPROTO_ICMP: u8 = 1;
 const IPPROTO_TCP: u8 = 6;
 const IPPROTO_ICMPV6: u8 = 58;
 /// Of ICMP: a destination cannot be reached, or not with packets of that size.
-const UNREACHABLE: u8 = 3;
+const ICMP_DEST_UNREACH: u8 = 3;
 /// Of ICMPv6 likewise.
-const UNREACHABLE6: u8 = 1;
-const TOO_BIG6: u8 = 2;
+const ICMPV6_DEST_UNREACH: u8 = 1;
+const ICMPV6_PKT_TOOBIG: u8 = 2;
 /// Bytes in front of what is quoted.
-const ICMP: u32 = 8;
+const ICMP_HLEN: u32 = 8;
 /// Where the checksum is in them.
-const CHECK: u32 = 2;
+const ICMP_CHECK_OFFSET: u32 = 2;
 
 /// The first bytes of a TCP header: as much is quoted by everybody (RFC 792).
 #[repr(C)]
-struct Ports {
+struct QuotedTcp {
     source: u16,
     destination: u16,
     seq: u32,
 }
 
 /// Where what is quoted begins, and the TCP header in that.
-const QUOTED4: u32 = ETHERNET + 20 + ICMP;
-const TCP4: u32 = QUOTED4 + 20;
-const QUOTED6: u32 = ETHERNET + 40 + ICMP;
-const TCP6: u32 = QUOTED6 + 40;
+const QUOTED_OFFSET_V4: u32 = ETH_HLEN + 20 + ICMP_HLEN;
+const QUOTED_TCP_OFFSET_V4: u32 = QUOTED_OFFSET_V4 + 20;
+const QUOTED_OFFSET_V6: u32 = ETH_HLEN + 40 + ICMP_HLEN;
+const QUOTED_TCP_OFFSET_V6: u32 = QUOTED_OFFSET_V6 + 40;
 
 /// What becomes of a packet that is no TCP segment.
 #[inline(never)]
-pub(crate) fn forward(ctx: &TcContext, work: &mut Work) -> i32 {
-    translate(ctx, work).unwrap_or(crate::NEXT)
+pub(crate) fn forward_error(ctx: &TcContext, scratch: &mut Scratch) -> i32 {
+    translate_error(ctx, scratch).unwrap_or(crate::TCX_NEXT)
 }
 
 /// `None`: it is not one of ours.
 #[inline(always)]
-fn translate(ctx: &TcContext, work: &mut Work) -> Option<i32> {
-    let Work { segment: about, ways, .. } = work;
+fn translate_error(ctx: &TcContext, scratch: &mut Scratch) -> Option<i32> {
+    let Scratch { segment: quoted, route_cache, .. } = scratch;
     let family = family(ctx)?;
     let (is_error, tcp) = match family {
-        Family::V4 => (read4(ctx, about), TCP4),
-        Family::V6 => (read6(ctx, about), TCP6),
+        Family::V4 => (parse_icmpv4(ctx, quoted), QUOTED_TCP_OFFSET_V4),
+        Family::V6 => (parse_icmpv6(ctx, quoted), QUOTED_TCP_OFFSET_V6),
     };
     if !is_error {
         return None;
     }
-    about.family = family;
-    about.at = tcp;
-    about.tcp = ctx.load(tcp as usize).or_else(|_| short(ctx, tcp)).ok()?;
+    quoted.family = family;
+    quoted.tcp_offset = tcp;
+    quoted.tcp = ctx.load(tcp as usize).or_else(|_| read_quoted_tcp(ctx, tcp)).ok()?;
     // It left for a peer: the tuple is the one by which that peer's packets arrive.
-    about.tuple.source_port = u16::from_be(about.tcp.destination);
-    about.tuple.destination_port = u16::from_be(about.tcp.source);
-    let (direction, splice) = find(&about.tuple)?;
-    if !cas::state(splice).is_translated() {
+    quoted.tuple.source_port = u16::from_be(quoted.tcp.destination);
+    quoted.tuple.destination_port = u16::from_be(quoted.tcp.source);
+    let (direction, flow) = find_flow(&quoted.tuple)?;
+    if !state::load(flow).is_translated() {
         return None;
     }
     // SAFETY: the entry lives until this program ends.
-    let entry = unsafe { &*splice };
+    let entry = unsafe { &*flow };
     // What goes to the one peer comes from the other.
-    let (way, sender, by, to) = match direction {
+    let (translation, sender, sender_state, receiver_state) = match direction {
         Direction::Up => {
             (&entry.to_client, &entry.backend_tuple, &entry.backend_state, &entry.client_state)
         }
@@ -84,142 +84,142 @@ fn translate(ctx: &TcContext, work: &mut Work) -> Option<i32> {
             (&entry.to_backend, &entry.client_tuple, &entry.client_state, &entry.backend_state)
         }
     };
-    let seq = about.seq().wrapping_sub(way.seq_delta);
-    if !is_within(seq, to.acked_seq, by.snd_nxt) {
+    let seq = quoted.seq().wrapping_sub(translation.seq_delta);
+    if !is_within(seq, receiver_state.acked_seq, sender_state.snd_nxt) {
         // RFC 5927 §4.1: of nothing that is on its way.
         return None;
     }
-    let out = ways.to(ctx, family, sender)?;
-    let is_done = Frame::store(ctx, 0, &out.ethernet).is_some() && rewrite(ctx, about, way, sender);
-    count(if is_done { PacketCounter::IcmpForwarded } else { PacketCounter::Malformed });
-    Some(if is_done { send(out) } else { crate::DROP })
+    let next_hop = route_cache.get(ctx, family, sender)?;
+    let is_rewritten = Frame::store(ctx, 0, &next_hop.eth_addrs).is_some() && rewrite_error(ctx, quoted, translation, sender);
+    count(if is_rewritten { PacketCounter::IcmpForwarded } else { PacketCounter::Malformed });
+    Some(if is_rewritten { redirect(next_hop) } else { crate::TC_ACT_SHOT })
 }
 
 /// A quote may have no more of the TCP header than this (RFC 792).
 #[inline(always)]
-fn short(ctx: &TcContext, tcp: u32) -> Result<Tcp, i64> {
-    let Ports { source, destination, seq } = ctx.load(tcp as usize)?;
-    let rest = Tcp {
+fn read_quoted_tcp(ctx: &TcContext, tcp: u32) -> Result<TcpHeader, i64> {
+    let QuotedTcp { source, destination, seq } = ctx.load(tcp as usize)?;
+    let header = TcpHeader {
         source,
         destination,
         seq,
         ack: 0,
-        length: 0,
+        data_offset: 0,
         flags: 0,
         window: 0,
         check: 0,
-        urgent: 0,
+        urgent_pointer: 0,
     };
-    Ok(rest)
+    Ok(header)
 }
 
 /// Whether it is an error about a TCP packet, and whose.
 #[inline(never)]
-fn read4(ctx: &TcContext, about: &mut Segment) -> bool {
-    let Ok(outer) = ctx.load::<Ip4>(ETHERNET as usize) else { return false };
-    let Ok(kind) = ctx.load::<u8>((ETHERNET + 20) as usize) else { return false };
-    if outer.protocol != IPPROTO_ICMP || outer.version_length != 0x45 || kind != UNREACHABLE {
+fn parse_icmpv4(ctx: &TcContext, quoted: &mut Segment) -> bool {
+    let Ok(outer) = ctx.load::<Ipv4Header>(ETH_HLEN as usize) else { return false };
+    let Ok(kind) = ctx.load::<u8>((ETH_HLEN + 20) as usize) else { return false };
+    if outer.protocol != IPPROTO_ICMP || outer.version_ihl != 0x45 || kind != ICMP_DEST_UNREACH {
         return false;
     }
-    let Ok(inner) = ctx.load::<Ip4>(QUOTED4 as usize) else { return false };
-    map(&mut about.tuple.source, inner.destination);
-    map(&mut about.tuple.destination, inner.source);
-    inner.protocol == IPPROTO_TCP && inner.version_length == 0x45 && outer.ttl > 1
+    let Ok(inner) = ctx.load::<Ipv4Header>(QUOTED_OFFSET_V4 as usize) else { return false };
+    store_v4_mapped(&mut quoted.tuple.source, inner.destination);
+    store_v4_mapped(&mut quoted.tuple.destination, inner.source);
+    inner.protocol == IPPROTO_TCP && inner.version_ihl == 0x45 && outer.ttl > 1
 }
 
 #[inline(never)]
-fn read6(ctx: &TcContext, about: &mut Segment) -> bool {
-    let Ok(outer) = ctx.load::<Ip6>(ETHERNET as usize) else { return false };
-    let Ok(kind) = ctx.load::<u8>((ETHERNET + 40) as usize) else { return false };
-    if outer.next != IPPROTO_ICMPV6 || !(kind == UNREACHABLE6 || kind == TOO_BIG6) {
+fn parse_icmpv6(ctx: &TcContext, quoted: &mut Segment) -> bool {
+    let Ok(outer) = ctx.load::<Ipv6Header>(ETH_HLEN as usize) else { return false };
+    let Ok(kind) = ctx.load::<u8>((ETH_HLEN + 40) as usize) else { return false };
+    if outer.next_header != IPPROTO_ICMPV6 || !(kind == ICMPV6_DEST_UNREACH || kind == ICMPV6_PKT_TOOBIG) {
         return false;
     }
-    let Ok(inner) = ctx.load::<Ip6>(QUOTED6 as usize) else { return false };
-    put(&mut about.tuple.source, inner.destination);
-    put(&mut about.tuple.destination, inner.source);
-    inner.next == IPPROTO_TCP && outer.hops > 1
+    let Ok(inner) = ctx.load::<Ipv6Header>(QUOTED_OFFSET_V6 as usize) else { return false };
+    store_addr(&mut quoted.tuple.source, inner.destination);
+    store_addr(&mut quoted.tuple.destination, inner.source);
+    inner.next_header == IPPROTO_TCP && outer.hop_limit > 1
 }
 
 /// The quote becomes what `sender` has sent, and the error goes to it, from us.
 #[inline(always)]
-fn rewrite(ctx: &TcContext, about: &Segment, way: &Translation, sender: &Tuple) -> bool {
-    let old = &about.tcp;
-    let new = Ports {
+fn rewrite_error(ctx: &TcContext, quoted: &Segment, translation: &Translation, sender: &Tuple) -> bool {
+    let old = &quoted.tcp;
+    let new = QuotedTcp {
         source: sender.source_port.to_be(),
         destination: sender.destination_port.to_be(),
-        seq: about.seq().wrapping_sub(way.seq_delta).to_be(),
+        seq: quoted.seq().wrapping_sub(translation.seq_delta).to_be(),
     };
-    let mut change = Change::default();
-    change.half(old.source, new.source);
-    change.half(old.destination, new.destination);
-    change.word(old.seq, new.seq);
-    let is_stored = ctx.store(about.at as usize, &new, 0).is_ok();
+    let mut change = ChecksumDiff::default();
+    change.add_u16(old.source, new.source);
+    change.add_u16(old.destination, new.destination);
+    change.add_u32(old.seq, new.seq);
+    let is_stored = ctx.store(quoted.tcp_offset as usize, &new, 0).is_ok();
     is_stored
-        && match about.family {
-            Family::V4 => outer4(ctx, about, sender, change.folded()),
-            Family::V6 => outer6(ctx, about, sender, change.folded()),
+        && match quoted.family {
+            Family::V4 => rewrite_ipv4(ctx, quoted, sender, change.fold32()),
+            Family::V6 => rewrite_ipv6(ctx, quoted, sender, change.fold32()),
         }
 }
 
 #[inline(never)]
-fn outer4(ctx: &TcContext, about: &Segment, sender: &Tuple, change: u64) -> bool {
+fn rewrite_ipv4(ctx: &TcContext, quoted: &Segment, sender: &Tuple, change: u64) -> bool {
     // The quoted header: its own sum takes up what changes in it.
-    let new = [unmapped(&sender.source), unmapped(&sender.destination)];
-    let mut inner = Change::default();
-    inner.word(unmapped(&about.tuple.destination), new[0]);
-    inner.word(unmapped(&about.tuple.source), new[1]);
-    let check = (ETHERNET + 20 + CHECK) as usize;
-    let is_quoted = ctx.store((QUOTED4 + 12) as usize, &new, 0).is_ok()
-        && ctx.l3_csum_replace((QUOTED4 + 10) as usize, 0, inner.folded(), 0).is_ok()
+    let new = [from_v4_mapped(&sender.source), from_v4_mapped(&sender.destination)];
+    let mut inner = ChecksumDiff::default();
+    inner.add_u32(from_v4_mapped(&quoted.tuple.destination), new[0]);
+    inner.add_u32(from_v4_mapped(&quoted.tuple.source), new[1]);
+    let check = (ETH_HLEN + 20 + ICMP_CHECK_OFFSET) as usize;
+    let is_quoted = ctx.store((QUOTED_OFFSET_V4 + 12) as usize, &new, 0).is_ok()
+        && ctx.l3_csum_replace((QUOTED_OFFSET_V4 + 10) as usize, 0, inner.fold32(), 0).is_ok()
         && ctx.l4_csum_replace(check, 0, change, 0).is_ok();
-    let Some(mut outer) = ctx.reach(QUOTED4) else { return false };
-    let addresses = Ip4::addresses(&outer, sender);
-    Ip4::translate(&mut outer, sender, false, addresses);
+    let Some(mut outer) = ctx.pull_linear(QUOTED_OFFSET_V4) else { return false };
+    let addresses = Ipv4Header::address_diff(&outer, sender);
+    Ipv4Header::translate(&mut outer, sender, false, addresses);
     is_quoted
 }
 
 #[inline(never)]
-fn outer6(ctx: &TcContext, about: &Segment, sender: &Tuple, ports: u64) -> bool {
-    let mut change = Change::of(ports);
-    let inner = &about.tuple;
-    let is_quoted = replace(ctx, QUOTED6 + 8, (&inner.destination, &sender.source), &mut change)
-        && replace(ctx, QUOTED6 + 24, (&inner.source, &sender.destination), &mut change);
-    let Some(mut outer) = ctx.reach(QUOTED6) else { return false };
-    let addresses = Ip6::addresses(&outer, sender);
-    let change_of_all = Ip6::translate(&mut outer, sender, false, addresses);
-    let check = (ETHERNET + 40 + CHECK) as usize;
+fn rewrite_ipv6(ctx: &TcContext, quoted: &Segment, sender: &Tuple, ports: u64) -> bool {
+    let mut change = ChecksumDiff::from_folded(ports);
+    let inner = &quoted.tuple;
+    let is_quoted = replace_addr(ctx, QUOTED_OFFSET_V6 + 8, (&inner.destination, &sender.source), &mut change)
+        && replace_addr(ctx, QUOTED_OFFSET_V6 + 24, (&inner.source, &sender.destination), &mut change);
+    let Some(mut outer) = ctx.pull_linear(QUOTED_OFFSET_V6) else { return false };
+    let addresses = Ipv6Header::address_diff(&outer, sender);
+    let packet_diff = Ipv6Header::translate(&mut outer, sender, false, addresses);
+    let check = (ETH_HLEN + 40 + ICMP_CHECK_OFFSET) as usize;
     let pseudo = u64::from(BPF_F_PSEUDO_HDR);
-    if let Some(change) = change_of_all {
-        ctx.sum_up(change);
+    if let Some(change) = packet_diff {
+        ctx.csum_update(change);
     }
     is_quoted
-        && ctx.l4_csum_replace(check, 0, addresses.folded(), pseudo).is_ok()
-        && ctx.l4_csum_replace(check, 0, change.folded(), 0).is_ok()
+        && ctx.l4_csum_replace(check, 0, addresses.fold32(), pseudo).is_ok()
+        && ctx.l4_csum_replace(check, 0, change.fold32(), 0).is_ok()
 }
 
 /// Writes an address of IPv6 at this place.
 #[inline(always)]
-fn replace(
+fn replace_addr(
     ctx: &TcContext,
     at: u32,
     (old, new): (&[u8; 16], &[u8; 16]),
-    change: &mut Change,
+    change: &mut ChecksumDiff,
 ) -> bool {
-    let sum = store(ctx, at, old, new);
-    change.add(sum);
-    sum != FAILED
+    let sum = store_addr_diff(ctx, at, old, new);
+    change.add_folded(sum);
+    sum != REWRITE_FAILED
 }
 
 /// Not inlined: all of it at once is too much for the stack.
 #[inline(never)]
-fn store(ctx: &TcContext, at: u32, old: &[u8; 16], new: &[u8; 16]) -> u64 {
+fn store_addr_diff(ctx: &TcContext, at: u32, old: &[u8; 16], new: &[u8; 16]) -> u64 {
     if ctx.store(at as usize, new, 0).is_err() {
-        return FAILED;
+        return REWRITE_FAILED;
     }
-    let (old, new) = (words(old), words(new));
-    let mut change = Change::default();
+    let (old, new) = (addr_words(old), addr_words(new));
+    let mut change = ChecksumDiff::default();
     for word in 0..4 {
-        change.word(old[word], new[word]);
+        change.add_u32(old[word], new[word]);
     }
-    change.folded()
+    change.fold32()
 }

@@ -3,8 +3,8 @@
 //! `sni_in` sees what arrives. A flow that is armed still belongs to two sockets; when its back end
 //! answers, they are looked at, and if they hold nothing any more, packets of the flow are translated
 //! from one leg to the other from then on. `sni_out` sees what this host sends, and gags those two
-//! sockets. `sni_early` does what `sni_in` does with the packets of a flow that is taken over, in the driver
-//! (XDP). `sni_settle` lets user space decide that a flow stays with its sockets.
+//! sockets. `sni_xdp` does what `sni_in` does with the packets of a flow that is taken over, in the driver
+//! (XDP). `sni_ctl` lets user space decide that a flow stays with its sockets.
 
 #![no_std]
 #![no_main]
@@ -17,46 +17,46 @@ use snisplit_common::abi::packet::{
     ControlCommand, FallbackReason, FlowEntry, FlowState, PacketCounter, Tuple,
 };
 
-mod cas;
-mod early;
-mod forward;
+mod state;
+mod xdp;
+mod route;
 mod frame;
 mod headers;
 mod icmp;
-mod legs;
+mod lookup;
 mod maps;
-mod offer;
+mod syn_clamp;
 mod options;
 mod sockets;
-mod stamps;
-mod sum;
-mod switch;
+mod tcp_timestamps;
+mod checksum;
+mod takeover;
 mod track;
 mod translate;
-mod work;
+mod scratch;
 
 use headers::{ACK, FIN, RST, SYN};
-use legs::{find, number};
-use maps::{SPLICES, TUPLES, count, tell};
-use work::Work;
+use lookup::{find_flow, flow_id};
+use maps::{FLOWS, TUPLES, count, emit_state};
+use scratch::Scratch;
 
 /// `TCX_NEXT`, and TC_ACT_UNSPEC of older hooks: it is not ours.
-const NEXT: i32 = -1;
+const TCX_NEXT: i32 = -1;
 /// `TC_ACT_SHOT`.
-const DROP: i32 = 2;
+const TC_ACT_SHOT: i32 = 2;
 
 #[classifier]
 fn sni_in(ctx: TcContext) -> i32 {
-    let Some(work) = Work::get() else { return NEXT };
-    if work.segment.read(&ctx).is_none() {
-        return icmp::forward(&ctx, work);
+    let Some(scratch) = Scratch::current_cpu() else { return TCX_NEXT };
+    if scratch.segment.parse(&ctx).is_none() {
+        return icmp::forward_error(&ctx, scratch);
     }
-    let Some((direction, splice)) = work.legs.find(&work.segment.tuple) else { return NEXT };
-    let is_ours = match cas::state(splice) {
-        FlowState::Pending => armed(&ctx, work, direction, splice),
+    let Some((direction, flow)) = scratch.tuple_cache.find_flow(&scratch.segment.tuple) else { return TCX_NEXT };
+    let is_offloaded = match state::load(flow) {
+        FlowState::Pending => try_take_over(&ctx, scratch, direction, flow),
         FlowState::TakingOver => {
             count(PacketCounter::DroppedInTakeover);
-            return DROP;
+            return TC_ACT_SHOT;
         }
         FlowState::Fallback => false,
         FlowState::Offloaded
@@ -64,7 +64,7 @@ fn sni_in(ctx: TcContext) -> i32 {
         | FlowState::ClientReset
         | FlowState::BackendReset => true,
     };
-    if is_ours { forward(&ctx, work, direction, splice) } else { NEXT }
+    if is_offloaded { forward_segment(&ctx, scratch, direction, flow) } else { TCX_NEXT }
 }
 
 #[classifier]
@@ -72,34 +72,34 @@ fn sni_out(ctx: TcContext) -> i32 {
     // SAFETY: the context that the kernel gave us.
     if unsafe { (*ctx.skb.skb).ingress_ifindex } != 0 {
         // Sent on, perhaps by us.
-        return NEXT;
+        return TCX_NEXT;
     }
-    let Some(Work { segment, .. }) = Work::get() else { return NEXT };
-    if segment.read(&ctx).is_none() {
-        return NEXT;
+    let Some(Scratch { segment, .. }) = Scratch::current_cpu() else { return TCX_NEXT };
+    if segment.parse(&ctx).is_none() {
+        return TCX_NEXT;
     }
-    segment.reverse();
+    segment.swap_ends();
     if segment.tcp.flags & (SYN | ACK) == SYN {
-        begin_anew(&segment.tuple);
-        offer::restrain(&ctx, segment);
-        return NEXT;
+        evict_closed(&segment.tuple);
+        syn_clamp::clamp_syn(&ctx, segment);
+        return TCX_NEXT;
     }
-    let Some((_, splice)) = find(&segment.tuple) else { return NEXT };
-    if cas::state(splice) == FlowState::Pending {
-        if segment.has(FIN) || segment.has(RST) {
-            settle(splice, FallbackReason::FlowEnded);
+    let Some((_, flow)) = find_flow(&segment.tuple) else { return TCX_NEXT };
+    if state::load(flow) == FlowState::Pending {
+        if segment.has_flags(FIN) || segment.has_flags(RST) {
+            fall_back(flow, FallbackReason::FlowEnded);
         }
         // A barrier: what a socket has received is seen by the CPU that switches, or the switch is seen
         // here.
-        if cas::swap(splice, FlowState::Pending, FlowState::Pending) {
-            return NEXT;
+        if state::compare_exchange(flow, FlowState::Pending, FlowState::Pending) {
+            return TCX_NEXT;
         }
     }
-    match cas::state(splice) {
-        FlowState::Fallback => NEXT,
+    match state::load(flow) {
+        FlowState::Fallback => TCX_NEXT,
         _ => {
             count(PacketCounter::Suppressed);
-            DROP
+            TC_ACT_SHOT
         }
     }
 }
@@ -107,95 +107,95 @@ fn sni_out(ctx: TcContext) -> i32 {
 /// Its packet is the slot of a flow and what is wanted of it, behind room for an Ethernet header. The
 /// answer is the state that the flow is in.
 #[classifier]
-fn sni_settle(ctx: TcContext) -> i32 {
-    let at = headers::ETHERNET as usize;
-    let Ok(slot) = ctx.load::<u64>(at) else { return NEXT };
-    let Ok(wish) = ctx.load::<u64>(at + size_of::<u64>()) else { return NEXT };
-    let Some(splice) = SPLICES.get_ptr_mut(slot as u32) else { return NEXT };
-    if wish == ControlCommand::Release as u64 {
-        cas::swap(splice, FlowState::Pending, FlowState::Fallback);
-        cas::swap(splice, FlowState::Offloaded, FlowState::Fallback);
+fn sni_ctl(ctx: TcContext) -> i32 {
+    let offset = headers::ETH_HLEN as usize;
+    let Ok(slot) = ctx.load::<u64>(offset) else { return TCX_NEXT };
+    let Ok(command) = ctx.load::<u64>(offset + size_of::<u64>()) else { return TCX_NEXT };
+    let Some(flow) = FLOWS.get_ptr_mut(slot as u32) else { return TCX_NEXT };
+    if command == ControlCommand::Release as u64 {
+        state::compare_exchange(flow, FlowState::Pending, FlowState::Fallback);
+        state::compare_exchange(flow, FlowState::Offloaded, FlowState::Fallback);
     } else {
-        settle(splice, FallbackReason::Requested);
+        fall_back(flow, FallbackReason::Requested);
     }
-    cas::state(splice) as i32
+    state::load(flow) as i32
 }
 
 /// Leaves a flow to its sockets, if nobody has decided yet.
-fn settle(splice: *mut FlowEntry, why: FallbackReason) {
-    if cas::swap(splice, FlowState::Pending, FlowState::Fallback) {
+fn fall_back(flow: *mut FlowEntry, reason: FallbackReason) {
+    if state::compare_exchange(flow, FlowState::Pending, FlowState::Fallback) {
         // SAFETY: the entry lives until this program ends, and who has decided says why.
-        unsafe { (*splice).fallback_reason = why };
-        tell(number(splice), FlowState::Fallback);
+        unsafe { (*flow).fallback_reason = reason };
+        emit_state(flow_id(flow), FlowState::Fallback);
     }
 }
 
 /// What is left of a flow goes when another connection leaves by its port.
 #[inline(never)]
-fn begin_anew(tuple: &Tuple) {
-    let Some((_, splice)) = find(tuple) else { return };
-    if !cas::state(splice).is_terminal() {
+fn evict_closed(tuple: &Tuple) {
+    let Some((_, flow)) = find_flow(tuple) else { return };
+    if !state::load(flow).is_terminal() {
         return;
     }
     // SAFETY: the entry lives until this program ends, and its tuples do not change.
-    let FlowEntry { client_tuple: client, id: number, .. } = unsafe { &*splice };
+    let FlowEntry { client_tuple, id, .. } = unsafe { &*flow };
     // SAFETY: written by user space before the flow begins, and not changed.
-    if unsafe { TUPLES.get(client) }.is_some_and(|other| other.flow_id == *number) {
-        let _gone_already = TUPLES.remove(client);
+    if unsafe { TUPLES.get(client_tuple) }.is_some_and(|other| other.flow_id == *id) {
+        let _gone_already = TUPLES.remove(client_tuple);
     }
     let _gone_already = TUPLES.remove(tuple);
-    tell(*number, FlowState::Pending);
+    emit_state(*id, FlowState::Pending);
 }
 
 /// Whether the kernel has the flow now.
 #[inline(always)]
-fn armed(ctx: &TcContext, work: &mut Work, direction: Direction, splice: *mut FlowEntry) -> bool {
-    let segment = &work.segment;
-    if segment.has(RST) || segment.has(FIN) {
-        settle(splice, FallbackReason::FlowEnded);
+fn try_take_over(ctx: &TcContext, scratch: &mut Scratch, direction: Direction, flow: *mut FlowEntry) -> bool {
+    let segment = &scratch.segment;
+    if segment.has_flags(RST) || segment.has_flags(FIN) {
+        fall_back(flow, FallbackReason::FlowEnded);
         return false;
     }
     direction == Direction::Down
-        && segment.is_whole != 0
-        && segment.payload > 0
-        && switch::switch(ctx, work, splice)
+        && segment.is_translatable != 0
+        && segment.payload_len > 0
+        && takeover::take_over(ctx, scratch, flow)
 }
 
 /// Sends a segment on to the other peer.
 #[inline(always)]
-fn forward(ctx: &TcContext, work: &mut Work, direction: Direction, splice: *mut FlowEntry) -> i32 {
-    let Work { segment, ways, .. } = work;
-    if segment.is_whole == 0 {
+fn forward_segment(ctx: &TcContext, scratch: &mut Scratch, direction: Direction, flow: *mut FlowEntry) -> i32 {
+    let Scratch { segment, route_cache, .. } = scratch;
+    if segment.is_translatable == 0 {
         count(PacketCounter::Malformed);
-        return DROP;
+        return TC_ACT_SHOT;
     }
     let is_new = segment.tcp.flags & (SYN | ACK) == SYN;
-    if is_new && cas::state(splice) != FlowState::Offloaded {
+    if is_new && state::load(flow) != FlowState::Offloaded {
         // The listener is to hear of it.
         let _gone_already = TUPLES.remove(&segment.tuple);
-        return NEXT;
+        return TCX_NEXT;
     }
     // SAFETY: the entry lives until this program ends, and what is translated by does not change.
-    let (way, to) = unsafe { &*splice }.translation(direction);
-    if !translate::unmark(segment, way) {
-        return DROP;
+    let (translation, receiver) = unsafe { &*flow }.translation(direction);
+    if !translate::apply_ecn(segment, translation) {
+        return TC_ACT_SHOT;
     }
-    let route = ways.to(ctx, segment.family, to).filter(|_| segment.ttl > 1);
-    let Some(route) = route else {
+    let next_hop = route_cache.get(ctx, segment.family, receiver).filter(|_| segment.ttl > 1);
+    let Some(next_hop) = next_hop else {
         count(PacketCounter::Unroutable);
-        return DROP;
+        return TC_ACT_SHOT;
     };
     if is_new {
-        track::challenge(segment, direction, splice);
+        track::make_challenge_ack(segment, direction, flow);
     } else {
-        track::track(segment, direction, splice, route.now);
+        track::track_segment(segment, direction, flow, next_hop.now_ns);
     }
-    if !translate::translate(ctx, segment, way, to, route) {
+    if !translate::translate(ctx, segment, translation, receiver, next_hop) {
         count(PacketCounter::Malformed);
-        return DROP;
+        return TC_ACT_SHOT;
     }
     count(if is_new { PacketCounter::ChallengeAck } else { PacketCounter::Forwarded });
-    forward::send(route)
+    route::redirect(next_hop)
 }
 
 #[panic_handler]

@@ -18,7 +18,7 @@ static PACKET_ABI: Array<u32, 1> = Array::new();
 const MMAPABLE: usize = aya_ebpf::bindings::BPF_F_MMAPABLE as usize;
 
 #[btf_map(name = "packet_flows")]
-pub(crate) static SPLICES: Array<FlowEntry, MAX_PACKET_FLOWS, MMAPABLE> = Array::new();
+pub(crate) static FLOWS: Array<FlowEntry, MAX_PACKET_FLOWS, MMAPABLE> = Array::new();
 
 /// Never evicted: what is left without its entry would be answered with a reset.
 #[btf_map(name = "packet_tuples")]
@@ -26,17 +26,17 @@ pub(crate) static TUPLES: HashMap<Tuple, TupleEntry, MAX_TUPLES, NO_PREALLOC> = 
 
 /// For people; the programs do not look at it.
 #[btf_map(name = "packet_routes")]
-static ROUTES: HashMap<u32, RouteName, MAX_ROUTES, NO_PREALLOC> = HashMap::new();
+static ROUTE_NAMES: HashMap<u32, RouteName, MAX_ROUTES, NO_PREALLOC> = HashMap::new();
 
 #[btf_map(name = "packet_offers")]
-pub(crate) static OFFERS: HashMap<Tuple, u32, MAX_SYN_CLAMPS, NO_PREALLOC> = HashMap::new();
+pub(crate) static SYN_CLAMPS: HashMap<Tuple, u32, MAX_SYN_CLAMPS, NO_PREALLOC> = HashMap::new();
 
 /// From one process to another; the programs do not look at it.
 #[btf_map(name = "packet_cuts")]
-static CUTS: HashMap<u64, u32, MAX_RESET_REQUESTS, NO_PREALLOC> = HashMap::new();
+static RESET_REQUESTS: HashMap<u64, u32, MAX_RESET_REQUESTS, NO_PREALLOC> = HashMap::new();
 
 #[btf_map(name = "packet_links")]
-pub(crate) static LINKS: HashMap<u32, u32, MAX_INTERFACES, NO_PREALLOC> = HashMap::new();
+pub(crate) static INTERFACES: HashMap<u32, u32, MAX_INTERFACES, NO_PREALLOC> = HashMap::new();
 
 #[btf_map(name = "packet_events")]
 static EVENTS: RingBuf<FlowEvent, EVENT_RING_BYTES> = RingBuf::new();
@@ -46,20 +46,20 @@ static COUNTERS: PerCpuArray<u64, PACKET_COUNTER_COUNT> = PerCpuArray::new();
 
 /// Tells user space whose a flow is now.
 #[inline(always)]
-pub(crate) fn tell(splice: u64, state: FlowState) {
-    tell_all(FlowEvent { flow_id: splice, state, bytes_up: 0, bytes_down: 0 });
+pub(crate) fn emit_state(flow_id: u64, state: FlowState) {
+    emit(FlowEvent { flow_id, state, bytes_up: 0, bytes_down: 0 });
 }
 
 #[inline(always)]
-pub(crate) fn tell_all(told: FlowEvent) {
-    if EVENTS.output(told, 0).is_err() {
+pub(crate) fn emit(event: FlowEvent) {
+    if EVENTS.output(event, 0).is_err() {
         count(PacketCounter::EventLost);
     }
 }
 
 #[inline(always)]
-pub(crate) fn count(fate: PacketCounter) {
-    if let Some(slot) = COUNTERS.get_ptr_mut(fate as u32) {
+pub(crate) fn count(counter: PacketCounter) {
+    if let Some(slot) = COUNTERS.get_ptr_mut(counter as u32) {
         // SAFETY: the slot is this CPU's, and never goes; an interrupt in between may cost a count.
         unsafe { *slot += 1 };
     }

@@ -12,21 +12,21 @@ use snisplit_common::abi::packet::{
 };
 
 use crate::frame::Frame;
-use crate::headers::OPTIONS;
-use crate::stamps::Shift;
-use crate::sum::Change;
+use crate::headers::MAX_OPTIONS_LEN;
+use crate::tcp_timestamps::OptionDelta;
+use crate::checksum::ChecksumDiff;
 
-const END: u8 = 0;
-pub(crate) const NOP: u8 = 1;
-const MSS: u8 = 2;
-const SACK_PERMITTED: u8 = 4;
-const SACK: u8 = 5;
-pub(crate) const TIMESTAMPS: u8 = 8;
+const TCPOPT_EOL: u8 = 0;
+pub(crate) const TCPOPT_NOP: u8 = 1;
+const TCPOPT_MSS: u8 = 2;
+const TCPOPT_SACK_PERM: u8 = 4;
+const TCPOPT_SACK: u8 = 5;
+pub(crate) const TCPOPT_TIMESTAMP: u8 = 8;
 
 /// More options than fit.
-const MOST: u32 = OPTIONS;
+const MAX_OPTION_STEPS: u32 = MAX_OPTIONS_LEN;
 /// Edges of the blocks in a SACK option: four blocks fit.
-const EDGES: u32 = 8;
+const MAX_SACK_EDGES: u32 = 8;
 
 /// Options as they stand in a packet, and how far the walk over them has come. It is in a map because
 /// it is too much for the stack, and so that the verifier takes nothing in it for known: one look at one
@@ -34,172 +34,172 @@ const EDGES: u32 = 8;
 #[repr(C)]
 pub(crate) struct Options {
     /// With room for what is read behind their end.
-    pub(crate) bytes: [u8; OPTIONS as usize + 8],
-    pub(crate) change: Change,
+    pub(crate) bytes: [u8; MAX_OPTIONS_LEN as usize + 8],
+    pub(crate) diff: ChecksumDiff,
     length: u32,
     /// Where the next option begins.
-    at: u32,
+    offset: u32,
     pub(crate) is_changed: u32,
     pub(crate) is_malformed: u32,
-    has_stamp: u32,
-    stamp: u32,
+    has_tsval: u32,
+    tsval: u32,
     /// What a SYN may offer (`OFFERS`), if this is one; then nothing is translated.
-    pub(crate) offered: u32,
-    shift: Shift,
+    pub(crate) clamp: u32,
+    delta: OptionDelta,
 }
 
 /// This CPU's. No program is interrupted by another one: softirqs are off while each of them runs.
 #[btf_map(name = "packet_options")]
-static WORK: PerCpuArray<Options, 1> = PerCpuArray::new();
+static OPTIONS: PerCpuArray<Options, 1> = PerCpuArray::new();
 
 #[inline(always)]
-fn work() -> Option<&'static mut Options> {
+fn scratch() -> Option<&'static mut Options> {
     // SAFETY: the slot is this CPU's, never goes, and is asked for by one function at a time.
-    WORK.get_ptr_mut(0).map(|work| unsafe { &mut *work })
+    OPTIONS.get_ptr_mut(0).map(|slot| unsafe { &mut *slot })
 }
 
 /// No folded sum is as large.
-pub(crate) const FAILED: u64 = u64::MAX;
+pub(crate) const REWRITE_FAILED: u64 = u64::MAX;
 
 /// Translates options where they lie; what that changes in the sum, or [`FAILED`].
 #[inline(never)]
-pub(crate) fn rewrite(ctx: &impl Frame, at: u32, length: u32, way: &Translation) -> u64 {
-    let Some(options) = Options::read(ctx, at, length) else { return FAILED };
-    match options.translate(way) {
-        Some(change) if options.write(ctx, at).is_some() => change.folded(),
-        _ => FAILED,
+pub(crate) fn rewrite_options(ctx: &impl Frame, offset: u32, length: u32, translation: &Translation) -> u64 {
+    let Some(options) = Options::read(ctx, offset, length) else { return REWRITE_FAILED };
+    match options.translate(translation) {
+        Some(change) if options.write(ctx, offset).is_some() => change.fold32(),
+        _ => REWRITE_FAILED,
     }
 }
 
 impl Options {
     #[inline(always)]
-    pub(crate) fn read(ctx: &impl Frame, at: u32, length: u32) -> Option<&'static mut Self> {
-        let this = work()?;
-        this.change = Change::default();
-        (this.length, this.at) = (length, 0);
-        (this.is_changed, this.is_malformed, this.has_stamp) = (0, 0, 0);
-        this.offered = 0;
+    pub(crate) fn read(ctx: &impl Frame, offset: u32, length: u32) -> Option<&'static mut Self> {
+        let options = scratch()?;
+        options.diff = ChecksumDiff::default();
+        (options.length, options.offset) = (length, 0);
+        (options.is_changed, options.is_malformed, options.has_tsval) = (0, 0, 0);
+        options.clamp = 0;
         if length == 0 {
-            return Some(this);
+            return Some(options);
         }
-        let length = at_least_one(length, OPTIONS)?;
-        let to = this.bytes.as_mut_ptr().cast();
+        let length = bounded_nonzero(length, MAX_OPTIONS_LEN)?;
+        let to = options.bytes.as_mut_ptr().cast();
         // SAFETY: the helper writes `length` bytes, for which there is room.
-        let is_read = unsafe { ctx.copy_out(at, to, length) };
-        is_read.then_some(this)
+        let is_read = unsafe { ctx.copy_out(offset, to, length) };
+        is_read.then_some(options)
     }
 
     /// The sender's timestamp, once they are translated.
     #[inline(always)]
-    pub(crate) const fn stamp(&self) -> Option<u32> {
-        if self.has_stamp == 0 { None } else { Some(self.stamp) }
+    pub(crate) const fn tsval(&self) -> Option<u32> {
+        if self.has_tsval == 0 { None } else { Some(self.tsval) }
     }
 
     #[inline(always)]
-    pub(crate) fn write(&self, ctx: &impl Frame, at: u32) -> Option<()> {
+    pub(crate) fn write(&self, ctx: &impl Frame, offset: u32) -> Option<()> {
         if self.is_changed == 0 {
             return Some(());
         }
-        let length = at_least_one(self.length, OPTIONS)?;
+        let length = bounded_nonzero(self.length, MAX_OPTIONS_LEN)?;
         let from = self.bytes.as_ptr().cast();
         // SAFETY: the helper reads `length` bytes, which are there.
-        let is_written = unsafe { ctx.copy_in(at, from, length) };
+        let is_written = unsafe { ctx.copy_in(offset, from, length) };
         is_written.then_some(())
     }
 
     /// Translates in place; what that changes in the sum. `None`: they cannot be.
     #[inline(always)]
-    pub(crate) fn translate(&mut self, way: &Translation) -> Option<Change> {
-        self.shift = Shift::of(way);
-        self.walk();
-        (self.is_malformed == 0).then_some(self.change)
+    pub(crate) fn translate(&mut self, translation: &Translation) -> Option<ChecksumDiff> {
+        self.delta = OptionDelta::from_translation(translation);
+        self.for_each_option();
+        (self.is_malformed == 0).then_some(self.diff)
     }
 
     #[inline(always)]
-    pub(crate) fn walk(&self) {
+    pub(crate) fn for_each_option(&self) {
         if self.length > 0 {
             // SAFETY: the callback is one, and takes nothing from the context.
-            unsafe { bpf_loop(MOST, step as *mut c_void, ptr::null_mut(), 0) };
+            unsafe { bpf_loop(MAX_OPTION_STEPS, option_step as *mut c_void, ptr::null_mut(), 0) };
         }
     }
 
     /// One option; whether there may be more.
     #[inline(always)]
-    fn one(&mut self) -> Option<bool> {
-        let at = self.at;
-        if at >= self.length {
+    fn next_option(&mut self) -> Option<bool> {
+        let offset = self.offset;
+        if offset >= self.length {
             return Some(false);
         }
-        match self.byte(at)? {
-            END => return Some(false),
-            NOP => {
-                self.at = at + 1;
+        match self.read_u8(offset)? {
+            TCPOPT_EOL => return Some(false),
+            TCPOPT_NOP => {
+                self.offset = offset + 1;
                 return Some(true);
             }
             _ => {}
         }
-        let length = u32::from(self.byte(at + 1)?);
-        if length < 2 || at + length > self.length {
+        let length = u32::from(self.read_u8(offset + 1)?);
+        if length < 2 || offset + length > self.length {
             return None;
         }
-        let offered = self.offered;
-        match self.byte(at)? {
-            MSS if offered != 0 && length == 4 => {
-                self.size(at + 2, (offered & CLAMP_MSS_MASK) as u16)
+        let clamp = self.clamp;
+        match self.read_u8(offset)? {
+            TCPOPT_MSS if clamp != 0 && length == 4 => {
+                self.clamp_mss(offset + 2, (clamp & CLAMP_MSS_MASK) as u16)
             }
-            SACK_PERMITTED if offered & CLAMP_NO_SACK != 0 => self.blank(at, length),
-            TIMESTAMPS if offered & CLAMP_NO_TIMESTAMPS != 0 => self.blank(at, length),
-            SACK if offered == 0 => self.edges(at + 2, length - 2),
-            TIMESTAMPS if length == 10 && offered == 0 => self.stamps(at + 2),
+            TCPOPT_SACK_PERM if clamp & CLAMP_NO_SACK != 0 => self.nop_out(offset, length),
+            TCPOPT_TIMESTAMP if clamp & CLAMP_NO_TIMESTAMPS != 0 => self.nop_out(offset, length),
+            TCPOPT_SACK if clamp == 0 => self.translate_sack(offset + 2, length - 2),
+            TCPOPT_TIMESTAMP if length == 10 && clamp == 0 => self.translate_timestamps(offset + 2),
             _ => {}
         }
-        self.at = at + length;
+        self.offset = offset + length;
         Some(true)
     }
 
     #[inline(always)]
-    fn edges(&mut self, at: u32, length: u32) {
-        for edge in 0..EDGES {
+    fn translate_sack(&mut self, offset: u32, length: u32) {
+        for edge in 0..MAX_SACK_EDGES {
             if edge * 4 + 4 <= length {
-                let at = at + edge * 4;
-                let number = self.number(at).wrapping_add(self.shift.ack);
-                self.put(at, number);
+                let edge_offset = offset + edge * 4;
+                let edge_value = self.read_u32(edge_offset).wrapping_add(self.delta.ack_delta);
+                self.write_u32(edge_offset, edge_value);
             }
         }
     }
 
     #[inline(always)]
-    fn stamps(&mut self, at: u32) {
-        let stamp = self.number(at);
-        (self.stamp, self.has_stamp) = (stamp, 1);
-        self.put(at, stamp.wrapping_add(self.shift.stamp));
-        let echo = self.number(at + 4);
-        self.put(at + 4, self.shift.echoed(echo));
+    fn translate_timestamps(&mut self, offset: u32) {
+        let tsval = self.read_u32(offset);
+        (self.tsval, self.has_tsval) = (tsval, 1);
+        self.write_u32(offset, tsval.wrapping_add(self.delta.tsval_delta));
+        let tsecr = self.read_u32(offset + 4);
+        self.write_u32(offset + 4, self.delta.translate_tsecr(tsecr));
     }
 
     #[inline(always)]
-    pub(crate) fn byte(&self, at: u32) -> Option<u8> {
-        self.bytes.get(at as usize).copied()
+    pub(crate) fn read_u8(&self, offset: u32) -> Option<u8> {
+        self.bytes.get(offset as usize).copied()
     }
 
     #[inline(always)]
-    fn word(&mut self, at: u32) -> Option<&mut [u8; 4]> {
-        self.bytes.get_mut(at as usize..)?.first_chunk_mut()
+    fn u32_at_mut(&mut self, offset: u32) -> Option<&mut [u8; 4]> {
+        self.bytes.get_mut(offset as usize..)?.first_chunk_mut()
     }
 
     #[inline(always)]
-    fn number(&mut self, at: u32) -> u32 {
-        self.word(at).map_or(0, |word| u32::from_be_bytes(*word))
+    fn read_u32(&mut self, offset: u32) -> u32 {
+        self.u32_at_mut(offset).map_or(0, |word| u32::from_be_bytes(*word))
     }
 
     #[inline(always)]
-    fn put(&mut self, at: u32, number: u32) {
-        let Some(word) = self.word(at) else { return };
-        let (from, to) = (u32::from_ne_bytes(*word), number.to_be());
+    fn write_u32(&mut self, offset: u32, value: u32) {
+        let Some(word) = self.u32_at_mut(offset) else { return };
+        let (from, to) = (u32::from_ne_bytes(*word), value.to_be());
         *word = to.to_ne_bytes();
-        match at % 2 {
-            0 => self.change.word(from, to),
-            _ => self.change.odd_word(from, to),
+        match offset % 2 {
+            0 => self.diff.add_u32(from, to),
+            _ => self.diff.add_u32_unaligned(from, to),
         }
         self.is_changed = 1;
     }
@@ -208,17 +208,17 @@ impl Options {
 /// The number, if it is one to `most`, so that the verifier sees it: older ones, that of Linux 6.1 for
 /// one, take nothing from a comparison with 0.
 #[inline(always)]
-fn at_least_one(number: u32, most: u32) -> Option<u32> {
-    let mut before = u64::from(number);
+fn bounded_nonzero(value: u32, most: u32) -> Option<u32> {
+    let mut minus_one = u64::from(value);
     // SAFETY: takes one from a register; the compiler must not see that it has the number then.
-    unsafe { asm!("{0} += -1", inout(reg) before, options(nomem, nostack)) };
-    (before < u64::from(most)).then_some(before as u32 + 1)
+    unsafe { asm!("{0} += -1", inout(reg) minus_one, options(nomem, nostack)) };
+    (minus_one < u64::from(most)).then_some(minus_one as u32 + 1)
 }
 
 /// `bpf_loop`'s: 0 is to go on.
-extern "C" fn step(_index: u32, _context: *mut c_void) -> c_long {
-    let Some(options) = work() else { return 1 };
-    match options.one() {
+extern "C" fn option_step(_index: u32, _context: *mut c_void) -> c_long {
+    let Some(options) = scratch() else { return 1 };
+    match options.next_option() {
         Some(true) => 0,
         Some(false) => 1,
         None => {

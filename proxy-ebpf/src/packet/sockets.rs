@@ -10,7 +10,7 @@ use aya_ebpf::programs::TcContext;
 use aya_ebpf::{EbpfContext as _, Global};
 use snisplit_common::abi::packet::Tuple;
 
-use crate::headers::{Family, unmapped, words};
+use crate::headers::{Family, from_v4_mapped, addr_words};
 
 macro_rules! offsets {
     ($($name:ident $what:literal;)*) => {
@@ -38,44 +38,44 @@ offsets! {
 /// include/net/tcp_states.h
 const TCP_ESTABLISHED: u8 = 1;
 /// `TCP_ECN_MODE_RFC3168` and `TCP_ECN_SEEN`, include/net/tcp.h: that, and no mark on its way.
-const ECN_QUIET: u8 = 1 | 8;
+const ECN_OK_ONLY: u8 = 1 | 8;
 /// `BPF_F_CURRENT_NETNS`, include/uapi/linux/bpf.h: -1 in 32 bits.
 const CURRENT_NETNS: u64 = 0xffff_ffff_ffff_ffff;
 
 /// Numbers of a socket.
 #[derive(Clone, Copy)]
-pub(crate) struct Numbers {
+pub(crate) struct SockSnapshot {
     pub(crate) is_established: bool,
     pub(crate) rcv_nxt: u32,
     pub(crate) copied_seq: u32,
     pub(crate) snd_una: u32,
     pub(crate) write_seq: u32,
     pub(crate) bytes_acked: u32,
-    pub(crate) is_in_order: bool,
-    pub(crate) is_unmarked: bool,
+    pub(crate) is_ofo_queue_empty: bool,
+    pub(crate) is_ecn_idle: bool,
     pub(crate) ts_recent: u32,
     pub(crate) ts_offset: u32,
 }
 
 /// `struct bpf_sock_tuple` of either family. Not on the stack, for it is too much for that.
-pub(crate) struct Key([u32; 9]);
+pub(crate) struct SockTuple([u32; 9]);
 
-impl Key {
+impl SockTuple {
     /// As the kernel takes it: addresses and ports, which are behind whatever addresses there are. And how
     /// many bytes that is.
     #[inline(always)]
-    fn set(&mut self, family: Family, tuple: &Tuple) -> u32 {
+    fn fill(&mut self, family: Family, tuple: &Tuple) -> u32 {
         let Tuple { source, destination, source_port, destination_port } = tuple;
         let ([a, b], [c, d]) = (source_port.to_be_bytes(), destination_port.to_be_bytes());
         let ports = u32::from_ne_bytes([a, b, c, d]);
         match family {
             Family::V4 => {
                 [self.0[0], self.0[1], self.0[2]] =
-                    [unmapped(source), unmapped(destination), ports];
+                    [from_v4_mapped(source), from_v4_mapped(destination), ports];
                 12
             }
             Family::V6 => {
-                let ([a, b, c, d], [e, f, g, h]) = (words(source), words(destination));
+                let ([a, b, c, d], [e, f, g, h]) = (addr_words(source), addr_words(destination));
                 self.0 = [a, b, c, d, e, f, g, h, ports];
                 36
             }
@@ -85,14 +85,14 @@ impl Key {
 
 /// Reads the socket that a tuple's packets go to.
 #[inline(always)]
-pub(crate) fn numbers(
+pub(crate) fn snapshot(
     ctx: &TcContext,
-    key: &mut Key,
+    sock_tuple: &mut SockTuple,
     family: Family,
     tuple: &Tuple,
-) -> Option<Numbers> {
-    let size = key.set(family, tuple);
-    let key = ptr::from_mut(key).cast();
+) -> Option<SockSnapshot> {
+    let size = sock_tuple.fill(family, tuple);
+    let key = ptr::from_mut(sock_tuple).cast();
     // SAFETY: the helper reads `size` bytes of the key.
     let socket = unsafe { bpf_skc_lookup_tcp(ctx.as_ptr(), key, size, CURRENT_NETNS, 0) };
     if socket.is_null() {
@@ -100,42 +100,42 @@ pub(crate) fn numbers(
     }
     // SAFETY: the look-up gave a referenced socket.
     let tcp = unsafe { bpf_skc_to_tcp_sock(socket.cast()) };
-    let numbers = if tcp.is_null() { None } else { of(tcp.cast()) };
+    let snapshot = if tcp.is_null() { None } else { read_tcp_sock(tcp.cast()) };
     // SAFETY: the reference that the look-up took, given back once.
     unsafe { bpf_sk_release(socket.cast()) };
-    numbers
+    snapshot
 }
 
 #[inline(always)]
-fn of(tcp: *mut c_void) -> Option<Numbers> {
+fn read_tcp_sock(tcp: *mut c_void) -> Option<SockSnapshot> {
     let mut state = 0_u8;
-    read(tcp, SK_STATE_OFFSET.load(), &mut state)?;
+    read_kernel(tcp, SK_STATE_OFFSET.load(), &mut state)?;
     let mut ecn = 0_u8;
-    read(tcp, ECN_FLAGS_OFFSET.load(), &mut ecn)?;
-    let mut root = 0_u64;
-    read(tcp, OUT_OF_ORDER_OFFSET.load(), &mut root)?;
-    let number = |offset| {
-        let mut number = 0_u32;
-        read(tcp, offset, &mut number)?;
-        Some(number)
+    read_kernel(tcp, ECN_FLAGS_OFFSET.load(), &mut ecn)?;
+    let mut ofo_root = 0_u64;
+    read_kernel(tcp, OUT_OF_ORDER_OFFSET.load(), &mut ofo_root)?;
+    let read_u32 = |offset| {
+        let mut value = 0_u32;
+        read_kernel(tcp, offset, &mut value)?;
+        Some(value)
     };
-    Some(Numbers {
+    Some(SockSnapshot {
         is_established: state == TCP_ESTABLISHED,
         // Before `rcv_nxt`, behind which it never is: equal ones were equal when that was read.
-        copied_seq: number(COPIED_SEQ_OFFSET.load())?,
-        rcv_nxt: number(RCV_NXT_OFFSET.load())?,
-        snd_una: number(SND_UNA_OFFSET.load())?,
-        write_seq: number(WRITE_SEQ_OFFSET.load())?,
-        bytes_acked: number(BYTES_ACKED_OFFSET.load())?,
-        is_in_order: root == 0,
-        is_unmarked: ecn & !ECN_QUIET == 0,
-        ts_recent: number(TS_RECENT_OFFSET.load())?,
-        ts_offset: number(TS_OFFSET_OFFSET.load())?,
+        copied_seq: read_u32(COPIED_SEQ_OFFSET.load())?,
+        rcv_nxt: read_u32(RCV_NXT_OFFSET.load())?,
+        snd_una: read_u32(SND_UNA_OFFSET.load())?,
+        write_seq: read_u32(WRITE_SEQ_OFFSET.load())?,
+        bytes_acked: read_u32(BYTES_ACKED_OFFSET.load())?,
+        is_ofo_queue_empty: ofo_root == 0,
+        is_ecn_idle: ecn & !ECN_OK_ONLY == 0,
+        ts_recent: read_u32(TS_RECENT_OFFSET.load())?,
+        ts_offset: read_u32(TS_OFFSET_OFFSET.load())?,
     })
 }
 
 #[inline(always)]
-fn read<T>(tcp: *mut c_void, offset: u32, to: &mut T) -> Option<()> {
+fn read_kernel<T>(tcp: *mut c_void, offset: u32, to: &mut T) -> Option<()> {
     let to = ptr::from_mut(to).cast();
     // SAFETY: the helper writes as much as `T` takes, and checks the address that it reads.
     let failed = unsafe {

@@ -4,13 +4,13 @@
 use snisplit_common::abi::Direction;
 use snisplit_common::abi::packet::{FlowEntry, FlowEvent, FlowState, PeerState, Translation};
 
-use crate::cas;
+use crate::state;
 use crate::headers::{ACK, FIN, RST, SYN, Segment};
-use crate::legs::number;
-use crate::maps::tell_all;
+use crate::lookup::flow_id;
+use crate::maps::emit;
 
 /// How far back a segment may begin, at least: one that is sent again, or a probe.
-const BEHIND: u32 = 1 << 16;
+const MAX_OLD_BYTES: u32 = 1 << 16;
 
 /// Whether `a` comes behind `b`.
 #[inline(always)]
@@ -27,36 +27,36 @@ pub(crate) const fn is_within(number: u32, from: u32, to: u32) -> bool {
 /// Takes note of a segment. What a peer has said is written by its own packets only, but for a reset, which
 /// ends the flow.
 #[inline(always)]
-pub(crate) fn track(segment: &Segment, direction: Direction, splice: *mut FlowEntry, now: u64) {
+pub(crate) fn track_segment(segment: &Segment, direction: Direction, flow: *mut FlowEntry, now: u64) {
     // SAFETY: the entry lives until this program ends; a torn account is put right by the next packet.
-    let entry = unsafe { &mut *splice };
-    let (way, own, other) = match direction {
+    let entry = unsafe { &mut *flow };
+    let (translation, own, other) = match direction {
         Direction::Up => (&entry.to_backend, &mut entry.client_state, &mut entry.backend_state),
         Direction::Down => (&entry.to_client, &mut entry.backend_state, &mut entry.client_state),
     };
     own.packets += 1;
-    if segment.has(RST) {
+    if segment.has_flags(RST) {
         // RFC 5961 §3.2: a reset counts at exactly the number that is expected next, so all before it
         // has arrived.
         if segment.seq() == own.snd_nxt || segment.seq() == other.acked_seq {
             other.acked_bytes += u64::from(segment.seq().wrapping_sub(other.acked_seq));
             other.acked_seq = segment.seq();
-            let by = match direction {
+            let end_state = match direction {
                 Direction::Up => FlowState::ClientReset,
                 Direction::Down => FlowState::BackendReset,
             };
-            end(splice, by);
+            set_terminal(flow, end_state);
         }
         return;
     }
-    if segment.tcp.flags & (SYN | ACK) != ACK || !notes(segment, way, (own, other), now) {
+    if segment.tcp.flags & (SYN | ACK) != ACK || !record_segment(segment, translation, (own, other), now) {
         return;
     }
     let has_ended = |one: &PeerState, other: &PeerState| {
         one.has_fin != 0 && !is_after(one.fin_seq, other.acked_seq)
     };
     if has_ended(own, other) && has_ended(other, own) {
-        end(splice, FlowState::Closed);
+        set_terminal(flow, FlowState::Closed);
     }
 }
 
@@ -64,10 +64,10 @@ pub(crate) fn track(segment: &Segment, direction: Direction, splice: *mut FlowEn
 /// RFC 5961 §4 has the receiver of such a SYN do: its answer makes a peer that knows nothing of the old
 /// connection reset it.
 #[inline(always)]
-pub(crate) fn challenge(segment: &mut Segment, direction: Direction, splice: *mut FlowEntry) {
+pub(crate) fn make_challenge_ack(segment: &mut Segment, direction: Direction, flow: *mut FlowEntry) {
     // SAFETY: the entry lives until this program ends.
-    let entry = unsafe { &mut *splice };
-    let (way, own, other) = match direction {
+    let entry = unsafe { &mut *flow };
+    let (translation, own, other) = match direction {
         Direction::Up => (&entry.to_backend, &mut entry.client_state, &entry.backend_state),
         Direction::Down => (&entry.to_client, &mut entry.backend_state, &entry.client_state),
     };
@@ -76,67 +76,67 @@ pub(crate) fn challenge(segment: &mut Segment, direction: Direction, splice: *mu
     let tcp = &mut segment.tcp;
     tcp.flags = ACK;
     tcp.seq = other.acked_seq.wrapping_sub(1).to_be();
-    tcp.ack = own.acked_seq.wrapping_sub(way.ack_delta).to_be();
+    tcp.ack = own.acked_seq.wrapping_sub(translation.ack_delta).to_be();
 }
 
 /// The first number that its receiver does not find too old: RFC 5961 §5 goes as far back as the window is
 /// wide.
 #[inline(always)]
-fn oldest(receiver: &PeerState) -> u32 {
+fn window_start(receiver: &PeerState) -> u32 {
     let window = receiver.rcv_wnd_end.wrapping_sub(receiver.acked_seq);
-    receiver.acked_seq.wrapping_sub(if window > BEHIND { window } else { BEHIND })
+    receiver.acked_seq.wrapping_sub(if window > MAX_OLD_BYTES { window } else { MAX_OLD_BYTES })
 }
 
 /// Behind the last number that its receiver has room for: the byte there is a FIN, or a probe of a closed
 /// window.
 #[inline(always)]
-fn behind(receiver: &PeerState) -> u32 {
+fn window_end(receiver: &PeerState) -> u32 {
     receiver.rcv_wnd_end.wrapping_add(1)
 }
 
 /// What a peer may say, as far as it shows without a look at what the other one has said: that is in a cache
 /// line of another CPU's, as a rule. Nobody acknowledges what he has no room for, so `ack` needs none.
 #[inline(always)]
-fn is_expected(segment: &Segment, ack: u32, own: &PeerState) -> bool {
+fn is_in_window(segment: &Segment, ack: u32, own: &PeerState) -> bool {
     is_within(segment.seq(), own.valid_from, own.valid_to)
-        && is_within(segment.end(), own.valid_from, own.valid_to)
-        && is_within(ack, oldest(own), behind(own))
+        && is_within(segment.seq_end(), own.valid_from, own.valid_to)
+        && is_within(ack, window_start(own), window_end(own))
 }
 
 /// The same, with a look.
 #[inline(always)]
-fn is_expected_now(segment: &Segment, ack: u32, own: &mut PeerState, other: &PeerState) -> bool {
+fn is_in_refreshed_window(segment: &Segment, ack: u32, own: &mut PeerState, other: &PeerState) -> bool {
     if own.valid_from == own.valid_to {
         // `Said::unfollowed`.
         own.acked_bytes += u64::from(ack.wrapping_sub(own.acked_seq));
-        (own.snd_nxt, own.acked_seq, own.rcv_wnd_end) = (segment.end(), ack, ack);
-        (own.valid_from, own.valid_to) = (segment.seq(), segment.end().wrapping_add(1));
+        (own.snd_nxt, own.acked_seq, own.rcv_wnd_end) = (segment.seq_end(), ack, ack);
+        (own.valid_from, own.valid_to) = (segment.seq(), segment.seq_end().wrapping_add(1));
         return true;
     }
-    (own.valid_from, own.valid_to) = (oldest(other), behind(other));
-    is_expected(segment, ack, own)
+    (own.valid_from, own.valid_to) = (window_start(other), window_end(other));
+    is_in_window(segment, ack, own)
 }
 
 /// Whether it was within its window.
 #[inline(always)]
-fn notes(
+fn record_segment(
     segment: &Segment,
     way: &Translation,
     (own, other): (&mut PeerState, &PeerState),
     now: u64,
 ) -> bool {
     let ack = segment.ack().wrapping_add(way.ack_delta);
-    if !is_expected(segment, ack, own) && !is_expected_now(segment, ack, own, other) {
+    if !is_in_window(segment, ack, own) && !is_in_refreshed_window(segment, ack, own, other) {
         return false;
     }
     own.last_seen_ns = now;
-    if is_after(segment.end(), own.snd_nxt) {
-        own.snd_nxt = segment.end();
+    if is_after(segment.seq_end(), own.snd_nxt) {
+        own.snd_nxt = segment.seq_end();
     }
-    if segment.has(FIN) {
-        own.fin_seq = segment.end();
+    if segment.has_flags(FIN) {
+        own.fin_seq = segment.seq_end();
         own.has_fin = 1;
-    } else if segment.payload > 0 && is_after(segment.end(), own.fin_seq) {
+    } else if segment.payload_len > 0 && is_after(segment.seq_end(), own.fin_seq) {
         // That was not the end.
         own.has_fin = 0;
     }
@@ -153,10 +153,10 @@ fn notes(
 }
 
 #[inline(always)]
-fn end(splice: *mut FlowEntry, state: FlowState) {
-    if cas::swap(splice, FlowState::Offloaded, state) {
+fn set_terminal(flow: *mut FlowEntry, state: FlowState) {
+    if state::compare_exchange(flow, FlowState::Offloaded, state) {
         // SAFETY: the entry lives until this program ends.
-        let (up, down) = unsafe { &*splice }.delivered_bytes();
-        tell_all(FlowEvent { flow_id: number(splice), state, bytes_up: up, bytes_down: down });
+        let (bytes_up, bytes_down) = unsafe { &*flow }.delivered_bytes();
+        emit(FlowEvent { flow_id: flow_id(flow), state, bytes_up, bytes_down });
     }
 }

@@ -4,26 +4,26 @@ use core::mem::offset_of;
 
 use snisplit_common::abi::packet::{PacketCounter, Translation, Tuple};
 
-use crate::forward::Route;
-use crate::frame::{Frame, Front};
+use crate::route::NextHop;
+use crate::frame::{Frame, LinearData};
 use crate::headers::{
-    CWR, ECE, ECN, ETH_P_IP, ETH_P_IPV6, ETHERNET, Family, Ip4, Ip6, Segment, TCP, TCP4, TCP6, Tcp,
-    unmapped, words,
+    CWR, ECE, INET_ECN_MASK, ETH_P_IP, ETH_P_IPV6, ETH_HLEN, Family, Ipv4Header, Ipv6Header, Segment, TCP_HLEN, TCP_OFFSET_V4, TCP_OFFSET_V6, TcpHeader,
+    from_v4_mapped, addr_words,
 };
 use crate::maps::count;
-use crate::options::{self, FAILED};
-use crate::stamps::{QUICK, Stamps};
-use crate::sum::Change;
+use crate::options::{self, REWRITE_FAILED};
+use crate::tcp_timestamps::{TS_ONLY_LEN, Timestamps};
+use crate::checksum::ChecksumDiff;
 
 /// Where `h_proto` is in an Ethernet header.
-const PROTOCOL: u32 = 12;
+const ETH_PROTO_OFFSET: u32 = 12;
 /// Where the checksum is in a TCP header.
-const TCP_CHECK: u32 = 16;
+const TCP_CHECK_OFFSET: u32 = 16;
 /// Where the ECN bits are in the first word of an IPv6 header: of its traffic class, RFC 8200 §3.
-const ECN6: u32 = ECN << 20;
+const IPV6_ECN_MASK: u32 = INET_ECN_MASK << 20;
 
 /// A hop in the first of the two bytes that it shares a checksum's word in.
-const ONE_HOP: u16 = u16::from_ne_bytes([1, 0]);
+const TTL_DECREMENT: u16 = u16::from_ne_bytes([1, 0]);
 
 /// Rewrites a segment for the receiver, whose own packets arrive by the tuple `to`. `false`: it is one
 /// that cannot be, or the buffer does not let itself be written.
@@ -31,177 +31,177 @@ const ONE_HOP: u16 = u16::from_ne_bytes([1, 0]);
 pub(crate) fn translate(
     ctx: &impl Frame,
     segment: &Segment,
-    way: &Translation,
-    to: &Tuple,
-    route: &Route,
+    translation: &Translation,
+    receiver: &Tuple,
+    next_hop: &NextHop,
 ) -> bool {
     let rewritten = match segment.family {
-        Family::V4 => rewrite::<Ip4>(ctx, segment, (way, to), route),
-        Family::V6 => rewrite::<Ip6>(ctx, segment, (way, to), route),
+        Family::V4 => rewrite_headers::<Ipv4Header>(ctx, segment, (translation, receiver), next_hop),
+        Family::V6 => rewrite_headers::<Ipv6Header>(ctx, segment, (translation, receiver), next_hop),
     };
     rewritten.is_some()
 }
 
 /// The headers are written where they lie: each call costs a packet time.
 #[inline(always)]
-fn rewrite<Ip: Network>(
+fn rewrite_headers<Ip: IpHeader>(
     ctx: &impl Frame,
     segment: &Segment,
-    (way, to): (&Translation, &Tuple),
-    route: &Route,
+    (translation, receiver): (&Translation, &Tuple),
+    next_hop: &NextHop,
 ) -> Option<()> {
-    let at = Ip::TCP_AT + TCP;
-    let addresses = Ip::addresses(&ctx.reach(at)?, to).narrowed();
+    let options_offset = Ip::TCP_OFFSET + TCP_HLEN;
+    let addresses = Ip::address_diff(&ctx.pull_linear(options_offset)?, receiver).reduced();
     // Most segments have timestamps and nothing else, in the layout of RFC 7323 appendix A.
-    let has_stamps = segment.options == QUICK && ctx.peek::<Stamps>(at)?.are_alone();
-    let mut change = Change::default();
-    if segment.options > 0 && !has_stamps {
-        let changed = options::rewrite(ctx, at, segment.options, way);
-        if changed == FAILED {
+    let has_only_timestamps = segment.options_len == TS_ONLY_LEN && ctx.peek::<Timestamps>(options_offset)?.is_only_option();
+    let mut change = ChecksumDiff::default();
+    if segment.options_len > 0 && !has_only_timestamps {
+        let rewritten = options::rewrite_options(ctx, options_offset, segment.options_len, translation);
+        if rewritten == REWRITE_FAILED {
             return None;
         }
-        change.add(changed);
+        change.add_folded(rewritten);
     }
-    let check = Ip::TCP_AT + TCP_CHECK;
-    ctx.readdress(check, addresses)?;
-    let mut front = ctx.front(at)?;
-    let sum = ctx.readdressed(segment.tcp.check, front.get(check), addresses);
+    let check_offset = Ip::TCP_OFFSET + TCP_CHECK_OFFSET;
+    ctx.csum_replace_pseudo(check_offset, addresses)?;
+    let mut linear = ctx.linear(options_offset)?;
+    let checksum = ctx.csum_replaced(segment.tcp.check, linear.get(check_offset), addresses);
     // Word by word: as a whole the compiler has it copied by a function, byte by byte.
-    let [first, second, third] = route.ethernet;
-    front.set(0, [first, second, third]);
-    front.set(PROTOCOL, Ip::PROTOCOL.to_be());
-    let change_of_all = Ip::translate(&mut front, to, way.strip_ecn != 0, addresses);
-    if has_stamps {
-        let mut front = ctx.front(at + QUICK)?;
-        front.set(at, front.get::<Stamps>(at).translated(way, &mut change));
+    let [first, second, third] = next_hop.eth_addrs;
+    linear.set(0, [first, second, third]);
+    linear.set(ETH_PROTO_OFFSET, Ip::ETHERTYPE.to_be());
+    let packet_diff = Ip::translate(&mut linear, receiver, translation.strip_ecn != 0, addresses);
+    if has_only_timestamps {
+        let mut linear = ctx.linear(options_offset + TS_ONLY_LEN)?;
+        linear.set(options_offset, linear.get::<Timestamps>(options_offset).translated(translation, &mut change));
     }
-    let old: [u32; 4] = front.get(Ip::TCP_AT);
-    let new = header(segment, way, to);
-    old.into_iter().zip(new).for_each(|(old, new)| change.word(old, new));
+    let old: [u32; 4] = linear.get(Ip::TCP_OFFSET);
+    let new = tcp_header_words(segment, translation, receiver);
+    old.into_iter().zip(new).for_each(|(old, new)| change.add_u32(old, new));
     let [ports, seq, ack, flags] = new;
-    let check_urgent = halves(sum.with(change), segment.tcp.urgent);
-    front.set(Ip::TCP_AT, [ports, seq, ack, flags, check_urgent]);
-    if let Some(change) = change_of_all {
-        ctx.sum_up(change);
+    let check_and_urgent = concat_u16(checksum.updated(change), segment.tcp.urgent_pointer);
+    linear.set(Ip::TCP_OFFSET, [ports, seq, ack, flags, check_and_urgent]);
+    if let Some(diff) = packet_diff {
+        ctx.csum_update(diff);
     }
-    if sum.is_in_doubt { ctx.amend(check, change) } else { Some(()) }
+    if checksum.is_ambiguous { ctx.csum_replace(check_offset, change) } else { Some(()) }
 }
 
 /// All but its last word. In words as the kernel reads them next (`tcp_flag_word`): for what it has written in
 /// pieces a processor waits until they, and whatever it wrote before them, are in its cache.
 #[inline(always)]
-fn header(segment: &Segment, way: &Translation, to: &Tuple) -> [u32; 4] {
-    let Tcp { seq, ack, length, flags, window, .. } = segment.tcp;
+fn tcp_header_words(segment: &Segment, translation: &Translation, receiver: &Tuple) -> [u32; 4] {
+    let TcpHeader { seq, ack, data_offset, flags, window, .. } = segment.tcp;
     [
-        halves(to.destination_port.to_be(), to.source_port.to_be()),
-        u32::from_be(seq).wrapping_add(way.seq_delta).to_be(),
-        u32::from_be(ack).wrapping_add(way.ack_delta).to_be(),
-        halves(u16::from_ne_bytes([length, flags]), scaled(u16::from_be(window), way).to_be()),
+        concat_u16(receiver.destination_port.to_be(), receiver.source_port.to_be()),
+        u32::from_be(seq).wrapping_add(translation.seq_delta).to_be(),
+        u32::from_be(ack).wrapping_add(translation.ack_delta).to_be(),
+        concat_u16(u16::from_ne_bytes([data_offset, flags]), rescale_window(u16::from_be(window), translation).to_be()),
     ]
 }
 
 /// Two halves of a word, as they stand.
 #[inline(always)]
-fn halves(first: u16, second: u16) -> u32 {
+fn concat_u16(first: u16, second: u16) -> u32 {
     let ([a, b], [c, d]) = (first.to_ne_bytes(), second.to_ne_bytes());
     u32::from_ne_bytes([a, b, c, d])
 }
 
 /// What differs between IPv4 and IPv6.
-pub(crate) trait Network {
-    const PROTOCOL: u16;
-    const TCP_AT: u32;
+pub(crate) trait IpHeader {
+    const ETHERTYPE: u16;
+    const TCP_OFFSET: u32;
 
     /// What changes in the addresses for whoever's packets arrive by the tuple `to`.
-    fn addresses(front: &Front, to: &Tuple) -> Change;
+    fn address_diff(front: &LinearData, to: &Tuple) -> ChecksumDiff;
 
     /// Makes the header one for that receiver, with ECN's bits or without; the answer is what changes in a
     /// sum of the packet, if no checksum of the header's own takes it up. With the addresses, which the kernel
     /// takes from that sum for TCP's (`inet_proto_csum_replace_by_diff`): this adds them.
     fn translate(
-        front: &mut Front,
+        front: &mut LinearData,
         to: &Tuple,
         ends_ecn: bool,
-        addresses: Change,
-    ) -> Option<Change>;
+        addresses: ChecksumDiff,
+    ) -> Option<ChecksumDiff>;
 }
 
 /// Where a field of the IP header is.
-const fn at(field: usize) -> u32 {
-    ETHERNET + field as u32
+const fn field_offset(field: usize) -> u32 {
+    ETH_HLEN + field as u32
 }
 
-impl Network for Ip4 {
-    const PROTOCOL: u16 = ETH_P_IP;
-    const TCP_AT: u32 = TCP4;
+impl IpHeader for Ipv4Header {
+    const ETHERTYPE: u16 = ETH_P_IP;
+    const TCP_OFFSET: u32 = TCP_OFFSET_V4;
 
     #[inline(always)]
-    fn addresses(front: &Front, to: &Tuple) -> Change {
-        let mut change = Change::default();
-        change.word(front.get(at(offset_of!(Self, source))), unmapped(&to.destination));
-        change.word(front.get(at(offset_of!(Self, destination))), unmapped(&to.source));
+    fn address_diff(front: &LinearData, to: &Tuple) -> ChecksumDiff {
+        let mut change = ChecksumDiff::default();
+        change.add_u32(front.get(field_offset(offset_of!(Self, source))), from_v4_mapped(&to.destination));
+        change.add_u32(front.get(field_offset(offset_of!(Self, destination))), from_v4_mapped(&to.source));
         change
     }
 
     #[inline(always)]
     fn translate(
-        front: &mut Front,
+        front: &mut LinearData,
         to: &Tuple,
         ends_ecn: bool,
-        addresses: Change,
-    ) -> Option<Change> {
+        addresses: ChecksumDiff,
+    ) -> Option<ChecksumDiff> {
         let mut header = addresses;
-        header.half(ONE_HOP, 0);
+        header.add_u16(TTL_DECREMENT, 0);
         if ends_ecn {
-            let service = at(offset_of!(Self, service));
-            let [old, new] = [front.get(service), front.get::<u8>(service) & !(ECN as u8)];
+            let service = field_offset(offset_of!(Self, tos));
+            let [old, new] = [front.get(service), front.get::<u8>(service) & !(INET_ECN_MASK as u8)];
             front.set(service, new);
-            header.half(u16::from_ne_bytes([0, old]), u16::from_ne_bytes([0, new]));
+            header.add_u16(u16::from_ne_bytes([0, old]), u16::from_ne_bytes([0, new]));
         }
         // In one word, which `ip_fast_csum` adds up next.
-        let place = at(offset_of!(Self, ttl));
+        let place = field_offset(offset_of!(Self, ttl));
         let [ttl, protocol, a, b] = front.get::<u32>(place).to_ne_bytes();
-        let check = header.applied_to(u16::from_ne_bytes([a, b]));
-        front.set(place, halves(u16::from_ne_bytes([ttl.wrapping_sub(1), protocol]), check));
-        front.set(at(offset_of!(Self, source)), [unmapped(&to.destination), unmapped(&to.source)]);
+        let check = header.apply_to_checksum(u16::from_ne_bytes([a, b]));
+        front.set(place, concat_u16(u16::from_ne_bytes([ttl.wrapping_sub(1), protocol]), check));
+        front.set(field_offset(offset_of!(Self, source)), [from_v4_mapped(&to.destination), from_v4_mapped(&to.source)]);
         None
     }
 }
 
-impl Network for Ip6 {
-    const PROTOCOL: u16 = ETH_P_IPV6;
-    const TCP_AT: u32 = TCP6;
+impl IpHeader for Ipv6Header {
+    const ETHERTYPE: u16 = ETH_P_IPV6;
+    const TCP_OFFSET: u32 = TCP_OFFSET_V6;
 
     #[inline(always)]
-    fn addresses(front: &Front, to: &Tuple) -> Change {
-        let mut change = Change::default();
+    fn address_diff(front: &LinearData, to: &Tuple) -> ChecksumDiff {
+        let mut change = ChecksumDiff::default();
         let places = [offset_of!(Self, source), offset_of!(Self, destination)];
         for (place, new) in places.into_iter().zip([&to.destination, &to.source]) {
-            let old: [u32; 4] = front.get(at(place));
-            old.into_iter().zip(words(new)).for_each(|(old, new)| change.word(old, new));
+            let old: [u32; 4] = front.get(field_offset(place));
+            old.into_iter().zip(addr_words(new)).for_each(|(old, new)| change.add_u32(old, new));
         }
         change
     }
 
     #[inline(always)]
     fn translate(
-        front: &mut Front,
+        front: &mut LinearData,
         to: &Tuple,
         ends_ecn: bool,
-        addresses: Change,
-    ) -> Option<Change> {
+        addresses: ChecksumDiff,
+    ) -> Option<ChecksumDiff> {
         let mut header = addresses;
-        let hops = at(offset_of!(Self, hops));
+        let hops = field_offset(offset_of!(Self, hop_limit));
         front.set(hops, front.get::<u8>(hops).wrapping_sub(1));
-        header.half(ONE_HOP.swap_bytes(), 0);
+        header.add_u16(TTL_DECREMENT.swap_bytes(), 0);
         if ends_ecn {
-            let old: u32 = front.get(at(offset_of!(Self, flow)));
-            let new = old & !ECN6.to_be();
-            front.set(at(offset_of!(Self, flow)), new);
-            header.word(old, new);
+            let old: u32 = front.get(field_offset(offset_of!(Self, version_tc_flow)));
+            let new = old & !IPV6_ECN_MASK.to_be();
+            front.set(field_offset(offset_of!(Self, version_tc_flow)), new);
+            header.add_u32(old, new);
         }
-        front.set(at(offset_of!(Self, source)), words(&to.destination));
-        front.set(at(offset_of!(Self, destination)), words(&to.source));
+        front.set(field_offset(offset_of!(Self, source)), addr_words(&to.destination));
+        front.set(field_offset(offset_of!(Self, destination)), addr_words(&to.source));
         Some(header)
     }
 }
@@ -209,11 +209,11 @@ impl Network for Ip6 {
 /// Keeps marks of congestion from a receiver that cannot tell of them (RFC 6040 §4.2). `false`: the packet
 /// is to be dropped, as it would have been without ECN.
 #[inline(always)]
-pub(crate) fn unmark(segment: &mut Segment, way: &Translation) -> bool {
-    if way.strip_ecn == 0 {
+pub(crate) fn apply_ecn(segment: &mut Segment, translation: &Translation) -> bool {
+    if translation.strip_ecn == 0 {
         return true;
     }
-    if segment.service & ECN == ECN {
+    if segment.traffic_class & INET_ECN_MASK == INET_ECN_MASK {
         count(PacketCounter::EcnDropped);
         return false;
     }
@@ -223,9 +223,9 @@ pub(crate) fn unmark(segment: &mut Segment, way: &Translation) -> bool {
 
 /// In the scale that the receiver was told of. Some room stays some room, and no room none.
 #[inline(always)]
-fn scaled(window: u16, way: &Translation) -> u16 {
-    let bytes = u32::from(window) << (way.wscale_from & 0xf);
-    match bytes >> (way.wscale_to & 0xf) {
+fn rescale_window(window: u16, translation: &Translation) -> u16 {
+    let bytes = u32::from(window) << (translation.wscale_from & 0xf);
+    match bytes >> (translation.wscale_to & 0xf) {
         0 if bytes > 0 => 1,
         0xffff.. => 0xffff,
         scaled => scaled as u16,

@@ -1,0 +1,87 @@
+//! The same translation before there is a socket buffer. What is out of the ordinary, in a flow or in a
+//! packet, passes and meets `sni_in`.
+
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT};
+use aya_ebpf::helpers::generated::bpf_redirect;
+use aya_ebpf::macros::xdp;
+use aya_ebpf::programs::XdpContext;
+use snisplit_common::abi::Direction;
+use snisplit_common::abi::packet::{FlowEntry, PacketCounter, XMIT_XDP};
+
+use crate::state;
+use crate::route::NextHop;
+use crate::frame::Frame;
+use crate::headers::{ETH_HLEN, Family, IPPROTO_TCP, SYN, Segment, TCP_HLEN, from_v4_mapped, addr_words};
+use crate::maps::count;
+use crate::checksum::ChecksumDiff;
+use crate::track::track_segment;
+use crate::translate::{translate, apply_ecn};
+use crate::scratch::Scratch;
+
+#[xdp(frags)]
+fn sni_xdp(ctx: XdpContext) -> u32 {
+    let Some(scratch) = Scratch::current_cpu() else { return XDP_PASS };
+    if scratch.segment.parse(&ctx).is_none() {
+        return XDP_PASS;
+    }
+    let segment = &scratch.segment;
+    let Some((direction, flow)) = scratch.tuple_cache.find_flow(&segment.tuple) else { return XDP_PASS };
+    let is_ordinary =
+        segment.is_translatable != 0 && !segment.has_flags(SYN) && segment.ttl > 1 && !is_checksum_partial(segment);
+    match is_ordinary && state::load(flow).is_translated() {
+        true => forward_frame(&ctx, scratch, direction, flow),
+        false => XDP_PASS,
+    }
+}
+
+#[inline(never)]
+fn forward_frame(ctx: &XdpContext, scratch: &mut Scratch, direction: Direction, flow: *mut FlowEntry) -> u32 {
+    let Scratch { segment, route_cache, .. } = scratch;
+    // SAFETY: the entry lives until this program ends, and what is translated by does not change.
+    let (translation, receiver) = unsafe { &*flow }.translation(direction);
+    let next_hop = route_cache.get(ctx, segment.family, receiver).filter(|next_hop| can_xmit(ctx, segment, next_hop));
+    let Some(next_hop) = next_hop else { return XDP_PASS };
+    if !apply_ecn(segment, translation) {
+        return XDP_DROP;
+    }
+    track_segment(segment, direction, flow, next_hop.now_ns);
+    if !translate(ctx, segment, translation, receiver, next_hop) {
+        count(PacketCounter::Malformed);
+        return XDP_DROP;
+    }
+    count(PacketCounter::XdpForwarded);
+    // SAFETY: takes numbers.
+    match unsafe { bpf_redirect(next_hop.ifindex, 0) } as u32 {
+        XDP_REDIRECT => XDP_REDIRECT,
+        _ => XDP_DROP,
+    }
+}
+
+/// Whether a checksum has nothing but the pseudo-header in it: the rest was left to a device that the frame
+/// has not met (CHECKSUM_PARTIAL, include/linux/skbuff.h), as virtual machines do. Of all others one in
+/// 65,536 looks so.
+#[inline(always)]
+fn is_checksum_partial(segment: &Segment) -> bool {
+    let length = (TCP_HLEN + segment.options_len + segment.payload_len) as u16;
+    let mut pseudo_header = ChecksumDiff::default();
+    pseudo_header.add_u32(!0, length.to_be().into());
+    pseudo_header.add_u32(!0, u16::from(IPPROTO_TCP).to_be().into());
+    for address in [&segment.tuple.source, &segment.tuple.destination] {
+        match segment.family {
+            Family::V4 => pseudo_header.add_u32(!0, from_v4_mapped(address)),
+            Family::V6 => addr_words(address).into_iter().for_each(|word| pseudo_header.add_u32(!0, word)),
+        }
+    }
+    pseudo_header.fold16() == segment.tcp.check
+}
+
+/// Whether that interface's driver takes frames from another one, and this frame: one that is in several
+/// buffers not every driver does. Otherwise it would be dropped without a word (`xdp_do_redirect`).
+#[inline(always)]
+fn can_xmit(ctx: &XdpContext, segment: &Segment, next_hop: &NextHop) -> bool {
+    let length = segment.tcp_offset - ETH_HLEN + TCP_HLEN + segment.options_len + segment.payload_len;
+    next_hop.xmit == XMIT_XDP
+        && next_hop.is_resolved != 0
+        && length <= next_hop.mtu
+        && ETH_HLEN + length <= ctx.length()
+}
