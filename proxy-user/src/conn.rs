@@ -20,140 +20,140 @@ use crate::observe::record::Observers;
 use crate::observe::{AcmeLog, Metrics, Outcome, Record};
 
 pub(crate) mod accept;
-pub(crate) mod admit;
+pub(crate) mod admission;
 pub(crate) mod adopt;
-mod aloft;
-pub(crate) mod backends;
-mod close;
+mod offloaded;
+pub(crate) mod select;
+mod reject;
 pub(crate) mod connect;
-pub(crate) mod desks;
-mod dial;
+pub(crate) mod acceptor_threads;
+mod dialer;
 mod forward;
-pub(crate) mod http;
-mod note;
-mod offer;
-mod peek;
-mod preface;
-pub(crate) mod proofs;
+pub(crate) mod acme_http;
+mod record_fields;
+mod first_byte;
+mod preamble;
+mod proxy_header;
+pub(crate) mod certificate_view;
 pub(crate) mod resolve;
 mod terminate;
 
-use admit::Door;
-use aloft::{Account, Aloft, Life, carry_on, watch};
-use backends::Backends;
-use dial::Replay;
-use peek::{NoHello, Peek};
-use proofs::{Held, Proofs};
+use admission::ConnectionLimiter;
+use offloaded::{Session, OffloadedConn, NextStep, run_handover, run_offloaded};
+use select::Backends;
+use dialer::StarttlsReplay;
+use preamble::{PreambleError, PreambleReader};
+use certificate_view::{TlsMaterial, CertificateView};
 use resolve::Resolver;
-use terminate::Ours;
+use terminate::PendingTermination;
 
 /// What every connection of the agent shares.
 pub(crate) struct Shared {
     /// Swapped at a reload; a connection keeps the one it was accepted under.
     pub(crate) config: ArcSwap<Config>,
-    pub(crate) ladder: Ladder,
-    pub(crate) door: Door,
+    pub(crate) engine_selector: Ladder,
+    pub(crate) limiter: ConnectionLimiter,
     pub(crate) backends: Backends,
     pub(crate) resolver: Resolver,
-    pub(crate) keyring: Keyring,
-    pub(crate) observers: Arc<Observers>,
+    pub(crate) cert_store: Keyring,
+    pub(crate) telemetry: Arc<Observers>,
     pub(crate) acme_log: AcmeLog,
     /// The runtime of all cores, where what is no longer young is carried, and what is ours decrypted.
-    pub(crate) home: Handle,
+    pub(crate) main_runtime: Handle,
     /// Ends all connections at once.
-    pub(crate) cut: CancellationToken,
+    pub(crate) abort: CancellationToken,
 }
 
 /// What surrounds one connection.
 #[derive(Clone, Copy)]
-struct Scene<'s> {
+struct ConnContext<'s> {
     config: &'s Config,
     shared: &'s Shared,
-    tally: &'s Arc<Tally>,
+    counters: &'s Arc<Tally>,
 }
 
-impl<'s> Scene<'s> {
+impl<'s> ConnContext<'s> {
     fn metrics(self) -> &'s Metrics {
-        &self.shared.observers.metrics
+        &self.shared.telemetry.metrics
     }
 
     /// Counts a flow against its source.
-    fn begin(self, record: &Record) -> Result<admit::Flow, admit::Refusal> {
-        self.shared.door.begin(record.entry.client.ip(), &self.config.limits)
+    fn admit_flow(self, record: &Record) -> Result<admission::FlowPermit, admission::RejectReason> {
+        self.shared.limiter.acquire_flow(record.entry.client.ip(), &self.config.limits)
     }
 }
 
 /// Serves one accepted connection to its end. `at` is the address it was accepted on.
 pub(crate) async fn serve(
     client: TcpStream,
-    from: SocketAddr,
-    at: SocketAddr,
+    client_addr: SocketAddr,
+    listen_addr: SocketAddr,
     (shared, tasks): (Arc<Shared>, TaskTracker),
 ) {
-    let record = Record::open(Arc::clone(&shared.observers), from, at);
-    let mut account = Account { config: shared.config.load_full(), tally: Arc::default(), record };
-    let Account { config, tally, record } = &mut account;
-    let scene = Scene { config, shared: &shared, tally };
-    let life = tokio::select! {
-        life = live(client, scene, record) => life,
-        () = shared.cut.cancelled() => Life::Over(Outcome::Cut),
+    let record = Record::open(Arc::clone(&shared.telemetry), client_addr, listen_addr);
+    let mut session = Session { config: shared.config.load_full(), counters: Arc::default(), record };
+    let Session { config, counters, record } = &mut session;
+    let context = ConnContext { config, shared: &shared, counters };
+    let next_step = tokio::select! {
+        next_step = handle(client, context, record) => next_step,
+        () = shared.abort.cancelled() => NextStep::Done(Outcome::Cut),
     };
     // This task ends, and gives back what it took to begin the flow.
-    let home = &shared.home;
-    match life {
-        Life::Over(outcome) => account.conclude(outcome),
-        Life::Flying(flight, places) => {
-            let Account { config, tally, record } = account;
-            let limit = config.limits.idle_timeout;
-            let aloft = Aloft { flight, _places: Some(places), tally, limit, record };
-            tasks.spawn(watch(aloft, Arc::clone(&shared)));
+    let main_runtime = &shared.main_runtime;
+    match next_step {
+        NextStep::Done(outcome) => session.conclude(outcome),
+        NextStep::Offloaded(flow, permits) => {
+            let Session { config, counters, record } = session;
+            let idle_timeout = config.limits.idle_timeout;
+            let offloaded = OffloadedConn { flow, _permits: Some(permits), counters, idle_timeout, record };
+            tasks.spawn(run_offloaded(offloaded, Arc::clone(&shared)));
         }
-        Life::Grown(grown, places) => {
-            tasks.spawn_on(carry_on(account, (grown, places), Arc::clone(&shared)), home);
+        NextStep::Handover(handover, permits) => {
+            tasks.spawn_on(run_handover(session, (handover, permits), Arc::clone(&shared)), main_runtime);
         }
-        Life::Ours(ours, present) => {
-            tasks.spawn_on(terminate::serve(account, (ours, present), Arc::clone(&shared)), home);
+        NextStep::Terminate(termination, connection_permit) => {
+            tasks.spawn_on(terminate::run_termination(session, (termination, connection_permit), Arc::clone(&shared)), main_runtime);
         }
     }
 }
 
 /// Each phase has its memory on the heap, and gives it back: a flow that runs holds what it needs.
-async fn live(client: TcpStream, scene: Scene<'_>, record: &mut Record) -> Life {
-    let Scene { config, shared, .. } = scene;
+async fn handle(client: TcpStream, context: ConnContext<'_>, record: &mut Record) -> NextStep {
+    let ConnContext { config, shared, .. } = context;
     let listener = config.listener(record.entry.listener);
-    let from = record.entry.client;
-    let is_proxy = listener.wants_header(from.ip());
-    let (present, waiting) = match shared.door.enter(from, is_proxy, &config.limits) {
-        Ok(places) => places,
-        Err(full) => return close::turn_away(client, full, record).into(),
+    let client_addr = record.entry.client;
+    let is_trusted_proxy = listener.wants_header(client_addr.ip());
+    let (connection_permit, handshake_permit) = match shared.limiter.acquire(client_addr, is_trusted_proxy, &config.limits) {
+        Ok(permits) => permits,
+        Err(reason) => return reject::reject_immediately(client, reason, record).into(),
     };
-    let mut peek = Peek::new(&client, listener.hello_timeout);
-    let (hello, replay) = match Box::pin(greet(&mut peek, &listener, config, record)).await {
-        Ok(greeting) => greeting,
-        Err(why) => return Box::pin(close::without_hello(client, why, record)).await.into(),
+    let mut reader = PreambleReader::new(&client, listener.hello_timeout);
+    let (hello, replay) = match Box::pin(read_client_preamble(&mut reader, &listener, config, record)).await {
+        Ok(preamble) => preamble,
+        Err(error) => return Box::pin(reject::close_without_hello(client, error, record)).await.into(),
     };
-    drop((peek, waiting));
-    if shared.door.is_own(from) {
-        return Box::pin(close::refuse(client, Alert::InternalError, "loop", record)).await.into();
+    drop((reader, handshake_permit));
+    if shared.limiter.is_loop(client_addr) {
+        return Box::pin(reject::reject_with_alert(client, Alert::InternalError, "loop", record)).await.into();
     }
-    note::hello(&hello, record);
-    let proofs = Proofs { config, keyring: &shared.keyring };
-    let verdict = decide(&hello, &config.routes, config.acme_bypass, &proofs);
-    note::verdict(&hello, &verdict, &shared.acme_log, record);
-    let outcome = match verdict.action {
-        Action::Terminate(Held::Challenge(answer)) => {
-            Box::pin(terminate::answer(client, answer)).await
+    record_fields::set_client_hello(&hello, record);
+    let certificates = CertificateView { config, cert_store: &shared.cert_store };
+    let decision = decide(&hello, &config.routes, config.acme_bypass, &certificates);
+    record_fields::set_decision(&hello, &decision, &shared.acme_log, record);
+    let outcome = match decision.action {
+        Action::Terminate(TlsMaterial::Challenge(tls_config)) => {
+            Box::pin(terminate::answer_tls_alpn(client, tls_config)).await
         }
-        Action::Terminate(Held::Certificate(one, server)) => {
-            let patience = listener.hello_timeout;
-            return Life::Ours(Box::new(Ours { client, hello, one, server, patience }), present);
+        Action::Terminate(TlsMaterial::Certificate(terminate, tls_config)) => {
+            let handshake_timeout = listener.hello_timeout;
+            return NextStep::Terminate(Box::new(PendingTermination { client, hello, terminate, tls_config, handshake_timeout }), connection_permit);
         }
         Action::Refuse(alert) => {
-            Box::pin(close::refuse(client, alert, verdict.reason.label(), record)).await
+            Box::pin(reject::reject_with_alert(client, alert, decision.reason.label(), record)).await
         }
         Action::Forward(route) => {
-            let greeting = (hello, replay);
-            return forward::forward(client, greeting, route, scene, (record, present)).await;
+            let preamble = (hello, replay);
+            return forward::forward(client, preamble, route, context, (record, connection_permit)).await;
         }
     };
     outcome.into()
@@ -161,18 +161,18 @@ async fn live(client: TcpStream, scene: Scene<'_>, record: &mut Record) -> Life 
 
 /// The client's first words: whom it speaks for and that it wants TLS, where these are due, and its
 /// hello. The back end must hear the request for TLS too.
-async fn greet(
-    peek: &mut Peek<'_>,
+async fn read_client_preamble(
+    reader: &mut PreambleReader<'_>,
     listener: &Listener,
     config: &Config,
     record: &mut Record,
-) -> Result<(Box<ClientHello>, Replay), NoHello> {
+) -> Result<(Box<ClientHello>, StarttlsReplay), PreambleError> {
     if listener.wants_header(record.entry.client.ip()) {
-        note::header(&peek.header().await?, record);
+        record_fields::set_proxy_header(&reader.read_proxy_header().await?, record);
     }
     let replay = match listener.starttls {
-        Some(Starttls::Postgres) if peek.starttls().await? => Replay::SslRequest,
-        Some(Starttls::Postgres) | None => Replay::Nothing,
+        Some(Starttls::Postgres) if reader.answer_starttls().await? => StarttlsReplay::SslRequest,
+        Some(Starttls::Postgres) | None => StarttlsReplay::None,
     };
-    Ok((peek.hello(config.limits.hello_bytes).await?, replay))
+    Ok((reader.read_client_hello(config.limits.hello_bytes).await?, replay))
 }

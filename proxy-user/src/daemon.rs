@@ -21,9 +21,9 @@ use tracing::{info, warn};
 use crate::certs::Keyring;
 use crate::config::{Config, Overrides};
 use crate::conn::Shared;
-use crate::conn::admit::Door;
+use crate::conn::admission::ConnectionLimiter;
 use crate::conn::adopt;
-use crate::conn::backends::Backends;
+use crate::conn::select::Backends;
 use crate::conn::resolve::Resolver;
 use crate::engine::{Choice, Ladder};
 use crate::net;
@@ -67,7 +67,7 @@ async fn serve(source: &Source, config: Config) -> Result<()> {
     let shared = Arc::new(shared(config)?);
     // What is asked for by name works before the first connection; `auto` need not wait for it.
     let mut kept = match is_auto {
-        false => Some(engines::load(&shared.config.load_full(), &shared.ladder).await?),
+        false => Some(engines::load(&shared.config.load_full(), &shared.engine_selector).await?),
         true => None,
     };
     let tasks = TaskTracker::new();
@@ -91,7 +91,7 @@ async fn serve(source: &Source, config: Config) -> Result<()> {
     info!(signal = by, running = tasks.len(), drain = ?drain_time, "stopping");
     parts.listeners.close().await;
     drain(&tasks, drain_time, &mut signals).await;
-    shared.cut.cancel();
+    shared.abort.cancel();
     tasks.wait().await;
     meanwhile.shutdown().await;
     info!("stopped");
@@ -102,15 +102,15 @@ fn shared(config: Config) -> Result<Shared> {
     let keyring = Keyring::default();
     let observers = observers(&config, &keyring)?;
     Ok(Shared {
-        ladder: Ladder::default(),
-        door: Door::default(),
+        engine_selector: Ladder::default(),
+        limiter: ConnectionLimiter::default(),
         backends: Backends::new(observers.metrics.clone()),
         resolver: Resolver::new(observers.metrics.clone()),
-        keyring,
-        observers: Arc::new(observers),
+        cert_store: keyring,
+        telemetry: Arc::new(observers),
         acme_log: AcmeLog::default(),
-        home: Handle::current(),
-        cut: CancellationToken::new(),
+        main_runtime: Handle::current(),
+        abort: CancellationToken::new(),
         config: ArcSwap::from_pointee(config),
     })
 }
@@ -127,7 +127,7 @@ impl Parts {
         let listeners = Listeners::new(Arc::clone(shared), tasks.clone());
         Ok(Self {
             listeners: listeners.context("cannot start a thread")?,
-            certificates: Certificates::new(shared.keyring.clone()),
+            certificates: Certificates::new(shared.cert_store.clone()),
             checks: Checks::new(Arc::clone(shared)),
         })
     }
@@ -135,12 +135,12 @@ impl Parts {
 
 fn begin(shared: &Arc<Shared>, parts: &mut Parts, tasks: &TaskTracker) -> Result<()> {
     let config = shared.config.load_full();
-    shared.backends.keep(&config);
-    shared.resolver.ask(&config.nameservers);
+    shared.backends.retain_configured(&config);
+    shared.resolver.set_nameservers(&config.nameservers);
     parts.certificates.apply(&config, &config)?;
     let opened = parts.listeners.open(&config)?;
     // Nothing can fail from here on: flows that were there before are not to end with a start that does.
-    adopt::adopt(shared, tasks);
+    adopt::adopt_flows(shared, tasks);
     opened.commit();
     parts.checks.apply(&config);
     reload::warn_of_bypass(&config);

@@ -21,33 +21,33 @@ use crate::config::Limits;
 const BACKLOG: i32 = 4096;
 
 /// Binds an address for TLS, to a socket for each of these runtimes. `[::]` takes IPv4 too, unless `v6_only`.
-pub(crate) fn listen(
+pub(crate) fn listen_tls(
     address: SocketAddr,
     v6_only: bool,
     limits: &Limits,
     runtimes: &[Handle],
 ) -> io::Result<Vec<TcpListener>> {
-    let first = tls_socket(address, v6_only, limits)?;
+    let first = new_tls_socket(address, v6_only, limits)?;
     first.bind(&address.into())?;
     // The kernel may have chosen the port.
     let bound = first.local_addr()?;
     // Not before it is bound: then a stranger who listens there and shares would be no error.
     first.set_reuse_port(runtimes.len() > 1)?;
     let others = runtimes.iter().skip(1).map(|_| {
-        let other = tls_socket(address, v6_only, limits)?;
+        let other = new_tls_socket(address, v6_only, limits)?;
         other.set_reuse_port(true)?;
         other.bind(&bound)?;
         Ok::<_, io::Error>(other)
     });
-    let begun = iter::once(Ok(first)).chain(others).zip(runtimes).map(|(socket, runtime)| {
-        let _here = runtime.enter();
-        begin(socket?)
+    let listeners = iter::once(Ok(first)).chain(others).zip(runtimes).map(|(socket, runtime)| {
+        let _runtime_guard = runtime.enter();
+        start_listening(socket?)
     });
-    begun.collect()
+    listeners.collect()
 }
 
-fn tls_socket(address: SocketAddr, v6_only: bool, limits: &Limits) -> io::Result<Socket> {
-    let socket = socket(address, v6_only)?;
+fn new_tls_socket(address: SocketAddr, v6_only: bool, limits: &Limits) -> io::Result<Socket> {
+    let socket = new_socket(address, v6_only)?;
     // Accepted sockets inherit all of these (sk_clone, net/core/sock.c). A socket that nobody ended
     // in order says so with a reset.
     limits.upkeep().apply(&socket)?;
@@ -57,13 +57,13 @@ fn tls_socket(address: SocketAddr, v6_only: bool, limits: &Limits) -> io::Result
 }
 
 /// Binds an address for HTTP, whose answers must arrive whoever closes first.
-pub(crate) fn listen_plainly(address: SocketAddr, v6_only: bool) -> io::Result<TcpListener> {
-    let socket = socket(address, v6_only)?;
+pub(crate) fn listen_http(address: SocketAddr, v6_only: bool) -> io::Result<TcpListener> {
+    let socket = new_socket(address, v6_only)?;
     socket.bind(&address.into())?;
-    begin(socket)
+    start_listening(socket)
 }
 
-fn socket(address: SocketAddr, v6_only: bool) -> io::Result<Socket> {
+fn new_socket(address: SocketAddr, v6_only: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
         socket.set_only_v6(v6_only || address.ip() != Ipv6Addr::UNSPECIFIED)?;
@@ -73,7 +73,7 @@ fn socket(address: SocketAddr, v6_only: bool) -> io::Result<Socket> {
     Ok(socket)
 }
 
-fn begin(socket: Socket) -> io::Result<TcpListener> {
+fn start_listening(socket: Socket) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
 }
@@ -86,23 +86,23 @@ pub(crate) async fn run(
     tasks: TaskTracker,
 ) {
     let mut backoff = AcceptBackoff::default();
-    let mut starving = false;
+    let mut is_backing_off = false;
     loop {
         match socket.accept().await {
             Ok((client, from)) => {
                 backoff.reset();
-                starving = false;
+                is_backing_off = false;
                 let from = SocketAddr::new(from.ip().to_canonical(), from.port());
-                let around = (Arc::clone(&shared), tasks.clone());
-                tasks.spawn(serve(client, from, address, around));
+                let shared_and_tasks = (Arc::clone(&shared), tasks.clone());
+                tasks.spawn(serve(client, from, address, shared_and_tasks));
             }
-            Err(error) if is_the_clients(&error) => {}
+            Err(error) if is_connection_error(&error) => {}
             Err(error) => {
-                shared.observers.metrics.accept_errors.inc();
-                if !starving {
+                shared.telemetry.metrics.accept_errors.inc();
+                if !is_backing_off {
                     warn!(%error, %address, "cannot accept; waiting for room");
                 }
-                starving = true;
+                is_backing_off = true;
                 tokio::time::sleep(backoff.next_delay()).await;
             }
         }
@@ -110,10 +110,10 @@ pub(crate) async fn run(
 }
 
 /// accept(2) also reports what happened to a connection that was still in the queue.
-fn is_the_clients(error: &io::Error) -> bool {
-    let of_a_connection =
+fn is_connection_error(error: &io::Error) -> bool {
+    let connection_errnos =
         [Errno::CONNABORTED, Errno::NETDOWN, Errno::PROTO, Errno::HOSTUNREACH, Errno::NETUNREACH];
     error
         .raw_os_error()
-        .is_some_and(|code| of_a_connection.iter().any(|errno| errno.raw_os_error() == code))
+        .is_some_and(|code| connection_errnos.iter().any(|errno| errno.raw_os_error() == code))
 }

@@ -6,33 +6,33 @@ use tokio_util::task::TaskTracker;
 use tracing::info;
 
 use super::Shared;
-use super::aloft::{Aloft, watch};
+use super::offloaded::{OffloadedConn, run_offloaded};
 use crate::engine::Tally;
 use crate::engine::packet::Orphan;
 use crate::observe::{Peer, Record};
 
 /// Takes all of them in. Before the first connection: its port must not be one of theirs.
-pub(crate) fn adopt(shared: &Arc<Shared>, tasks: &TaskTracker) {
+pub(crate) fn adopt_flows(shared: &Arc<Shared>, tasks: &TaskTracker) {
     let config = shared.config.load();
-    let Some(engine) = shared.ladder.packet(config.engine) else { return };
-    let orphans = engine.adopt();
-    if !orphans.is_empty() {
-        info!(flows = orphans.len(), "flows of a former agent go on");
+    let Some(engine) = shared.engine_selector.packet(config.engine) else { return };
+    let adopted_flows = engine.adopt();
+    if !adopted_flows.is_empty() {
+        info!(flows = adopted_flows.len(), "flows of a former agent go on");
     }
-    for orphan in orphans {
-        tasks.spawn(watch(taken_over(orphan, shared), Arc::clone(shared)));
+    for adopted in adopted_flows {
+        tasks.spawn(run_offloaded(offloaded_conn(adopted, shared), Arc::clone(shared)));
     }
 }
 
-fn taken_over(orphan: Orphan, shared: &Shared) -> Aloft {
-    let (client, at) = orphan.client();
-    let mut record = Record::open(Arc::clone(&shared.observers), client, at);
-    record.entry.time = orphan.opened() as f64;
-    record.entry.route = orphan.route();
-    record.entry.backend = Some(Peer::Address(orphan.backend()));
+fn offloaded_conn(adopted: Orphan, shared: &Shared) -> OffloadedConn {
+    let (client, listen_addr) = adopted.client();
+    let mut record = Record::open(Arc::clone(&shared.telemetry), client, listen_addr);
+    record.entry.time = adopted.opened() as f64;
+    record.entry.route = adopted.route();
+    record.entry.backend = Some(Peer::Address(adopted.backend()));
     record.entry.reason = Some("adopted");
-    let tally = Arc::new(Tally::default());
-    let limit = shared.config.load().limits.idle_timeout;
-    let flight = orphan.flight(Arc::clone(&tally));
-    Aloft { flight, _places: None, tally, limit, record }
+    let counters = Arc::new(Tally::default());
+    let idle_timeout = shared.config.load().limits.idle_timeout;
+    let flow = adopted.flight(Arc::clone(&counters));
+    OffloadedConn { flow, _permits: None, counters, idle_timeout, record }
 }

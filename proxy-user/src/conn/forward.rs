@@ -7,12 +7,12 @@ use snisplit_common::alert::Alert;
 use snisplit_common::client_hello::ClientHello;
 use tokio::net::TcpStream;
 
-use super::admit::{Flow, Present};
-use super::aloft::{Life, Places, of, unless_idle};
-use super::connect::{Connector, Fitting};
-use super::dial::{Dial, Dialled, NoBackend, Preface, Replay};
-use super::offer::Offer;
-use super::{Scene, close, note, preface};
+use super::admission::{FlowPermit, ConnectionPermit};
+use super::offloaded::{NextStep, Permits, outcome_from_end, with_idle_timeout};
+use super::connect::{Connector, OffloadableConnect};
+use super::dialer::{BackendDialer, BackendConn, NoBackend, BackendPreamble, StarttlsReplay};
+use super::first_byte::HelloProbe;
+use super::{ConnContext, reject, record_fields, proxy_header};
 use crate::config::{Route, Source};
 use crate::engine::packet::Front;
 use crate::engine::{Course, Listener, Pair, Tier};
@@ -21,99 +21,99 @@ use crate::observe::{Metrics, Outcome, Record};
 
 pub(super) async fn forward(
     client: TcpStream,
-    (hello, replay): (Box<ClientHello>, Replay),
+    (hello, replay): (Box<ClientHello>, StarttlsReplay),
     route: &Route,
-    scene: Scene<'_>,
-    (record, present): (&mut Record, Present),
-) -> Life {
+    context: ConnContext<'_>,
+    (record, connection_permit): (&mut Record, ConnectionPermit),
+) -> NextStep {
     // A CA validates a name several times at once; none of these is anybody's flow.
-    let flow = match hello.is_acme_validation() {
+    let admitted = match hello.is_acme_validation() {
         true => Ok(None),
-        false => scene.begin(record).map(Some),
+        false => context.admit_flow(record).map(Some),
     };
-    let flow = match flow {
-        Ok(flow) => flow,
-        Err(full) => return close::turn_away(client, full, record).into(),
+    let flow_permit = match admitted {
+        Ok(permit) => permit,
+        Err(reason) => return reject::reject_immediately(client, reason, record).into(),
     };
-    let header = preface::header(route, &hello, &client, record);
-    let offer = |patience| Offer { client: &client, hello: hello.wire_len, patience };
-    let offer = scene.config.limits.answer_timeout.map(offer);
-    let preface = Preface { header: &header, replay, offer, is_followed: true };
-    let engine = scene.shared.ladder.packet(scene.config.engine);
+    let proxy_header = proxy_header::encode_header(route, &hello, &client, record);
+    let new_probe = |timeout| HelloProbe { client: &client, hello_len: hello.wire_len, timeout };
+    let probe = context.config.limits.answer_timeout.map(new_probe);
+    let preamble = BackendPreamble { proxy_header: &proxy_header, replay, probe, client_bytes_follow: true };
+    let engine = context.shared.engine_selector.packet(context.config.engine);
     let addresses = (record.entry.proxy.unwrap_or(record.entry.client), record.entry.listener);
-    let packet = engine
-        .and_then(|engine| Some(Fitting { engine, front: Front::of(&client, addresses).ok()? }));
-    match Box::pin(dial(route, (preface, packet), scene, record)).await {
-        Ok(dialled) => {
-            drop((hello, header));
-            let counts = (present, flow);
-            Box::pin(carry((client, dialled), counts, route, scene, record)).await
+    let offload = engine
+        .and_then(|engine| Some(OffloadableConnect { engine, client_endpoint: Front::of(&client, addresses).ok()? }));
+    match Box::pin(connect_backend(route, (preamble, offload), context, record)).await {
+        Ok(backend_conn) => {
+            drop((hello, proxy_header));
+            let permits = (connection_permit, flow_permit);
+            Box::pin(run_engine((client, backend_conn), permits, route, context, record)).await
         }
         Err(NoBackend) => {
             let alert = Alert::InternalError;
-            Box::pin(close::refuse(client, alert, "no_backend", record)).await.into()
+            Box::pin(reject::reject_with_alert(client, alert, "no_backend", record)).await.into()
         }
     }
 }
 
 /// Dials a back end of the route and takes the time.
-pub(super) async fn dial(
+pub(super) async fn connect_backend(
     route: &Route,
-    (preface, packet): (Preface<'_>, Option<Fitting<'_>>),
-    scene: Scene<'_>,
+    (preamble, offload): (BackendPreamble<'_>, Option<OffloadableConnect<'_>>),
+    context: ConnContext<'_>,
     record: &mut Record,
-) -> Result<Dialled, NoBackend> {
-    let Scene { config, shared, .. } = scene;
-    let from = record.entry.client.ip();
-    let dial = Dial {
+) -> Result<BackendConn, NoBackend> {
+    let ConnContext { config, shared, .. } = context;
+    let client_ip = record.entry.client.ip();
+    let dialer = BackendDialer {
         connector: Connector {
             limits: &config.limits,
             resolver: &shared.resolver,
-            from: (route.source == Source::Client).then_some(from),
-            packet,
-            first: preface.first(),
+            source_addr: (route.source == Source::Client).then_some(client_ip),
+            offload,
+            handshake_ack: preamble.handshake_ack(),
         },
-        door: &shared.door,
+        limiter: &shared.limiter,
         backends: &shared.backends,
-        metrics: scene.metrics(),
+        metrics: context.metrics(),
     };
-    let begun = Instant::now();
-    let dialled = dial.backend(route, from, preface).await;
-    note::dial(begun, record);
-    dialled
+    let started_at = Instant::now();
+    let result = dialer.connect_any(route, client_ip, preamble).await;
+    record_fields::set_connect_time(started_at, record);
+    result
 }
 
-async fn carry(
-    (client, dialled): (TcpStream, Dialled),
-    (_present, _flow): (Present, Option<Flow>),
+async fn run_engine(
+    (client, backend_conn): (TcpStream, BackendConn),
+    (_connection_permit, _flow_permit): (ConnectionPermit, Option<FlowPermit>),
     route: &Route,
-    scene: Scene<'_>,
+    context: ConnContext<'_>,
     record: &mut Record,
-) -> Life {
-    let Dialled { socket, terms, place, told, _counted, _own } = dialled;
-    let places = Box::new(Places { _present, _flow, _counted, _own });
-    record.entry.backend = Some(place);
-    scene.tally.tell(told, 0);
-    let Ok(pair) = Pair::new(client, (socket, terms), Arc::clone(scene.tally)) else {
+) -> NextStep {
+    let BackendConn { socket, takeover, label, bytes_sent, _connection_guard, _loop_guard } = backend_conn;
+    let permits = Box::new(Permits { _connection_permit, _flow_permit, _connection_guard, _loop_guard });
+    record.entry.backend = Some(label);
+    context.counters.tell(bytes_sent, 0);
+    let Ok(socket_pair) = Pair::new(client, (socket, takeover), Arc::clone(context.counters)) else {
         return Outcome::ClientGone.into();
     };
-    let carried =
-        scene.shared.ladder.carry(scene.config.engine, (pair, &route.label), scene.metrics());
-    match unless_idle(Box::pin(carried), scene.config.limits.idle_timeout, scene.tally).await {
-        Some(Course::Flying(flight)) => Life::Flying(flight, places),
-        Some(Course::Grown(grown)) => Life::Grown(grown, places),
-        Some(Course::Ended(end)) => of(Some(end)).into(),
-        None => of(None).into(),
+    let relay =
+        context.shared.engine_selector.carry(context.config.engine, (socket_pair, &route.label), context.metrics());
+    match with_idle_timeout(Box::pin(relay), context.config.limits.idle_timeout, context.counters).await {
+        Some(Course::Flying(flow)) => NextStep::Offloaded(flow, permits),
+        Some(Course::Grown(handover)) => NextStep::Handover(handover, permits),
+        Some(Course::Ended(end)) => outcome_from_end(Some(end)).into(),
+        None => outcome_from_end(None).into(),
     }
 }
 
 impl Listener for Metrics {
-    fn declined(&self, by: Tier, why: &'static str) {
-        let labels = Declined { engine: by.name(), reason: why };
+    fn declined(&self, engine: Tier, reason: &'static str) {
+        let labels = Declined { engine: engine.name(), reason };
         self.declined.get_or_create(&labels).inc();
     }
 
-    fn moved(&self, to: Tier) {
-        self.moved.get_or_create(&Moved { engine: to.name() }).inc();
+    fn moved(&self, engine: Tier) {
+        self.moved.get_or_create(&Moved { engine: engine.name() }).inc();
     }
 }

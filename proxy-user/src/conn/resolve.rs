@@ -19,104 +19,104 @@ use crate::observe::Metrics;
 use crate::observe::metrics;
 
 /// How long to wait for a name server where a former answer would do.
-const GRACE: Duration = Duration::from_millis(200);
+const STALE_ANSWER_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// Resolves and remembers; cloning shares it.
 #[derive(Clone, Debug)]
-pub(crate) struct Resolver(Arc<State>);
+pub(crate) struct Resolver(Arc<ResolverState>);
 
 #[derive(Debug)]
-struct State {
+struct ResolverState {
     /// `None` if /etc/resolv.conf cannot be read.
-    current: ArcSwapOption<TokioResolver>,
-    memory: Mutex<Memory>,
+    resolver: ArcSwapOption<TokioResolver>,
+    cache: Mutex<DnsCache>,
     metrics: Metrics,
 }
 
 #[derive(Debug, Default)]
-struct Memory {
-    last_known: HashMap<String, Vec<IpAddr>>,
+struct DnsCache {
+    last_answers: HashMap<String, Vec<IpAddr>>,
     /// Names that a name server is being asked for, and since when.
-    asking: HashMap<String, Instant>,
+    in_flight: HashMap<String, Instant>,
 }
 
 impl Resolver {
     pub(crate) fn new(metrics: Metrics) -> Self {
         let current = ArcSwapOption::empty();
-        Self(Arc::new(State { current, memory: Mutex::default(), metrics }))
+        Self(Arc::new(ResolverState { resolver: current, cache: Mutex::default(), metrics }))
     }
 
     /// Asks these servers from now on, with an empty cache; without any, those of
     /// /etc/resolv.conf, which is read anew.
-    pub(crate) fn ask(&self, servers: &[SocketAddr]) {
+    pub(crate) fn set_nameservers(&self, servers: &[SocketAddr]) {
         match dns::resolver(servers) {
-            Ok(resolver) => self.0.current.store(Some(Arc::new(resolver))),
+            Ok(resolver) => self.0.resolver.store(Some(Arc::new(resolver))),
             Err(error) => {
                 warn!(%error, "names of back ends cannot be resolved; set nameservers");
-                self.0.current.store(None);
+                self.0.resolver.store(None);
             }
         }
     }
 
     /// The addresses of a host, in the order that the name server gives.
-    pub(super) async fn addresses(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
-        let ips = self.ips(host).await?;
+    pub(super) async fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        let ips = self.resolve_ips(host).await?;
         Ok(ips.into_iter().map(|ip| SocketAddr::new(ip, port)).collect())
     }
 
-    async fn ips(&self, host: &str) -> io::Result<Vec<IpAddr>> {
-        let (known, asked) = {
-            let memory = self.0.memory();
-            (memory.last_known.get(host).cloned(), memory.asking.get(host).copied())
+    async fn resolve_ips(&self, host: &str) -> io::Result<Vec<IpAddr>> {
+        let (cached, in_flight_since) = {
+            let cache = self.0.lock_cache();
+            (cache.last_answers.get(host).cloned(), cache.in_flight.get(host).copied())
         };
-        let Some(known) = known else { return self.0.lookup(host).await };
-        match asked {
-            Some(since) if since.elapsed() < GRACE => return Ok(known),
-            Some(_) => return Ok(self.0.stale(host, known)),
+        let Some(cached) = cached else { return self.0.lookup(host).await };
+        match in_flight_since {
+            Some(since) if since.elapsed() < STALE_ANSWER_TIMEOUT => return Ok(cached),
+            Some(_) => return Ok(self.0.serve_stale(host, cached)),
             None => {}
         }
         // Goes on when nobody waits any more: the next connection has its answer.
         let (state, name) = (Arc::clone(&self.0), host.to_owned());
-        let asked = tokio::spawn(async move { state.lookup(&name).await });
-        match timeout(GRACE, asked).await {
+        let lookup = tokio::spawn(async move { state.lookup(&name).await });
+        match timeout(STALE_ANSWER_TIMEOUT, lookup).await {
             Ok(Ok(Ok(ips))) => Ok(ips),
-            Ok(Ok(Err(gone))) if gone.kind() == io::ErrorKind::NotFound => Err(gone),
-            Ok(Ok(Err(_)) | Err(_)) | Err(_) => Ok(self.0.stale(host, known)),
+            Ok(Ok(Err(not_found))) if not_found.kind() == io::ErrorKind::NotFound => Err(not_found),
+            Ok(Ok(Err(_)) | Err(_)) | Err(_) => Ok(self.0.serve_stale(host, cached)),
         }
     }
 }
 
-impl State {
+impl ResolverState {
     /// Asks and remembers. `NotFound` is a name server's word that there is nothing.
     async fn lookup(&self, host: &str) -> io::Result<Vec<IpAddr>> {
-        self.memory().asking.insert(host.to_owned(), Instant::now());
-        let found = match self.current.load_full() {
+        self.lock_cache().in_flight.insert(host.to_owned(), Instant::now());
+        let found = match self.resolver.load_full() {
             Some(resolver) => resolver.lookup_ip(host).await.map_err(|error| {
-                let says_no = error.is_no_records_found();
-                let kind = if says_no { io::ErrorKind::NotFound } else { io::ErrorKind::Other };
+                let has_no_records = error.is_no_records_found();
+                let kind = if has_no_records { io::ErrorKind::NotFound } else { io::ErrorKind::Other };
                 io::Error::new(kind, format!("{host}: {error}"))
             }),
             None => Err(io::Error::other("no name server is known")),
         };
         let found = found.map(|answer| answer.iter().collect::<Vec<IpAddr>>());
-        let mut memory = self.memory();
-        memory.asking.remove(host);
+        let mut cache = self.lock_cache();
+        cache.in_flight.remove(host);
         match &found {
-            Ok(ips) => _ = memory.last_known.insert(host.to_owned(), ips.clone()),
+            Ok(ips) => _ = cache.last_answers.insert(host.to_owned(), ips.clone()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                memory.last_known.remove(host);
+                cache.last_answers.remove(host);
             }
             Err(error) => debug!(host, %error, "no name server answers"),
         }
         found
     }
 
-    fn stale(&self, host: &str, known: Vec<IpAddr>) -> Vec<IpAddr> {
+    fn serve_stale(&self, host: &str, cached: Vec<IpAddr>) -> Vec<IpAddr> {
         self.metrics.dns_stale.get_or_create(&metrics::Name { name: host.to_owned() }).inc();
-        known
+        cached
     }
 
-    fn memory(&self) -> MutexGuard<'_, Memory> {
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_cache(&self) -> MutexGuard<'_, DnsCache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -12,34 +12,34 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::admit::Present;
-use super::aloft::{Account, of, unless_idle};
-use super::dial::{Dialled, Preface, Replay};
-use super::{Scene, Shared, close, forward, preface};
+use super::admission::ConnectionPermit;
+use super::offloaded::{Session, outcome_from_end, with_idle_timeout};
+use super::dialer::{BackendConn, BackendPreamble, StarttlsReplay};
+use super::{ConnContext, Shared, reject, forward, proxy_header};
 use crate::config::Terminate;
 use crate::engine::{End, Socket, here, without_reset};
 use crate::observe::{Outcome, Record};
 
 /// How long a validation may take; there is one round trip to wait for, and what stays longer is no
 /// CA (CVE-2026-22045 was the lack of this in Traefik).
-const VALIDATION: Duration = Duration::from_secs(2);
+const ACME_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Bytes at once; a TLS record holds as many.
-const BUFFER: usize = 16 * 1024;
+const BUFFER_LEN: usize = 16 * 1024;
 
 /// Answers a TLS-ALPN-01 validation and closes: no byte of application data is taken or sent
 /// (RFC 8737 §3).
-pub(super) async fn answer(client: TcpStream, config: Arc<ServerConfig>) -> Outcome {
-    let answered = timeout(VALIDATION, async {
+pub(super) async fn answer_tls_alpn(client: TcpStream, config: Arc<ServerConfig>) -> Outcome {
+    let handshake = timeout(ACME_HANDSHAKE_TIMEOUT, async {
         let mut tls = TlsAcceptor::from(config).accept(client).await?;
         without_reset(tls.get_ref().0);
         tls.shutdown().await?;
         // Unread bytes would make the close a reset that overtakes what was sent.
-        let mut scrap = [0; 64];
-        while tls.get_mut().0.read(&mut scrap).await? > 0 {}
+        let mut discard_buf = [0; 64];
+        while tls.get_mut().0.read(&mut discard_buf).await? > 0 {}
         io::Result::Ok(())
     });
-    match answered.await {
+    match handshake.await {
         // The handshake had its answer, and a CA may leave as it likes.
         Ok(Ok(())) => Outcome::Answered,
         Ok(Err(error)) if error.kind() == ErrorKind::ConnectionReset => Outcome::Answered,
@@ -48,82 +48,82 @@ pub(super) async fn answer(client: TcpStream, config: Arc<ServerConfig>) -> Outc
 }
 
 /// Ordinary traffic to a name of our own: an unread hello, and what answers it.
-pub(super) struct Ours {
+pub(super) struct PendingTermination {
     pub(super) client: TcpStream,
     pub(super) hello: Box<ClientHello>,
-    pub(super) one: Arc<Terminate>,
-    pub(super) server: Arc<ServerConfig>,
+    pub(super) terminate: Arc<Terminate>,
+    pub(super) tls_config: Arc<ServerConfig>,
     /// `hello_timeout`
-    pub(super) patience: Duration,
+    pub(super) handshake_timeout: Duration,
 }
 
 /// Terminates it to its end, and tells of it.
 #[expect(clippy::manual_async_fn, reason = "that would hold what it takes twice")]
-pub(super) fn serve(
-    mut account: Account,
-    (ours, present): (Box<Ours>, Present),
+pub(super) fn run_termination(
+    mut session: Session,
+    (termination, connection_permit): (Box<PendingTermination>, ConnectionPermit),
     shared: Arc<Shared>,
 ) -> impl Future<Output = ()> {
     async move {
         // Given back before it is told of.
-        let _present = present;
-        let Account { config, tally, record } = &mut account;
-        let scene = Scene { config, shared: &shared, tally };
+        let _connection_permit = connection_permit;
+        let Session { config, counters, record } = &mut session;
+        let context = ConnContext { config, shared: &shared, counters };
         let outcome = tokio::select! {
-            outcome = Box::pin(decrypt(*ours, scene, record)) => outcome,
-            () = shared.cut.cancelled() => Outcome::Cut,
+            outcome = Box::pin(terminate(*termination, context, record)) => outcome,
+            () = shared.abort.cancelled() => Outcome::Cut,
         };
-        account.conclude(outcome);
+        session.conclude(outcome);
     }
 }
 
 /// Terminates ordinary traffic to a name of our own. The back end is dialled once the handshake is
 /// done: it has no time for those who never finish one.
-async fn decrypt(ours: Ours, scene: Scene<'_>, record: &mut Record) -> Outcome {
-    let Ours { client, hello, one, server, patience } = ours;
+async fn terminate(termination: PendingTermination, context: ConnContext<'_>, record: &mut Record) -> Outcome {
+    let PendingTermination { client, hello, terminate, tls_config, handshake_timeout } = termination;
     let Ok(client) = here(client) else { return Outcome::ClientGone };
-    let _flow = match scene.begin(record) {
-        Ok(flow) => flow,
-        Err(full) => return close::turn_away(client, full, record),
+    let _flow_permit = match context.admit_flow(record) {
+        Ok(permit) => permit,
+        Err(reason) => return reject::reject_immediately(client, reason, record),
     };
     record.entry.engine = Some("terminate");
-    let header = preface::header(&one.route, &hello, &client, record);
+    let proxy_header = proxy_header::encode_header(&terminate.route, &hello, &client, record);
     drop(hello);
-    let Some(tls) = accept(client, server, patience).await else {
+    let Some(tls) = accept_tls(client, tls_config, handshake_timeout).await else {
         return Outcome::HandshakeFailed;
     };
     // What the client says may wait for what the back end says.
-    let preface =
-        Preface { header: &header, replay: Replay::Nothing, offer: None, is_followed: false };
-    let Ok(dialled) = forward::dial(&one.route, (preface, None), scene, record).await else {
+    let preamble =
+        BackendPreamble { proxy_header: &proxy_header, replay: StarttlsReplay::None, probe: None, client_bytes_follow: false };
+    let Ok(backend_conn) = forward::connect_backend(&terminate.route, (preamble, None), context, record).await else {
         record.entry.reason = Some("no_backend");
         return Outcome::Refused("no_backend");
     };
-    let Dialled { socket, place, _counted, _own, .. } = dialled;
-    record.entry.backend = Some(place);
+    let BackendConn { socket, label, _connection_guard, _loop_guard, .. } = backend_conn;
+    record.entry.backend = Some(label);
     if socket.arm().is_err() {
         return Outcome::ClientGone;
     }
-    let told = |up, down| scene.tally.tell(up, down);
-    let carried = Box::pin(carry(tls, socket, told));
-    of(unless_idle(carried, scene.config.limits.idle_timeout, scene.tally).await)
+    let add_bytes = |up, down| context.counters.tell(up, down);
+    let relay = Box::pin(proxy_plaintext(tls, socket, add_bytes));
+    outcome_from_end(with_idle_timeout(relay, context.config.limits.idle_timeout, context.counters).await)
 }
 
 /// The handshake of ordinary traffic; rustls tells the client what is wrong with it.
-async fn accept(
+async fn accept_tls(
     client: TcpStream,
     config: Arc<ServerConfig>,
-    patience: Duration,
+    handshake_timeout: Duration,
 ) -> Option<TlsStream<TcpStream>> {
     let accepted = TlsAcceptor::from(config).accept(client).into_fallible();
-    match timeout(patience, accepted).await {
+    match timeout(handshake_timeout, accepted).await {
         Ok(Ok(tls)) => Some(tls),
         Ok(Err((_, client))) => {
             // The alert is on its way: a reset would overtake it.
             without_reset(&client);
             None
         }
-        Err(_late) => None,
+        Err(_elapsed) => None,
     }
 }
 
@@ -131,15 +131,15 @@ async fn accept(
 ///
 /// A `close_notify` ends a direction as a FIN does; a connection that ends without one was cut, and
 /// so is the other side (RFC 8446 §6.1).
-async fn carry(tls: TlsStream<TcpStream>, backend: Socket, told: impl Fn(usize, usize)) -> End {
+async fn proxy_plaintext(tls: TlsStream<TcpStream>, backend: Socket, add_bytes: impl Fn(usize, usize)) -> End {
     let (from_client, to_client) = split(tls);
     let (from_backend, to_backend) = split(backend);
-    let up = pump(from_client, to_backend, |bytes| told(bytes, 0));
-    let down = pump(from_backend, to_client, |bytes| told(0, bytes));
+    let up = copy_direction(from_client, to_backend, |bytes| add_bytes(bytes, 0));
+    let down = copy_direction(from_backend, to_client, |bytes| add_bytes(0, bytes));
     let from_up =
-        async { up.await.map_err(|broken| broken.end(End::ClientReset, End::BackendReset)) };
+        async { up.await.map_err(|error| error.to_flow_end(End::ClientReset, End::BackendReset)) };
     let from_down =
-        async { down.await.map_err(|broken| broken.end(End::BackendReset, End::ClientReset)) };
+        async { down.await.map_err(|error| error.to_flow_end(End::BackendReset, End::ClientReset)) };
     match tokio::try_join!(from_up, from_down) {
         Ok(((from_client, to_backend), (from_backend, to_client))) => {
             without_reset(from_client.unsplit(to_client).get_ref().0);
@@ -151,13 +151,13 @@ async fn carry(tls: TlsStream<TcpStream>, backend: Socket, told: impl Fn(usize, 
 }
 
 /// Which half of a direction broke.
-enum Broken {
+enum CopyError {
     Read,
     Write,
 }
 
-impl Broken {
-    fn end(self, read: End, write: End) -> End {
+impl CopyError {
+    fn to_flow_end(self, read: End, write: End) -> End {
         match self {
             Self::Read => read,
             Self::Write => write,
@@ -165,20 +165,20 @@ impl Broken {
     }
 }
 
-async fn pump<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
+async fn copy_direction<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     mut from: R,
     mut to: W,
-    told: impl Fn(usize),
-) -> Result<(R, W), Broken> {
-    let mut buffer = vec![0; BUFFER];
+    add_bytes: impl Fn(usize),
+) -> Result<(R, W), CopyError> {
+    let mut buffer = vec![0; BUFFER_LEN];
     loop {
-        let bytes = from.read(&mut buffer).await.map_err(|_| Broken::Read)?;
+        let bytes = from.read(&mut buffer).await.map_err(|_| CopyError::Read)?;
         if bytes == 0 {
-            to.shutdown().await.map_err(|_| Broken::Write)?;
+            to.shutdown().await.map_err(|_| CopyError::Write)?;
             return Ok((from, to));
         }
-        to.write_all(&buffer[..bytes]).await.map_err(|_| Broken::Write)?;
-        to.flush().await.map_err(|_| Broken::Write)?;
-        told(bytes);
+        to.write_all(&buffer[..bytes]).await.map_err(|_| CopyError::Write)?;
+        to.flush().await.map_err(|_| CopyError::Write)?;
+        add_bytes(bytes);
     }
 }

@@ -80,11 +80,11 @@ fn questions(route: &Route) -> Vec<Question> {
 async fn ask_on(question: Question, shared: Arc<Shared>) {
     loop {
         let limits = shared.config.load().limits.clone();
-        let connector = Connector::plain(&limits, &shared.resolver);
+        let connector = Connector::new(&limits, &shared.resolver);
         let patience = question.interval.min(limits.dial_timeout);
         let asked = timeout(patience, ask(&question, connector));
         let answered = matches!(asked.await, Ok(Ok(())));
-        shared.backends.checked(&question.backend, answered, question.rise_fall);
+        shared.backends.record_check(&question.backend, answered, question.rise_fall);
         sleep(jittered(question.interval)).await;
     }
 }

@@ -77,7 +77,7 @@ pub(super) async fn load(config: &Config, ladder: &Ladder) -> Result<Kept> {
 
 /// For `auto`: tries while connections are served already. Aborting it gives up what it keeps.
 pub(super) async fn load_meanwhile(shared: Arc<Shared>) {
-    let _kept = load(&shared.config.load_full(), &shared.ladder).await;
+    let _kept = load(&shared.config.load_full(), &shared.engine_selector).await;
     pending().await
 }
 

@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 use tracing::info;
 
 use crate::config::Config;
-use crate::conn::{Shared, accept, desks, http};
+use crate::conn::{Shared, accept, acceptor_threads, acme_http};
 use crate::engine::{Choice, Tier};
 
 /// All addresses that are accepted on.
@@ -51,8 +51,8 @@ impl Listeners {
     /// The packet engine and sockmap hear of their flows at home, so theirs begin there too.
     pub(super) fn new(shared: Arc<Shared>, tasks: TaskTracker) -> io::Result<Self> {
         let desks = match shared.config.load().engine {
-            Choice::Only(Tier::Packet | Tier::Sockmap) => vec![shared.home.clone()],
-            Choice::Only(Tier::Copy | Tier::Splice) | Choice::Auto => desks::open()?,
+            Choice::Only(Tier::Packet | Tier::Sockmap) => vec![shared.main_runtime.clone()],
+            Choice::Only(Tier::Copy | Tier::Splice) | Choice::Auto => acceptor_threads::spawn_all()?,
         };
         Ok(Self { shared, tasks, desks, accepting: HashMap::new() })
     }
@@ -66,10 +66,10 @@ impl Listeners {
             let v6_only = is_v4_taken(door.address(), &wanted);
             let (key, bound) = match door {
                 Door::Tls(at) => {
-                    ("listener", accept::listen(at, v6_only, &config.limits, &self.desks))
+                    ("listener", accept::listen_tls(at, v6_only, &config.limits, &self.desks))
                 }
                 Door::Http(at) => {
-                    ("http", accept::listen_plainly(at, v6_only).map(|socket| vec![socket]))
+                    ("http", accept::listen_http(at, v6_only).map(|socket| vec![socket]))
                 }
             };
             let sockets = bound
@@ -104,7 +104,7 @@ impl Opened<'_> {
                 Door::Tls(at) => {
                     desk.spawn(accept::run(socket, at, Arc::clone(shared), tasks.clone()))
                 }
-                Door::Http(_) => tokio::spawn(http::run(socket, Arc::clone(shared))),
+                Door::Http(_) => tokio::spawn(acme_http::run(socket, Arc::clone(shared))),
             };
             accepting.insert(door, sockets.into_iter().zip(&*desks).map(run).collect());
         }

@@ -16,7 +16,7 @@ use crate::observe::metrics::Reload;
 
 /// Reads the configuration again and says what became of it.
 pub(super) fn reload(source: &Source, shared: &Shared, parts: &mut Parts, by: &str) {
-    if let Some(log) = &shared.observers.access_log {
+    if let Some(log) = &shared.telemetry.access_log {
         log.reopen();
     }
     let result = match renew(source, shared, parts) {
@@ -26,19 +26,19 @@ pub(super) fn reload(source: &Source, shared: &Shared, parts: &mut Parts, by: &s
             "failed"
         }
     };
-    shared.observers.metrics.reloads.get_or_create(&Reload { result }).inc();
+    shared.telemetry.metrics.reloads.get_or_create(&Reload { result }).inc();
 }
 
 fn renew(source: &Source, shared: &Shared, parts: &mut Parts) -> Result<()> {
     let new = Arc::new(source.load()?);
-    if !shared.ladder.offers(new.engine) {
+    if !shared.engine_selector.offers(new.engine) {
         bail!("engine: {} was not loaded at the start; restart to use it", new.engine);
     }
     let opened = parts.listeners.open(&new)?;
     parts.certificates.apply(&new, &shared.config.load())?;
     let old = shared.config.swap(Arc::clone(&new));
-    shared.backends.keep(&new);
-    shared.resolver.ask(&new.nameservers);
+    shared.backends.retain_configured(&new);
+    shared.resolver.set_nameservers(&new.nameservers);
     opened.commit();
     parts.checks.apply(&new);
     tell(&old, &new);

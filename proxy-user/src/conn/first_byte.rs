@@ -17,45 +17,45 @@ use crate::engine::Socket;
 
 /// What to show: so many bytes of the client, at its hello.
 #[derive(Clone, Copy)]
-pub(super) struct Offer<'c> {
+pub(super) struct HelloProbe<'c> {
     pub(super) client: &'c TcpStream,
-    pub(super) hello: usize,
-    pub(super) patience: Duration,
+    pub(super) hello_len: usize,
+    pub(super) timeout: Duration,
 }
 
-impl Offer<'_> {
+impl HelloProbe<'_> {
     /// Whether the back end said something before the time was up. An end of stream is no answer.
-    pub(super) async fn show(self, backend: &mut Socket) -> io::Result<()> {
-        let hello = self.read(RecvFlags::PEEK)?;
-        timeout(self.patience, answer(backend, &hello)).await?
+    pub(super) async fn send_and_wait(self, backend: &mut Socket) -> io::Result<()> {
+        let client_hello = self.read_hello(RecvFlags::PEEK)?;
+        timeout(self.timeout, send_and_await_first_byte(backend, &client_hello)).await?
     }
 
     /// Takes the hello from the client: the back end that answered has it already.
-    pub(super) fn take(self) -> io::Result<usize> {
-        Ok(self.read(RecvFlags::empty())?.len())
+    pub(super) fn consume(self) -> io::Result<usize> {
+        Ok(self.read_hello(RecvFlags::empty())?.len())
     }
 
     /// Whether the client will not be there for any answer.
-    pub(super) fn is_gone(self) -> bool {
-        self.read(RecvFlags::PEEK).is_err()
+    pub(super) fn client_closed(self) -> bool {
+        self.read_hello(RecvFlags::PEEK).is_err()
     }
 
-    fn read(self, flags: RecvFlags) -> io::Result<Vec<u8>> {
-        let mut hello = vec![0; self.hello];
+    fn read_hello(self, flags: RecvFlags) -> io::Result<Vec<u8>> {
+        let mut hello = vec![0; self.hello_len];
         match recv(self.client, &mut hello[..], flags)?.0 {
-            all if all == self.hello => Ok(hello),
+            all if all == self.hello_len => Ok(hello),
             _ => Err(ErrorKind::UnexpectedEof.into()),
         }
     }
 }
 
-async fn answer(backend: &mut Socket, hello: &[u8]) -> io::Result<()> {
-    backend.write_all(hello).await?;
+async fn send_and_await_first_byte(backend: &mut Socket, client_hello: &[u8]) -> io::Result<()> {
+    backend.write_all(client_hello).await?;
     loop {
         backend.ready(Interest::READABLE).await?;
-        let peeked = backend
+        let result = backend
             .try_io(Interest::READABLE, || Ok(recv(&*backend, &mut [0; 1], RecvFlags::PEEK)?.0));
-        match peeked {
+        match result {
             Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
             Ok(_) => return Ok(()),
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}

@@ -12,11 +12,11 @@ use tokio::runtime::{Builder, Handle};
 
 /// As many as the runtime that this is called from has threads. They end with the process: what they serve is
 /// tracked.
-pub(crate) fn open() -> io::Result<Vec<Handle>> {
-    (0..Handle::current().metrics().num_workers()).map(|_| one()).collect()
+pub(crate) fn spawn_all() -> io::Result<Vec<Handle>> {
+    (0..Handle::current().metrics().num_workers()).map(|_| spawn()).collect()
 }
 
-fn one() -> io::Result<Handle> {
+fn spawn() -> io::Result<Handle> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let handle = runtime.handle().clone();
     let serve = move || runtime.block_on(pending::<()>());

@@ -6,13 +6,13 @@ use snisplit_common::client_hello::{ClientHello, Sni};
 use snisplit_common::decide::{Action, Decision};
 use snisplit_common::proxy_protocol::Header;
 
-use super::proofs::Held;
+use super::certificate_view::TlsMaterial;
 use crate::config::Route;
 use crate::observe::metrics::Acme;
 use crate::observe::{AcmeLog, Record};
 
 /// A trusted proxy says who the client is.
-pub(super) fn header(header: &Header, record: &mut Record) {
+pub(super) fn set_proxy_header(header: &Header, record: &mut Record) {
     record.entry.proxy = Some(record.entry.client);
     if let Some((source, destination)) = header.addresses {
         record.entry.client = source;
@@ -20,7 +20,7 @@ pub(super) fn header(header: &Header, record: &mut Record) {
     }
 }
 
-pub(super) fn hello(hello: &ClientHello, record: &mut Record) {
+pub(super) fn set_client_hello(hello: &ClientHello, record: &mut Record) {
     let seconds = record.age().as_secs_f64();
     record.metrics().hello_seconds.observe(seconds);
     record.entry.hello_time = Some(seconds);
@@ -36,18 +36,18 @@ pub(super) fn hello(hello: &ClientHello, record: &mut Record) {
     };
 }
 
-pub(super) fn verdict(
+pub(super) fn set_decision(
     hello: &ClientHello,
-    verdict: &Decision<'_, Route, Held>,
+    decision: &Decision<'_, Route, TlsMaterial>,
     acme_log: &AcmeLog,
     record: &mut Record,
 ) {
-    let reason = verdict.reason.label();
+    let reason = decision.reason.label();
     record.entry.reason = Some(reason);
-    let decision = match &verdict.action {
-        Action::Terminate(Held::Challenge(_)) => "terminate",
-        Action::Terminate(Held::Certificate(one, _)) => {
-            record.entry.route = Some(one.route.label.clone());
+    let action = match &decision.action {
+        Action::Terminate(TlsMaterial::Challenge(_)) => "terminate",
+        Action::Terminate(TlsMaterial::Certificate(terminate, _)) => {
+            record.entry.route = Some(terminate.route.label.clone());
             "terminate"
         }
         Action::Forward(route) => {
@@ -57,8 +57,8 @@ pub(super) fn verdict(
         Action::Refuse(_) => "refuse",
     };
     if hello.is_acme_validation() {
-        let class = verdict.name_class.label();
-        let acme = Acme { class, decision, reason };
+        let class = decision.name_class.label();
+        let acme = Acme { class, decision: action, reason };
         let (sni, route) = (record.entry.sni.as_deref(), record.entry.route.as_deref());
         acme_log.tell(sni, route, &acme, "tls-alpn-01");
         record.acme = Some(acme);
@@ -66,8 +66,8 @@ pub(super) fn verdict(
 }
 
 /// How long a dial has taken.
-pub(super) fn dial(begun: Instant, record: &mut Record) {
-    let seconds = begun.elapsed().as_secs_f64();
+pub(super) fn set_connect_time(started_at: Instant, record: &mut Record) {
+    let seconds = started_at.elapsed().as_secs_f64();
     record.metrics().dial_seconds.observe(seconds);
     record.entry.dial_time = Some(seconds);
 }

@@ -9,15 +9,15 @@ use crate::observe::Record;
 
 /// The header to send, empty for none. It tells the addresses that a trusted proxy told us, else the
 /// connection's own; ACME validations get it like all others.
-pub(super) fn header(
+pub(super) fn encode_header(
     route: &Route,
     hello: &ClientHello,
     client: &TcpStream,
     record: &Record,
 ) -> Vec<u8> {
     let Some(version) = route.send_proxy else { return Vec::new() };
-    let own = client.local_addr().unwrap_or(record.entry.listener);
-    let destination = record.destination.unwrap_or(own);
+    let local_addr = client.local_addr().unwrap_or(record.entry.listener);
+    let destination = record.destination.unwrap_or(local_addr);
     let name = match &hello.sni {
         Sni::Name(name) => Some(name.as_str()),
         Sni::Absent | Sni::Invalid(_) => None,

@@ -9,36 +9,36 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::peek::NoHello;
+use super::preamble::PreambleError;
 use crate::engine::without_reset;
 use crate::observe::{Outcome, Record};
 
 /// How long a refused client may take to close its side.
-const LINGER: Duration = Duration::from_secs(1);
+const LINGERING_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Ends a connection that brought no hello.
-pub(super) async fn without_hello(client: TcpStream, why: NoHello, record: &mut Record) -> Outcome {
-    let (alert, reason) = match why {
-        NoHello::Bad(bad) => (ClientHelloError::alert(bad), bad.label()),
-        NoHello::BadHeader(bad) => (Alert::UnexpectedMessage, bad.label()),
-        NoHello::HeaderNotAllowed => (Alert::UnexpectedMessage, "proxy_header_not_allowed"),
-        NoHello::Late { anything: true } => (Alert::HandshakeFailure, "hello_timeout"),
-        NoHello::Late { anything: false } => (Alert::HandshakeFailure, "silent"),
-        NoHello::Truncated => (Alert::DecodeError, "truncated_hello"),
-        NoHello::Gone => {
+pub(super) async fn close_without_hello(client: TcpStream, error: PreambleError, record: &mut Record) -> Outcome {
+    let (alert, reason) = match error {
+        PreambleError::InvalidClientHello(error) => (ClientHelloError::alert(error), error.label()),
+        PreambleError::InvalidProxyHeader(error) => (Alert::UnexpectedMessage, error.label()),
+        PreambleError::ProxyHeaderNotAllowed => (Alert::UnexpectedMessage, "proxy_header_not_allowed"),
+        PreambleError::Timeout { received_any: true } => (Alert::HandshakeFailure, "hello_timeout"),
+        PreambleError::Timeout { received_any: false } => (Alert::HandshakeFailure, "silent"),
+        PreambleError::Truncated => (Alert::DecodeError, "truncated_hello"),
+        PreambleError::ClientClosed => {
             without_reset(&client);
             return Outcome::ClientGone;
         }
     };
-    refuse(client, alert, reason, record).await
+    reject_with_alert(client, alert, reason, record).await
 }
 
 /// Turns a connection away at the door. There may be many of these, so none is waited for: the
 /// alert arrives unless a hello is on its way already.
-pub(super) fn turn_away(client: TcpStream, reason: &'static str, record: &mut Record) -> Outcome {
+pub(super) fn reject_immediately(client: TcpStream, reason: &'static str, record: &mut Record) -> Outcome {
     let alert = Alert::InternalError;
     without_reset(&client);
-    let _gone_already = send(&client, &alert.to_record(), SendFlags::NOSIGNAL);
+    let _send_result = send(&client, &alert.to_record(), SendFlags::NOSIGNAL);
     record.entry.alert = Some(alert.name());
     record.entry.reason = Some(reason);
     Outcome::Refused(reason)
@@ -49,7 +49,7 @@ pub(super) fn turn_away(client: TcpStream, reason: &'static str, record: &mut Re
 /// Closing a socket with unread bytes (the hello) makes the kernel send a reset, which throws away
 /// an alert that the client has not read yet (RFC 2525 §2.17). So: end our side, then read and
 /// forget until the client ends its own, within a second.
-pub(super) async fn refuse(
+pub(super) async fn reject_with_alert(
     client: TcpStream,
     alert: Alert,
     reason: &'static str,
@@ -59,19 +59,19 @@ pub(super) async fn refuse(
     record.entry.alert = Some(alert.name());
     record.entry.reason = Some(reason);
     // Nothing was sent before, so the buffer has room; a client that is gone needs no alert.
-    let told = send(&client, &alert.to_record(), SendFlags::NOSIGNAL)
+    let sent = send(&client, &alert.to_record(), SendFlags::NOSIGNAL)
         .and_then(|_| shutdown(&client, Shutdown::Write));
-    if told.is_ok() {
-        let _still_there = timeout(LINGER, read_out(&client)).await;
+    if sent.is_ok() {
+        let _elapsed = timeout(LINGERING_TIMEOUT, lingering_close(&client)).await;
     }
     Outcome::Refused(reason)
 }
 
-async fn read_out(client: &TcpStream) {
-    let mut scrap = [0; 4096];
+async fn lingering_close(client: &TcpStream) {
+    let mut discard_buf = [0; 4096];
     while client.readable().await.is_ok() {
         let read = client
-            .try_io(Interest::READABLE, || Ok(recv(client, &mut scrap[..], RecvFlags::empty())?.0));
+            .try_io(Interest::READABLE, || Ok(recv(client, &mut discard_buf[..], RecvFlags::empty())?.0));
         match read {
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
             Ok(1..) => {}

@@ -1,0 +1,40 @@
+//! What this agent holds, as a decision wants to know it.
+
+use std::sync::Arc;
+
+use rustls::ServerConfig;
+use snisplit_common::decide::{CertificateLookup, ManagedName};
+use snisplit_common::server_name::ServerName;
+
+use crate::certs::Keyring;
+use crate::config::{Config, Terminate};
+
+/// The names of a configuration and the certificates that are there for them.
+#[derive(Clone, Copy)]
+pub(crate) struct CertificateView<'p> {
+    pub(crate) config: &'p Config,
+    pub(crate) cert_store: &'p Keyring,
+}
+
+/// What a connection is terminated with.
+pub(crate) enum TlsMaterial {
+    /// The answer to a CA's validation.
+    Challenge(Arc<ServerConfig>),
+    /// The certificate of a name, and where its traffic goes.
+    Certificate(Arc<Terminate>, Arc<ServerConfig>),
+}
+
+impl CertificateLookup for CertificateView<'_> {
+    type Certificate = TlsMaterial;
+
+    fn pending_challenge(&self, name: &ServerName) -> Option<TlsMaterial> {
+        self.cert_store.tls_answer(name).map(TlsMaterial::Challenge)
+    }
+
+    fn managed_name(&self, name: &ServerName) -> Option<ManagedName<TlsMaterial>> {
+        let route_match = self.config.terminates.lookup(Some(name))?;
+        let tls_config = self.cert_store.serving(&route_match.route.route.label, name);
+        let material = tls_config.map(|config| TlsMaterial::Certificate(Arc::clone(route_match.route), config));
+        Some(ManagedName { kind: route_match.kind, certificate: material })
+    }
+}

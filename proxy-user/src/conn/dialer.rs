@@ -1,0 +1,164 @@
+//! Connects to a back end of the route, the next one if one does not answer.
+//!
+//! Trying again is safe: the hello is still unread in the client's socket.
+
+use std::io;
+use std::net::IpAddr;
+
+use snisplit_common::starttls::{SSL_ACCEPTED, SSL_REQUEST};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::time::timeout;
+use tracing::debug;
+
+use super::admission::{ConnectionLimiter, LoopGuard};
+use super::select::{Backends, SelectedBackend, ConnectionGuard};
+use super::connect::{self, Connector, HandshakeAck};
+use super::first_byte::HelloProbe;
+use crate::config::{Backend, Place, Route};
+use crate::engine::Socket;
+use crate::engine::packet::Terms;
+use crate::observe::metrics;
+use crate::observe::{Metrics, Peer};
+
+/// No back end of the route answered.
+pub(super) struct NoBackend;
+
+/// What dialling goes by.
+pub(super) struct BackendDialer<'d> {
+    pub(super) connector: Connector<'d>,
+    pub(super) limiter: &'d ConnectionLimiter,
+    pub(super) backends: &'d Backends,
+    pub(super) metrics: &'d Metrics,
+}
+
+/// What a back end hears before the client's own bytes.
+#[derive(Clone, Copy)]
+pub(super) struct BackendPreamble<'p> {
+    pub(super) proxy_header: &'p [u8],
+    pub(super) replay: StarttlsReplay,
+    /// The hello, where a back end must answer it to be taken.
+    pub(super) probe: Option<HelloProbe<'p>>,
+    /// Whether the client's own bytes are there already.
+    pub(super) client_bytes_follow: bool,
+}
+
+impl BackendPreamble<'_> {
+    /// What a back end hears first.
+    pub(super) fn handshake_ack(self) -> HandshakeAck {
+        if self.client_bytes_follow || self.has_bytes() { HandshakeAck::Piggybacked } else { HandshakeAck::Immediate }
+    }
+
+    /// Whether there is anything for a back end to hear.
+    fn has_bytes(self) -> bool {
+        !self.proxy_header.is_empty() || self.replay != StarttlsReplay::None || self.probe.is_some()
+    }
+}
+
+/// A connection to a back end, and what must be kept as long as it lasts.
+pub(super) struct BackendConn {
+    pub(super) socket: Socket,
+    /// What the packet engine must know of it, if that may have it.
+    pub(super) takeover: Option<Box<Terms>>,
+    /// Its address, for people.
+    pub(super) label: Peer,
+    /// Bytes of the client that it has already.
+    pub(super) bytes_sent: usize,
+    pub(super) _connection_guard: ConnectionGuard,
+    /// A back end on this very host could be ourselves: its connection is known by our address.
+    pub(super) _loop_guard: Option<LoopGuard>,
+}
+
+impl BackendDialer<'_> {
+    /// Tries every address of every back end once, in the order that `balance` gives.
+    /// `dial_timeout` bounds each back end, name resolution included. The first to take `preface`
+    /// is it.
+    pub(super) async fn connect_any(
+        &self,
+        route: &Route,
+        client: IpAddr,
+        preamble: BackendPreamble<'_>,
+    ) -> Result<BackendConn, NoBackend> {
+        let mut candidates = self.backends.select_order(route, client);
+        // No back end is to blame for a client that speaks another IP.
+        candidates.retain(|candidate| self.can_reach(candidate.backend));
+        let last = candidates.len().saturating_sub(1);
+        for (index, candidate) in candidates.iter().enumerate() {
+            // Behind the last one nothing else is left: it may take its time.
+            let probe = preamble.probe.filter(|_| index < last);
+            let result = self.connect_one(candidate, BackendPreamble { probe, ..preamble }).await;
+            if result.is_err() && probe.is_some_and(HelloProbe::client_closed) {
+                return Err(NoBackend);
+            }
+            self.backends.record_connect(candidate, result.is_ok());
+            match result {
+                Ok(backend_conn) => return Ok(backend_conn),
+                Err(error) => {
+                    let backend = candidate.backend;
+                    debug!(route = route.label, %backend, %error, "dial failed");
+                    let labels = metrics::Dial { backend: backend.to_string() };
+                    self.metrics.dial_failures.get_or_create(&labels).inc();
+                }
+            }
+        }
+        Err(NoBackend)
+    }
+
+    fn can_reach(&self, backend: &Backend) -> bool {
+        match (self.connector.source_addr, &backend.place) {
+            (Some(source_addr), Place::Address(backend_addr)) => source_addr.is_ipv4() == backend_addr.is_ipv4(),
+            (Some(_), Place::Name(..) | Place::Unix(_)) | (None, _) => true,
+        }
+    }
+
+    async fn connect_one(&self, selected: &SelectedBackend<'_>, preamble: BackendPreamble<'_>) -> io::Result<BackendConn> {
+        let connecting = self.connect_with_preamble(selected, preamble);
+        let mut backend_conn = timeout(self.connector.limits.dial_timeout, connecting).await??;
+        if let Some(probe) = preamble.probe {
+            probe.send_and_wait(&mut backend_conn.socket).await?;
+            backend_conn.bytes_sent = probe.consume()?;
+        }
+        Ok(backend_conn)
+    }
+
+    async fn connect_with_preamble(&self, selected: &SelectedBackend<'_>, preamble: BackendPreamble<'_>) -> io::Result<BackendConn> {
+        let connect::BackendSocket { mut socket, takeover } =
+            self.connector.connect(selected.backend).await?;
+        let addresses = match &takeover {
+            Some(params) => Some(params.addresses()),
+            None => socket.addresses()?,
+        };
+        let (label, _loop_guard) = match addresses {
+            None => (Peer::Unix(selected.backend.to_string()), None),
+            Some((local_addr, peer_addr)) => {
+                (Peer::Address(peer_addr), (local_addr.ip() == peer_addr.ip()).then(|| self.limiter.register_local_addr(local_addr)))
+            }
+        };
+        if preamble.has_bytes() {
+            socket = socket.watched()?;
+            socket.write_all(preamble.proxy_header).await?;
+            preamble.replay.send_to(&mut socket).await?;
+        }
+        Ok(BackendConn { socket, takeover, label, bytes_sent: 0, _connection_guard: self.backends.track_connection(selected), _loop_guard })
+    }
+}
+
+/// What a back end must hear before the hello because the client said it to us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum StarttlsReplay {
+    None,
+    /// PostgreSQL's request for TLS; the back end must be willing.
+    SslRequest,
+}
+
+impl StarttlsReplay {
+    async fn send_to(self, socket: &mut Socket) -> io::Result<()> {
+        if self == Self::None {
+            return Ok(());
+        }
+        socket.write_all(&SSL_REQUEST).await?;
+        match socket.read_u8().await? {
+            SSL_ACCEPTED => Ok(()),
+            _ => Err(io::Error::other("the back end speaks no TLS (ssl = off?)")),
+        }
+    }
+}

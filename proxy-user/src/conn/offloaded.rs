@@ -1,0 +1,140 @@
+//! A flow that goes on without the task of its connection: all that is kept until its end.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::time::sleep;
+
+use super::Shared;
+use super::admission::{FlowPermit, LoopGuard, ConnectionPermit};
+use super::select::ConnectionGuard;
+use super::terminate::PendingTermination;
+use crate::config::Config;
+use crate::engine::packet::Flight;
+use crate::engine::{End, Grown, Tally, Tier};
+use crate::observe::{Outcome, Record};
+
+/// What becomes of a connection.
+pub(super) enum NextStep {
+    /// It has ended.
+    Done(Outcome),
+    /// Nothing is left to do but to wait for the end, in these places.
+    Offloaded(Box<Flight>, Box<Permits>),
+    /// It is to be carried on, in these places, where a core is free.
+    Handover(Box<Grown>, Box<Permits>),
+    /// It is to be terminated, in this place, where a core is free: that takes many times as long.
+    Terminate(Box<PendingTermination>, ConnectionPermit),
+}
+
+impl From<Outcome> for NextStep {
+    fn from(outcome: Outcome) -> Self {
+        Self::Done(outcome)
+    }
+}
+
+/// What a forwarded connection counts as, until this is dropped.
+pub(super) struct Permits {
+    pub(super) _connection_permit: ConnectionPermit,
+    pub(super) _flow_permit: Option<FlowPermit>,
+    pub(super) _connection_guard: ConnectionGuard,
+    pub(super) _loop_guard: Option<LoopGuard>,
+}
+
+/// A flow in flight. In the order that its parts go in: it is told of last.
+pub(super) struct OffloadedConn {
+    pub(super) flow: Box<Flight>,
+    /// One of a former agent has none.
+    pub(super) _permits: Option<Box<Permits>>,
+    pub(super) counters: Arc<Tally>,
+    /// `idle_timeout`
+    pub(super) idle_timeout: Option<Duration>,
+    pub(super) record: Record,
+}
+
+/// Waits for the end, and tells of it.
+#[expect(clippy::manual_async_fn, reason = "that would hold what it takes twice")]
+pub(super) fn run_offloaded(mut offloaded: OffloadedConn, shared: Arc<Shared>) -> impl Future<Output = ()> {
+    async move {
+        let OffloadedConn { record, counters, flow, idle_timeout, .. } = &mut offloaded;
+        let outcome = tokio::select! {
+            end = with_idle_timeout(flow.land(), *idle_timeout, counters) => outcome_from_end(end),
+            () = shared.abort.cancelled() => Outcome::Cut,
+        };
+        record.conclude(outcome, counters);
+    }
+}
+
+/// What a connection has to its end, whichever task serves it.
+pub(super) struct Session {
+    pub(super) config: Arc<Config>,
+    pub(super) counters: Arc<Tally>,
+    pub(super) record: Record,
+}
+
+impl Session {
+    pub(super) fn conclude(&mut self, outcome: Outcome) {
+        self.record.conclude(outcome, &self.counters);
+    }
+}
+
+/// Carries what has grown up to its end, and tells of it.
+#[expect(clippy::manual_async_fn, reason = "that would hold what it takes twice")]
+pub(super) fn run_handover(
+    mut session: Session,
+    (handover, permits): (Box<Grown>, Box<Permits>),
+    shared: Arc<Shared>,
+) -> impl Future<Output = ()> {
+    async move {
+        // Given back before it is told of.
+        let _permits = permits;
+        let Config { engine, limits, .. } = &*session.config;
+        let route = session.record.entry.route.clone().unwrap_or_default();
+        let metrics = &shared.telemetry.metrics;
+        let relay = Box::pin(shared.engine_selector.carry_on(*engine, (*handover, &route), metrics));
+        let outcome = tokio::select! {
+            end = with_idle_timeout(relay, limits.idle_timeout, &session.counters) => outcome_from_end(end),
+            () = shared.abort.cancelled() => Outcome::Cut,
+        };
+        session.conclude(outcome);
+    }
+}
+
+impl Record {
+    /// The end, what was carried, and by which engine.
+    pub(super) fn conclude(&mut self, outcome: Outcome, counters: &Tally) {
+        self.outcome = outcome;
+        (self.entry.up, self.entry.down) = counters.read();
+        self.entry.engine = self.entry.engine.or(counters.tier().map(Tier::name));
+    }
+}
+
+/// How a flow has ended, if that was not for idleness.
+pub(super) fn outcome_from_end(end: Option<End>) -> Outcome {
+    end.map_or(Outcome::Idle, |end| Outcome::Carried(end.name()))
+}
+
+/// Carries a flow to its end. `None`: no byte has moved for `limit`.
+pub(super) async fn with_idle_timeout<T>(
+    future: impl Future<Output = T>,
+    idle_timeout: Option<Duration>,
+    counters: &Tally,
+) -> Option<T> {
+    match idle_timeout {
+        None => Some(future.await),
+        Some(idle_timeout) => tokio::select! {
+            result = future => Some(result),
+            () = wait_until_idle(counters, idle_timeout) => None,
+        },
+    }
+}
+
+/// Waits until no byte has moved for `limit`, give or take a quarter of it.
+async fn wait_until_idle(counters: &Tally, idle_timeout: Duration) {
+    let mut last = (counters.read(), Instant::now());
+    while last.1.elapsed() < idle_timeout {
+        sleep(idle_timeout / 4).await;
+        if counters.read() != last.0 {
+            last = (counters.read(), Instant::now());
+        }
+    }
+}

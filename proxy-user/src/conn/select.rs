@@ -1,0 +1,151 @@
+//! What is known of back ends: their connections and whether they answer. Survives a reload.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use snisplit_common::balance::{Candidate, rank_candidates};
+use snisplit_common::health::{BackendHealth, Transition};
+use tracing::{info, warn};
+
+use crate::config::{Backend, Config, Route};
+use crate::observe::Metrics;
+use crate::observe::metrics;
+
+/// All back ends that a configuration names, by the address that it gives.
+#[derive(Debug)]
+pub(crate) struct Backends {
+    states: Mutex<HashMap<String, Arc<BackendState>>>,
+    metrics: Metrics,
+    started_at: Instant,
+}
+
+#[derive(Debug, Default)]
+struct BackendState {
+    health: Mutex<BackendHealth>,
+    connections: AtomicUsize,
+}
+
+/// A back end to dial.
+pub(super) struct SelectedBackend<'r> {
+    pub(super) backend: &'r Backend,
+    state: Arc<BackendState>,
+}
+
+/// A connection to a back end, counted until it is dropped.
+#[derive(Debug)]
+pub(super) struct ConnectionGuard(Arc<BackendState>);
+
+impl Drop for ConnectionGuard {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Backends {
+    pub(crate) fn new(metrics: Metrics) -> Self {
+        Self { states: Mutex::default(), metrics, started_at: Instant::now() }
+    }
+
+    /// Forgets what the configuration does not name; all else keeps its state.
+    pub(crate) fn retain_configured(&self, config: &Config) {
+        let configured: Vec<String> = config
+            .all_routes()
+            .flat_map(|route| &route.backends)
+            .map(|backend| backend.name.clone())
+            .collect();
+        let mut states = self.lock();
+        states.retain(|key, _| configured.contains(key));
+        self.metrics.backend_up.clear();
+        for key in configured {
+            let health = states.entry(key.clone()).or_default().health();
+            self.update_gauge(&key, health.is_up(self.now()));
+        }
+    }
+
+    /// The back ends of a route, the one to dial first in front.
+    pub(super) fn select_order<'r>(&self, route: &'r Route, client: IpAddr) -> Vec<SelectedBackend<'r>> {
+        let now = self.now();
+        let states: Vec<Arc<BackendState>> =
+            route.backends.iter().map(|backend| self.entry(&backend.name)).collect();
+        let states_and_backends = states.iter().zip(&route.backends);
+        let candidates: Vec<Candidate<'_>> = states_and_backends
+            .map(|(state, backend)| {
+                let health = *state.health();
+                Candidate {
+                    key: &backend.name,
+                    weight: f64::from(backend.weight) * health.weight_factor(route.slow_start, now),
+                    active_connections: state.connections.load(Ordering::Relaxed),
+                    is_up: health.is_up(now),
+                }
+            })
+            .collect();
+        let indices = rank_candidates(route.balance, route.take_turn(), client, &candidates);
+        let select = |index: usize| SelectedBackend {
+            backend: &route.backends[index],
+            state: Arc::clone(&states[index]),
+        };
+        indices.into_iter().map(select).collect()
+    }
+
+    /// Counts a connection that was made.
+    pub(super) fn track_connection(&self, selected: &SelectedBackend<'_>) -> ConnectionGuard {
+        selected.state.connections.fetch_add(1, Ordering::Relaxed);
+        ConnectionGuard(Arc::clone(&selected.state))
+    }
+
+    /// A connection was tried.
+    pub(super) fn record_connect(&self, selected: &SelectedBackend<'_>, succeeded: bool) {
+        let transition = selected.state.health().record_connect(succeeded, self.now());
+        if transition.is_some() {
+            self.log_transition(&selected.backend.name, transition);
+        }
+    }
+
+    /// A check was made.
+    pub(crate) fn record_check(&self, backend: &Backend, succeeded: bool, rise_fall: (u32, u32)) {
+        let transition = self.entry(&backend.name).health().record_check(succeeded, rise_fall, self.now());
+        self.log_transition(&backend.name, transition);
+    }
+
+    fn log_transition(&self, backend: &str, transition: Option<Transition>) {
+        match transition {
+            None => return,
+            Some(Transition::Up) => info!(backend, "back end is up"),
+            Some(Transition::Down) => warn!(backend, "back end is down: its checks fail"),
+            Some(Transition::Eject(time)) => {
+                warn!(backend, ?time, "back end does not answer; others go first");
+            }
+        }
+        self.update_gauge(backend, transition == Some(Transition::Up));
+    }
+
+    fn update_gauge(&self, backend: &str, is_up: bool) {
+        let labels = metrics::Dial { backend: backend.to_owned() };
+        self.metrics.backend_up.get_or_create(&labels).set(is_up.into());
+    }
+
+    fn entry(&self, key: &str) -> Arc<BackendState> {
+        let mut states = self.lock();
+        if let Some(state) = states.get(key) {
+            return Arc::clone(state);
+        }
+        Arc::clone(states.entry(key.to_owned()).or_default())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<BackendState>>> {
+        self.states.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> Duration {
+        self.started_at.elapsed()
+    }
+}
+
+impl BackendState {
+    fn health(&self) -> MutexGuard<'_, BackendHealth> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
