@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use snisplit_common::decide::AcmeBypass;
 use snisplit_common::route_table::RouteTable;
 
-use crate::engine::Choice;
+use crate::engine::EngineChoice;
 use crate::observe::access_log::Format;
 
 pub mod acme;
@@ -42,7 +42,7 @@ pub struct Config {
     /// `instance`: the name of this agent among others of the host.
     pub instance: String,
     /// `engine`
-    pub engine: Choice,
+    pub engine: EngineChoice,
     /// `acme_bypass`
     pub acme_bypass: AcmeBypass,
     /// `drain`: how long running connections may take to end after SIGTERM.

@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::certs::Keyring;
 use crate::config::{Config, Listener, Starttls};
-use crate::engine::{Ladder, Tally};
+use crate::engine::{EngineSelector, FlowCounters};
 use crate::observe::record::Observers;
 use crate::observe::{AcmeLog, Metrics, Outcome, Record};
 
@@ -51,7 +51,7 @@ use terminate::PendingTermination;
 pub(crate) struct Shared {
     /// Swapped at a reload; a connection keeps the one it was accepted under.
     pub(crate) config: ArcSwap<Config>,
-    pub(crate) engine_selector: Ladder,
+    pub(crate) engine_selector: EngineSelector,
     pub(crate) limiter: ConnectionLimiter,
     pub(crate) backends: Backends,
     pub(crate) resolver: Resolver,
@@ -69,7 +69,7 @@ pub(crate) struct Shared {
 struct ConnContext<'s> {
     config: &'s Config,
     shared: &'s Shared,
-    counters: &'s Arc<Tally>,
+    counters: &'s Arc<FlowCounters>,
 }
 
 impl<'s> ConnContext<'s> {

@@ -25,7 +25,7 @@ use crate::conn::admission::ConnectionLimiter;
 use crate::conn::adopt;
 use crate::conn::select::Backends;
 use crate::conn::resolve::Resolver;
-use crate::engine::{Choice, Ladder};
+use crate::engine::{EngineChoice, EngineSelector};
 use crate::net;
 use crate::observe::record::Observers;
 use crate::observe::{AccessLog, AcmeLog, Metrics, admin};
@@ -63,7 +63,7 @@ pub fn run(source: &Source) -> Result<()> {
 
 async fn serve(source: &Source, config: Config) -> Result<()> {
     let mut signals = Signals::new()?;
-    let is_auto = config.engine == Choice::Auto;
+    let is_auto = config.engine == EngineChoice::Auto;
     let shared = Arc::new(shared(config)?);
     // What is asked for by name works before the first connection; `auto` need not wait for it.
     let mut kept = match is_auto {
@@ -102,7 +102,7 @@ fn shared(config: Config) -> Result<Shared> {
     let keyring = Keyring::default();
     let observers = observers(&config, &keyring)?;
     Ok(Shared {
-        engine_selector: Ladder::default(),
+        engine_selector: EngineSelector::default(),
         limiter: ConnectionLimiter::default(),
         backends: Backends::new(observers.metrics.clone()),
         resolver: Resolver::new(observers.metrics.clone()),

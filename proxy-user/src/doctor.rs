@@ -15,7 +15,7 @@ use tokio::runtime::Runtime;
 use tracing::level_filters::LevelFilter;
 
 use crate::config::Packet;
-use crate::engine::probe;
+use crate::engine::self_test;
 use crate::kernel;
 use crate::kernel::packet::{Link, Splicer};
 use crate::net::host::{self, Interface};
@@ -133,9 +133,9 @@ fn runtime() -> Result<Runtime> {
 
 /// Flows over loopback, through all that some kernel does wrongly (`engine::probe`).
 fn sockmap(level: LevelFilter) -> (Mark, String) {
-    let tried = runtime().and_then(|runtime| runtime.block_on(probe::proved(level, None)));
+    let tried = runtime().and_then(|runtime| runtime.block_on(self_test::load_and_test(level, None)));
     let done = "flows over loopback: trimmed, bounded behind a slow reader, half-closed, counted";
-    match (tried, probe::fault()) {
+    match (tried, self_test::known_kernel_bug()) {
         (Ok(_), None) => (Mark::Ok, done.into()),
         (Ok(_), Some(fault)) => {
             (Mark::Warn, format!("{done}; but {fault}, so `auto` leaves it alone"))

@@ -51,7 +51,7 @@ pub fn explain(config: &Config, asked: &Explain) -> Result<String> {
     line(&mut out, "decision", &decision(&verdict));
     line(&mut out, "because", verdict.reason.description());
     if matches!(verdict.action, Action::Forward(_)) {
-        line(&mut out, "engine", config.engine.sentence());
+        line(&mut out, "engine", config.engine.description());
     }
     if !hello.is_acme_validation() {
         let validation = ClientHello { alpn: vec![b"acme-tls/1".to_vec()], ..hello };

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use rustix::fs::{FlockOperation, flock};
 use snisplit_common::abi::packet::FlowState;
 
-use crate::engine::packet::reset;
+use crate::engine::packet::send_resets;
 use crate::kernel::address::addresses;
 use crate::kernel::packet::{leave, migrate as migrate_pins};
 use crate::kernel::pinned::{Pinned, ask_to_cut, forget_flows};
@@ -55,7 +55,7 @@ pub fn drop(instance: &str) -> Result<String> {
         return Ok(format!("{place} is gone, and what flows it had with it"));
     };
     let running = packet.flows.values().filter(|flow| flow.state == FlowState::Offloaded);
-    let ended = running.inspect(|flow| reset(flow)).count();
+    let ended = running.inspect(|flow| send_resets(flow)).count();
     Ok(format!("{ended} flows ended; {place} is gone"))
 }
 

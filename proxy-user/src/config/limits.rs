@@ -8,7 +8,7 @@ use snisplit_common::limits::DEFAULT_MAX_CLIENT_HELLO_LEN;
 
 use super::build::{Item, Wrong};
 use super::{DIAL_TIMEOUT, value};
-use crate::engine::Upkeep;
+use crate::engine::TcpTimeouts;
 
 /// Bounds.
 #[derive(Clone, Debug)]
@@ -64,8 +64,8 @@ impl Limits {
     }
 
     /// What keeps connections from staying when their peer is gone.
-    pub(crate) const fn upkeep(&self) -> Upkeep {
-        Upkeep { keepalive: self.keepalive, user_timeout: self.user_timeout }
+    pub(crate) const fn upkeep(&self) -> TcpTimeouts {
+        TcpTimeouts { keepalive: self.keepalive, user_timeout: self.user_timeout }
     }
 }
 

@@ -11,7 +11,7 @@ use snisplit_common::limits::MAX_CLIENT_HELLO_LEN_CEILING;
 use snisplit_common::proxy_protocol::Version;
 use snisplit_common::server_name::{Pattern, ServerName};
 
-use crate::engine::Choice;
+use crate::engine::EngineChoice;
 use crate::observe::access_log::Format;
 
 use super::{Backend, Check, Place, Source, Starttls};
@@ -25,7 +25,7 @@ pub(super) fn instance(text: &str) -> Result<String, String> {
     }
 }
 
-pub(super) fn engine(text: &str) -> Result<Choice, String> {
+pub(super) fn engine(text: &str) -> Result<EngineChoice, String> {
     text.parse().map_err(|why| format!("\"{text}\" {why}"))
 }
 

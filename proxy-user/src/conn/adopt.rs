@@ -7,14 +7,14 @@ use tracing::info;
 
 use super::Shared;
 use super::offloaded::{OffloadedConn, run_offloaded};
-use crate::engine::Tally;
-use crate::engine::packet::Orphan;
+use crate::engine::FlowCounters;
+use crate::engine::packet::AdoptedFlow;
 use crate::observe::{Peer, Record};
 
 /// Takes all of them in. Before the first connection: its port must not be one of theirs.
 pub(crate) fn adopt_flows(shared: &Arc<Shared>, tasks: &TaskTracker) {
     let config = shared.config.load();
-    let Some(engine) = shared.engine_selector.packet(config.engine) else { return };
+    let Some(engine) = shared.engine_selector.packet_engine(config.engine) else { return };
     let adopted_flows = engine.adopt();
     if !adopted_flows.is_empty() {
         info!(flows = adopted_flows.len(), "flows of a former agent go on");
@@ -24,15 +24,15 @@ pub(crate) fn adopt_flows(shared: &Arc<Shared>, tasks: &TaskTracker) {
     }
 }
 
-fn offloaded_conn(adopted: Orphan, shared: &Shared) -> OffloadedConn {
+fn offloaded_conn(adopted: AdoptedFlow, shared: &Shared) -> OffloadedConn {
     let (client, listen_addr) = adopted.client();
     let mut record = Record::open(Arc::clone(&shared.telemetry), client, listen_addr);
-    record.entry.time = adopted.opened() as f64;
+    record.entry.time = adopted.started_at() as f64;
     record.entry.route = adopted.route();
     record.entry.backend = Some(Peer::Address(adopted.backend()));
     record.entry.reason = Some("adopted");
-    let counters = Arc::new(Tally::default());
+    let counters = Arc::new(FlowCounters::default());
     let idle_timeout = shared.config.load().limits.idle_timeout;
-    let flow = adopted.flight(Arc::clone(&counters));
+    let flow = adopted.into_offloaded(Arc::clone(&counters));
     OffloadedConn { flow, _permits: None, counters, idle_timeout, record }
 }

@@ -11,7 +11,7 @@ use tokio::net::{TcpStream, UnixStream};
 use super::resolve::Resolver;
 use crate::config::{Backend, Limits, Place};
 use crate::engine::Socket;
-use crate::engine::packet::{Front, Packet, Terms};
+use crate::engine::packet::{ClientEndpoint, PacketEngine, TakeoverParams};
 use crate::sys;
 
 /// What connecting goes by.
@@ -40,14 +40,14 @@ pub(crate) enum HandshakeAck {
 /// A connection that is to fit to a client's.
 #[derive(Clone, Copy)]
 pub(crate) struct OffloadableConnect<'c> {
-    pub(crate) engine: &'c Packet,
-    pub(crate) client_endpoint: Front,
+    pub(crate) engine: &'c PacketEngine,
+    pub(crate) client_endpoint: ClientEndpoint,
 }
 
 /// A connection, and what the packet engine must know of it, if that may have it.
 pub(crate) struct BackendSocket {
     pub(crate) socket: Socket,
-    pub(crate) takeover: Option<Box<Terms>>,
+    pub(crate) takeover: Option<Box<TakeoverParams>>,
 }
 
 impl<'c> Connector<'c> {
@@ -89,7 +89,7 @@ impl<'c> Connector<'c> {
         if let Some(source_addr) = self.source_addr {
             bind_transparent(&socket, source_addr)?;
         }
-        self.without_offload(connect_socket(socket, to).await?.watched()?)
+        self.without_offload(connect_socket(socket, to).await?.register()?)
     }
 
     fn new_tcp_socket(&self, to: SocketAddr) -> io::Result<socket2::Socket> {
@@ -103,7 +103,7 @@ impl<'c> Connector<'c> {
     }
 
     fn without_offload(&self, socket: Socket) -> io::Result<BackendSocket> {
-        socket.keep_up(self.limits.upkeep())?;
+        socket.apply_timeouts(self.limits.upkeep())?;
         Ok(BackendSocket { socket, takeover: None })
     }
 }
@@ -126,19 +126,19 @@ impl OffloadableConnect<'_> {
     ) -> io::Result<Option<BackendSocket>> {
         let Self { engine, client_endpoint } = self;
         // Somebody may listen on one, or wait on it for what is late.
-        for mut lease in (0..MAX_PORT_ATTEMPTS).map_while(|_| engine.lease(to)) {
+        for mut lease in (0..MAX_PORT_ATTEMPTS).map_while(|_| engine.lease_port(to)) {
             let socket = connector.new_tcp_socket(to)?;
             socket.set_reuse_address(true)?;
             let unspecified = if to.is_ipv4() { IpAddr::V4(0.into()) } else { IpAddr::V6(0.into()) };
             if socket.bind(&SocketAddr::new(unspecified, lease.port()).into()).is_err() {
                 continue;
             }
-            let Ok(_syn_clamp) = engine.restrain(&mut lease, &client_endpoint) else { break };
+            let Ok(_syn_clamp) = engine.clamp_syn(&mut lease, &client_endpoint) else { break };
             match connect_socket(socket, to).await {
                 Ok(socket) => {
                     let local_addr = SockRef::from(&socket).local_addr()?.as_socket().unwrap_or(to);
                     let tcp_timeouts = connector.limits.upkeep();
-                    let takeover = Box::new(Terms { front: client_endpoint, own: local_addr, lease, upkeep: tcp_timeouts });
+                    let takeover = Box::new(TakeoverParams { client: client_endpoint, local: local_addr, lease, tcp_timeouts });
                     return Ok(Some(BackendSocket { socket, takeover: Some(takeover) }));
                 }
                 Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {}
@@ -159,7 +159,7 @@ async fn connect_socket(socket: socket2::Socket, to: SocketAddr) -> io::Result<S
         Ok(()) | Err(_) => {}
     }
     if socket.peer_addr().is_ok() {
-        return Ok(Socket::Fresh(socket.into()));
+        return Ok(Socket::UnregisteredTcp(socket.into()));
     }
     let stream = TcpStream::from_std(socket.into())?;
     stream.writable().await?;

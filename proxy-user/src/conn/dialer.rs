@@ -16,7 +16,7 @@ use super::connect::{self, Connector, HandshakeAck};
 use super::first_byte::HelloProbe;
 use crate::config::{Backend, Place, Route};
 use crate::engine::Socket;
-use crate::engine::packet::Terms;
+use crate::engine::packet::TakeoverParams;
 use crate::observe::metrics;
 use crate::observe::{Metrics, Peer};
 
@@ -58,7 +58,7 @@ impl BackendPreamble<'_> {
 pub(super) struct BackendConn {
     pub(super) socket: Socket,
     /// What the packet engine must know of it, if that may have it.
-    pub(super) takeover: Option<Box<Terms>>,
+    pub(super) takeover: Option<Box<TakeoverParams>>,
     /// Its address, for people.
     pub(super) label: Peer,
     /// Bytes of the client that it has already.
@@ -134,7 +134,7 @@ impl BackendDialer<'_> {
             }
         };
         if preamble.has_bytes() {
-            socket = socket.watched()?;
+            socket = socket.register()?;
             socket.write_all(preamble.proxy_header).await?;
             preamble.replay.send_to(&mut socket).await?;
         }

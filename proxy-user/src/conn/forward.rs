@@ -14,8 +14,8 @@ use super::dialer::{BackendDialer, BackendConn, NoBackend, BackendPreamble, Star
 use super::first_byte::HelloProbe;
 use super::{ConnContext, reject, record_fields, proxy_header};
 use crate::config::{Route, Source};
-use crate::engine::packet::Front;
-use crate::engine::{Course, Listener, Pair, Tier};
+use crate::engine::packet::ClientEndpoint;
+use crate::engine::{CarryResult, EngineObserver, SocketPair, EngineKind};
 use crate::observe::metrics::{Declined, Moved};
 use crate::observe::{Metrics, Outcome, Record};
 
@@ -39,10 +39,10 @@ pub(super) async fn forward(
     let new_probe = |timeout| HelloProbe { client: &client, hello_len: hello.wire_len, timeout };
     let probe = context.config.limits.answer_timeout.map(new_probe);
     let preamble = BackendPreamble { proxy_header: &proxy_header, replay, probe, client_bytes_follow: true };
-    let engine = context.shared.engine_selector.packet(context.config.engine);
+    let engine = context.shared.engine_selector.packet_engine(context.config.engine);
     let addresses = (record.entry.proxy.unwrap_or(record.entry.client), record.entry.listener);
     let offload = engine
-        .and_then(|engine| Some(OffloadableConnect { engine, client_endpoint: Front::of(&client, addresses).ok()? }));
+        .and_then(|engine| Some(OffloadableConnect { engine, client_endpoint: ClientEndpoint::new(&client, addresses).ok()? }));
     match Box::pin(connect_backend(route, (preamble, offload), context, record)).await {
         Ok(backend_conn) => {
             drop((hello, proxy_header));
@@ -93,27 +93,27 @@ async fn run_engine(
     let BackendConn { socket, takeover, label, bytes_sent, _connection_guard, _loop_guard } = backend_conn;
     let permits = Box::new(Permits { _connection_permit, _flow_permit, _connection_guard, _loop_guard });
     record.entry.backend = Some(label);
-    context.counters.tell(bytes_sent, 0);
-    let Ok(socket_pair) = Pair::new(client, (socket, takeover), Arc::clone(context.counters)) else {
+    context.counters.add_bytes(bytes_sent, 0);
+    let Ok(socket_pair) = SocketPair::new(client, (socket, takeover), Arc::clone(context.counters)) else {
         return Outcome::ClientGone.into();
     };
     let relay =
         context.shared.engine_selector.carry(context.config.engine, (socket_pair, &route.label), context.metrics());
     match with_idle_timeout(Box::pin(relay), context.config.limits.idle_timeout, context.counters).await {
-        Some(Course::Flying(flow)) => NextStep::Offloaded(flow, permits),
-        Some(Course::Grown(handover)) => NextStep::Handover(handover, permits),
-        Some(Course::Ended(end)) => outcome_from_end(Some(end)).into(),
+        Some(CarryResult::Offloaded(flow)) => NextStep::Offloaded(flow, permits),
+        Some(CarryResult::Handover(handover)) => NextStep::Handover(handover, permits),
+        Some(CarryResult::Finished(end)) => outcome_from_end(Some(end)).into(),
         None => outcome_from_end(None).into(),
     }
 }
 
-impl Listener for Metrics {
-    fn declined(&self, engine: Tier, reason: &'static str) {
+impl EngineObserver for Metrics {
+    fn on_declined(&self, engine: EngineKind, reason: &'static str) {
         let labels = Declined { engine: engine.name(), reason };
         self.declined.get_or_create(&labels).inc();
     }
 
-    fn moved(&self, engine: Tier) {
+    fn on_changed(&self, engine: EngineKind) {
         self.moved.get_or_create(&Moved { engine: engine.name() }).inc();
     }
 }

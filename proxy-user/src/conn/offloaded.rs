@@ -10,8 +10,8 @@ use super::admission::{FlowPermit, LoopGuard, ConnectionPermit};
 use super::select::ConnectionGuard;
 use super::terminate::PendingTermination;
 use crate::config::Config;
-use crate::engine::packet::Flight;
-use crate::engine::{End, Grown, Tally, Tier};
+use crate::engine::packet::OffloadedFlow;
+use crate::engine::{FlowEnd, Handover, FlowCounters, EngineKind};
 use crate::observe::{Outcome, Record};
 
 /// What becomes of a connection.
@@ -19,9 +19,9 @@ pub(super) enum NextStep {
     /// It has ended.
     Done(Outcome),
     /// Nothing is left to do but to wait for the end, in these places.
-    Offloaded(Box<Flight>, Box<Permits>),
+    Offloaded(Box<OffloadedFlow>, Box<Permits>),
     /// It is to be carried on, in these places, where a core is free.
-    Handover(Box<Grown>, Box<Permits>),
+    Handover(Box<Handover>, Box<Permits>),
     /// It is to be terminated, in this place, where a core is free: that takes many times as long.
     Terminate(Box<PendingTermination>, ConnectionPermit),
 }
@@ -42,10 +42,10 @@ pub(super) struct Permits {
 
 /// A flow in flight. In the order that its parts go in: it is told of last.
 pub(super) struct OffloadedConn {
-    pub(super) flow: Box<Flight>,
+    pub(super) flow: Box<OffloadedFlow>,
     /// One of a former agent has none.
     pub(super) _permits: Option<Box<Permits>>,
-    pub(super) counters: Arc<Tally>,
+    pub(super) counters: Arc<FlowCounters>,
     /// `idle_timeout`
     pub(super) idle_timeout: Option<Duration>,
     pub(super) record: Record,
@@ -57,7 +57,7 @@ pub(super) fn run_offloaded(mut offloaded: OffloadedConn, shared: Arc<Shared>) -
     async move {
         let OffloadedConn { record, counters, flow, idle_timeout, .. } = &mut offloaded;
         let outcome = tokio::select! {
-            end = with_idle_timeout(flow.land(), *idle_timeout, counters) => outcome_from_end(end),
+            end = with_idle_timeout(flow.wait_end(), *idle_timeout, counters) => outcome_from_end(end),
             () = shared.abort.cancelled() => Outcome::Cut,
         };
         record.conclude(outcome, counters);
@@ -67,7 +67,7 @@ pub(super) fn run_offloaded(mut offloaded: OffloadedConn, shared: Arc<Shared>) -
 /// What a connection has to its end, whichever task serves it.
 pub(super) struct Session {
     pub(super) config: Arc<Config>,
-    pub(super) counters: Arc<Tally>,
+    pub(super) counters: Arc<FlowCounters>,
     pub(super) record: Record,
 }
 
@@ -81,7 +81,7 @@ impl Session {
 #[expect(clippy::manual_async_fn, reason = "that would hold what it takes twice")]
 pub(super) fn run_handover(
     mut session: Session,
-    (handover, permits): (Box<Grown>, Box<Permits>),
+    (handover, permits): (Box<Handover>, Box<Permits>),
     shared: Arc<Shared>,
 ) -> impl Future<Output = ()> {
     async move {
@@ -90,7 +90,7 @@ pub(super) fn run_handover(
         let Config { engine, limits, .. } = &*session.config;
         let route = session.record.entry.route.clone().unwrap_or_default();
         let metrics = &shared.telemetry.metrics;
-        let relay = Box::pin(shared.engine_selector.carry_on(*engine, (*handover, &route), metrics));
+        let relay = Box::pin(shared.engine_selector.carry_handover(*engine, (*handover, &route), metrics));
         let outcome = tokio::select! {
             end = with_idle_timeout(relay, limits.idle_timeout, &session.counters) => outcome_from_end(end),
             () = shared.abort.cancelled() => Outcome::Cut,
@@ -101,15 +101,15 @@ pub(super) fn run_handover(
 
 impl Record {
     /// The end, what was carried, and by which engine.
-    pub(super) fn conclude(&mut self, outcome: Outcome, counters: &Tally) {
+    pub(super) fn conclude(&mut self, outcome: Outcome, counters: &FlowCounters) {
         self.outcome = outcome;
-        (self.entry.up, self.entry.down) = counters.read();
-        self.entry.engine = self.entry.engine.or(counters.tier().map(Tier::name));
+        (self.entry.up, self.entry.down) = counters.totals();
+        self.entry.engine = self.entry.engine.or(counters.engine().map(EngineKind::name));
     }
 }
 
 /// How a flow has ended, if that was not for idleness.
-pub(super) fn outcome_from_end(end: Option<End>) -> Outcome {
+pub(super) fn outcome_from_end(end: Option<FlowEnd>) -> Outcome {
     end.map_or(Outcome::Idle, |end| Outcome::Carried(end.name()))
 }
 
@@ -117,7 +117,7 @@ pub(super) fn outcome_from_end(end: Option<End>) -> Outcome {
 pub(super) async fn with_idle_timeout<T>(
     future: impl Future<Output = T>,
     idle_timeout: Option<Duration>,
-    counters: &Tally,
+    counters: &FlowCounters,
 ) -> Option<T> {
     match idle_timeout {
         None => Some(future.await),
@@ -129,12 +129,12 @@ pub(super) async fn with_idle_timeout<T>(
 }
 
 /// Waits until no byte has moved for `limit`, give or take a quarter of it.
-async fn wait_until_idle(counters: &Tally, idle_timeout: Duration) {
-    let mut last = (counters.read(), Instant::now());
+async fn wait_until_idle(counters: &FlowCounters, idle_timeout: Duration) {
+    let mut last = (counters.totals(), Instant::now());
     while last.1.elapsed() < idle_timeout {
         sleep(idle_timeout / 4).await;
-        if counters.read() != last.0 {
-            last = (counters.read(), Instant::now());
+        if counters.totals() != last.0 {
+            last = (counters.totals(), Instant::now());
         }
     }
 }

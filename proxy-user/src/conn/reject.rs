@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::preamble::PreambleError;
-use crate::engine::without_reset;
+use crate::engine::set_graceful_close;
 use crate::observe::{Outcome, Record};
 
 /// How long a refused client may take to close its side.
@@ -26,7 +26,7 @@ pub(super) async fn close_without_hello(client: TcpStream, error: PreambleError,
         PreambleError::Timeout { received_any: false } => (Alert::HandshakeFailure, "silent"),
         PreambleError::Truncated => (Alert::DecodeError, "truncated_hello"),
         PreambleError::ClientClosed => {
-            without_reset(&client);
+            set_graceful_close(&client);
             return Outcome::ClientGone;
         }
     };
@@ -37,7 +37,7 @@ pub(super) async fn close_without_hello(client: TcpStream, error: PreambleError,
 /// alert arrives unless a hello is on its way already.
 pub(super) fn reject_immediately(client: TcpStream, reason: &'static str, record: &mut Record) -> Outcome {
     let alert = Alert::InternalError;
-    without_reset(&client);
+    set_graceful_close(&client);
     let _send_result = send(&client, &alert.to_record(), SendFlags::NOSIGNAL);
     record.entry.alert = Some(alert.name());
     record.entry.reason = Some(reason);
@@ -55,7 +55,7 @@ pub(super) async fn reject_with_alert(
     reason: &'static str,
     record: &mut Record,
 ) -> Outcome {
-    without_reset(&client);
+    set_graceful_close(&client);
     record.entry.alert = Some(alert.name());
     record.entry.reason = Some(reason);
     // Nothing was sent before, so the buffer has room; a client that is gone needs no alert.

@@ -17,7 +17,7 @@ use super::offloaded::{Session, outcome_from_end, with_idle_timeout};
 use super::dialer::{BackendConn, BackendPreamble, StarttlsReplay};
 use super::{ConnContext, Shared, reject, forward, proxy_header};
 use crate::config::Terminate;
-use crate::engine::{End, Socket, here, without_reset};
+use crate::engine::{FlowEnd, Socket, rebind_to_runtime, set_graceful_close};
 use crate::observe::{Outcome, Record};
 
 /// How long a validation may take; there is one round trip to wait for, and what stays longer is no
@@ -32,7 +32,7 @@ const BUFFER_LEN: usize = 16 * 1024;
 pub(super) async fn answer_tls_alpn(client: TcpStream, config: Arc<ServerConfig>) -> Outcome {
     let handshake = timeout(ACME_HANDSHAKE_TIMEOUT, async {
         let mut tls = TlsAcceptor::from(config).accept(client).await?;
-        without_reset(tls.get_ref().0);
+        set_graceful_close(tls.get_ref().0);
         tls.shutdown().await?;
         // Unread bytes would make the close a reset that overtakes what was sent.
         let mut discard_buf = [0; 64];
@@ -81,7 +81,7 @@ pub(super) fn run_termination(
 /// done: it has no time for those who never finish one.
 async fn terminate(termination: PendingTermination, context: ConnContext<'_>, record: &mut Record) -> Outcome {
     let PendingTermination { client, hello, terminate, tls_config, handshake_timeout } = termination;
-    let Ok(client) = here(client) else { return Outcome::ClientGone };
+    let Ok(client) = rebind_to_runtime(client) else { return Outcome::ClientGone };
     let _flow_permit = match context.admit_flow(record) {
         Ok(permit) => permit,
         Err(reason) => return reject::reject_immediately(client, reason, record),
@@ -101,10 +101,10 @@ async fn terminate(termination: PendingTermination, context: ConnContext<'_>, re
     };
     let BackendConn { socket, label, _connection_guard, _loop_guard, .. } = backend_conn;
     record.entry.backend = Some(label);
-    if socket.arm().is_err() {
+    if socket.set_nodelay_and_reset_on_close().is_err() {
         return Outcome::ClientGone;
     }
-    let add_bytes = |up, down| context.counters.tell(up, down);
+    let add_bytes = |up, down| context.counters.add_bytes(up, down);
     let relay = Box::pin(proxy_plaintext(tls, socket, add_bytes));
     outcome_from_end(with_idle_timeout(relay, context.config.limits.idle_timeout, context.counters).await)
 }
@@ -120,7 +120,7 @@ async fn accept_tls(
         Ok(Ok(tls)) => Some(tls),
         Ok(Err((_, client))) => {
             // The alert is on its way: a reset would overtake it.
-            without_reset(&client);
+            set_graceful_close(&client);
             None
         }
         Err(_elapsed) => None,
@@ -131,20 +131,20 @@ async fn accept_tls(
 ///
 /// A `close_notify` ends a direction as a FIN does; a connection that ends without one was cut, and
 /// so is the other side (RFC 8446 §6.1).
-async fn proxy_plaintext(tls: TlsStream<TcpStream>, backend: Socket, add_bytes: impl Fn(usize, usize)) -> End {
+async fn proxy_plaintext(tls: TlsStream<TcpStream>, backend: Socket, add_bytes: impl Fn(usize, usize)) -> FlowEnd {
     let (from_client, to_client) = split(tls);
     let (from_backend, to_backend) = split(backend);
     let up = copy_direction(from_client, to_backend, |bytes| add_bytes(bytes, 0));
     let down = copy_direction(from_backend, to_client, |bytes| add_bytes(0, bytes));
     let from_up =
-        async { up.await.map_err(|error| error.to_flow_end(End::ClientReset, End::BackendReset)) };
+        async { up.await.map_err(|error| error.to_flow_end(FlowEnd::ClientReset, FlowEnd::BackendReset)) };
     let from_down =
-        async { down.await.map_err(|error| error.to_flow_end(End::BackendReset, End::ClientReset)) };
+        async { down.await.map_err(|error| error.to_flow_end(FlowEnd::BackendReset, FlowEnd::ClientReset)) };
     match tokio::try_join!(from_up, from_down) {
         Ok(((from_client, to_backend), (from_backend, to_client))) => {
-            without_reset(from_client.unsplit(to_client).get_ref().0);
-            without_reset(&from_backend.unsplit(to_backend));
-            End::Closed
+            set_graceful_close(from_client.unsplit(to_client).get_ref().0);
+            set_graceful_close(&from_backend.unsplit(to_backend));
+            FlowEnd::Closed
         }
         Err(end) => end,
     }
@@ -157,7 +157,7 @@ enum CopyError {
 }
 
 impl CopyError {
-    fn to_flow_end(self, read: End, write: End) -> End {
+    fn to_flow_end(self, read: FlowEnd, write: FlowEnd) -> FlowEnd {
         match self {
             Self::Read => read,
             Self::Write => write,

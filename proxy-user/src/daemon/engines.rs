@@ -16,7 +16,7 @@ use tracing::{info, warn};
 
 use crate::config::Config;
 use crate::conn::Shared;
-use crate::engine::{Choice, Ladder, Tier, probe};
+use crate::engine::{EngineChoice, EngineSelector, EngineKind, self_test};
 use crate::kernel;
 use crate::presence::{Note, Presence};
 use crate::sys;
@@ -40,16 +40,16 @@ impl Kept {
 
 /// Loads and tries what the configuration asks for. `auto` takes the kernel's engine where it works,
 /// and says why where it does not; it cannot fail.
-pub(super) async fn load(config: &Config, ladder: &Ladder) -> Result<Kept> {
-    let (sockmap, pins) = match (config.engine, probe::fault()) {
-        (Choice::Only(Tier::Copy | Tier::Splice), _) => ("not asked for".into(), None),
-        (Choice::Only(Tier::Packet), _) => {
+pub(super) async fn load(config: &Config, ladder: &EngineSelector) -> Result<Kept> {
+    let (sockmap, pins) = match (config.engine, self_test::known_kernel_bug()) {
+        (EngineChoice::Only(EngineKind::Copy | EngineKind::Splice), _) => ("not asked for".into(), None),
+        (EngineChoice::Only(EngineKind::Packet), _) => {
             let pins = Pins::take_over(&config.instance)?;
             packet::load(config, ladder, pins.as_ref().map(|pins| pins.folder.as_path()))
                 .context("engine: packet does not work here; `snisplit doctor` says more")?;
             ("not asked for".into(), pins)
         }
-        (Choice::Only(Tier::Sockmap), fault) => {
+        (EngineChoice::Only(EngineKind::Sockmap), fault) => {
             let why = "engine: sockmap does not work here; `snisplit doctor` says more";
             let pins = Pins::open(&config.instance)?;
             let words = prove(ladder, pins.as_ref()).await.context(why)?;
@@ -58,8 +58,8 @@ pub(super) async fn load(config: &Config, ladder: &Ladder) -> Result<Kept> {
             }
             (words, pins)
         }
-        (Choice::Auto, Some(fault)) => (format!("not used: {fault}"), None),
-        (Choice::Auto, None) => {
+        (EngineChoice::Auto, Some(fault)) => (format!("not used: {fault}"), None),
+        (EngineChoice::Auto, None) => {
             let pins = Pins::open(&config.instance).unwrap_or_else(|why| {
                 info!("the kernel's maps are not pinned: {why:#}");
                 None
@@ -82,16 +82,16 @@ pub(super) async fn load_meanwhile(shared: Arc<Shared>) {
 }
 
 /// Adds the kernel's engine to the ladder if it works; what to say of it.
-async fn prove(ladder: &Ladder, pins: Option<&Pins>) -> Result<String> {
+async fn prove(ladder: &EngineSelector, pins: Option<&Pins>) -> Result<String> {
     let begun = Instant::now();
     let folder = pins.map(|pins| pins.folder.as_path());
     // Reading the kernel's types and the verifier take their time; others go on elsewhere.
     let tried = task::block_in_place(|| {
-        Handle::current().block_on(probe::proved(LevelFilter::WARN, folder))
+        Handle::current().block_on(self_test::load_and_test(LevelFilter::WARN, folder))
     });
     // The types took some 80 MB for a moment.
     sys::trim_heap();
-    ladder.add(tried?);
+    ladder.set_sockmap(tried?);
     Ok(format!("works: tried on this kernel in {} ms", begun.elapsed().as_millis()))
 }
 

@@ -14,7 +14,7 @@ use tracing::info;
 
 use crate::config::Config;
 use crate::conn::{Shared, accept, acceptor_threads, acme_http};
-use crate::engine::{Choice, Tier};
+use crate::engine::{EngineChoice, EngineKind};
 
 /// All addresses that are accepted on.
 pub(super) struct Listeners {
@@ -51,8 +51,8 @@ impl Listeners {
     /// The packet engine and sockmap hear of their flows at home, so theirs begin there too.
     pub(super) fn new(shared: Arc<Shared>, tasks: TaskTracker) -> io::Result<Self> {
         let desks = match shared.config.load().engine {
-            Choice::Only(Tier::Packet | Tier::Sockmap) => vec![shared.main_runtime.clone()],
-            Choice::Only(Tier::Copy | Tier::Splice) | Choice::Auto => acceptor_threads::spawn_all()?,
+            EngineChoice::Only(EngineKind::Packet | EngineKind::Sockmap) => vec![shared.main_runtime.clone()],
+            EngineChoice::Only(EngineKind::Copy | EngineKind::Splice) | EngineChoice::Auto => acceptor_threads::spawn_all()?,
         };
         Ok(Self { shared, tasks, desks, accepting: HashMap::new() })
     }

@@ -31,7 +31,7 @@ pub(super) fn reload(source: &Source, shared: &Shared, parts: &mut Parts, by: &s
 
 fn renew(source: &Source, shared: &Shared, parts: &mut Parts) -> Result<()> {
     let new = Arc::new(source.load()?);
-    if !shared.engine_selector.offers(new.engine) {
+    if !shared.engine_selector.is_available(new.engine) {
         bail!("engine: {} was not loaded at the start; restart to use it", new.engine);
     }
     let opened = parts.listeners.open(&new)?;

@@ -8,104 +8,104 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::pace::Pace;
-use super::relay::{Carrier, Filled, Relayed, relay};
-use super::{Carried, End, Engine, Grown, Pair, Tier};
+use super::classifier::TrafficClassifier;
+use super::transfer::{Transfer, ReadOutcome, RelayResult, relay};
+use super::{StepResult, FlowEnd, Engine, Handover, SocketPair, EngineKind};
 
 /// Bytes in a buffer: one system call moves as much as a GRO super-packet holds.
-const BUFFER: usize = 64 * 1024;
+const BUFFER_LEN: usize = 64 * 1024;
 
 /// Buffers kept for the next burst, 16 MiB of them.
-const POOL: usize = 256;
+const MAX_POOLED_BUFFERS: usize = 256;
 
 type Buffer = Box<[u8]>;
 
 /// Copies through user space.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Copy {
+pub(crate) struct CopyEngine {
     pool: Arc<Mutex<Vec<Buffer>>>,
 }
 
-impl Engine for Copy {
+impl Engine for CopyEngine {
     type Declined = Infallible;
 
-    async fn carry(&self, mut pair: Pair) -> Result<End, Infallible> {
+    async fn carry(&self, mut pair: SocketPair) -> Result<FlowEnd, Infallible> {
         loop {
-            match self.carry_until_ripe(pair, None).await {
-                Carried::Ended(end) => return Ok(end),
-                Carried::Grown(same) => pair = same.pair,
+            match self.carry_until_classified(pair, None).await {
+                StepResult::Finished(end) => return Ok(end),
+                StepResult::Handover(handover) => pair = handover.pair,
             }
         }
     }
 }
 
-impl Copy {
+impl CopyEngine {
     /// Carries a pair to its end, or until `pace` finds it ripe.
-    pub(super) async fn carry_until_ripe(&self, pair: Pair, pace: Option<&Pace>) -> Carried {
-        pair.settle(Tier::Copy);
-        match relay(&pair, self.carrier(), self.carrier(), pace).await {
-            Relayed::Ended(end) => Carried::Ended(pair.close(end).await),
-            Relayed::Ripe(kind) => Carried::Grown(Grown { pair, kind }),
+    pub(super) async fn carry_until_classified(&self, pair: SocketPair, classifier: Option<&TrafficClassifier>) -> StepResult {
+        pair.set_engine(EngineKind::Copy);
+        match relay(&pair, self.transfer(), self.transfer(), classifier).await {
+            RelayResult::Finished(end) => StepResult::Finished(pair.close(end).await),
+            RelayResult::Classified(class) => StepResult::Handover(Handover { pair, class }),
         }
     }
 
-    pub(super) fn carrier(&self) -> CopyCarrier {
-        CopyCarrier { engine: self.clone(), buffer: None, start: 0, end: 0 }
+    pub(super) fn transfer(&self) -> CopyTransfer {
+        CopyTransfer { engine: self.clone(), buffer: None, start: 0, end: 0 }
     }
 
-    fn take(&self) -> Buffer {
+    fn take_buffer(&self) -> Buffer {
         let pooled = self.pool.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        pooled.unwrap_or_else(|| vec![0; BUFFER].into())
+        pooled.unwrap_or_else(|| vec![0; BUFFER_LEN].into())
     }
 
-    fn give(&self, buffer: Buffer) {
+    fn return_buffer(&self, buffer: Buffer) {
         let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
-        if pool.len() < POOL {
+        if pool.len() < MAX_POOLED_BUFFERS {
             pool.push(buffer);
         }
     }
 }
 
 /// One direction's buffer, while there is something in it.
-pub(super) struct CopyCarrier {
-    engine: Copy,
+pub(super) struct CopyTransfer {
+    engine: CopyEngine,
     buffer: Option<Buffer>,
     start: usize,
     end: usize,
 }
 
-impl Carrier for CopyCarrier {
-    fn fill(&mut self, from: BorrowedFd<'_>) -> io::Result<Filled> {
-        let buffer = self.buffer.get_or_insert_with(|| self.engine.take());
+impl Transfer for CopyTransfer {
+    fn read_from(&mut self, from: BorrowedFd<'_>) -> io::Result<ReadOutcome> {
+        let buffer = self.buffer.get_or_insert_with(|| self.engine.take_buffer());
         let (bytes, _) = rustix::io::retry_on_intr(|| {
             rustix::net::recv(from, &mut buffer[..], rustix::net::RecvFlags::empty())
         })?;
         (self.start, self.end) = (0, bytes);
-        Ok(Filled { bytes, all: bytes > 0 && bytes < BUFFER })
+        Ok(ReadOutcome { bytes, drained: bytes > 0 && bytes < BUFFER_LEN })
     }
 
-    fn drain(&mut self, to: BorrowedFd<'_>) -> io::Result<usize> {
-        let held = self.buffer.as_deref().map_or(&[][..], |buffer| &buffer[self.start..self.end]);
+    fn write_to(&mut self, to: BorrowedFd<'_>) -> io::Result<usize> {
+        let unsent = self.buffer.as_deref().map_or(&[][..], |buffer| &buffer[self.start..self.end]);
         let bytes = rustix::io::retry_on_intr(|| {
-            rustix::net::send(to, held, rustix::net::SendFlags::NOSIGNAL)
+            rustix::net::send(to, unsent, rustix::net::SendFlags::NOSIGNAL)
         })?;
         self.start += bytes;
         Ok(bytes)
     }
 
-    fn held(&self) -> usize {
+    fn buffered(&self) -> usize {
         self.end - self.start
     }
 
-    fn rest(&mut self) {
+    fn release(&mut self) {
         if let Some(buffer) = self.buffer.take() {
-            self.engine.give(buffer);
+            self.engine.return_buffer(buffer);
         }
     }
 }
 
-impl Drop for CopyCarrier {
+impl Drop for CopyTransfer {
     fn drop(&mut self) {
-        self.rest();
+        self.release();
     }
 }

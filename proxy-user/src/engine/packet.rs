@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::sockmap::handed;
-use super::{Course, Declined, End, Pair, Tally, Tier};
+use super::{CarryResult, Declined, FlowEnd, SocketPair, FlowCounters, EngineKind};
 pub(crate) use crate::kernel::packet::Hook;
 use crate::kernel::packet::{Link, Splicer};
 use crate::kernel::{KernelError, cookie};
@@ -26,199 +26,199 @@ use crate::sys;
 
 mod adopt;
 mod clock;
-mod cut;
+mod reset;
 mod flow;
-mod keeper;
+mod flow_monitor;
 mod ports;
-mod story;
-mod terms;
+mod flow_watch;
+mod takeover_params;
 
-pub(crate) use adopt::Orphan;
-pub(crate) use cut::reset;
-pub(crate) use flow::Flight;
-use flow::{Flow, Stage};
-use keeper::Keeper;
-pub(crate) use ports::{Lease, Ports};
-pub(crate) use terms::{Front, Terms};
+pub(crate) use adopt::AdoptedFlow;
+pub(crate) use reset::send_resets;
+pub(crate) use flow::OffloadedFlow;
+use flow::{FlowGuard, OnDrop};
+use flow_monitor::FlowMonitor;
+pub(crate) use ports::{PortLease, PortAllocator};
+pub(crate) use takeover_params::{ClientEndpoint, TakeoverParams};
 
 /// Within this time nearly every back end has answered, the programs have told of it, and its socket is no
 /// more. One that has not is given what keeps sockets well, and is waited for too, which takes system calls:
 /// its back end may be heard by a way that the programs do not see.
-const SOON: Duration = Duration::from_millis(100);
+const TAKEOVER_GRACE: Duration = Duration::from_millis(100);
 /// What a socket counts of its SYN.
-const A_SYN: u64 = 1;
+const SYN_SEQ_LEN: u64 = 1;
 
 /// Translates packets; cloning shares it.
 #[derive(Clone)]
-pub(crate) struct Packet {
-    splicer: Arc<Splicer>,
-    keeper: Arc<Keeper>,
-    ports: Arc<Ports>,
+pub(crate) struct PacketEngine {
+    programs: Arc<Splicer>,
+    monitor: Arc<FlowMonitor>,
+    ports: Arc<PortAllocator>,
     _tasks: Arc<Mutex<JoinSet<()>>>,
 }
 
-impl Packet {
+impl PacketEngine {
     /// Loads the programs, attaches them to these interfaces, and begins to listen to them. Needs a
     /// running tokio.
     pub(crate) fn load(
-        places: (&[Link], Hook),
-        ports: Ports,
+        attachments: (&[Link], Hook),
+        ports: PortAllocator,
         pins: Option<&Path>,
     ) -> Result<Self, KernelError> {
-        let (splicer, events) = Splicer::load(places, pins)?;
-        let splicer = Arc::new(splicer);
-        let (keeper, tasks) = Keeper::start(Arc::clone(&splicer), events);
-        Ok(Self { splicer, keeper, ports: Arc::new(ports), _tasks: Arc::new(Mutex::new(tasks)) })
+        let (programs, events) = Splicer::load(attachments, pins)?;
+        let programs = Arc::new(programs);
+        let (monitor, tasks) = FlowMonitor::start(Arc::clone(&programs), events);
+        Ok(Self { programs, monitor, ports: Arc::new(ports), _tasks: Arc::new(Mutex::new(tasks)) })
     }
 
     /// Has frames go from driver to driver (XDP), where the program is in them and they take frames.
-    pub(crate) fn use_drivers(
+    pub(crate) fn enable_xdp_redirect(
         &self,
-        takes_frames: impl Fn(u32) -> bool,
+        supports_xdp_xmit: impl Fn(u32) -> bool,
     ) -> Result<(), KernelError> {
-        let mut able = self.splicer.in_drivers().iter().filter(|number| takes_frames(**number));
-        able.try_for_each(|number| self.splicer.send_by_driver(*number))
+        let mut capable = self.programs.in_drivers().iter().filter(|ifindex| supports_xdp_xmit(**ifindex));
+        capable.try_for_each(|ifindex| self.programs.send_by_driver(*ifindex))
     }
 
     /// A port of ours towards a back end, which nothing else uses.
-    pub(crate) fn lease(&self, to: SocketAddr) -> Option<Lease> {
-        self.ports.lease(to)
+    pub(crate) fn lease_port(&self, backend: SocketAddr) -> Option<PortLease> {
+        self.ports.lease(backend)
     }
 
     /// Has a SYN from this port offer no more than that, until the answer is dropped; `None` if it does
     /// not anyway.
-    pub(crate) fn restrain(
+    pub(crate) fn clamp_syn(
         &self,
-        lease: &mut Lease,
-        front: &Front,
-    ) -> Result<Option<Restrained>, KernelError> {
-        if !front.restrains(lease.told_mss()) {
+        lease: &mut PortLease,
+        client: &ClientEndpoint,
+    ) -> Result<Option<SynClamp>, KernelError> {
+        if !client.must_clamp(lease.advertised_mss()) {
             return Ok(None);
         }
-        let (to, port) = lease.place();
-        self.splicer.offer(to, port, front.offer())?;
-        lease.offered = Some(front.mss());
-        Ok(Some(Restrained { splicer: Arc::clone(&self.splicer), to, port }))
+        let (backend, port) = lease.backend_and_port();
+        self.programs.offer(backend, port, client.syn_clamp_value())?;
+        lease.clamped_mss = Some(client.mss());
+        Ok(Some(SynClamp { programs: Arc::clone(&self.programs), backend, port }))
     }
 
-    pub(super) fn route(&self, name: &str) -> u32 {
-        self.splicer.route(name)
+    pub(super) fn route_id(&self, name: &str) -> u32 {
+        self.programs.route(name)
     }
 
     /// Everything up to the hello, and how many bytes that has. `Err` is why not.
-    fn arm(&self, pair: &Pair) -> Result<(Flow, usize), &'static str> {
-        let (mut splice, info) = terms::splice_of(pair)?;
+    fn prepare(&self, pair: &SocketPair) -> Result<(FlowGuard, usize), &'static str> {
+        let (mut entry, info) = takeover_params::flow_entry(pair)?;
         let hello = ioctl_fionread(&pair.client).unwrap_or_default();
         if hello == 0 {
             return Err("not_at_the_hello");
         }
-        let handed = match info.is_drained {
+        let written = match info.is_drained {
             true => info.bytes_acked,
             false => handed(&pair.backend).map_err(|_| "not_connected")?,
         };
-        if handed > A_SYN {
+        if written > SYN_SEQ_LEN {
             // What goes behind a PROXY header must not wait for its acknowledgement.
-            pair.take_care();
+            pair.apply_socket_options();
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        splice.started_at = now.as_secs();
-        splice.route_id = pair.route;
+        entry.started_at = now.as_secs();
+        entry.route_id = pair.route_id;
         // The program counts in 32 bits, as TCP does.
-        splice.expected_acked = (handed + hello) as u32;
-        let number = cookie(&pair.client).map_err(|_| "not_connected")?;
-        let story = self.keeper.follow(number);
-        let flow = Flow { engine: self.clone(), number, story, stage: Stage::Armed };
-        self.splicer.arm(number, &splice).map_err(|_| "no_room")?;
+        entry.expected_acked = (written + hello) as u32;
+        let flow_id = cookie(&pair.client).map_err(|_| "not_connected")?;
+        let watch = self.monitor.watch(flow_id);
+        let flow = FlowGuard { engine: self.clone(), flow_id, watch, on_drop: OnDrop::Remove };
+        self.programs.arm(flow_id, &entry).map_err(|_| "no_room")?;
         Ok((flow, hello as usize))
     }
 }
 
 /// A SYN that is held back.
-pub(crate) struct Restrained {
-    splicer: Arc<Splicer>,
-    to: SocketAddr,
+pub(crate) struct SynClamp {
+    programs: Arc<Splicer>,
+    backend: SocketAddr,
     port: u16,
 }
 
-impl Drop for Restrained {
+impl Drop for SynClamp {
     fn drop(&mut self) {
-        let _gone_already = self.splicer.offer(self.to, self.port, 0);
+        let _gone_already = self.programs.offer(self.backend, self.port, 0);
     }
 }
 
-impl Packet {
+impl PacketEngine {
     /// Takes a pair over, or hands it back as it was. Once the kernel has the flow, nothing that it began with
     /// is needed, so its caller gives that back before it waits for the end.
-    pub(super) async fn take(&self, pair: Pair) -> Result<Course, Declined> {
-        let (mut flow, hello) = match self.arm(&pair) {
+    pub(super) async fn carry(&self, pair: SocketPair) -> Result<CarryResult, Declined> {
+        let (mut flow, hello) = match self.prepare(&pair) {
             Ok(armed) => armed,
             Err(reason) => return Err(Declined { pair, reason }),
         };
         // As long as no other engine has it.
-        pair.settle(Tier::Packet);
-        let pair = match say_hello(pair, hello).await {
+        pair.set_engine(EngineKind::Packet);
+        let pair = match forward_hello(pair, hello).await {
             Ok(pair) => pair,
-            Err(end) => return Ok(Course::Ended(end)),
+            Err(end) => return Ok(CarryResult::Finished(end)),
         };
-        let (pair, decided) = match timeout(SOON, flow.decided(&pair)).await {
-            Ok(decided) => (pair, decided),
+        let (pair, takeover) = match timeout(TAKEOVER_GRACE, flow.wait_takeover(&pair)).await {
+            Ok(takeover) => (pair, takeover),
             Err(_) => {
-                let Ok(pair) = pair.kept() else { return Ok(Course::Ended(End::BackendReset)) };
-                let decided = flow.decided(&pair).await;
-                (pair, decided)
+                let Ok(pair) = pair.register_backend() else { return Ok(CarryResult::Finished(FlowEnd::BackendReset)) };
+                let takeover = flow.wait_takeover(&pair).await;
+                (pair, takeover)
             }
         };
-        if let Err(why) = decided {
-            return Err(Declined { pair, reason: why.label() });
+        if let Err(reason) = takeover {
+            return Err(Declined { pair, reason: reason.label() });
         }
-        flow.stage = Stage::Flying;
-        let tally = Arc::clone(&pair.tally);
-        let lease = pair.vanish();
-        Ok(Course::Flying(Box::new(Flight { flow, lease, tally })))
+        flow.on_drop = OnDrop::ResetPeers;
+        let counters = Arc::clone(&pair.counters);
+        let lease = pair.close_silently();
+        Ok(CarryResult::Offloaded(Box::new(OffloadedFlow { flow, lease, counters })))
     }
 }
 
-impl Pair {
+impl SocketPair {
     /// Has the back end's socket be what it is on other engines, as it may have to last.
-    pub(super) fn take_care(&self) {
-        if let Some(terms) = &self.terms {
+    pub(super) fn apply_socket_options(&self) {
+        if let Some(takeover) = &self.takeover {
             // Fails on a socket that is dead already.
-            let _dead = self.backend.hasten().and_then(|()| self.backend.keep_up(terms.upkeep));
+            let _dead = self.backend.set_nodelay().and_then(|()| self.backend.apply_timeouts(takeover.tcp_timeouts));
         }
     }
 
     /// The same, for whoever waits for it.
-    pub(super) fn kept(self) -> io::Result<Self> {
-        self.take_care();
-        Ok(Self { backend: self.backend.watched()?, ..self })
+    pub(super) fn register_backend(self) -> io::Result<Self> {
+        self.apply_socket_options();
+        Ok(Self { backend: self.backend.register()?, ..self })
     }
 
     /// Forgets both sockets without a word to their peers; the port is still in use.
-    fn vanish(mut self) -> Option<Lease> {
+    fn close_silently(mut self) -> Option<PortLease> {
         for socket in [&self.client, &self.backend] {
             // What one that is not silent says is not let out (`sni_out`).
             let _not_silent = sys::set_repair(socket);
         }
-        self.terms.take().map(|terms| terms.lease)
+        self.takeover.take().map(|takeover| takeover.lease)
     }
 }
 
 /// Gives the back end what the client has said, which is in its socket to the last byte. Should that be
 /// more by now, the programs find that the flow is not where it is `due`.
-async fn say_hello(mut pair: Pair, bytes: usize) -> Result<Pair, End> {
+async fn forward_hello(mut pair: SocketPair, bytes: usize) -> Result<SocketPair, FlowEnd> {
     // Room for one more shows that this was all.
     let mut hello = Vec::with_capacity(bytes + 1);
-    if pair.client.take(&mut hello).is_err() || hello.is_empty() {
-        return Err(pair.close(End::ClientReset).await);
+    if pair.client.recv_available(&mut hello).is_err() || hello.is_empty() {
+        return Err(pair.close(FlowEnd::ClientReset).await);
     }
     // There is room for it, as a rule; an error comes again.
     let sent = send(&pair.backend, &hello, SendFlags::NOSIGNAL).unwrap_or_default();
     if sent < hello.len() {
-        pair = pair.kept().map_err(|_| End::BackendReset)?;
+        pair = pair.register_backend().map_err(|_| FlowEnd::BackendReset)?;
         if pair.backend.write_all(&hello[sent..]).await.is_err() {
-            return Err(pair.close(End::BackendReset).await);
+            return Err(pair.close(FlowEnd::BackendReset).await);
         }
     }
-    pair.tally.tell(hello.len(), 0);
+    pair.counters.add_bytes(hello.len(), 0);
     Ok(pair)
 }

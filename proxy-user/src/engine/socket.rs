@@ -18,26 +18,26 @@ use tokio::net::{TcpStream, UnixStream};
 pub(crate) enum Socket {
     Tcp(TcpStream),
     /// One that nobody waits for yet, and so tokio does not know of it before it is [`Socket::watched`].
-    Fresh(std::net::TcpStream),
+    UnregisteredTcp(std::net::TcpStream),
     /// Knows no reset: however it is closed, its peer sees an end of stream (unix(7)).
     Unix(UnixStream),
 }
 
 /// What keeps a connection from staying when its peer is gone.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Upkeep {
+pub(crate) struct TcpTimeouts {
     /// How long it may be idle before the peer is asked for.
     pub(crate) keepalive: Option<Duration>,
     /// How long sent data may stay unacknowledged; `None` for the kernel's own.
     pub(crate) user_timeout: Option<Duration>,
 }
 
-impl Upkeep {
+impl TcpTimeouts {
     /// The first probe after `keepalive`, then three more in as much time again.
     pub(crate) fn apply(self, socket: &socket2::Socket) -> io::Result<()> {
         if let Some(idle) = self.keepalive {
-            let between = (idle / 4).max(Duration::from_secs(1));
-            let probes = TcpKeepalive::new().with_time(idle).with_interval(between);
+            let interval = (idle / 4).max(Duration::from_secs(1));
+            let probes = TcpKeepalive::new().with_time(idle).with_interval(interval);
             socket.set_tcp_keepalive(&probes.with_retries(4))?;
         }
         match self.user_timeout {
@@ -49,19 +49,19 @@ impl Upkeep {
 
 impl Socket {
     /// The same, and one can wait for what happens to it.
-    pub(crate) fn watched(self) -> io::Result<Self> {
+    pub(crate) fn register(self) -> io::Result<Self> {
         match self {
-            Self::Fresh(stream) => Ok(Self::Tcp(TcpStream::from_std(stream)?)),
+            Self::UnregisteredTcp(stream) => Ok(Self::Tcp(TcpStream::from_std(stream)?)),
             Self::Tcp(_) | Self::Unix(_) => Ok(self),
         }
     }
 
     /// The same, known to the runtime that this is called from, wherever it was before.
-    pub(super) fn here(self) -> io::Result<Self> {
+    pub(super) fn rebind_to_runtime(self) -> io::Result<Self> {
         Ok(match self {
-            Self::Tcp(stream) => Self::Tcp(here(stream)?),
+            Self::Tcp(stream) => Self::Tcp(rebind_to_runtime(stream)?),
             Self::Unix(stream) => Self::Unix(UnixStream::from_std(stream.into_std()?)?),
-            Self::Fresh(stream) => Self::Fresh(stream),
+            Self::UnregisteredTcp(stream) => Self::UnregisteredTcp(stream),
         })
     }
 
@@ -69,7 +69,7 @@ impl Socket {
     pub(crate) fn addresses(&self) -> io::Result<Option<(SocketAddr, SocketAddr)>> {
         match self {
             Self::Tcp(stream) => Ok(Some((stream.local_addr()?, stream.peer_addr()?))),
-            Self::Fresh(stream) => Ok(Some((stream.local_addr()?, stream.peer_addr()?))),
+            Self::UnregisteredTcp(stream) => Ok(Some((stream.local_addr()?, stream.peer_addr()?))),
             Self::Unix(_) => Ok(None),
         }
     }
@@ -78,7 +78,7 @@ impl Socket {
         match self {
             Self::Tcp(stream) => stream.ready(interest).await,
             Self::Unix(stream) => stream.ready(interest).await,
-            Self::Fresh(_) => Err(unwatched()),
+            Self::UnregisteredTcp(_) => Err(not_registered()),
         }
     }
 
@@ -90,48 +90,48 @@ impl Socket {
         match self {
             Self::Tcp(stream) => stream.try_io(interest, act),
             Self::Unix(stream) => stream.try_io(interest, act),
-            Self::Fresh(_) => act(),
+            Self::UnregisteredTcp(_) => act(),
         }
     }
 
     /// Takes what has arrived, as far as `to` has room. If that was all, tokio learns of it, which otherwise
     /// believes that there is more until somebody looks.
-    pub(super) fn take(&self, to: &mut Vec<u8>) -> io::Result<()> {
-        let mut taken = None;
+    pub(super) fn recv_available(&self, to: &mut Vec<u8>) -> io::Result<()> {
+        let mut received = None;
         let _all = self.try_io(Interest::READABLE, || {
-            taken = Some(recv(self, spare_capacity(to), RecvFlags::empty()));
+            received = Some(recv(self, spare_capacity(to), RecvFlags::empty()));
             if to.len() < to.capacity() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
         });
         // It does not act on a socket that it has heard nothing of.
-        let taken = taken.unwrap_or_else(|| recv(self, spare_capacity(to), RecvFlags::empty()));
-        taken.map(|_bytes| ()).map_err(io::Error::from)
+        let received = received.unwrap_or_else(|| recv(self, spare_capacity(to), RecvFlags::empty()));
+        received.map(|_bytes| ()).map_err(io::Error::from)
     }
 
     /// Sends at once, and ends with a reset unless [`super::without_reset`] is called.
-    pub(crate) fn arm(&self) -> io::Result<()> {
-        self.hasten()?;
-        self.end_by_reset()
+    pub(crate) fn set_nodelay_and_reset_on_close(&self) -> io::Result<()> {
+        self.set_nodelay()?;
+        self.set_reset_on_close()
     }
 
     /// Sends at once.
-    pub(super) fn hasten(&self) -> io::Result<()> {
-        self.set(|socket| socket.set_tcp_nodelay(true))
+    pub(super) fn set_nodelay(&self) -> io::Result<()> {
+        self.set_option(|socket| socket.set_tcp_nodelay(true))
     }
 
-    pub(super) fn end_by_reset(&self) -> io::Result<()> {
-        self.set(|socket| socket.set_linger(Some(Duration::ZERO)))
+    pub(super) fn set_reset_on_close(&self) -> io::Result<()> {
+        self.set_option(|socket| socket.set_linger(Some(Duration::ZERO)))
     }
 
     /// Does not stay when its peer is gone.
-    pub(crate) fn keep_up(&self, upkeep: Upkeep) -> io::Result<()> {
-        self.set(|socket| upkeep.apply(socket))
+    pub(crate) fn apply_timeouts(&self, timeouts: TcpTimeouts) -> io::Result<()> {
+        self.set_option(|socket| timeouts.apply(socket))
     }
 
     /// What there is of TCP's options.
-    fn set(&self, option: impl FnOnce(&socket2::Socket) -> io::Result<()>) -> io::Result<()> {
+    fn set_option(&self, option: impl FnOnce(&socket2::Socket) -> io::Result<()>) -> io::Result<()> {
         match self {
             Self::Tcp(stream) => option(&SockRef::from(stream)),
-            Self::Fresh(stream) => option(&SockRef::from(stream)),
+            Self::UnregisteredTcp(stream) => option(&SockRef::from(stream)),
             Self::Unix(_) => Ok(()),
         }
     }
@@ -142,7 +142,7 @@ impl AsFd for Socket {
         match self {
             Self::Tcp(stream) => stream.as_fd(),
             Self::Unix(stream) => stream.as_fd(),
-            Self::Fresh(stream) => stream.as_fd(),
+            Self::UnregisteredTcp(stream) => stream.as_fd(),
         }
     }
 }
@@ -156,7 +156,7 @@ impl AsyncRead for Socket {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
-            Self::Fresh(_) => Poll::Ready(Err(unwatched())),
+            Self::UnregisteredTcp(_) => Poll::Ready(Err(not_registered())),
         }
     }
 }
@@ -170,7 +170,7 @@ impl AsyncWrite for Socket {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
             Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
-            Self::Fresh(_) => Poll::Ready(Err(unwatched())),
+            Self::UnregisteredTcp(_) => Poll::Ready(Err(not_registered())),
         }
     }
 
@@ -178,7 +178,7 @@ impl AsyncWrite for Socket {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
             Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Fresh(_) => Poll::Ready(Err(unwatched())),
+            Self::UnregisteredTcp(_) => Poll::Ready(Err(not_registered())),
         }
     }
 
@@ -186,16 +186,16 @@ impl AsyncWrite for Socket {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Fresh(_) => Poll::Ready(Err(unwatched())),
+            Self::UnregisteredTcp(_) => Poll::Ready(Err(not_registered())),
         }
     }
 }
 
 /// The same stream, known to the runtime that this is called from, wherever it was before.
-pub(crate) fn here(stream: TcpStream) -> io::Result<TcpStream> {
+pub(crate) fn rebind_to_runtime(stream: TcpStream) -> io::Result<TcpStream> {
     TcpStream::from_std(stream.into_std()?)
 }
 
-fn unwatched() -> io::Error {
+fn not_registered() -> io::Error {
     io::Error::other("nobody waits for this socket yet")
 }

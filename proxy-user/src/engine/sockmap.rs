@@ -13,59 +13,59 @@ use snisplit_common::abi::{BULK_BYTES_PER_WINDOW, Direction, DirectionEntry};
 use tokio::net::TcpStream;
 use tracing::level_filters::LevelFilter;
 
-use super::splice::Splice;
-use super::{Declined, End, Engine, Pair, Side, Socket, Tier};
+use super::splice::SpliceEngine;
+use super::{Declined, FlowEnd, Engine, SocketPair, Peer, Socket, EngineKind};
 use crate::kernel::address::octets;
 use crate::kernel::{KernelError, Verdict};
 use crate::sys;
 
 mod flow;
-mod keeper;
-mod lane;
-mod quiet;
-mod stock;
+mod hangup_monitor;
+mod direction;
+mod lazy_socket;
+mod accounting;
 
-use flow::{Account, Armed};
-use keeper::Keeper;
-use lane::Lane;
-pub(super) use stock::steady_handed as handed;
-use stock::{bound, hold, unbound};
+use flow::{FlowEntryGuard, PreparedFlow};
+use hangup_monitor::HangupMonitor;
+use direction::FlowDirection;
+pub(super) use accounting::bytes_written_exact as handed;
+use accounting::{cap_rcvbuf, raise_rcvlowat, uncap_rcvbuf};
 
 /// include/net/tcp_states.h
 const TCP_ESTABLISHED: u8 = 1;
 
 /// Forwards by sockmap; cloning shares it.
 #[derive(Clone)]
-pub(crate) struct Sockmap {
-    verdict: Arc<Verdict>,
-    keeper: Arc<Keeper>,
+pub(crate) struct SockmapEngine {
+    program: Arc<Verdict>,
+    hangup_monitor: Arc<HangupMonitor>,
     /// For directions that the kernel gives up.
-    splice: Splice,
+    splice: SpliceEngine,
 }
 
-impl Sockmap {
+impl SockmapEngine {
     /// Loads the program, and begins to listen to it. Needs a running tokio.
     pub(crate) fn load(log: LevelFilter, pins: Option<&Path>) -> Result<Self, KernelError> {
-        let (verdict, events) = Verdict::load(log, pins)?;
-        let verdict = Arc::new(verdict);
-        let keeper = Arc::new(Keeper::start(Arc::clone(&verdict), events)?);
-        Ok(Self { verdict, keeper, splice: Splice::default() })
+        let (program, events) = Verdict::load(log, pins)?;
+        let program = Arc::new(program);
+        let hangup_monitor = Arc::new(HangupMonitor::start(Arc::clone(&program), events)?);
+        Ok(Self { program, hangup_monitor, splice: SpliceEngine::default() })
     }
 
     /// The program's counters and log.
-    pub(crate) fn verdict(&self) -> &Verdict {
-        &self.verdict
+    pub(crate) fn program(&self) -> &Verdict {
+        &self.program
     }
 
     /// The number of a route, for the pins.
-    pub(super) fn route(&self, name: &str) -> u32 {
-        self.verdict.route(name)
+    pub(super) fn route_id(&self, name: &str) -> u32 {
+        self.program.route(name)
     }
 
     /// Everything up to the kick. `Err` is the pair as it was, and why.
-    fn arm(&self, pair: Pair) -> Result<Armed, Box<Declined>> {
+    fn prepare(&self, pair: SocketPair) -> Result<PreparedFlow, Box<Declined>> {
         let declined = |pair, reason| Box::new(Declined { pair, reason });
-        let Pair { client: Socket::Tcp(client), backend: Socket::Tcp(backend), .. } = &pair else {
+        let SocketPair { client: Socket::Tcp(client), backend: Socket::Tcp(backend), .. } = &pair else {
             return Err(declined(pair, "not_tcp"));
         };
         // A half-closed socket cannot become a source (sock_map_sk_state_allowed).
@@ -75,67 +75,67 @@ impl Sockmap {
         if !is_open(client) || !is_open(backend) {
             return Err(declined(pair, "half_closed"));
         }
-        let account = match self.enter(
+        let entries = match self.insert_sockets(
             client,
             backend,
-            (pair.route, if pair.may_turn_bulk { BULK_BYTES_PER_WINDOW } else { 0 }),
+            (pair.route_id, if pair.detach_bulk { BULK_BYTES_PER_WINDOW } else { 0 }),
         ) {
-            Ok(account) => account,
+            Ok(entries) => entries,
             Err(reason) => return Err(declined(pair, reason)),
         };
         match pair {
-            Pair { client: Socket::Tcp(client), backend: Socket::Tcp(backend), tally, .. } => {
-                Ok(Armed { client, backend, tally, account })
+            SocketPair { client: Socket::Tcp(client), backend: Socket::Tcp(backend), counters, .. } => {
+                Ok(PreparedFlow { client, backend, counters, entries })
             }
             pair => Err(declined(pair, "not_tcp")),
         }
     }
 
     /// Puts both sockets into the maps, or leaves nothing of them there.
-    fn enter(
+    fn insert_sockets(
         &self,
         client: &TcpStream,
         backend: &TcpStream,
-        about: (u32, u64),
-    ) -> Result<Account, &'static str> {
-        let verdict = &self.verdict;
-        let lanes = self.prepare(client, backend, about).map_err(|_| "no_account")?;
-        let account = Account::new(Arc::clone(verdict), lanes);
-        let [up, down] = lanes;
-        let targets = verdict
+        route_and_threshold: (u32, u64),
+    ) -> Result<FlowEntryGuard, &'static str> {
+        let program = &self.program;
+        let directions = self.insert_entries(client, backend, route_and_threshold).map_err(|_| "no_account")?;
+        let entries = FlowEntryGuard::new(Arc::clone(program), directions);
+        let [up, down] = directions;
+        let targets = program
             .add_target(up.cookie, client)
-            .and_then(|()| verdict.add_target(down.cookie, backend));
+            .and_then(|()| program.add_target(down.cookie, backend));
         targets.map_err(|_| "no_room")?;
         // Bytes move when both are sources, by the kick. Who closes its side in this very instant cannot
         // be one any more, and what has begun then is not handed back.
         let both = [client, backend];
         let sources = both
             .into_iter()
-            .try_for_each(|socket| bound(socket).and_then(|()| hold(socket)))
+            .try_for_each(|socket| cap_rcvbuf(socket).and_then(|()| raise_rcvlowat(socket)))
             .map_err(KernelError::from)
-            .and_then(|()| verdict.add_source(down.cookie, backend))
-            .and_then(|()| verdict.add_source(up.cookie, client));
+            .and_then(|()| program.add_source(down.cookie, backend))
+            .and_then(|()| program.add_source(up.cookie, client));
         if sources.is_err() {
-            verdict.remove_source(down.cookie);
-            let back = both.map(|socket| {
-                unbound(socket);
+            program.remove_source(down.cookie);
+            let restored = both.map(|socket| {
+                uncap_rcvbuf(socket);
                 sys::set_receive_low_water(socket, 1).is_ok()
             });
-            let is_whole = up.is_untouched(verdict) && down.is_untouched(verdict);
-            return Err(if is_whole && back == [true; 2] { "no_source" } else { BEGUN });
+            let is_pristine = up.is_pristine(program) && down.is_pristine(program);
+            return Err(if is_pristine && restored == [true; 2] { "no_source" } else { BYTES_MOVED });
         }
-        Ok(account)
+        Ok(entries)
     }
 
     /// The accounts of both directions, on both sides of the kernel's line.
-    fn prepare(
+    fn insert_entries(
         &self,
         client: &TcpStream,
         backend: &TcpStream,
-        (route, bulk): (u32, u64),
-    ) -> Result<[Lane; 2], KernelError> {
-        let up = Lane::open(Side::Client, client, backend)?;
-        let down = Lane::open(Side::Backend, backend, client)?;
+        (route, bulk_threshold): (u32, u64),
+    ) -> Result<[FlowDirection; 2], KernelError> {
+        let up = FlowDirection::new(Peer::Client, client, backend)?;
+        let down = FlowDirection::new(Peer::Backend, backend, client)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let (from, to) = (client.peer_addr()?, backend.peer_addr()?);
         let flow = |peer, direction| DirectionEntry {
@@ -143,7 +143,7 @@ impl Sockmap {
             started_at: now.as_secs(),
             direction,
             route_id: route,
-            bulk_threshold: bulk,
+            bulk_threshold,
             client_address: octets(from.ip()),
             client_port: from.port(),
             backend_address: octets(to.ip()),
@@ -151,34 +151,34 @@ impl Sockmap {
             ..DirectionEntry::default()
         };
         let added = self
-            .verdict
+            .program
             .add_flow(up.cookie, flow(down.cookie, Direction::Up))
-            .and_then(|()| self.verdict.add_flow(down.cookie, flow(up.cookie, Direction::Down)));
+            .and_then(|()| self.program.add_flow(down.cookie, flow(up.cookie, Direction::Down)));
         if added.is_err() {
-            self.verdict.remove_flow(up.cookie);
+            self.program.remove_flow(up.cookie);
         }
         added.map(|()| [up, down])
     }
 }
 
 /// Not handed back: a byte has moved.
-const BEGUN: &str = "begun";
+const BYTES_MOVED: &str = "begun";
 
-impl Engine for Sockmap {
+impl Engine for SockmapEngine {
     type Declined = Declined;
 
-    async fn carry(&self, pair: Pair) -> Result<End, Declined> {
-        let tally = Arc::clone(&pair.tally);
-        let armed = match self.arm(pair) {
-            Ok(armed) => armed,
-            Err(back) if back.reason == BEGUN => {
+    async fn carry(&self, pair: SocketPair) -> Result<FlowEnd, Declined> {
+        let counters = Arc::clone(&pair.counters);
+        let flow = match self.prepare(pair) {
+            Ok(flow) => flow,
+            Err(declined) if declined.reason == BYTES_MOVED => {
                 // In doubt: dropping the pair resets both.
-                back.pair.settle(Tier::Sockmap);
-                return Ok(End::ClientReset);
+                declined.pair.set_engine(EngineKind::Sockmap);
+                return Ok(FlowEnd::ClientReset);
             }
-            Err(back) => return Err(*back),
+            Err(declined) => return Err(*declined),
         };
-        tally.settle(Tier::Sockmap);
-        Ok(armed.run(self).await)
+        counters.set_engine(EngineKind::Sockmap);
+        Ok(flow.run(self).await)
     }
 }

@@ -8,93 +8,93 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::copy::{Copy, CopyCarrier};
-use super::pace::Pace;
-use super::relay::{Carrier, Filled, Relayed, relay};
-use super::{Carried, Declined, End, Engine, Grown, Pair, Tier};
+use super::copy::{CopyEngine, CopyTransfer};
+use super::classifier::TrafficClassifier;
+use super::transfer::{Transfer, ReadOutcome, RelayResult, relay};
+use super::{StepResult, Declined, FlowEnd, Engine, Handover, SocketPair, EngineKind};
 use rustix::pipe::{PipeFlags, SpliceFlags};
 
 /// Bytes asked for at once, and of pipe; above fs.pipe-max-size the kernel's default must do.
-const PIPE: usize = 256 * 1024;
+const PIPE_CAPACITY: usize = 256 * 1024;
 
 /// Slots of a pipe, each at least one byte: a splice of fewer bytes than that cannot have been cut
 /// short by a full pipe (pipe_resize_ring, fs/pipe.c; the default pipe has 16).
-const SLOTS: usize = 16;
+const PIPE_SLOTS: usize = 16;
 
 /// Bytes of a read up to which copying takes no longer (docs/benchmarks.md): only another system call shows that a
 /// pipe has got all there was.
-const SMALL: usize = 8 * 1024;
+const MAX_COPIED_READ: usize = 8 * 1024;
 
 /// Empty pipes kept for the next burst.
-const POOL: usize = 256;
+const MAX_POOLED_PIPES: usize = 256;
 
 /// Splices through pipes.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Splice {
+pub(crate) struct SpliceEngine {
     pool: Arc<Mutex<Vec<Pipe>>>,
-    copy: Copy,
+    copy: CopyEngine,
 }
 
 #[derive(Debug)]
 struct Pipe {
     read: OwnedFd,
     write: OwnedFd,
-    held: usize,
+    buffered: usize,
 }
 
-impl Engine for Splice {
+impl Engine for SpliceEngine {
     type Declined = Declined;
 
-    async fn carry(&self, mut pair: Pair) -> Result<End, Declined> {
+    async fn carry(&self, mut pair: SocketPair) -> Result<FlowEnd, Declined> {
         loop {
-            match self.carry_until_ripe(pair, None).await? {
-                Carried::Ended(end) => return Ok(end),
-                Carried::Grown(same) => pair = same.pair,
+            match self.carry_until_classified(pair, None).await? {
+                StepResult::Finished(end) => return Ok(end),
+                StepResult::Handover(handover) => pair = handover.pair,
             }
         }
     }
 }
 
-impl Splice {
+impl SpliceEngine {
     /// Carries a pair to its end, or until `pace` finds it ripe.
-    pub(super) async fn carry_until_ripe(
+    pub(super) async fn carry_until_classified(
         &self,
-        pair: Pair,
-        pace: Option<&Pace>,
-    ) -> Result<Carried, Declined> {
-        match self.take() {
-            Ok(pipe) => self.give(pipe),
+        pair: SocketPair,
+        classifier: Option<&TrafficClassifier>,
+    ) -> Result<StepResult, Declined> {
+        match self.take_pipe() {
+            Ok(pipe) => self.return_pipe(pipe),
             Err(_) => return Err(Declined { pair, reason: "no_pipe" }),
         }
-        pair.settle(Tier::Splice);
-        match relay(&pair, self.carrier(), self.carrier(), pace).await {
-            Relayed::Ended(end) => Ok(Carried::Ended(pair.close(end).await)),
-            Relayed::Ripe(kind) => Ok(Carried::Grown(Grown { pair, kind })),
+        pair.set_engine(EngineKind::Splice);
+        match relay(&pair, self.transfer(), self.transfer(), classifier).await {
+            RelayResult::Finished(end) => Ok(StepResult::Finished(pair.close(end).await)),
+            RelayResult::Classified(class) => Ok(StepResult::Handover(Handover { pair, class })),
         }
     }
 
-    pub(super) fn carrier(&self) -> SpliceCarrier {
-        SpliceCarrier {
+    pub(super) fn transfer(&self) -> SpliceTransfer {
+        SpliceTransfer {
             engine: self.clone(),
             pipe: None,
-            spare: self.copy.carrier(),
-            is_small: true,
+            copy: self.copy.transfer(),
+            expects_small: true,
         }
     }
 
     /// Copies instead, for bytes that splice(2) does not see.
-    pub(super) fn spare(&self) -> CopyCarrier {
-        self.copy.carrier()
+    pub(super) fn copy_fallback(&self) -> CopyTransfer {
+        self.copy.transfer()
     }
 
-    fn take(&self) -> io::Result<Pipe> {
+    fn take_pipe(&self) -> io::Result<Pipe> {
         let pooled = self.pool.lock().unwrap_or_else(PoisonError::into_inner).pop();
         pooled.map_or_else(Pipe::new, Ok)
     }
 
-    fn give(&self, pipe: Pipe) {
+    fn return_pipe(&self, pipe: Pipe) {
         let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
-        if pipe.held == 0 && pool.len() < POOL {
+        if pipe.buffered == 0 && pool.len() < MAX_POOLED_PIPES {
             pool.push(pipe);
         }
     }
@@ -104,65 +104,65 @@ impl Pipe {
     fn new() -> io::Result<Self> {
         let (read, write) = rustix::pipe::pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC)?;
         // Beyond the user's share (pipe-user-pages-soft) a smaller pipe does the same work.
-        let _default_size = rustix::pipe::fcntl_setpipe_size(&write, PIPE);
-        Ok(Self { read, write, held: 0 })
+        let _default_size = rustix::pipe::fcntl_setpipe_size(&write, PIPE_CAPACITY);
+        Ok(Self { read, write, buffered: 0 })
     }
 }
 
 /// One direction's pipe, while there is something in it.
-pub(super) struct SpliceCarrier {
-    engine: Splice,
+pub(super) struct SpliceTransfer {
+    engine: SpliceEngine,
     pipe: Option<Pipe>,
     /// Carries what is small, and a burst for which there is no pipe (descriptors ran out in mid-flow).
-    spare: CopyCarrier,
+    copy: CopyTransfer,
     /// Whether the next read is believed to bring little, as the last one did.
-    is_small: bool,
+    expects_small: bool,
 }
 
-impl SpliceCarrier {
-    fn fill_pipe(&mut self, from: BorrowedFd<'_>) -> io::Result<Filled> {
-        let pipe = match self.pipe.take().map_or_else(|| self.engine.take(), Ok) {
+impl SpliceTransfer {
+    fn read_into_pipe(&mut self, from: BorrowedFd<'_>) -> io::Result<ReadOutcome> {
+        let pipe = match self.pipe.take().map_or_else(|| self.engine.take_pipe(), Ok) {
             Ok(pipe) => self.pipe.insert(pipe),
-            Err(_) => return self.spare.fill(from),
+            Err(_) => return self.copy.read_from(from),
         };
-        let bytes = splice(from, &pipe.write, PIPE)?;
-        pipe.held += bytes;
-        Ok(Filled { bytes, all: bytes > 0 && bytes < SLOTS })
+        let bytes = splice(from, &pipe.write, PIPE_CAPACITY)?;
+        pipe.buffered += bytes;
+        Ok(ReadOutcome { bytes, drained: bytes > 0 && bytes < PIPE_SLOTS })
     }
 }
 
-impl Carrier for SpliceCarrier {
-    fn fill(&mut self, from: BorrowedFd<'_>) -> io::Result<Filled> {
-        let filled = if self.is_small { self.spare.fill(from)? } else { self.fill_pipe(from)? };
-        self.is_small = filled.bytes <= SMALL;
-        Ok(filled)
+impl Transfer for SpliceTransfer {
+    fn read_from(&mut self, from: BorrowedFd<'_>) -> io::Result<ReadOutcome> {
+        let outcome = if self.expects_small { self.copy.read_from(from)? } else { self.read_into_pipe(from)? };
+        self.expects_small = outcome.bytes <= MAX_COPIED_READ;
+        Ok(outcome)
     }
 
-    fn drain(&mut self, to: BorrowedFd<'_>) -> io::Result<usize> {
-        if self.spare.held() > 0 {
-            return self.spare.drain(to);
+    fn write_to(&mut self, to: BorrowedFd<'_>) -> io::Result<usize> {
+        if self.copy.buffered() > 0 {
+            return self.copy.write_to(to);
         }
         let Some(pipe) = &mut self.pipe else { return Ok(0) };
-        let bytes = splice(&pipe.read, to, pipe.held)?;
-        pipe.held -= bytes;
+        let bytes = splice(&pipe.read, to, pipe.buffered)?;
+        pipe.buffered -= bytes;
         Ok(bytes)
     }
 
-    fn held(&self) -> usize {
-        self.spare.held() + self.pipe.as_ref().map_or(0, |pipe| pipe.held)
+    fn buffered(&self) -> usize {
+        self.copy.buffered() + self.pipe.as_ref().map_or(0, |pipe| pipe.buffered)
     }
 
-    fn rest(&mut self) {
-        self.spare.rest();
+    fn release(&mut self) {
+        self.copy.release();
         if let Some(pipe) = self.pipe.take() {
-            self.engine.give(pipe);
+            self.engine.return_pipe(pipe);
         }
     }
 }
 
-impl Drop for SpliceCarrier {
+impl Drop for SpliceTransfer {
     fn drop(&mut self) {
-        self.rest();
+        self.release();
     }
 }
 
@@ -172,9 +172,9 @@ fn splice(
     bytes: usize,
 ) -> io::Result<usize> {
     let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
-    let moved =
+    let bytes_moved =
         rustix::io::retry_on_intr(|| rustix::pipe::splice(&from, None, &to, None, bytes, flags))?;
-    Ok(moved)
+    Ok(bytes_moved)
 }
 
 #[cfg(test)]
@@ -183,22 +183,22 @@ mod tests {
     use std::os::fd::AsFd as _;
     use std::os::unix::net::UnixStream;
 
-    use super::{Carrier as _, SMALL, Splice};
+    use super::{Transfer as _, MAX_COPIED_READ, SpliceEngine};
 
     #[test]
-    fn what_follows_little_is_copied_and_what_follows_much_is_spliced() {
+    fn read_after_a_small_read_is_copied_and_after_a_large_read_is_spliced() {
         let (mut client, from) = UnixStream::pair().unwrap();
         let (to, _backend) = UnixStream::pair().unwrap();
-        let mut carrier = Splice::default().carrier();
-        let messages = [(1, false), (SMALL, false), (SMALL + 1, false), (SMALL + 1, true)];
-        for (bytes, is_spliced) in messages.into_iter().chain([(1, true), (SMALL + 1, false)]) {
+        let mut transfer = SpliceEngine::default().transfer();
+        let messages = [(1, false), (MAX_COPIED_READ, false), (MAX_COPIED_READ + 1, false), (MAX_COPIED_READ + 1, true)];
+        for (bytes, is_spliced) in messages.into_iter().chain([(1, true), (MAX_COPIED_READ + 1, false)]) {
             client.write_all(&vec![7; bytes]).unwrap();
-            assert_eq!(carrier.fill(from.as_fd()).unwrap().bytes, bytes);
-            assert_eq!(carrier.pipe.is_some(), is_spliced, "{bytes}");
-            while carrier.held() > 0 {
-                carrier.drain(to.as_fd()).unwrap();
+            assert_eq!(transfer.read_from(from.as_fd()).unwrap().bytes, bytes);
+            assert_eq!(transfer.pipe.is_some(), is_spliced, "{bytes}");
+            while transfer.buffered() > 0 {
+                transfer.write_to(to.as_fd()).unwrap();
             }
-            carrier.rest();
+            transfer.release();
         }
     }
 }

@@ -6,14 +6,14 @@ use anyhow::Result;
 use tracing::{info, warn};
 
 use crate::config::Config;
-use crate::engine::Ladder;
-use crate::engine::packet::{Packet, Ports};
+use crate::engine::EngineSelector;
+use crate::engine::packet::{PacketEngine, PortAllocator};
 use crate::kernel::packet::Link;
 use crate::net::host::{self, Interface};
 use crate::sys;
 
 /// Attaches the engine and adds it to the ladder.
-pub(super) fn load(config: &Config, ladder: &Ladder, pins: Option<&Path>) -> Result<()> {
+pub(super) fn load(config: &Config, ladder: &EngineSelector, pins: Option<&Path>) -> Result<()> {
     let ports = &config.packet.ports;
     let links = host::links(&config.packet)?;
     host::ensure_nobody_has(ports)?;
@@ -33,12 +33,12 @@ pub(super) fn load(config: &Config, ladder: &Ladder, pins: Option<&Path>) -> Res
     let hook = config.packet.hook;
     let in_drivers = links.iter().filter(|link| link.in_driver).count();
     info!(interfaces = names.join(" "), ?ports, ?hook, in_drivers, "packet");
-    let packet = Packet::load((&links, hook), Ports::new(ports.clone()), pins);
+    let packet = PacketEngine::load((&links, hook), PortAllocator::new(ports.clone()), pins);
     // The kernel's types took some 50 MB for a moment.
     sys::trim_heap();
     let packet = packet?;
-    packet.use_drivers(host::takes_frames)?;
-    ladder.add_packet(packet);
+    packet.enable_xdp_redirect(host::takes_frames)?;
+    ladder.set_packet(packet);
     Ok(())
 }
 

@@ -8,80 +8,80 @@ use std::time::Instant;
 
 use snisplit_common::abi::packet::{FlowEntry, FlowState};
 
-use super::clock::{now, silence};
-use super::story::News;
-use super::{Flight, Flow, Lease, Packet, Stage, Tally};
+use super::clock::{ktime_now, idle_time};
+use super::flow_watch::FlowUpdate;
+use super::{OffloadedFlow, FlowGuard, PortLease, PacketEngine, OnDrop, FlowCounters};
 use crate::kernel::address::addresses;
 
 /// A flow without an agent.
-pub(crate) struct Orphan {
-    flow: Flow,
-    lease: Lease,
-    splice: FlowEntry,
+pub(crate) struct AdoptedFlow {
+    flow: FlowGuard,
+    lease: PortLease,
+    entry: FlowEntry,
     route: Option<String>,
 }
 
-impl Packet {
+impl PacketEngine {
     /// All that is left by a former agent. To be called before any port is leased.
-    pub(crate) fn adopt(&self) -> Vec<Orphan> {
-        let mut all = self.splicer.splices();
+    pub(crate) fn adopt(&self) -> Vec<AdoptedFlow> {
+        let mut all = self.programs.splices();
         // Those that run first, then those that have ended, the latest first (`Ports::rest`).
-        all.sort_by_key(|(_, splice)| {
-            (splice.state != FlowState::Offloaded, Reverse(last(splice)))
+        all.sort_by_key(|(_, entry)| {
+            (entry.state != FlowState::Offloaded, Reverse(last_packet_ns(entry)))
         });
-        all.into_iter().filter_map(|(number, splice)| self.take_in(number, splice)).collect()
+        all.into_iter().filter_map(|(flow_id, entry)| self.adopt_one(flow_id, entry)).collect()
     }
 
-    fn take_in(&self, number: u64, splice: FlowEntry) -> Option<Orphan> {
-        if !splice.state.is_translated() {
+    fn adopt_one(&self, flow_id: u64, entry: FlowEntry) -> Option<AdoptedFlow> {
+        if !entry.state.is_translated() {
             // Its sockets died with their agent.
-            self.splicer.remove(number);
+            self.programs.remove(flow_id);
             return None;
         }
-        let (backend, us) = addresses(&splice.backend_tuple);
-        let story = self.keeper.follow(number);
+        let (backend, local) = addresses(&entry.backend_tuple);
+        let watch = self.monitor.watch(flow_id);
         // It may have ended while nobody listened, also just now.
-        let now = self.splicer.splice(number)?;
-        if now.state != FlowState::Offloaded {
-            self.keeper.forget(number);
-            self.keeper.bury(number);
-            self.ports.rest(backend, us.port(), seen(&now));
+        let current = self.programs.splice(flow_id)?;
+        if current.state != FlowState::Offloaded {
+            self.monitor.unwatch(flow_id);
+            self.monitor.enter_time_wait(flow_id);
+            self.ports.quarantine(backend, local.port(), last_packet_at(&current));
             return None;
         }
-        let lease = self.ports.inherit(backend, us.port());
-        self.keeper.tell(number, News::State(now.state));
-        let flow = Flow { engine: self.clone(), number, story, stage: Stage::Flying };
-        let route = self.splicer.route_name(splice.route_id);
-        Some(Orphan { flow, lease, splice, route })
+        let lease = self.ports.reserve_adopted(backend, local.port());
+        self.monitor.publish(flow_id, FlowUpdate::State(current.state));
+        let flow = FlowGuard { engine: self.clone(), flow_id, watch, on_drop: OnDrop::ResetPeers };
+        let route = self.programs.route_name(entry.route_id);
+        Some(AdoptedFlow { flow, lease, entry, route })
     }
 }
 
 /// When one of its peers was last heard, by the programs' clock.
-fn last(splice: &FlowEntry) -> u64 {
-    splice.client_state.last_seen_ns.max(splice.backend_state.last_seen_ns)
+fn last_packet_ns(entry: &FlowEntry) -> u64 {
+    entry.client_state.last_seen_ns.max(entry.backend_state.last_seen_ns)
 }
 
 /// The same by ours.
-fn seen(splice: &FlowEntry) -> Instant {
-    let since = silence(last(splice), now());
-    let at = Instant::now();
-    at.checked_sub(since).unwrap_or(at)
+fn last_packet_at(entry: &FlowEntry) -> Instant {
+    let idle = idle_time(last_packet_ns(entry), ktime_now());
+    let now_instant = Instant::now();
+    now_instant.checked_sub(idle).unwrap_or(now_instant)
 }
 
-impl Orphan {
+impl AdoptedFlow {
     /// The client, and where it came in.
     pub(crate) fn client(&self) -> (SocketAddr, SocketAddr) {
-        addresses(&self.splice.client_tuple)
+        addresses(&self.entry.client_tuple)
     }
 
     /// The back end.
     pub(crate) fn backend(&self) -> SocketAddr {
-        addresses(&self.splice.backend_tuple).0
+        addresses(&self.entry.backend_tuple).0
     }
 
     /// Seconds since 1970 when it began.
-    pub(crate) const fn opened(&self) -> u64 {
-        self.splice.started_at
+    pub(crate) const fn started_at(&self) -> u64 {
+        self.entry.started_at
     }
 
     /// The first name of its route.
@@ -90,8 +90,8 @@ impl Orphan {
     }
 
     /// Goes on with it, on this account.
-    pub(crate) fn flight(self, tally: Arc<Tally>) -> Box<Flight> {
+    pub(crate) fn into_offloaded(self, counters: Arc<FlowCounters>) -> Box<OffloadedFlow> {
         let Self { flow, lease, .. } = self;
-        Box::new(Flight { flow, lease: Some(lease), tally })
+        Box::new(OffloadedFlow { flow, lease: Some(lease), counters })
     }
 }

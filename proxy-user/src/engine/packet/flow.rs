@@ -10,103 +10,103 @@ use tokio::io::Interest;
 use tokio::select;
 use tokio::task::yield_now;
 
-use super::super::{End, Pair, Socket, Tally, Tier};
-use super::story::{News, Story};
-use super::{Lease, Packet, cut};
+use super::super::{FlowEnd, SocketPair, Socket, FlowCounters, EngineKind};
+use super::flow_watch::{FlowUpdate, FlowWatch};
+use super::{PortLease, PacketEngine, reset};
 
 /// A flow that the programs know.
-pub(super) struct Flow {
-    pub(super) engine: Packet,
-    pub(super) number: u64,
-    pub(super) story: Arc<Story>,
-    pub(super) stage: Stage,
+pub(super) struct FlowGuard {
+    pub(super) engine: PacketEngine,
+    pub(super) flow_id: u64,
+    pub(super) watch: Arc<FlowWatch>,
+    pub(super) on_drop: OnDrop,
 }
 
 /// One that has no sockets any more.
-pub(crate) struct Flight {
-    pub(super) flow: Flow,
-    pub(super) lease: Option<Lease>,
-    pub(super) tally: Arc<Tally>,
+pub(crate) struct OffloadedFlow {
+    pub(super) flow: FlowGuard,
+    pub(super) lease: Option<PortLease>,
+    pub(super) counters: Arc<FlowCounters>,
 }
 
 /// What becomes of a flow that is let go of.
-pub(super) enum Stage {
+pub(super) enum OnDrop {
     /// It has sockets: it is forgotten.
-    Armed,
+    Remove,
     /// It has none: it is cut.
-    Flying,
+    ResetPeers,
     /// What is repeated of its end still has its way.
-    Ended(Lease),
+    TimeWait(PortLease),
 }
 
-impl Drop for Flow {
+impl Drop for FlowGuard {
     fn drop(&mut self) {
-        let Packet { splicer, keeper, .. } = &self.engine;
-        keeper.forget(self.number);
-        match &self.stage {
-            Stage::Armed => _ = splicer.remove(self.number),
-            Stage::Flying => splicer.remove(self.number).iter().for_each(cut::reset),
-            Stage::Ended(_lease) => keeper.bury(self.number),
+        let PacketEngine { programs, monitor, .. } = &self.engine;
+        monitor.unwatch(self.flow_id);
+        match &self.on_drop {
+            OnDrop::Remove => _ = programs.remove(self.flow_id),
+            OnDrop::ResetPeers => programs.remove(self.flow_id).iter().for_each(reset::send_resets),
+            OnDrop::TimeWait(_lease) => monitor.enter_time_wait(self.flow_id),
         }
     }
 }
 
-impl Flow {
-    fn splice(&self) -> Option<FlowEntry> {
-        self.engine.splicer.splice(self.number)
+impl FlowGuard {
+    fn entry(&self) -> Option<FlowEntry> {
+        self.engine.programs.splice(self.flow_id)
     }
 
     /// Waits until it is clear whose flow it is; `Err` is why it stays with its sockets. May be called off and
     /// called again.
-    pub(super) async fn decided(&self, pair: &Pair) -> Result<(), FallbackReason> {
-        let is_told = select! {
-            told = self.story.wait_for(News::is_decided) => match told {
-                News::State(state) if state.is_translated() => return Ok(()),
-                News::State(_) => true,
-                News::Silent(_) | News::Cut => false,
+    pub(super) async fn wait_takeover(&self, pair: &SocketPair) -> Result<(), FallbackReason> {
+        let is_notified = select! {
+            told = self.watch.wait_for(FlowUpdate::is_takeover_decided) => match told {
+                FlowUpdate::State(state) if state.is_translated() => return Ok(()),
+                FlowUpdate::State(_) => true,
+                FlowUpdate::PeerDead(_) | FlowUpdate::ResetRequested => false,
             },
             // Whatever comes to a socket is for it to carry.
-            () = stirs(&pair.client) => false,
-            () = stirs(&pair.backend) => false,
+            () = readable_or_closed(&pair.client) => false,
+            () = readable_or_closed(&pair.backend) => false,
         };
-        if !is_told {
-            let _unknown = self.engine.splicer.settle(self.number);
+        if !is_notified {
+            let _unknown = self.engine.programs.settle(self.flow_id);
         }
         loop {
-            match self.splice() {
-                Some(splice) if splice.state.is_translated() => return Ok(()),
+            match self.entry() {
+                Some(entry) if entry.state.is_translated() => return Ok(()),
                 // For as long as a program takes on another CPU.
-                Some(splice) if splice.state == FlowState::TakingOver => yield_now().await,
-                Some(splice) => return Err(splice.fallback_reason),
+                Some(entry) if entry.state == FlowState::TakingOver => yield_now().await,
+                Some(entry) => return Err(entry.fallback_reason),
                 None => return Err(FallbackReason::NoSocket),
             }
         }
     }
 }
 
-impl Flight {
+impl OffloadedFlow {
     /// Sees it to its end.
-    pub(crate) async fn land(&mut self) -> End {
-        let Self { flow, lease, tally } = self;
-        tally.settle(Tier::Packet);
-        let (splicer, number) = (Arc::clone(&flow.engine.splicer), flow.number);
-        let story = Arc::clone(&flow.story);
+    pub(crate) async fn wait_end(&mut self) -> FlowEnd {
+        let Self { flow, lease, counters } = self;
+        counters.set_engine(EngineKind::Packet);
+        let (programs, flow_id) = (Arc::clone(&flow.engine.programs), flow.flow_id);
+        let watch = Arc::clone(&flow.watch);
         let now =
-            move || splicer.splice(number).as_ref().map_or((0, 0), FlowEntry::delivered_bytes);
-        let _metered = tally.metered(move || story.delivered().unwrap_or_else(&now));
-        let last = flow.story.wait_for(|news| news.end().is_some()).await;
+            move || programs.splice(flow_id).as_ref().map_or((0, 0), FlowEntry::delivered_bytes);
+        let _counter_guard = counters.attach_kernel_counters(move || watch.delivered().unwrap_or_else(&now));
+        let last = flow.watch.wait_for(|update| update.flow_end().is_some()).await;
         // Nothing else was waited for.
-        let (end, is_told) = last.end().unwrap_or((End::Cut, false));
-        if let Some(lease) = lease.take().filter(|_| is_told) {
-            flow.stage = Stage::Ended(lease);
+        let (end, peers_know) = last.flow_end().unwrap_or((FlowEnd::OperatorReset, false));
+        if let Some(lease) = lease.take().filter(|_| peers_know) {
+            flow.on_drop = OnDrop::TimeWait(lease);
         }
         end
     }
 }
 
 /// Waits until a socket has something to say. Of one that is not watched nobody knows.
-async fn stirs(socket: &Socket) {
-    if let Socket::Fresh(_) = socket {
+async fn readable_or_closed(socket: &Socket) {
+    if let Socket::UnregisteredTcp(_) = socket {
         return pending().await;
     }
     while socket.ready(Interest::READABLE).await.is_ok() {

@@ -16,180 +16,180 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::debug;
 
-use super::super::splice::Splice;
-use super::super::{End, Side, Tally, flush, without_reset};
-use super::Sockmap;
-use super::lane::{Broken, Lane, PAUSE};
-use super::quiet::{Condition, Quiet, Sockets, condition};
+use super::super::splice::SpliceEngine;
+use super::super::{FlowEnd, Peer, FlowCounters, wait_send_queue_empty, set_graceful_close};
+use super::SockmapEngine;
+use super::direction::{DirectionError, FlowDirection, POLL_BACKOFF};
+use super::lazy_socket::{SocketState, LazySocket, DirectionSockets, socket_state};
 use crate::kernel::Verdict;
 use crate::sys;
 
 /// A pair in the maps, before the kick for the bytes that wait in it.
-pub(super) struct Armed {
+pub(super) struct PreparedFlow {
     pub(super) client: TcpStream,
     pub(super) backend: TcpStream,
-    pub(super) tally: Arc<Tally>,
-    pub(super) account: Account,
+    pub(super) counters: Arc<FlowCounters>,
+    pub(super) entries: FlowEntryGuard,
 }
 
 /// Both directions, up and down; dropping it takes them out of the program's sight.
-pub(super) struct Account {
-    verdict: Arc<Verdict>,
-    pub(super) lanes: [Lane; 2],
+pub(super) struct FlowEntryGuard {
+    program: Arc<Verdict>,
+    pub(super) directions: [FlowDirection; 2],
     /// Bytes that user space carried after the kernel had left.
     relayed: [AtomicU64; 2],
 }
 
-impl Account {
-    pub(super) fn new(verdict: Arc<Verdict>, lanes: [Lane; 2]) -> Self {
-        Self { verdict, lanes, relayed: Default::default() }
+impl FlowEntryGuard {
+    pub(super) fn new(program: Arc<Verdict>, directions: [FlowDirection; 2]) -> Self {
+        Self { program, directions, relayed: Default::default() }
     }
 
     /// Bytes delivered, up and down.
-    fn moved(&self) -> (u64, u64) {
-        let of = |index: usize| {
-            let redirected = self.verdict.flow(self.lanes[index].cookie);
+    fn bytes_delivered(&self) -> (u64, u64) {
+        let direction_bytes = |index: usize| {
+            let entry = self.program.flow(self.directions[index].cookie);
             let relayed = self.relayed[index].load(Ordering::Relaxed);
-            redirected.map_or(0, |flow| flow.redirected_bytes) + relayed
+            entry.map_or(0, |entry| entry.redirected_bytes) + relayed
         };
-        (of(0), of(1))
+        (direction_bytes(0), direction_bytes(1))
     }
 }
 
-impl Drop for Account {
+impl Drop for FlowEntryGuard {
     fn drop(&mut self) {
-        for lane in &self.lanes {
-            self.verdict.remove_socket(lane.cookie);
-            self.verdict.remove_flow(lane.cookie);
+        for direction in &self.directions {
+            self.program.remove_socket(direction.cookie);
+            self.program.remove_flow(direction.cookie);
         }
     }
 }
 
-impl Armed {
+impl PreparedFlow {
     /// Carries both directions to their end.
-    pub(super) async fn run(self, engine: &Sockmap) -> End {
-        let Self { client, backend, tally, account } = self;
-        let account = Arc::new(account);
-        let counted = Arc::clone(&account);
-        let _metered = tally.metered(move || counted.moved());
-        let (Ok(client), Ok(backend)) = (Quiet::new(client), Quiet::new(backend)) else {
-            return End::ClientReset;
+    pub(super) async fn run(self, engine: &SockmapEngine) -> FlowEnd {
+        let Self { client, backend, counters, entries } = self;
+        let entries = Arc::new(entries);
+        let counted_entries = Arc::clone(&entries);
+        let _counter_guard = counters.attach_kernel_counters(move || counted_entries.bytes_delivered());
+        let (Ok(client), Ok(backend)) = (LazySocket::new(client), LazySocket::new(backend)) else {
+            return FlowEnd::ClientReset;
         };
-        let cookies = account.lanes.map(|lane| lane.cookie);
-        let Ok(watched) = engine.keeper.watch([&client, &backend], cookies) else {
-            return End::ClientReset;
+        let cookies = entries.directions.map(|direction| direction.cookie);
+        let Ok(registration) = engine.hangup_monitor.register([&client, &backend], cookies) else {
+            return FlowEnd::ClientReset;
         };
         // Bytes that came before the sockets were sources wait for this (tcp_set_rcvlowat).
         if [&backend, &client].into_iter().any(|s| sys::set_receive_low_water(s, 1).is_err()) {
-            return End::ClientReset;
+            return FlowEnd::ClientReset;
         }
         let splice = &engine.splice;
-        let flow = Running { splice, client: &client, backend: &backend, account: &account };
-        match flow.lanes(&watched.bell).await {
+        let flow = RunningFlow { splice, client: &client, backend: &backend, entries: &entries };
+        match flow.run_both(&registration.wake_rx).await {
             Ok(()) => {
-                [&client, &backend].into_iter().for_each(without_reset);
-                End::Closed
+                [&client, &backend].into_iter().for_each(set_graceful_close);
+                FlowEnd::Closed
             }
             Err(side) => flow.reset(side).await,
         }
     }
 }
 
-struct Running<'f> {
-    splice: &'f Splice,
-    client: &'f Quiet,
-    backend: &'f Quiet,
-    account: &'f Account,
+struct RunningFlow<'f> {
+    splice: &'f SpliceEngine,
+    client: &'f LazySocket,
+    backend: &'f LazySocket,
+    entries: &'f FlowEntryGuard,
 }
 
-impl<'f> Running<'f> {
-    fn sockets(&self, lane: Lane) -> Sockets<'f> {
-        match lane.side {
-            Side::Client => Sockets { from: self.client, to: self.backend },
-            Side::Backend => Sockets { from: self.backend, to: self.client },
+impl<'f> RunningFlow<'f> {
+    fn sockets(&self, direction: FlowDirection) -> DirectionSockets<'f> {
+        match direction.peer {
+            Peer::Client => DirectionSockets { from: self.client, to: self.backend },
+            Peer::Backend => DirectionSockets { from: self.backend, to: self.client },
         }
     }
 
     /// Both directions, until both ends have been passed on; `Err` is the side that broke.
-    async fn lanes(&self, bell: &watch::Receiver<()>) -> Result<(), Side> {
-        let [up, down] = self.account.lanes;
+    async fn run_both(&self, wake_rx: &watch::Receiver<()>) -> Result<(), Peer> {
+        let [up, down] = self.entries.directions;
         let (mut up_ends, mut down_ends) =
-            (pin!(self.lane(0, bell.clone())), pin!(self.lane(1, bell.clone())));
-        let (first, lane, other_lane, other_ends) = select! {
+            (pin!(self.run_direction(0, wake_rx.clone())), pin!(self.run_direction(1, wake_rx.clone())));
+        let (first, direction, other_direction, other_ends) = select! {
             ended = &mut up_ends => (ended, up, down, down_ends),
             ended = &mut down_ends => (ended, down, up, up_ends),
         };
         match first {
-            Ok(()) => other_ends.await.map_err(|broken| other_lane.broken(broken)),
-            Err(Broken::To) => {
+            Ok(()) => other_ends.await.map_err(|error| other_direction.failed_peer(error)),
+            Err(DirectionError::To) => {
                 // The dead side may have said something before it died: that still has a reader.
                 let _also_broken = other_ends.await;
-                Err(lane.broken(Broken::To))
+                Err(direction.failed_peer(DirectionError::To))
             }
-            Err(Broken::From) => Err(lane.broken(Broken::From)),
+            Err(DirectionError::From) => Err(direction.failed_peer(DirectionError::From)),
         }
     }
 
     /// One direction, until its end has been passed on.
-    async fn lane(&self, index: usize, mut bell: watch::Receiver<()>) -> Result<(), Broken> {
-        let lane = self.account.lanes[index];
-        let (verdict, sockets) = (&self.account.verdict, self.sockets(lane));
-        let mut pause = PAUSE.0;
+    async fn run_direction(&self, index: usize, mut wake_rx: watch::Receiver<()>) -> Result<(), DirectionError> {
+        let direction = self.entries.directions[index];
+        let (program, sockets) = (&self.entries.program, self.sockets(direction));
+        let mut pause = POLL_BACKOFF.0;
         loop {
-            bell.mark_unchanged();
-            if condition(sockets.to) == Condition::Broken {
-                return Err(Broken::To);
+            wake_rx.mark_unchanged();
+            if socket_state(sockets.to) == SocketState::Failed {
+                return Err(DirectionError::To);
             }
             // What a broken socket said before is still delivered.
-            match lane.flow(verdict)?.state {
+            match direction.entry(program)?.state {
                 DirectionState::Overflowing | DirectionState::Detaching => {
-                    Box::pin(self.leave(index)).await?;
+                    Box::pin(self.relay_in_user_space(index)).await?;
                     break;
                 }
                 DirectionState::Pending
                 | DirectionState::Redirecting
                 | DirectionState::Poisoned => {}
             }
-            match condition(sockets.from) {
-                Condition::Open => {
-                    _ = bell.changed().await;
+            match socket_state(sockets.from) {
+                SocketState::Open => {
+                    _ = wake_rx.changed().await;
                     continue;
                 }
                 // A reset behind an end of stream takes nothing of that back (`SOCK_DONE`, as read(2)
                 // sees it).
-                Condition::Broken if !lane.has_ended(verdict, sockets.from)? => {
-                    return Err(Broken::From);
+                SocketState::Failed if !direction.has_ended(program, sockets.from)? => {
+                    return Err(DirectionError::From);
                 }
-                Condition::Broken | Condition::Ended => {}
+                SocketState::Failed | SocketState::PeerClosed => {}
             }
-            if lane.is_drained(verdict, sockets)? {
+            if direction.is_drained(program, sockets)? {
                 break;
             }
             sleep(pause).await;
-            pause = (pause * 2).min(PAUSE.1);
+            pause = (pause * 2).min(POLL_BACKOFF.1);
         }
         let _reset_meanwhile = sockets.to.shutdown(Shutdown::Write);
         Ok(())
     }
 
-    async fn leave(&self, index: usize) -> Result<(), Broken> {
-        let Account { verdict, lanes, relayed } = self.account;
-        let sockets = self.sockets(lanes[index]);
-        lanes[index].leave(verdict, sockets, self.splice, &relayed[index]).await
+    async fn relay_in_user_space(&self, index: usize) -> Result<(), DirectionError> {
+        let FlowEntryGuard { program, directions, relayed } = self.entries;
+        let sockets = self.sockets(directions[index]);
+        directions[index].relay_in_user_space(program, sockets, self.splice, &relayed[index]).await
     }
 
     /// The survivor gets what the kernel took for it; then dropping both resets both.
-    async fn reset(&self, broken: Side) -> End {
-        let (index, survivor, end) = match broken {
-            Side::Client => (0, self.backend, End::ClientReset),
-            Side::Backend => (1, self.client, End::BackendReset),
+    async fn reset(&self, failed: Peer) -> FlowEnd {
+        let (index, other, end) = match failed {
+            Peer::Client => (0, self.backend, FlowEnd::ClientReset),
+            Peer::Backend => (1, self.client, FlowEnd::BackendReset),
         };
-        let lane = self.account.lanes[index];
+        let direction = self.entries.directions[index];
         let errors = [self.client, self.backend].map(|socket| socket.take_error());
-        let states = self.account.lanes.map(|lane| self.account.verdict.flow(lane.cookie));
-        debug!(?broken, ?errors, ?states, "the flow is reset");
-        if lane.wait_handed(&self.account.verdict, survivor).await.is_ok() {
-            flush(survivor).await;
+        let entries = self.entries.directions.map(|direction| self.entries.program.flow(direction.cookie));
+        debug!(?failed, ?errors, ?entries, "the flow is reset");
+        if direction.wait_delivered(&self.entries.program, other).await.is_ok() {
+            wait_send_queue_empty(other).await;
         }
         end
     }

@@ -19,23 +19,23 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
 use tracing::level_filters::LevelFilter;
 
-use super::sockmap::Sockmap;
-use super::{End, Engine as _, Pair, Socket, Tally};
+use super::sockmap::SockmapEngine;
+use super::{FlowEnd, Engine as _, SocketPair, Socket, FlowCounters};
 
 /// How long all of it may take; it takes about a tenth of a second.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// More than may be held back for a reader that reads nothing.
-const BYTES: usize = 16 << 20;
+const DOWNLOAD_LEN: usize = 16 << 20;
 /// Of what waits before the hand-over: all, and those that were read.
-const EARLY: (usize, usize) = (200, 50);
+const QUEUED_AND_READ_LEN: (usize, usize) = (200, 50);
 
 /// Loads the engine and tries it; an error says what is wrong, and whether that is known of this
 /// kernel's version. Needs a running tokio.
-pub(crate) async fn proved(log: LevelFilter, pins: Option<&Path>) -> Result<Sockmap> {
-    let engine = Sockmap::load(log, pins)?;
-    let tried = probe(&engine).await;
-    engine.verdict().flush_log();
-    match (tried, fault()) {
+pub(crate) async fn load_and_test(log: LevelFilter, pins: Option<&Path>) -> Result<SockmapEngine> {
+    let engine = SockmapEngine::load(log, pins)?;
+    let result = run(&engine).await;
+    engine.program().flush_log();
+    match (result, known_kernel_bug()) {
         (Ok(()), _) => Ok(engine),
         (Err(error), Some(known)) => Err(error.context(known)),
         (Err(error), None) => Err(error),
@@ -43,17 +43,17 @@ pub(crate) async fn proved(log: LevelFilter, pins: Option<&Path>) -> Result<Sock
 }
 
 /// What is known to be wrong with the version of this kernel.
-pub(crate) fn fault() -> Option<&'static str> {
+pub(crate) fn known_kernel_bug() -> Option<&'static str> {
     known_bug(&rustix::system::uname().release().to_string_lossy())
 }
 
-async fn probe(engine: &Sockmap) -> Result<()> {
-    timeout(PATIENCE, carry(engine, Ipv4Addr::LOCALHOST.into()))
+async fn run(engine: &SockmapEngine) -> Result<()> {
+    timeout(TEST_TIMEOUT, test_flow(engine, Ipv4Addr::LOCALHOST.into()))
         .await
         .context("a flow over IPv4 stalled")?
         .context("IPv4")?;
     if TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).await.is_ok() {
-        timeout(PATIENCE, carry(engine, Ipv6Addr::LOCALHOST.into()))
+        timeout(TEST_TIMEOUT, test_flow(engine, Ipv6Addr::LOCALHOST.into()))
             .await
             .context("a flow over IPv6 stalled")?
             .context("IPv6")?;
@@ -61,43 +61,43 @@ async fn probe(engine: &Sockmap) -> Result<()> {
     Ok(())
 }
 
-async fn carry(engine: &Sockmap, at: IpAddr) -> Result<()> {
-    let trimmed = engine.verdict().count(SockmapCounter::Trimmed)?;
-    let (mut client, ours) = connected(at).await?;
-    let (backend, mut server) = connected(at).await?;
+async fn test_flow(engine: &SockmapEngine, address: IpAddr) -> Result<()> {
+    let trimmed_before = engine.program().count(SockmapCounter::Trimmed)?;
+    let (mut client, accepted) = connect_loopback(address).await?;
+    let (backend, mut server) = connect_loopback(address).await?;
     SockRef::from(&server).set_send_buffer_size(64 * 1024)?;
-    let early: Vec<u8> = (0..EARLY.0).map(|n| n as u8).collect();
+    let early: Vec<u8> = (0..QUEUED_AND_READ_LEN.0).map(|n| n as u8).collect();
     client.write_all(&early).await?;
-    let mut ours = ours;
-    while ours.peek(&mut [0; EARLY.0]).await? < EARLY.0 {}
-    ours.read_exact(&mut [0; EARLY.1]).await?;
-    let tally = Arc::new(Tally::default());
-    let pair = Pair::new(ours, (Socket::Tcp(backend), None), Arc::clone(&tally))?;
-    let carried = async {
+    let mut accepted = accepted;
+    while accepted.peek(&mut [0; QUEUED_AND_READ_LEN.0]).await? < QUEUED_AND_READ_LEN.0 {}
+    accepted.read_exact(&mut [0; QUEUED_AND_READ_LEN.1]).await?;
+    let counters = Arc::new(FlowCounters::default());
+    let pair = SocketPair::new(accepted, (Socket::Tcp(backend), None), Arc::clone(&counters))?;
+    let engine_side = async {
         engine.carry(pair).await.map_err(|back| anyhow::anyhow!("declined: {}", back.reason))
     };
     let peers = async {
-        let mut heard = vec![0; EARLY.0 - EARLY.1];
-        server.read_exact(&mut heard).await?;
-        ensure!(heard == early[EARLY.1..], "bytes that were read already came again");
-        slow_download(&mut client, &mut server).await?;
+        let mut received = vec![0; QUEUED_AND_READ_LEN.0 - QUEUED_AND_READ_LEN.1];
+        server.read_exact(&mut received).await?;
+        ensure!(received == early[QUEUED_AND_READ_LEN.1..], "bytes that were read already came again");
+        test_slow_download(&mut client, &mut server).await?;
         client.shutdown().await?;
         ensure!(server.read(&mut [0; 8]).await? == 0, "the client's end did not arrive");
         server.shutdown().await?;
         ensure!(client.read(&mut [0; 8]).await? == 0, "the back end's end did not arrive");
         Ok(())
     };
-    let (end, ()) = tokio::try_join!(carried, peers)?;
-    ensure!(end == End::Closed, "the flow broke: {}", end.name());
-    let (counted, due) = (tally.read(), ((EARLY.0 - EARLY.1) as u64, BYTES as u64));
-    ensure!(counted == due, "the counts are {counted:?}, not {due:?}");
-    ensure!(engine.verdict().count(SockmapCounter::Trimmed)? > trimmed, "nothing was trimmed");
+    let (end, ()) = tokio::try_join!(engine_side, peers)?;
+    ensure!(end == FlowEnd::Closed, "the flow broke: {}", end.name());
+    let (counted, expected) = (counters.totals(), ((QUEUED_AND_READ_LEN.0 - QUEUED_AND_READ_LEN.1) as u64, DOWNLOAD_LEN as u64));
+    ensure!(counted == expected, "the counts are {counted:?}, not {expected:?}");
+    ensure!(engine.program().count(SockmapCounter::Trimmed)? > trimmed_before, "nothing was trimmed");
     Ok(())
 }
 
 /// The client reads nothing until the back end is stopped: what the kernel and we hold is bounded.
-async fn slow_download(client: &mut TcpStream, server: &mut TcpStream) -> Result<()> {
-    let sent: Vec<u8> = (0..BYTES / 4).flat_map(|n| (n as u32).to_ne_bytes()).collect();
+async fn test_slow_download(client: &mut TcpStream, server: &mut TcpStream) -> Result<()> {
+    let sent: Vec<u8> = (0..DOWNLOAD_LEN / 4).flat_map(|n| (n as u32).to_ne_bytes()).collect();
     let written = Cell::new(0);
     let writing = async {
         for chunk in sent.chunks(64 * 1024) {
@@ -112,25 +112,25 @@ async fn slow_download(client: &mut TcpStream, server: &mut TcpStream) -> Result
             sleep(Duration::from_millis(10)).await;
         }
         ensure!(
-            written.get() < BYTES,
+            written.get() < DOWNLOAD_LEN,
             "a back end is not slowed down by a client that reads nothing"
         );
-        let mut heard = vec![0; BYTES];
-        client.read_exact(&mut heard).await?;
-        ensure!(heard == sent, "bytes were lost, doubled or mixed up behind a slow reader");
+        let mut received = vec![0; DOWNLOAD_LEN];
+        client.read_exact(&mut received).await?;
+        ensure!(received == sent, "bytes were lost, doubled or mixed up behind a slow reader");
         Ok(())
     };
     tokio::try_join!(writing, reading).map(|((), ())| ())
 }
 
 /// Who connected, and who was connected to.
-async fn connected(at: IpAddr) -> Result<(TcpStream, TcpStream)> {
-    let listener = TcpListener::bind(SocketAddr::new(at, 0)).await?;
-    let (there, accepted) =
+async fn connect_loopback(address: IpAddr) -> Result<(TcpStream, TcpStream)> {
+    let listener = TcpListener::bind(SocketAddr::new(address, 0)).await?;
+    let (connecting, accepted) =
         tokio::join!(TcpStream::connect(listener.local_addr()?), listener.accept());
-    let (there, (here, _)) = (there?, accepted?);
-    here.set_nodelay(true)?;
-    there.set_nodelay(true)?;
-    SockRef::from(&there).set_recv_buffer_size(64 * 1024)?;
-    Ok((there, here))
+    let (connected, (accepted, _)) = (connecting?, accepted?);
+    accepted.set_nodelay(true)?;
+    connected.set_nodelay(true)?;
+    SockRef::from(&connected).set_recv_buffer_size(64 * 1024)?;
+    Ok((connected, accepted))
 }

@@ -1,0 +1,190 @@
+//! Who is told what the kernel makes of a flow, and what is left of flows that have ended.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use snisplit_common::abi::packet::{
+    FlowEntry, FlowEvent, FlowState, MAX_PACKET_FLOWS, PacketCounter,
+};
+use tokio::task::{JoinSet, spawn_blocking, yield_now};
+use tokio::time::sleep;
+
+use super::super::Peer;
+use super::clock::{ktime_now, idle_time};
+use super::flow_watch::{FlowUpdate, FlowWatch};
+use crate::kernel::packet::{Events, Splicer};
+
+/// How long what is repeated of a flow's end is still translated, as TIME-WAIT is kept (`TCP_TIMEWAIT_LEN`,
+/// include/net/tcp.h). Another connection by its port ends it before (`sni_out`).
+const TIME_WAIT: Duration = Duration::from_secs(60);
+/// Between looks at the graves, and for events that were lost.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// Until what is left of a flow is erased.
+const RECLAIM_DELAY: Duration = Duration::from_millis(100);
+/// Between looks whether the peers of flows are still there.
+const DEAD_PEER_CHECK_INTERVAL: Duration = Duration::from_secs(600);
+/// How long one of them may be silent, as no firewall between them would bear for longer
+/// (`nf_conntrack_tcp_timeout_established` is five days; RFC 5382 §5 asks for two hours).
+const DEAD_PEER_TIMEOUT: Duration = Duration::from_secs(2 * 3_600 + 240);
+/// Graves that leave room for the living.
+const RECLAIM_ABOVE: usize = MAX_PACKET_FLOWS / 2;
+
+/// Listens to the programs as long as it lives.
+pub(super) struct FlowMonitor {
+    programs: Arc<Splicer>,
+    flows: Mutex<HashMap<u64, Arc<FlowWatch>>>,
+    /// Flows that have ended, and since when; the oldest first.
+    time_wait: Mutex<VecDeque<(u64, Instant)>>,
+}
+
+impl FlowMonitor {
+    /// The tasks end with the answer. Needs a running tokio.
+    pub(super) fn start(programs: Arc<Splicer>, events: Events) -> (Arc<Self>, JoinSet<()>) {
+        let monitor = Arc::new(Self { programs, flows: Mutex::default(), time_wait: Mutex::default() });
+        let mut tasks = JoinSet::new();
+        tasks.spawn(run_events(Arc::clone(&monitor), events));
+        tasks.spawn(run_periodic_checks(Arc::clone(&monitor)));
+        tasks.spawn(run_reclaim(Arc::clone(&monitor.programs)));
+        (monitor, tasks)
+    }
+
+    fn flows(&self) -> MutexGuard<'_, HashMap<u64, Arc<FlowWatch>>> {
+        self.flows.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn time_wait(&self) -> MutexGuard<'_, VecDeque<(u64, Instant)>> {
+        self.time_wait.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Follows a flow from before it is armed.
+    pub(super) fn watch(&self, flow_id: u64) -> Arc<FlowWatch> {
+        let watch = Arc::new(FlowWatch::default());
+        self.flows().insert(flow_id, Arc::clone(&watch));
+        watch
+    }
+
+    pub(super) fn unwatch(&self, flow_id: u64) {
+        self.flows().remove(&flow_id);
+    }
+
+    /// Leaves the rest of a flow that has ended to the kernel for a while.
+    pub(super) fn enter_time_wait(&self, flow_id: u64) {
+        self.time_wait().push_back((flow_id, Instant::now()));
+    }
+
+    /// Passes on what has become of a flow.
+    pub(super) fn publish(&self, flow_id: u64, update: FlowUpdate) {
+        if let Some(watch) = self.flows().get(&flow_id) {
+            watch.publish(update);
+        }
+    }
+
+    /// Passes on what the programs say of a flow.
+    fn handle_event(&self, event: &FlowEvent) {
+        if event.state == FlowState::Pending {
+            // Its grave is empty from now on.
+            self.programs.discard(event.flow_id);
+        }
+        if let Some(watch) = self.flows().get(&event.flow_id) {
+            if event.state.is_terminal() {
+                watch.set_delivered((event.bytes_up, event.bytes_down));
+            }
+            watch.publish(FlowUpdate::State(event.state));
+        }
+    }
+
+    /// Looks at one flow after the other: nothing that begins meanwhile waits for all of them.
+    async fn check_dead_peers(&self) {
+        let flow_ids: Vec<u64> = self.flows().keys().copied().collect();
+        for flow_id in flow_ids {
+            if let Some(peer) =
+                self.programs.splice(flow_id).and_then(|entry| dead_peer(&entry, ktime_now()))
+            {
+                self.publish(flow_id, FlowUpdate::PeerDead(peer));
+            }
+            yield_now().await;
+        }
+    }
+
+    /// Forgets what has been kept for so long.
+    fn expire_time_wait(&self) {
+        let limit = if self.time_wait().len() > RECLAIM_ABOVE { POLL_INTERVAL } else { TIME_WAIT };
+        let is_due = |(_, since): &mut (u64, Instant)| since.elapsed() >= limit;
+        // Whoever ends a flow meanwhile does not wait for these system calls.
+        let pop_due = || self.time_wait().pop_front_if(is_due);
+        std::iter::from_fn(pop_due).for_each(|(flow_id, _)| _ = self.programs.remove(flow_id));
+    }
+}
+
+async fn run_events(monitor: Arc<FlowMonitor>, mut events: Events) {
+    // A ring that fails leaves the looks.
+    while let Ok(batch) = events.next().await {
+        batch.iter().for_each(|event| monitor.handle_event(event));
+    }
+}
+
+async fn run_periodic_checks(monitor: Arc<FlowMonitor>) {
+    let mut lost = 0;
+    let mut last_dead_peer_check: Option<Instant> = None;
+    loop {
+        sleep(POLL_INTERVAL).await;
+        let lost_before = lost;
+        lost = monitor.programs.count(PacketCounter::EventLost).unwrap_or_default();
+        if lost != lost_before {
+            for (flow_id, entry) in monitor.programs.splices() {
+                monitor.publish(flow_id, FlowUpdate::State(entry.state));
+            }
+        }
+        // At once to those of a former agent: how long there was none, nobody knows.
+        if last_dead_peer_check.map_or(!monitor.flows().is_empty(), |at| at.elapsed() > DEAD_PEER_CHECK_INTERVAL) {
+            last_dead_peer_check = Some(Instant::now());
+            monitor.check_dead_peers().await;
+        }
+        let reset_requests = monitor.programs.cuts();
+        reset_requests.into_iter().for_each(|flow_id| monitor.publish(flow_id, FlowUpdate::ResetRequested));
+        monitor.expire_time_wait();
+    }
+}
+
+async fn run_reclaim(programs: Arc<Splicer>) {
+    loop {
+        programs.has_gone.notified().await;
+        // Many at once.
+        sleep(RECLAIM_DELAY).await;
+        let programs = Arc::clone(&programs);
+        let _panicked = spawn_blocking(move || programs.erase()).await;
+    }
+}
+
+/// The peer that may be gone, for it has said nothing for too long: nobody keeps these connections alive by
+/// the leg.
+fn dead_peer(entry: &FlowEntry, now: Duration) -> Option<Peer> {
+    let peers = [(Peer::Client, &entry.client_state), (Peer::Backend, &entry.backend_state)];
+    let (peer, _) =
+        peers.into_iter().find(|(_, state)| idle_time(state.last_seen_ns, now) > DEAD_PEER_TIMEOUT)?;
+    (entry.state == FlowState::Offloaded).then_some(peer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_silent_for_two_hours_is_dead() {
+        let hours = |hours: u64| Duration::from_secs(hours * 3_600);
+        let seen = |client: u64, backend: u64| {
+            let mut entry = FlowEntry { state: FlowState::Offloaded, ..FlowEntry::default() };
+            entry.client_state.last_seen_ns = hours(client).as_nanos() as u64;
+            entry.backend_state.last_seen_ns = hours(backend).as_nanos() as u64;
+            entry
+        };
+        assert_eq!(dead_peer(&seen(10, 10), hours(12)), None);
+        assert_eq!(dead_peer(&seen(9, 12), hours(12)), Some(Peer::Client));
+        assert_eq!(dead_peer(&seen(12, 9), hours(12)), Some(Peer::Backend));
+        assert_eq!(dead_peer(&seen(9, 9), hours(12)), Some(Peer::Client));
+        assert_eq!(dead_peer(&seen(12, 13), hours(12)), None, "the programs' clock is ahead");
+        let closed = FlowEntry { state: FlowState::Closed, ..seen(9, 9) };
+        assert_eq!(dead_peer(&closed, hours(12)), None);
+    }
+}

@@ -1,0 +1,206 @@
+//! Whether two connections can be made one: what their handshakes agreed on must fit together, for
+//! nobody can agree anew.
+
+use std::io;
+use std::net::SocketAddr;
+
+use snisplit_common::abi::packet::{
+    CLAMP_MSS_MASK, CLAMP_NO_SACK, CLAMP_NO_TIMESTAMPS, FlowEntry, Translation,
+};
+use tokio::net::TcpStream;
+
+use super::super::{SocketPair, Socket, TcpTimeouts};
+use super::PortLease;
+use crate::kernel::address::tuple;
+use crate::sys::{self, TcpInfo};
+
+/// include/net/tcp_states.h
+const TCP_ESTABLISHED: u8 = 1;
+
+/// include/uapi/linux/tcp.h
+const TCPI_OPT_TIMESTAMPS: u8 = 1;
+const TCPI_OPT_SACK: u8 = 2;
+const TCPI_OPT_ECN: u8 = 8;
+const TCPI_OPT_SYN_DATA: u8 = 32;
+const TCPI_OPT_USEC_TS: u8 = 64;
+
+/// Bytes of a segment that timestamps take.
+const TCPOLEN_TSTAMP_ALIGNED: u32 = 12;
+
+/// A client's connection, which one to a back end is to fit to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ClientEndpoint {
+    peer: SocketAddr,
+    local: SocketAddr,
+    info: TcpInfo,
+}
+
+/// What is known of a flow that the packet engine may carry, once its back end is connected.
+#[derive(Debug)]
+pub(crate) struct TakeoverParams {
+    pub(crate) client: ClientEndpoint,
+    /// Our address towards the back end.
+    pub(crate) local: SocketAddr,
+    pub(crate) lease: PortLease,
+    /// Not applied to the back end's socket yet: most of these have little time to live.
+    pub(crate) tcp_timeouts: TcpTimeouts,
+}
+
+impl ClientEndpoint {
+    /// `peer` is where the connection comes from, and `at` its listener.
+    pub(crate) fn new(client: &TcpStream, (peer, listener): (SocketAddr, SocketAddr)) -> io::Result<Self> {
+        let local = if listener.ip().is_unspecified() { client.local_addr()? } else { listener };
+        Ok(Self { peer, local, info: sys::tcp_info(client)? })
+    }
+
+    /// What it has, for the back end's to be offered no more; as the programs know it (`OFFERS_MAP`).
+    pub(super) fn syn_clamp_value(&self) -> u32 {
+        let flag_if_absent = |option, word| if self.info.options & option == 0 { word } else { 0 };
+        self.mss() | flag_if_absent(TCPI_OPT_TIMESTAMPS, CLAMP_NO_TIMESTAMPS) | flag_if_absent(TCPI_OPT_SACK, CLAMP_NO_SACK)
+    }
+
+    /// Bytes of a segment that the client can take.
+    pub(super) fn mss(&self) -> u32 {
+        mss_with_options(&self.info).min(CLAMP_MSS_MASK)
+    }
+
+    /// Whether a SYN must be changed for that, where our kernel would tell of segments of this size.
+    pub(super) fn must_clamp(&self, advertised_mss: Option<u32>) -> bool {
+        self.syn_clamp_value() & !CLAMP_MSS_MASK != 0 || advertised_mss.is_none_or(|advertised| advertised > self.mss())
+    }
+}
+
+impl TakeoverParams {
+    /// Our address, and the back end's.
+    pub(crate) const fn addresses(&self) -> (SocketAddr, SocketAddr) {
+        (self.local, self.lease.backend_and_port().0)
+    }
+}
+
+/// Options included.
+const fn mss_with_options(info: &TcpInfo) -> u32 {
+    let timestamp_len = if info.options & TCPI_OPT_TIMESTAMPS == 0 { 0 } else { TCPOLEN_TSTAMP_ALIGNED };
+    info.send_mss + timestamp_len
+}
+
+/// The flow as it is to be armed and what its back end's socket says, or why it cannot be.
+pub(super) fn flow_entry(pair: &SocketPair) -> Result<(FlowEntry, TcpInfo), &'static str> {
+    let backend = match &pair.backend {
+        Socket::Unix(_) => return Err("not_tcp"),
+        socket @ (Socket::Tcp(_) | Socket::UnregisteredTcp(_)) => socket,
+    };
+    let Some(takeover) = &pair.takeover else { return Err("no_port") };
+    let TakeoverParams { client: ClientEndpoint { peer, local: client_local, info: client_info }, local: backend_local, lease, .. } = &**takeover;
+    let (client_addrs, backend_addrs) = (canonical_pair((*peer, *client_local)), canonical_pair((lease.backend_and_port().0, *backend_local)));
+    if client_addrs.0.is_ipv4() != backend_addrs.0.is_ipv4() {
+        return Err("other_family");
+    }
+    // What stays on this host does not pass the interfaces.
+    if [client_addrs, backend_addrs].iter().any(|(peer, local)| peer.ip() == local.ip() || peer.ip().is_loopback()) {
+        return Err("local");
+    }
+    let backend_info = sys::tcp_info(backend).map_err(|_| "not_connected")?;
+    lease.record_mss(backend_info.told_mss);
+    // The kernel does not know what became of its SYN.
+    let advmss = backend_info.told_mss.min(lease.clamped_mss.unwrap_or(backend_info.told_mss));
+    check_compatible(client_info, &TcpInfo { told_mss: advmss, ..backend_info })?;
+    let entry = FlowEntry {
+        client_tuple: tuple(client_addrs.0, client_addrs.1),
+        backend_tuple: tuple(backend_addrs.0, backend_addrs.1),
+        to_backend: translation(client_info, &backend_info),
+        to_client: translation(&backend_info, client_info),
+        ..FlowEntry::default()
+    };
+    Ok((entry, backend_info))
+}
+
+fn canonical_pair((peer, local): (SocketAddr, SocketAddr)) -> (SocketAddr, SocketAddr) {
+    let canonical_addr = |address: SocketAddr| (address.ip().to_canonical(), address.port()).into();
+    (canonical_addr(peer), canonical_addr(local))
+}
+
+fn check_compatible(client: &TcpInfo, backend: &TcpInfo) -> Result<(), &'static str> {
+    let either = client.options | backend.options;
+    let differs = client.options ^ backend.options;
+    if client.state != TCP_ESTABLISHED || backend.state != TCP_ESTABLISHED {
+        return Err("half_closed");
+    }
+    if either & TCPI_OPT_SYN_DATA != 0 {
+        return Err("tcp_fast_open");
+    }
+    if either & TCPI_OPT_USEC_TS != 0 {
+        return Err("tcp_usec_stamps");
+    }
+    if differs & TCPI_OPT_TIMESTAMPS != 0 {
+        return Err("tcp_timestamps");
+    }
+    if differs & TCPI_OPT_SACK != 0 {
+        return Err("tcp_sack");
+    }
+    // Each may send as much as it was told, and the other must be able to take that.
+    if mss_with_options(backend) < client.told_mss || mss_with_options(client) < backend.told_mss {
+        return Err("tcp_mss");
+    }
+    Ok(())
+}
+
+/// What the handshakes say of packets from the one to the other.
+fn translation(sender: &TcpInfo, receiver: &TcpInfo) -> Translation {
+    Translation {
+        wscale_from: sender.peer_scale,
+        wscale_to: receiver.our_scale,
+        strip_ecn: (sender.options & !receiver.options & TCPI_OPT_ECN != 0).into(),
+        ..Translation::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INFO: TcpInfo = TcpInfo {
+        state: TCP_ESTABLISHED,
+        options: TCPI_OPT_TIMESTAMPS | TCPI_OPT_SACK | 4,
+        peer_scale: 7,
+        our_scale: 10,
+        send_mss: 1448,
+        told_mss: 1460,
+        is_drained: true,
+        bytes_acked: 1,
+        bytes_received: 0,
+    };
+
+    #[test]
+    fn incompatible_handshakes_are_declined() {
+        let with = |options| TcpInfo { options, ..INFO };
+        let both = TCPI_OPT_TIMESTAMPS | TCPI_OPT_SACK;
+        let rows = [
+            (INFO, INFO, Ok(())),
+            (with(TCPI_OPT_SACK), with(both), Err("tcp_timestamps")),
+            (with(both), with(TCPI_OPT_TIMESTAMPS), Err("tcp_sack")),
+            (with(both | TCPI_OPT_ECN), with(both), Ok(())),
+            (with(both), with(both | TCPI_OPT_SYN_DATA), Err("tcp_fast_open")),
+            (with(both), with(both | TCPI_OPT_USEC_TS), Err("tcp_usec_stamps")),
+            (TcpInfo { state: 8, ..INFO }, INFO, Err("half_closed")),
+            // A back end behind a smaller MTU than what the client was told.
+            (INFO, TcpInfo { send_mss: 1388, ..INFO }, Err("tcp_mss")),
+            // A back end that was told more than the client can take.
+            (TcpInfo { send_mss: 1388, ..INFO }, INFO, Err("tcp_mss")),
+            (TcpInfo { send_mss: 1388, ..INFO }, TcpInfo { told_mss: 1400, ..INFO }, Ok(())),
+            // Without timestamps a segment has nothing else.
+            (
+                TcpInfo { send_mss: 1460, ..with(TCPI_OPT_SACK) },
+                TcpInfo { send_mss: 1460, ..with(TCPI_OPT_SACK) },
+                Ok(()),
+            ),
+        ];
+        for (client, backend, want) in rows {
+            assert_eq!(check_compatible(&client, &backend), want, "{client:?} {backend:?}");
+        }
+        let (ecn_client, plain_backend) = (with(both | TCPI_OPT_ECN), TcpInfo { our_scale: 3, ..INFO });
+        let [up, down] = [translation(&ecn_client, &plain_backend), translation(&plain_backend, &ecn_client)];
+        assert_eq!((up.wscale_from, up.wscale_to), (7, 3));
+        assert_eq!((up.strip_ecn, down.strip_ecn), (1, 0));
+        assert_eq!(translation(&ecn_client, &ecn_client).strip_ecn, 0);
+    }
+}
