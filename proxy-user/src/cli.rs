@@ -14,23 +14,23 @@ use crate::config::Overrides;
 pub struct Cli {
     /// What to do
     #[command(subcommand)]
-    pub verb: Verb,
+    pub command: Command,
 
     /// Log level on standard error: off, error, warn, info, debug or trace. Names and addresses
     /// of clients appear from debug on
     #[arg(long, global = true, default_value = "info", env = "SNISPLIT_LOG", value_name = "LEVEL")]
-    pub log: LevelFilter,
+    pub log_level: LevelFilter,
 }
 
 /// The verbs.
 #[derive(Debug, Subcommand)]
-pub enum Verb {
+pub enum Command {
     /// Accept and forward connections until SIGTERM; a second one cuts what still runs. SIGHUP
     /// reloads the file
     Run {
         #[allow(missing_docs, reason = "clap would take it for a help text")]
         #[command(flatten)]
-        setup: Setup,
+        config_args: ConfigArgs,
 
         /// Reload as soon as the file changes, within a second
         #[arg(long)]
@@ -42,38 +42,38 @@ pub enum Verb {
         file: PathBuf,
     },
     /// Say what would happen to a connection, and why
-    Explain(Explain),
+    Explain(ExplainArgs),
     /// Say which certificates there are, until when, and what went wrong with them
     #[command(args_conflicts_with_subcommands = true)]
     Certs {
         #[allow(missing_docs, reason = "clap would take it for a help text")]
         #[command(subcommand)]
-        what: Option<Certs>,
+        command: Option<CertsCommand>,
 
         #[allow(missing_docs, reason = "clap would take it for a help text")]
         #[command(flatten)]
-        setup: Box<Setup>,
+        config_args: Box<ConfigArgs>,
     },
     /// Look after the routing rules that back ends with `source = "client"` need
     Net {
         #[allow(missing_docs, reason = "clap would take it for a help text")]
         #[command(subcommand)]
-        what: Net,
+        command: NetCommand,
     },
     /// Say whether an agent runs, with which engine, and what it has in the kernel. Works while the
     /// agent is stopped or hangs, and fails if none runs
-    Status(Instance),
+    Status(InstanceArgs),
     /// List the flows that the kernel carries: addresses, route, bytes, age. Those that splice or
     /// copy carries are in the metrics and, when they end, in the access log
     #[command(args_conflicts_with_subcommands = true)]
     Flows {
         #[allow(missing_docs, reason = "clap would take it for a help text")]
         #[command(subcommand)]
-        what: Option<FlowsVerb>,
+        command: Option<FlowsCommand>,
 
         #[allow(missing_docs, reason = "clap would take it for a help text")]
         #[command(flatten)]
-        of: Instance,
+        instance_args: InstanceArgs,
     },
     /// Show the flows that the kernel carries and what they move now, again and again, those first that
     /// move most; ended by Ctrl-C
@@ -100,7 +100,7 @@ pub enum Verb {
 
 /// What to do with certificates.
 #[derive(Debug, Subcommand)]
-pub enum Certs {
+pub enum CertsCommand {
     /// Ask the agent to renew the certificate of a name now
     Renew {
         /// One of its names
@@ -108,27 +108,27 @@ pub enum Certs {
 
         #[allow(missing_docs, reason = "clap would take it for a help text")]
         #[command(flatten)]
-        setup: Box<Setup>,
+        config_args: Box<ConfigArgs>,
     },
 }
 
 /// What to do with the routing rules.
 #[derive(Debug, Subcommand)]
-pub enum Net {
+pub enum NetCommand {
     /// Say which are there and which are missing, each as the ip(8) command that adds it
-    Check(Setup),
+    Check(ConfigArgs),
     /// Add the missing ones, and remove those that are no longer needed
-    Apply(Setup),
+    Apply(ConfigArgs),
     /// Remove all of them
     Remove,
 }
 
 /// What to do with flows.
 #[derive(Debug, Subcommand)]
-pub enum FlowsVerb {
+pub enum FlowsCommand {
     /// Reset flows of the packet engine, both peers, by the client's address. The agent does it within
     /// a second
-    Cut {
+    Reset {
         /// The client, as `flows` shows it: ADDRESS:PORT, or an ADDRESS for all of its flows
         client: String,
 
@@ -145,7 +145,7 @@ pub enum FlowsVerb {
     },
     /// End the flows of the packet engine that an agent has left behind: with a reset for both peers,
     /// and nothing of it stays in the kernel. Not while an agent of that name runs
-    Drop {
+    Purge {
         /// Its name (`instance` in its configuration)
         #[arg(long, default_value = crate::config::INSTANCE, value_name = "NAME")]
         instance: String,
@@ -154,7 +154,7 @@ pub enum FlowsVerb {
 
 /// Which agent.
 #[derive(clap::Args, Debug)]
-pub struct Instance {
+pub struct InstanceArgs {
     /// Its name (`instance` in its configuration)
     #[arg(long, default_value = crate::config::INSTANCE, value_name = "NAME")]
     pub instance: String,
@@ -166,7 +166,7 @@ pub struct Instance {
 
 /// Where the configuration comes from.
 #[derive(clap::Args, Debug)]
-pub struct Setup {
+pub struct ConfigArgs {
     /// The TOML file
     #[arg(long, short, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -178,7 +178,7 @@ pub struct Setup {
 
 /// A connection to explain.
 #[derive(clap::Args, Debug)]
-pub struct Explain {
+pub struct ExplainArgs {
     /// The server name that the client sends
     #[arg(long, value_name = "NAME", conflicts_with = "hello")]
     pub sni: Option<String>,
@@ -193,5 +193,5 @@ pub struct Explain {
 
     #[allow(missing_docs, reason = "clap would take it for a help text")]
     #[command(flatten)]
-    pub setup: Setup,
+    pub config_args: ConfigArgs,
 }

@@ -144,7 +144,7 @@ fn begin(shared: &Arc<Shared>, parts: &mut Parts, tasks: &TaskTracker) -> Result
     opened.commit();
     parts.checks.apply(&config);
     reload::warn_of_bypass(&config);
-    net::warn_of_missing(&config);
+    net::warn_if_missing(&config);
     info!(engine = %config.engine, routes = config.routes.iter().len(), "ready");
     Ok(())
 }

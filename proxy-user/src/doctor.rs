@@ -16,104 +16,104 @@ use tracing::level_filters::LevelFilter;
 
 use crate::config::Packet;
 use crate::engine::self_test;
-use crate::kernel;
-use crate::kernel::packet::{Link, Splicer};
+use crate::bpf;
+use crate::bpf::packet::{AttachTarget, PacketPrograms};
 use crate::net::host::{self, Interface};
 
 /// How an answer bears on running the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Mark {
+enum CheckStatus {
     Ok,
     /// Works, with less.
     Warn,
-    No,
+    Fail,
 }
 
-impl fmt::Display for Mark {
+impl fmt::Display for CheckStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Ok => "ok",
             Self::Warn => "warn",
-            Self::No => "NO",
+            Self::Fail => "NO",
         })
     }
 }
 
 /// Asks everything and prints a line for each; fails if one is a NO.
 pub fn run(ebpf_log: LevelFilter) -> Result<ExitCode> {
-    let answers = [
-        ("kernel", kernel()),
-        ("open files", open_files()),
-        ("IPv6", ipv6()),
-        ("engine copy", (Mark::Ok, "needs nothing".into())),
-        ("engine splice", tried(splice_works(), "bytes went socket to pipe to socket")),
+    let checks = [
+        ("kernel", check_kernel()),
+        ("open files", check_open_files()),
+        ("IPv6", check_ipv6()),
+        ("engine copy", (CheckStatus::Ok, "needs nothing".into())),
+        ("engine splice", from_result(check_splice(), "bytes went socket to pipe to socket")),
         (
             "BTF",
-            file("/sys/kernel/btf/vmlinux", "the kernel is built without CONFIG_DEBUG_INFO_BTF"),
+            check_file("/sys/kernel/btf/vmlinux", "the kernel is built without CONFIG_DEBUG_INFO_BTF"),
         ),
-        ("bpffs", bpffs()),
-        ("engine sockmap", sockmap(ebpf_log)),
-        ("engine packet", packet()),
+        ("bpffs", check_bpffs()),
+        ("engine sockmap", check_sockmap(ebpf_log)),
+        ("engine packet", check_packet()),
     ];
-    let mut all_well = true;
-    for (what, (mark, words)) in answers {
-        println!("{mark:<4}  {what:<15}  {words}");
-        all_well &= mark != Mark::No;
+    let mut passed = true;
+    for (name, (status, detail)) in checks {
+        println!("{status:<4}  {name:<15}  {detail}");
+        passed &= status != CheckStatus::Fail;
     }
-    Ok(if all_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn tried(result: Result<()>, done: &str) -> (Mark, String) {
+fn from_result(result: Result<()>, done: &str) -> (CheckStatus, String) {
     match result {
-        Ok(()) => (Mark::Ok, done.into()),
-        Err(error) => (Mark::No, format!("{error:#}")),
+        Ok(()) => (CheckStatus::Ok, done.into()),
+        Err(error) => (CheckStatus::Fail, format!("{error:#}")),
     }
 }
 
-fn file(path: &str, why_not: &str) -> (Mark, String) {
+fn check_file(path: &str, why_not: &str) -> (CheckStatus, String) {
     match Path::new(path).exists() {
-        true => (Mark::Ok, path.into()),
-        false => (Mark::Warn, format!("no {path}: {why_not}")),
+        true => (CheckStatus::Ok, path.into()),
+        false => (CheckStatus::Warn, format!("no {path}: {why_not}")),
     }
 }
 
-fn kernel() -> (Mark, String) {
+fn check_kernel() -> (CheckStatus, String) {
     let uname = rustix::system::uname();
     let words = [uname.sysname(), uname.release(), uname.machine()]
         .map(|word| word.to_string_lossy().into_owned())
         .join(" ");
-    (Mark::Ok, words)
+    (CheckStatus::Ok, words)
 }
 
-fn open_files() -> (Mark, String) {
+fn check_open_files() -> (CheckStatus, String) {
     let Some(limit) = getrlimit(Resource::Nofile).maximum else {
-        return (Mark::Ok, "unlimited".into());
+        return (CheckStatus::Ok, "unlimited".into());
     };
     let connections = max_connections_for_nofile(limit);
-    let mark = if connections < 10_000 { Mark::Warn } else { Mark::Ok };
+    let status = if connections < 10_000 { CheckStatus::Warn } else { CheckStatus::Ok };
     let words = format!("hard limit {limit}: {connections} busy connections; root may raise it");
-    (mark, words)
+    (status, words)
 }
 
-fn ipv6() -> (Mark, String) {
+fn check_ipv6() -> (CheckStatus, String) {
     match TcpListener::bind((Ipv6Addr::LOCALHOST, 0)) {
-        Ok(_) => (Mark::Ok, "[::1] binds".into()),
-        Err(error) => (Mark::Warn, format!("[::1] does not bind: {error}; listen on IPv4 only")),
+        Ok(_) => (CheckStatus::Ok, "[::1] binds".into()),
+        Err(error) => (CheckStatus::Warn, format!("[::1] does not bind: {error}; listen on IPv4 only")),
     }
 }
 
-fn bpffs() -> (Mark, String) {
-    match kernel::has_bpffs() {
-        true => (Mark::Ok, kernel::BPFFS.into()),
+fn check_bpffs() -> (CheckStatus, String) {
+    match bpf::is_bpffs_mounted() {
+        true => (CheckStatus::Ok, bpf::BPFFS.into()),
         false => {
             let words = "not mounted on /sys/fs/bpf, so nothing can be pinned; \
                          `mount -t bpf bpf /sys/fs/bpf` mounts it";
-            (Mark::Warn, words.into())
+            (CheckStatus::Warn, words.into())
         }
     }
 }
 
-fn splice_works() -> Result<()> {
+fn check_splice() -> Result<()> {
     let (mut peer, socket) = connected_pair()?;
     let (read, write) = pipe_with(PipeFlags::CLOEXEC).context("pipe2(2)")?;
     peer.write_all(b"ping")?;
@@ -127,45 +127,45 @@ fn splice_works() -> Result<()> {
     Ok(())
 }
 
-fn runtime() -> Result<Runtime> {
+fn current_thread_runtime() -> Result<Runtime> {
     Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
 }
 
 /// Flows over loopback, through all that some kernel does wrongly (`engine::probe`).
-fn sockmap(level: LevelFilter) -> (Mark, String) {
-    let tried = runtime().and_then(|runtime| runtime.block_on(self_test::load_and_test(level, None)));
+fn check_sockmap(level: LevelFilter) -> (CheckStatus, String) {
+    let tried = current_thread_runtime().and_then(|runtime| runtime.block_on(self_test::load_and_test(level, None)));
     let done = "flows over loopback: trimmed, bounded behind a slow reader, half-closed, counted";
     match (tried, self_test::known_kernel_bug()) {
-        (Ok(_), None) => (Mark::Ok, done.into()),
+        (Ok(_), None) => (CheckStatus::Ok, done.into()),
         (Ok(_), Some(fault)) => {
-            (Mark::Warn, format!("{done}; but {fault}, so `auto` leaves it alone"))
+            (CheckStatus::Warn, format!("{done}; but {fault}, so `auto` leaves it alone"))
         }
-        (Err(error), _) => (Mark::No, format!("{error:#}")),
+        (Err(error), _) => (CheckStatus::Fail, format!("{error:#}")),
     }
 }
 
 /// The programs on an interface where they have nothing to do, and what else the engine needs.
-fn packet() -> (Mark, String) {
+fn check_packet() -> (CheckStatus, String) {
     let defaults = Packet::default();
-    let tried = runtime()
+    let tried = current_thread_runtime()
         .and_then(|runtime| {
             let _entered = runtime.enter();
-            let loopback = Link { name: "lo".into(), number: 1, has_peer: false, in_driver: false };
+            let loopback = AttachTarget { name: "lo".into(), ifindex: 1, peer_in_other_netns: false, use_xdp: false };
             let place = (&[loopback][..], defaults.hook);
-            let loaded = Splicer::load(place, None).map(drop);
+            let loaded = PacketPrograms::load(place, None).map(drop);
             loaded.context("the programs do not go to an interface")
         })
-        .and_then(|()| host::ensure_nobody_has(&defaults.ports))
-        .and_then(|()| host::links(&defaults));
-    match (tried, host::tables_gone_past()) {
-        (Err(error), _) => (Mark::Warn, format!("{error:#}")),
+        .and_then(|()| host::ensure_ports_reserved(&defaults.ports))
+        .and_then(|()| host::select_interfaces(&defaults));
+    match (tried, host::bypassed_nf_tables()) {
+        (Err(error), _) => (CheckStatus::Warn, format!("{error:#}")),
         (Ok(links), None | Some(0)) => {
-            let can = |link: &&Interface| host::why_not_in_driver(link).is_none();
-            let (all, xdp) = (links.len(), links.iter().filter(can).count());
-            (Mark::Ok, format!("attaches; {all} interface(s) for it, {xdp} with drivers for XDP"))
+            let supports_xdp = |link: &&Interface| host::xdp_unsupported_reason(link).is_none();
+            let (all, xdp) = (links.len(), links.iter().filter(supports_xdp).count());
+            (CheckStatus::Ok, format!("attaches; {all} interface(s) for it, {xdp} with drivers for XDP"))
         }
         (Ok(_), Some(tables)) => (
-            Mark::Warn,
+            CheckStatus::Warn,
             format!(
                 "attaches; but packets of its flows go past the rules of netfilter ({tables} \
                  table(s) here), whatever these say"
@@ -178,11 +178,11 @@ fn packet() -> (Mark, String) {
 fn connected_pair() -> Result<(TcpStream, TcpStream)> {
     let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0)))
         .context("loopback does not work (is `lo` up?)")?;
-    let here = TcpStream::connect(listener.local_addr()?).context("connect over loopback")?;
-    let (there, _) = listener.accept()?;
-    for socket in [&here, &there] {
+    let client = TcpStream::connect(listener.local_addr()?).context("connect over loopback")?;
+    let (server, _) = listener.accept()?;
+    for socket in [&client, &server] {
         socket.set_read_timeout(Some(Duration::from_secs(2)))?;
         socket.set_nodelay(true)?;
     }
-    Ok((here, there))
+    Ok((client, server))
 }

@@ -232,7 +232,7 @@ impl FlowCounters {
 async fn wait_send_queue_empty(socket: &impl AsFd) {
     let deadline = Instant::now() + RESET_FLUSH_TIMEOUT;
     let mut pause = Duration::from_micros(200);
-    while Instant::now() < deadline && sys::unacknowledged(socket).is_ok_and(|bytes| bytes > 0) {
+    while Instant::now() < deadline && sys::unacked_bytes(socket).is_ok_and(|bytes| bytes > 0) {
         sleep(pause).await;
         pause *= 2;
     }

@@ -9,15 +9,15 @@ use snisplit_common::decide::{
 };
 use snisplit_common::server_name::ServerName;
 
-use crate::cli::Explain;
+use crate::cli::ExplainArgs;
 use crate::config::Terminate;
 use crate::config::terminate::Certificate;
 use crate::config::{Config, Route};
 
 /// An agent that has all its certificates and no order under way.
-struct AtRest<'c>(&'c Config);
+struct AllCertificatesReady<'c>(&'c Config);
 
-impl<'c> CertificateLookup for AtRest<'c> {
+impl<'c> CertificateLookup for AllCertificatesReady<'c> {
     type Certificate = &'c Terminate;
 
     fn pending_challenge(&self, _: &ServerName) -> Option<&'c Terminate> {
@@ -30,34 +30,34 @@ impl<'c> CertificateLookup for AtRest<'c> {
     }
 }
 
-type Judged<'c> = Decision<'c, Route, &'c Terminate>;
+type ConfigDecision<'c> = Decision<'c, Route, &'c Terminate>;
 
 /// Explains one connection, a fact a line.
-pub fn explain(config: &Config, asked: &Explain) -> Result<String> {
+pub fn explain(config: &Config, args: &ExplainArgs) -> Result<String> {
     let mut out = String::new();
-    let hello = match &asked.hello {
+    let hello = match &args.hello {
         Some(path) => {
             let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
-            let hello = parse(config, &bytes)?;
-            line(&mut out, "hello", &facts(&hello, bytes.len()));
+            let hello = parse_client_hello(config, &bytes)?;
+            write_line(&mut out, "hello", &describe_client_hello(&hello, bytes.len()));
             hello
         }
-        None => invented(asked),
+        None => client_hello_from_args(args),
     };
-    line(&mut out, "server name", &server_name(&hello.sni));
-    line(&mut out, "ALPN", &protocols(&hello));
-    let verdict = decide(&hello, &config.routes, config.acme_bypass, &AtRest(config));
-    line(&mut out, "route", &route(config, &hello, &verdict));
-    line(&mut out, "decision", &decision(&verdict));
-    line(&mut out, "because", verdict.reason.description());
-    if matches!(verdict.action, Action::Forward(_)) {
-        line(&mut out, "engine", config.engine.description());
+    write_line(&mut out, "server name", &describe_server_name(&hello.sni));
+    write_line(&mut out, "ALPN", &describe_alpn(&hello));
+    let decision = decide(&hello, &config.routes, config.acme_bypass, &AllCertificatesReady(config));
+    write_line(&mut out, "route", &describe_route(config, &hello, &decision));
+    write_line(&mut out, "decision", &describe_action(&decision));
+    write_line(&mut out, "because", decision.reason.description());
+    if matches!(decision.action, Action::Forward(_)) {
+        write_line(&mut out, "engine", config.engine.description());
     }
     if !hello.is_acme_validation() {
         let validation = ClientHello { alpn: vec![b"acme-tls/1".to_vec()], ..hello };
-        let verdict = decide(&validation, &config.routes, config.acme_bypass, &AtRest(config));
-        let words = format!("{}: {}", decision(&verdict), verdict.reason.description());
-        line(&mut out, "ACME validation", &words);
+        let decision = decide(&validation, &config.routes, config.acme_bypass, &AllCertificatesReady(config));
+        let words = format!("{}: {}", describe_action(&decision), decision.reason.description());
+        write_line(&mut out, "ACME validation", &words);
     }
     Ok(out)
 }
@@ -74,11 +74,11 @@ pub fn summary(config: &Config) -> String {
     )
 }
 
-fn line(out: &mut String, what: &str, words: &str) {
+fn write_line(out: &mut String, what: &str, words: &str) {
     let _infallible = writeln!(out, "{what:<16} {words}");
 }
 
-fn parse(config: &Config, bytes: &[u8]) -> Result<ClientHello> {
+fn parse_client_hello(config: &Config, bytes: &[u8]) -> Result<ClientHello> {
     match ClientHelloParser::new(config.limits.hello_bytes).parse(bytes) {
         ParseStatus::Complete(hello) => Ok(*hello),
         ParseStatus::Incomplete { needed: need } => bail!(
@@ -92,13 +92,13 @@ fn parse(config: &Config, bytes: &[u8]) -> Result<ClientHello> {
     }
 }
 
-fn invented(asked: &Explain) -> ClientHello {
+fn client_hello_from_args(args: &ExplainArgs) -> ClientHello {
     ClientHello {
-        sni: match &asked.sni {
+        sni: match &args.sni {
             Some(name) => ServerName::parse(name.as_bytes()).map_or_else(Sni::Invalid, Sni::Name),
             None => Sni::Absent,
         },
-        alpn: asked.alpn.iter().map(|protocol| protocol.clone().into_bytes()).collect(),
+        alpn: args.alpn.iter().map(|protocol| protocol.clone().into_bytes()).collect(),
         versions: Vec::new(),
         early_data: false,
         ech: false,
@@ -107,8 +107,8 @@ fn invented(asked: &Explain) -> ClientHello {
     }
 }
 
-fn facts(hello: &ClientHello, bytes: usize) -> String {
-    let versions: Vec<_> = hello.versions.iter().filter_map(|v| version(*v)).collect();
+fn describe_client_hello(hello: &ClientHello, bytes: usize) -> String {
+    let versions: Vec<_> = hello.versions.iter().filter_map(|v| tls_version_name(*v)).collect();
     let mut words =
         format!("{} bytes in {} record(s), {}", hello.wire_len, hello.records, versions.join(", "));
     if hello.ech {
@@ -124,7 +124,7 @@ fn facts(hello: &ClientHello, bytes: usize) -> String {
 }
 
 /// `None` for GREASE (RFC 8701).
-fn version(code: u16) -> Option<String> {
+fn tls_version_name(code: u16) -> Option<String> {
     match code {
         0x0301 => Some("TLS 1.0".into()),
         0x0302 => Some("TLS 1.1".into()),
@@ -135,7 +135,7 @@ fn version(code: u16) -> Option<String> {
     }
 }
 
-fn server_name(sni: &Sni) -> String {
+fn describe_server_name(sni: &Sni) -> String {
     match sni {
         Sni::Name(name) => name.to_string(),
         Sni::Absent => "none".into(),
@@ -143,7 +143,7 @@ fn server_name(sni: &Sni) -> String {
     }
 }
 
-fn protocols(hello: &ClientHello) -> String {
+fn describe_alpn(hello: &ClientHello) -> String {
     let all: Vec<_> = hello.alpn.iter().map(|p| p.escape_ascii().to_string()).collect();
     match (hello.is_acme_validation(), all.is_empty()) {
         (true, _) => "acme-tls/1 and nothing else: an ACME validation (RFC 8737)".into(),
@@ -152,12 +152,12 @@ fn protocols(hello: &ClientHello) -> String {
     }
 }
 
-fn route(config: &Config, hello: &ClientHello, verdict: &Judged<'_>) -> String {
+fn describe_route(config: &Config, hello: &ClientHello, decision: &ConfigDecision<'_>) -> String {
     let name = match &hello.sni {
         Sni::Name(name) => Some(name),
         Sni::Absent | Sni::Invalid(_) => None,
     };
-    let found = match verdict.name_class {
+    let found = match decision.name_class {
         NameClass::Routed(_) => config.routes.lookup(name).map(|owner| (owner.kind, owner.route)),
         NameClass::Managed => {
             let owner = config.terminates.lookup(name);
@@ -173,21 +173,21 @@ fn route(config: &Config, hello: &ClientHello, verdict: &Judged<'_>) -> String {
     }
 }
 
-fn decision(verdict: &Judged<'_>) -> String {
-    let places = |route: &Route| {
+fn describe_action(decision: &ConfigDecision<'_>) -> String {
+    let list_backends = |route: &Route| {
         let backends: Vec<_> = route.backends.iter().map(ToString::to_string).collect();
         backends.join(" or ")
     };
-    match &verdict.action {
+    match &decision.action {
         Action::Terminate(one) => {
             let certificate = match &one.certificate {
                 Certificate::Ordered(challenge) => format!("ordered by {}", challenge.name()),
                 Certificate::Files { cert, .. } => format!("in {}", cert.display()),
             };
-            let to = places(&one.route);
+            let to = list_backends(&one.route);
             format!("terminate with the certificate {certificate}, plaintext to {to}")
         }
         Action::Refuse(alert) => format!("refuse with alert {alert}"),
-        Action::Forward(route) => format!("forward to {}", places(route)),
+        Action::Forward(route) => format!("forward to {}", list_backends(route)),
     }
 }

@@ -7,11 +7,11 @@ use std::process::ExitCode;
 use clap::Parser;
 use mimalloc::MiMalloc;
 use serde::Serialize;
-use snisplit::cli::{Certs, Cli, FlowsVerb, Instance, Net, Setup, Verb};
+use snisplit::cli::{CertsCommand, Cli, FlowsCommand, InstanceArgs, NetCommand, ConfigArgs, Command};
 use snisplit::config::{Config, Overrides, Problems};
 use snisplit::daemon::Source;
-use snisplit::status::{Flows, Status};
-use snisplit::{daemon, doctor, explain, inspect, leftover, net, status};
+use snisplit::status::{FlowList, Status};
+use snisplit::{daemon, doctor, explain, cert_commands, flow_commands, net, status};
 use tracing::level_filters::LevelFilter;
 
 /// A short connection makes some forty allocations, and glibc's took 3 to 4 % of its time.
@@ -21,12 +21,12 @@ static ALLOCATOR: MiMalloc = MiMalloc;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     tracing_subscriber::fmt()
-        .with_max_level(level(&cli))
+        .with_max_level(effective_log_level(&cli))
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .init();
-    match act(cli.verb) {
+    match run_command(cli.command) {
         Ok(code) => code,
         Err(error) => {
             match error.downcast_ref::<Problems>() {
@@ -39,72 +39,72 @@ fn main() -> ExitCode {
 }
 
 /// Whoever asks for the kernel programs' log wants to see it.
-fn level(cli: &Cli) -> LevelFilter {
-    match cli.verb {
-        Verb::Doctor { ebpf_log } => cli.log.max(ebpf_log),
-        Verb::Run { .. }
-        | Verb::Check { .. }
-        | Verb::Explain(_)
-        | Verb::Certs { .. }
-        | Verb::Net { .. }
-        | Verb::Status(_)
-        | Verb::Flows { .. }
-        | Verb::Top { .. } => cli.log,
+fn effective_log_level(cli: &Cli) -> LevelFilter {
+    match cli.command {
+        Command::Doctor { ebpf_log } => cli.log_level.max(ebpf_log),
+        Command::Run { .. }
+        | Command::Check { .. }
+        | Command::Explain(_)
+        | Command::Certs { .. }
+        | Command::Net { .. }
+        | Command::Status(_)
+        | Command::Flows { .. }
+        | Command::Top { .. } => cli.log_level,
     }
 }
 
-fn act(verb: Verb) -> anyhow::Result<ExitCode> {
-    match verb {
-        Verb::Run { setup, watch } => {
-            let Setup { config: path, overrides } = setup;
+fn run_command(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Run { config_args: setup, watch } => {
+            let ConfigArgs { config: path, overrides } = setup;
             daemon::run(&Source { path, overrides, watch })?;
         }
-        Verb::Check { file } => {
+        Command::Check { file } => {
             let config = Config::load(Some(&file), &Overrides::default())?;
             println!("{}: ok, {}", file.display(), explain::summary(&config));
         }
-        Verb::Explain(asked) => {
-            let config = load(&asked.setup)?;
-            print!("{}", explain::explain(&config, &asked)?);
+        Command::Explain(args) => {
+            let config = load_config(&args.config_args)?;
+            print!("{}", explain::explain(&config, &args)?);
         }
-        Verb::Certs { what: Some(Certs::Renew { name, setup }), .. } => {
-            inspect::renew(&load(&setup)?, &name)?;
+        Command::Certs { command: Some(CertsCommand::Renew { name, config_args: setup }), .. } => {
+            cert_commands::renew(&load_config(&setup)?, &name)?;
         }
-        Verb::Certs { what: None, setup } => print!("{}", inspect::certificates(&load(&setup)?)?),
-        Verb::Net { what: Net::Check(setup) } => return net::check(&load(&setup)?),
-        Verb::Net { what: Net::Apply(setup) } => net::apply(&load(&setup)?)?,
-        Verb::Net { what: Net::Remove } => net::remove()?,
-        Verb::Status(Instance { instance, json }) => {
-            let status = Status::of(&instance)?;
-            tell(&status, json)?;
+        Command::Certs { command: None, config_args: setup } => print!("{}", cert_commands::list(&load_config(&setup)?)?),
+        Command::Net { command: NetCommand::Check(setup) } => return net::check(&load_config(&setup)?),
+        Command::Net { command: NetCommand::Apply(setup) } => net::apply(&load_config(&setup)?)?,
+        Command::Net { command: NetCommand::Remove } => net::remove()?,
+        Command::Status(InstanceArgs { instance, json }) => {
+            let status = Status::read(&instance)?;
+            print_output(&status, json)?;
             return Ok(if status.is_running() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
-        Verb::Flows { what: Some(verb), .. } => println!("{}", change_flows(verb)?),
-        Verb::Flows { what: None, of: Instance { instance, json } } => {
-            tell(&Flows::of(&instance)?, json)?;
+        Command::Flows { command: Some(verb), .. } => println!("{}", run_flows_command(verb)?),
+        Command::Flows { command: None, instance_args: InstanceArgs { instance, json } } => {
+            print_output(&FlowList::read(&instance)?, json)?;
         }
-        Verb::Top { instance, interval, times } => status::top(&instance, interval, times)?,
-        Verb::Doctor { ebpf_log } => return doctor::run(ebpf_log),
+        Command::Top { instance, interval, times } => status::top(&instance, interval, times)?,
+        Command::Doctor { ebpf_log } => return doctor::run(ebpf_log),
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn change_flows(verb: FlowsVerb) -> anyhow::Result<String> {
-    match verb {
-        FlowsVerb::Cut { client, instance } => leftover::cut(&instance, &client),
-        FlowsVerb::Migrate { instance } => leftover::migrate(&instance),
-        FlowsVerb::Drop { instance } => leftover::drop(&instance),
+fn run_flows_command(command: FlowsCommand) -> anyhow::Result<String> {
+    match command {
+        FlowsCommand::Reset { client, instance } => flow_commands::request_reset(&instance, &client),
+        FlowsCommand::Migrate { instance } => flow_commands::migrate(&instance),
+        FlowsCommand::Purge { instance } => flow_commands::purge(&instance),
     }
 }
 
-fn tell<T: Display + Serialize>(what: &T, json: bool) -> anyhow::Result<()> {
+fn print_output<T: Display + Serialize>(value: &T, json: bool) -> anyhow::Result<()> {
     match json {
-        true => println!("{}", serde_json::to_string_pretty(what)?),
-        false => print!("{what}"),
+        true => println!("{}", serde_json::to_string_pretty(value)?),
+        false => print!("{value}"),
     }
     Ok(())
 }
 
-fn load(setup: &Setup) -> Result<Config, Problems> {
-    Config::load(setup.config.as_deref(), &setup.overrides)
+fn load_config(args: &ConfigArgs) -> Result<Config, Problems> {
+    Config::load(args.config.as_deref(), &args.overrides)
 }

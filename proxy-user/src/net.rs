@@ -18,36 +18,36 @@ use crate::config::{Config, Place, Source};
 use crate::sys;
 
 pub(crate) mod host;
-mod links;
+mod interfaces;
 mod netdev;
 mod netlink;
 
 /// The routing table, and the priority of the rules that lead there.
-const TABLE: u32 = 1443;
+const ROUTE_TABLE: u32 = 1443;
 
 /// One rule or route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Piece {
+enum RoutingItem {
     /// Looks the packets of a back end up in [`TABLE`].
     Rule(SocketAddr),
     /// Calls every address of a family local, in [`TABLE`].
     Route { is_v6: bool },
 }
 
-impl fmt::Display for Piece {
+impl fmt::Display for RoutingItem {
     /// The ip(8) command that adds it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let family = |is_v6| if is_v6 { "ip -6" } else { "ip" };
         match self {
             Self::Rule(backend) => write!(
                 f,
-                "{} rule add priority {TABLE} from {} ipproto tcp sport {} lookup {TABLE}",
+                "{} rule add priority {ROUTE_TABLE} from {} ipproto tcp sport {} lookup {ROUTE_TABLE}",
                 family(backend.is_ipv6()),
                 backend.ip(),
                 backend.port()
             ),
             Self::Route { is_v6 } => {
-                write!(f, "{} route add local default dev lo table {TABLE}", family(*is_v6))
+                write!(f, "{} route add local default dev lo table {ROUTE_TABLE}", family(*is_v6))
             }
         }
     }
@@ -55,72 +55,72 @@ impl fmt::Display for Piece {
 
 /// Says what is there and what is missing; fails if something is.
 pub fn check(config: &Config) -> Result<ExitCode> {
-    let present = netlink::present().context("cannot read the routing rules")?;
-    let wanted = wanted(config);
-    if wanted.is_empty() {
+    let present = netlink::installed().context("cannot read the routing rules")?;
+    let desired = desired_items(config);
+    if desired.is_empty() {
         println!("no route says source = \"client\": nothing is needed");
     }
-    for piece in &wanted {
-        let mark = if present.contains(piece) { "ok" } else { "NO" };
-        println!("{mark:<4}  {piece}");
+    for item in &desired {
+        let status = if present.contains(item) { "ok" } else { "NO" };
+        println!("{status:<4}  {item}");
     }
-    for piece in present.difference(&wanted) {
-        println!("warn  not needed by this configuration: {piece}");
+    for item in present.difference(&desired) {
+        println!("warn  not needed by this configuration: {item}");
     }
-    let may = may_be_transparent();
-    if let (false, Err(error)) = (wanted.is_empty(), &may) {
+    let transparent = check_ip_transparent();
+    if let (false, Err(error)) = (desired.is_empty(), &transparent) {
         println!("NO    IP_TRANSPARENT: {error}; the agent needs CAP_NET_ADMIN");
     }
-    let all_well = wanted.is_empty() || (may.is_ok() && wanted.is_subset(&present));
-    if !all_well {
+    let is_complete = desired.is_empty() || (transparent.is_ok() && desired.is_subset(&present));
+    if !is_complete {
         println!("`snisplit net apply` adds what is missing");
     }
-    Ok(if all_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if is_complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Adds what is missing and removes what a former configuration needed.
 pub fn apply(config: &Config) -> Result<()> {
-    let wanted = wanted(config);
-    change(&wanted)
+    let desired = desired_items(config);
+    reconcile(&desired)
 }
 
 /// Removes all of it.
 pub fn remove() -> Result<()> {
-    change(&BTreeSet::new())
+    reconcile(&BTreeSet::new())
 }
 
-fn change(wanted: &BTreeSet<Piece>) -> Result<()> {
-    let present = netlink::present().context("cannot read the routing rules")?;
+fn reconcile(desired: &BTreeSet<RoutingItem>) -> Result<()> {
+    let present = netlink::installed().context("cannot read the routing rules")?;
     // A rule that leads to an empty table goes on to the next one, so no order here does harm.
-    for piece in present.difference(wanted) {
-        netlink::remove(piece).with_context(|| format!("cannot undo `{piece}`"))?;
-        println!("removed  {piece}");
+    for item in present.difference(desired) {
+        netlink::remove(item).with_context(|| format!("cannot undo `{item}`"))?;
+        println!("removed  {item}");
     }
-    for piece in wanted.difference(&present) {
-        netlink::add(piece).with_context(|| format!("cannot do `{piece}`"))?;
-        println!("added    {piece}");
+    for item in desired.difference(&present) {
+        netlink::add(item).with_context(|| format!("cannot do `{item}`"))?;
+        println!("added    {item}");
     }
     Ok(())
 }
 
 /// For the agent's start: back ends with a missing way back would never be heard.
-pub(crate) fn warn_of_missing(config: &Config) {
-    let wanted = wanted(config);
-    if wanted.is_empty() {
+pub(crate) fn warn_if_missing(config: &Config) {
+    let desired = desired_items(config);
+    if desired.is_empty() {
         return;
     }
-    match netlink::present() {
-        Ok(present) => wanted.difference(&present).for_each(|piece| {
-            warn!("source = \"client\": `{piece}` is missing; `snisplit net apply` adds it");
+    match netlink::installed() {
+        Ok(present) => desired.difference(&present).for_each(|item| {
+            warn!("source = \"client\": `{item}` is missing; `snisplit net apply` adds it");
         }),
         Err(error) => warn!(%error, "source = \"client\": cannot read the routing rules"),
     }
-    if let Err(error) = may_be_transparent() {
+    if let Err(error) = check_ip_transparent() {
         warn!(%error, "source = \"client\": IP_TRANSPARENT needs CAP_NET_ADMIN");
     }
 }
 
-fn wanted(config: &Config) -> BTreeSet<Piece> {
+fn desired_items(config: &Config) -> BTreeSet<RoutingItem> {
     let transparent = config.all_routes().filter(|route| route.source == Source::Client);
     let addresses =
         transparent.flat_map(|route| &route.backends).filter_map(|backend| match &backend.place {
@@ -128,11 +128,11 @@ fn wanted(config: &Config) -> BTreeSet<Piece> {
             Place::Name(..) | Place::Unix(_) => None,
         });
     addresses
-        .flat_map(|backend| [Piece::Rule(backend), Piece::Route { is_v6: backend.is_ipv6() }])
+        .flat_map(|backend| [RoutingItem::Rule(backend), RoutingItem::Route { is_v6: backend.is_ipv6() }])
         .collect()
 }
 
-fn may_be_transparent() -> std::io::Result<()> {
+fn check_ip_transparent() -> std::io::Result<()> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
     sys::set_transparent(&socket, false)
 }

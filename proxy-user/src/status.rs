@@ -10,14 +10,14 @@ use serde::Serialize;
 use snisplit_common::abi::packet::{FlowState, PacketCounter};
 use snisplit_common::abi::{Direction, DirectionEntry, SockmapCounter};
 
-use crate::kernel::pinned::{Packet, Pinned, Sockmap};
-use crate::kernel::{self, pins};
-use crate::presence::Presence;
+use crate::bpf::inspect::{PacketState, PinnedState, SockmapState};
+use crate::bpf::{self, pin_dir};
+use crate::instance::InstanceInfo;
 
 mod flows;
 mod top;
 
-pub use flows::Flows;
+pub use flows::FlowList;
 pub use top::run as top;
 
 /// What there is to say of an instance.
@@ -25,14 +25,14 @@ pub use top::run as top;
 pub struct Status {
     instance: String,
     /// `None`: no agent of that name runs.
-    agent: Option<Presence>,
+    agent: Option<InstanceInfo>,
     /// Of each engine that has something there.
-    kernel: Vec<InKernel>,
+    kernel: Vec<EngineStatus>,
 }
 
 /// What the kernel carries for an engine, and how its buffers or packets fared.
 #[derive(Debug, Serialize)]
-struct InKernel {
+struct EngineStatus {
     engine: &'static str,
     flows: usize,
     /// Bytes of the flows that run.
@@ -43,11 +43,11 @@ struct InKernel {
 
 impl Status {
     /// Asks.
-    pub fn of(instance: &str) -> Result<Self> {
-        let agent = Presence::of(instance).context("the agent's note cannot be read")?;
-        let Pinned { sockmap, packet } = read(instance)?.unwrap_or_default();
-        let sockmap = sockmap.as_ref().map(InKernel::of_sockmap);
-        let kernel = sockmap.into_iter().chain(packet.as_ref().map(InKernel::of_packet)).collect();
+    pub fn read(instance: &str) -> Result<Self> {
+        let agent = InstanceInfo::read_running(instance).context("the agent's note cannot be read")?;
+        let PinnedState { sockmap, packet } = read_pinned(instance)?.unwrap_or_default();
+        let sockmap = sockmap.as_ref().map(EngineStatus::from_sockmap);
+        let kernel = sockmap.into_iter().chain(packet.as_ref().map(EngineStatus::from_packet)).collect();
         Ok(Self { instance: instance.into(), agent, kernel })
     }
 
@@ -57,13 +57,13 @@ impl Status {
     }
 }
 
-impl InKernel {
-    fn of_sockmap(pinned: &Sockmap) -> Self {
+impl EngineStatus {
+    fn from_sockmap(pinned: &SockmapState) -> Self {
         let sum = |direction| {
             let flows = pinned.flows.values().filter(|flow| flow.direction == direction);
-            flows.map(bytes).sum()
+            flows.map(total_bytes).sum()
         };
-        let words = SockmapCounter::ALL.iter().map(|(count, words)| (*words, pinned.count(*count)));
+        let words = SockmapCounter::ALL.iter().map(|(count, words)| (*words, pinned.counter(*count)));
         Self {
             engine: "sockmap",
             flows: pinned.flows.values().filter(|flow| flow.direction == Direction::Up).count(),
@@ -73,9 +73,9 @@ impl InKernel {
         }
     }
 
-    fn of_packet(pinned: &Packet) -> Self {
+    fn from_packet(pinned: &PacketState) -> Self {
         let running = || pinned.flows.values().filter(|flow| flow.state == FlowState::Offloaded);
-        let words = PacketCounter::ALL.iter().map(|(fate, words)| (*words, pinned.count(*fate)));
+        let words = PacketCounter::ALL.iter().map(|(fate, words)| (*words, pinned.counter(*fate)));
         Self {
             engine: "packet",
             flows: running().count(),
@@ -87,19 +87,19 @@ impl InKernel {
 }
 
 /// `None` if nothing is pinned.
-fn read(instance: &str) -> Result<Option<Pinned>> {
-    let folder = pins(instance);
-    match kernel::has_bpffs() && folder.exists() {
-        true => Pinned::read(&folder).with_context(|| at(instance)).map(Some),
+fn read_pinned(instance: &str) -> Result<Option<PinnedState>> {
+    let folder = pin_dir(instance);
+    match bpf::is_bpffs_mounted() && folder.exists() {
+        true => PinnedState::read(&folder).with_context(|| pin_dir_text(instance)).map(Some),
         false => Ok(None),
     }
 }
 
-fn at(instance: &str) -> String {
-    Path::display(&pins(instance)).to_string()
+fn pin_dir_text(instance: &str) -> String {
+    Path::display(&pin_dir(instance)).to_string()
 }
 
-const fn bytes(flow: &DirectionEntry) -> u64 {
+const fn total_bytes(flow: &DirectionEntry) -> u64 {
     flow.redirected_bytes + flow.passed_bytes
 }
 
@@ -107,9 +107,9 @@ impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { instance, agent, kernel } = self;
         match agent {
-            Some(Presence { version, pid, started, engine, sockmap }) => {
-                let age = UNIX_EPOCH + Duration::from_secs(*started);
-                let age = Duration::from_secs(age.elapsed().unwrap_or_default().as_secs());
+            Some(InstanceInfo { version, pid, started, engine, sockmap }) => {
+                let started_at = UNIX_EPOCH + Duration::from_secs(*started);
+                let age = Duration::from_secs(started_at.elapsed().unwrap_or_default().as_secs());
                 let age = humantime::format_duration(age);
                 writeln!(f, "instance  {instance}: snisplit {version}, process {pid}, for {age}")?;
                 writeln!(f, "engine    {engine}")?;
@@ -118,19 +118,19 @@ impl fmt::Display for Status {
             None => writeln!(f, "instance  {instance}: no agent of that name runs here")?,
         }
         if kernel.is_empty() {
-            return writeln!(f, "kernel    nothing in {}", at(instance));
+            return writeln!(f, "kernel    nothing in {}", pin_dir_text(instance));
         }
-        kernel.iter().try_for_each(|one| one.fmt(f))
+        kernel.iter().try_for_each(|engine| engine.fmt(f))
     }
 }
 
-impl fmt::Display for InKernel {
+impl fmt::Display for EngineStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { engine, flows, up, down, buffers } = self;
         writeln!(f, "kernel    {engine}: {flows} flows, {up} bytes up, {down} bytes down")?;
         let title = if *engine == "packet" { "packets" } else { "buffers" };
-        let told = buffers.iter().filter(|(_, number)| *number > 0);
-        told.enumerate().try_for_each(|(index, (words, number))| {
+        let nonzero = buffers.iter().filter(|(_, number)| *number > 0);
+        nonzero.enumerate().try_for_each(|(index, (words, number))| {
             let title = if index == 0 { title } else { "" };
             writeln!(f, "{title:<9} {number} {words}")
         })

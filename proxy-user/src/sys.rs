@@ -12,7 +12,7 @@ use tokio::io::unix::AsyncFd;
 const SIOCOUTQ: libc::Ioctl = libc::TIOCOUTQ;
 
 /// Has tokio watch a descriptor of its owner's.
-pub(crate) fn watch<T: AsFd + AsRawFd>(owner: T, interest: Interest) -> io::Result<AsyncFd<T>> {
+pub(crate) fn async_fd<T: AsFd + AsRawFd>(owner: T, interest: Interest) -> io::Result<AsyncFd<T>> {
     // SAFETY: the descriptor must stay the same open one until it is deregistered. `AsFd` promises
     // that of an owner while it lives (std::os::fd, I/O safety), and `AsyncFd` holds the owner and
     // deregisters before it lets go of it.
@@ -21,7 +21,7 @@ pub(crate) fn watch<T: AsFd + AsRawFd>(owner: T, interest: Interest) -> io::Resu
 
 /// Bytes that were written to a socket and that its peer has not acknowledged, tcp(7); of a unix
 /// socket, bytes that its peer has not read.
-pub(crate) fn unacknowledged(socket: impl AsFd) -> io::Result<usize> {
+pub(crate) fn unacked_bytes(socket: impl AsFd) -> io::Result<usize> {
     let mut queued: c_int = 0;
     // SAFETY: SIOCOUTQ stores one C int through its argument (tcp_ioctl, net/ipv4/tcp.c;
     // unix_ioctl, net/unix/af_unix.c), and `queued` is one that outlives the call.
@@ -46,15 +46,15 @@ pub(crate) struct TcpInfo {
     /// What both sides agreed on (`TCPI_OPT_TIMESTAMPS` and so on, include/uapi/linux/tcp.h).
     pub(crate) options: u8,
     /// The window scale of what the peer says.
-    pub(crate) peer_scale: u8,
+    pub(crate) snd_wscale: u8,
     /// The window scale of what we say.
-    pub(crate) our_scale: u8,
+    pub(crate) rcv_wscale: u8,
     /// Bytes that a segment to the peer may have, options with its data.
-    pub(crate) send_mss: u32,
+    pub(crate) snd_mss: u32,
     /// Bytes that a segment from the peer may have, as we told it.
-    pub(crate) told_mss: u32,
+    pub(crate) advmss: u32,
     /// Whether the peer has acknowledged all that was written.
-    pub(crate) is_drained: bool,
+    pub(crate) is_send_queue_empty: bool,
     /// Bytes that the peer has acknowledged, and one for a SYN or FIN of ours.
     pub(crate) bytes_acked: u64,
     /// Bytes that arrived in order, and one for a FIN.
@@ -66,56 +66,56 @@ pub(crate) fn tcp_info(socket: impl AsFd) -> io::Result<TcpInfo> {
     let mut raw = [0_u8; 148];
     let mut len = raw.len() as socklen_t;
     let fd = socket.as_fd().as_raw_fd();
-    let to = raw.as_mut_ptr().cast();
+    let buffer = raw.as_mut_ptr().cast();
     // SAFETY: getsockopt writes at most `len` bytes, which is the size of `raw`.
     let failed =
-        unsafe { libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, to, &raw mut len) };
+        unsafe { libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, buffer, &raw mut len) };
     if failed != 0 {
         return Err(io::Error::last_os_error());
     }
     if (len as usize) < raw.len() {
         return Err(io::ErrorKind::Unsupported.into());
     }
-    let number = |at: usize| {
+    let u64_at = |at: usize| {
         let bytes = raw[at..].first_chunk();
         bytes.map_or(0, |bytes| u64::from_ne_bytes(*bytes))
     };
-    let half = |at: usize| {
+    let u32_at = |at: usize| {
         let bytes = raw[at..].first_chunk();
         bytes.map_or(0, |bytes| u32::from_ne_bytes(*bytes))
     };
     // Two bit-fields, of which a little-endian machine has the first below.
     let (first, second) = (raw[6] & 0xf, raw[6] >> 4);
     let is_little = cfg!(target_endian = "little");
-    let (peer_scale, our_scale) = if is_little { (first, second) } else { (second, first) };
+    let (snd_wscale, rcv_wscale) = if is_little { (first, second) } else { (second, first) };
     Ok(TcpInfo {
         state: raw[0],
         options: raw[5],
-        peer_scale,
-        our_scale,
-        send_mss: half(16),
-        told_mss: half(84),
+        snd_wscale,
+        rcv_wscale,
+        snd_mss: u32_at(16),
+        advmss: u32_at(84),
         // Segments on their way, and bytes that wait to be sent.
-        is_drained: half(24) == 0 && half(144) == 0,
-        bytes_acked: number(120),
-        bytes_received: number(128),
+        is_send_queue_empty: u32_at(24) == 0 && u32_at(144) == 0,
+        bytes_acked: u64_at(120),
+        bytes_received: u64_at(128),
     })
 }
 
 /// Sets how many unread bytes make a socket readable, socket(7). The kernel also widens the
 /// receive buffer to hold that many (tcp_set_rcvlowat, net/ipv4/tcp.c).
-pub(crate) fn set_receive_low_water(socket: impl AsFd, bytes: usize) -> io::Result<()> {
+pub(crate) fn set_rcvlowat(socket: impl AsFd, bytes: usize) -> io::Result<()> {
     set_int(socket, SOL_SOCKET, SO_RCVLOWAT, c_int::try_from(bytes).unwrap_or(c_int::MAX))
 }
 
 /// Says which buffers of a socket keep the size that was set (`SO_BUF_LOCK`, Linux 5.16); 0 is none.
-pub(crate) fn set_buffer_lock(socket: impl AsFd, which: c_int) -> io::Result<()> {
-    set_int(socket, SOL_SOCKET, libc::SO_BUF_LOCK, which)
+pub(crate) fn set_buf_lock(socket: impl AsFd, flags: c_int) -> io::Result<()> {
+    set_int(socket, SOL_SOCKET, libc::SO_BUF_LOCK, flags)
 }
 
 /// Closes a connection without a word to its peer, tcp(7) and Documentation/networking: one in repair
 /// mode is only forgotten (`__tcp_close`, net/ipv4/tcp.c). Needs CAP_NET_ADMIN.
-pub(crate) fn set_repair(socket: impl AsFd) -> io::Result<()> {
+pub(crate) fn enable_repair(socket: impl AsFd) -> io::Result<()> {
     set_int(socket, libc::IPPROTO_TCP, libc::TCP_REPAIR, 1)
 }
 

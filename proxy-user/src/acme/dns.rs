@@ -47,7 +47,7 @@ pub(super) struct Records<'d> {
 impl<'d> Records<'d> {
     /// `servers` are asked for zones and their name servers; those of the system if there is none.
     pub(super) fn new(dns: &'d Dns, servers: &'d [SocketAddr]) -> Result<Self> {
-        Ok(Self { dns, servers, resolver: dns::forgetful(servers)? })
+        Ok(Self { dns, servers, resolver: dns::uncached_resolver(servers)? })
     }
 
     /// Adds the record for a name, where its `_acme-challenge` leads to by CNAME.
@@ -142,7 +142,7 @@ impl<'d> Records<'d> {
 
 /// Whether this very server answers with the value.
 async fn has(server: SocketAddr, written: &Written) -> bool {
-    let Ok(resolver) = dns::forgetful(&[server]) else { return false };
+    let Ok(resolver) = dns::uncached_resolver(&[server]) else { return false };
     let Ok(found) = resolver.lookup(written.name.as_str(), RecordType::TXT).await else {
         return false;
     };

@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use super::Keyring;
 use super::facts::Facts;
-use crate::changes::{Version, version};
+use crate::file_stamp::{FileStamp, read_stamp};
 use crate::config::terminate::Certificate;
 use crate::config::{Config, Terminate};
 
@@ -64,9 +64,9 @@ struct File {
     label: String,
     cert: PathBuf,
     key: PathBuf,
-    seen: Option<[Version; 2]>,
+    seen: Option<[FileStamp; 2]>,
     /// Did not fit at the last look: perhaps only one of the two was written yet.
-    doubted: Option<[Version; 2]>,
+    doubted: Option<[FileStamp; 2]>,
 }
 
 impl Watched {
@@ -98,7 +98,7 @@ impl Watched {
 
     fn look(&mut self) {
         for File { label, cert, key, seen, doubted } in &mut self.files {
-            let now = version(cert).zip(version(key)).map(|(cert, key)| [cert, key]);
+            let now = read_stamp(cert).zip(read_stamp(key)).map(|(cert, key)| [cert, key]);
             if now.is_none() || *seen == now {
                 continue;
             }

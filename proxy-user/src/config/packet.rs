@@ -23,7 +23,7 @@ pub struct Packet {
 
 impl Default for Packet {
     fn default() -> Self {
-        Self { interfaces: Vec::new(), ports: PORTS, hook: Hook::of_this_kernel(), xdp: false }
+        Self { interfaces: Vec::new(), ports: PORTS, hook: Hook::best_supported(), xdp: false }
     }
 }
 

@@ -19,7 +19,7 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
-use crate::sys::set_receive_low_water;
+use crate::sys::set_rcvlowat;
 
 /// Most hellos fit: a post-quantum one has about 1,800 bytes.
 const INITIAL_PEEK_LEN: usize = 4096;
@@ -135,7 +135,7 @@ impl<'c> PreambleReader<'c> {
         };
         if std::mem::take(&mut self.rcvlowat_raised) {
             // Whoever reads next wants every byte.
-            set_receive_low_water(self.client, 1).map_err(|_| PreambleError::ClientClosed)?;
+            set_rcvlowat(self.client, 1).map_err(|_| PreambleError::ClientClosed)?;
         }
         found
     }
@@ -178,7 +178,7 @@ impl<'c> PreambleReader<'c> {
         match parse(bytes) {
             Break(found) => Ok(found),
             Continue(need) => {
-                set_receive_low_water(self.client, need)?;
+                set_rcvlowat(self.client, need)?;
                 self.rcvlowat_raised = true;
                 Err(WouldBlock.into())
             }

@@ -49,7 +49,7 @@ impl Resolver {
     /// Asks these servers from now on, with an empty cache; without any, those of
     /// /etc/resolv.conf, which is read anew.
     pub(crate) fn set_nameservers(&self, servers: &[SocketAddr]) {
-        match dns::resolver(servers) {
+        match dns::caching_resolver(servers) {
             Ok(resolver) => self.0.resolver.store(Some(Arc::new(resolver))),
             Err(error) => {
                 warn!(%error, "names of back ends cannot be resolved; set nameservers");

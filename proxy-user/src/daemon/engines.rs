@@ -17,8 +17,8 @@ use tracing::{info, warn};
 use crate::config::Config;
 use crate::conn::Shared;
 use crate::engine::{EngineChoice, EngineSelector, EngineKind, self_test};
-use crate::kernel;
-use crate::presence::{Note, Presence};
+use crate::bpf;
+use crate::instance::{InstanceLock, InstanceInfo};
 use crate::sys;
 
 mod packet;
@@ -26,7 +26,7 @@ mod packet;
 /// What must stay as long as the agent runs: the pins, and the note for `snisplit status`.
 pub(super) struct Kept {
     pins: Option<Pins>,
-    _note: Option<Note>,
+    _note: Option<InstanceLock>,
 }
 
 impl Kept {
@@ -96,16 +96,16 @@ async fn prove(ladder: &EngineSelector, pins: Option<&Pins>) -> Result<String> {
 }
 
 /// Leaves the note for `snisplit status`. Without one the agent does all it does with one.
-fn announce(config: &Config, sockmap: String) -> Option<Note> {
+fn announce(config: &Config, sockmap: String) -> Option<InstanceLock> {
     let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let presence = Presence {
+    let presence = InstanceInfo {
         version: env!("CARGO_PKG_VERSION").into(),
         pid: std::process::id(),
         started: started.as_secs(),
         engine: config.engine.to_string(),
         sockmap,
     };
-    let noted = presence.announce(&config.instance);
+    let noted = presence.publish(&config.instance);
     noted.inspect_err(|why| info!(%why, "`snisplit status` will not know this agent")).ok()
 }
 
@@ -124,7 +124,7 @@ impl Pins {
         // What is left of one that was killed belongs to no flow any more, or to flows that this one
         // has no engine for.
         if let Some(pins) = &pins {
-            kernel::packet::leave(&pins.folder);
+            bpf::packet::detach_all(&pins.folder);
             remove(&pins.folder, |_| true);
         }
         Ok(pins)
@@ -134,17 +134,17 @@ impl Pins {
     fn take_over(instance: &str) -> Result<Option<Self>> {
         let mut pins = Self::lock(instance)?;
         if let Some(pins) = &mut pins {
-            remove(&pins.folder, |name| !kernel::packet::is_ours(name));
+            remove(&pins.folder, |name| !bpf::packet::is_own_pin(name));
             pins.are_ours = fs::read_dir(&pins.folder)?.next().is_none();
         }
         Ok(pins)
     }
 
     fn lock(instance: &str) -> Result<Option<Self>> {
-        if !kernel::has_bpffs() {
+        if !bpf::is_bpffs_mounted() {
             return Ok(None);
         }
-        let folder = kernel::pins(instance);
+        let folder = bpf::pin_dir(instance);
         let context = || folder.display().to_string();
         DirBuilder::new().recursive(true).mode(0o700).create(&folder).with_context(context)?;
         let lock = File::open(&folder).with_context(context)?;
@@ -160,7 +160,7 @@ impl Drop for Pins {
         if !self.are_ours {
             return;
         }
-        kernel::packet::leave(&self.folder);
+        bpf::packet::detach_all(&self.folder);
         remove(&self.folder, |_| true);
         let _not_ours_alone = fs::remove_dir(&self.folder);
     }

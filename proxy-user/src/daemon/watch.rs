@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
-use crate::changes::{Version, version};
+use crate::file_stamp::{FileStamp, read_stamp};
 
 const EVERY: Duration = Duration::from_secs(1);
 
 /// Changes of a file; none, ever, without one.
 pub(super) struct Changes {
     path: Option<PathBuf>,
-    seen: Option<Version>,
+    seen: Option<FileStamp>,
     ticks: Interval,
 }
 
@@ -20,7 +20,7 @@ impl Changes {
     pub(super) fn new(path: Option<PathBuf>) -> Self {
         let mut ticks = interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let seen = path.as_deref().and_then(version);
+        let seen = path.as_deref().and_then(read_stamp);
         Self { path, seen, ticks }
     }
 
@@ -29,7 +29,7 @@ impl Changes {
         let Some(path) = &self.path else { return std::future::pending().await };
         loop {
             self.ticks.tick().await;
-            let now = version(path);
+            let now = read_stamp(path);
             if now.is_some() && now != self.seen {
                 self.seen = now;
                 return;

@@ -19,9 +19,9 @@ use tokio::time::timeout;
 
 use super::sockmap::handed;
 use super::{CarryResult, Declined, FlowEnd, SocketPair, FlowCounters, EngineKind};
-pub(crate) use crate::kernel::packet::Hook;
-use crate::kernel::packet::{Link, Splicer};
-use crate::kernel::{KernelError, cookie};
+pub(crate) use crate::bpf::packet::Hook;
+use crate::bpf::packet::{AttachTarget, PacketPrograms};
+use crate::bpf::{BpfError, cookie};
 use crate::sys;
 
 mod adopt;
@@ -51,7 +51,7 @@ const SYN_SEQ_LEN: u64 = 1;
 /// Translates packets; cloning shares it.
 #[derive(Clone)]
 pub(crate) struct PacketEngine {
-    programs: Arc<Splicer>,
+    programs: Arc<PacketPrograms>,
     monitor: Arc<FlowMonitor>,
     ports: Arc<PortAllocator>,
     _tasks: Arc<Mutex<JoinSet<()>>>,
@@ -61,11 +61,11 @@ impl PacketEngine {
     /// Loads the programs, attaches them to these interfaces, and begins to listen to them. Needs a
     /// running tokio.
     pub(crate) fn load(
-        attachments: (&[Link], Hook),
+        attachments: (&[AttachTarget], Hook),
         ports: PortAllocator,
         pins: Option<&Path>,
-    ) -> Result<Self, KernelError> {
-        let (programs, events) = Splicer::load(attachments, pins)?;
+    ) -> Result<Self, BpfError> {
+        let (programs, events) = PacketPrograms::load(attachments, pins)?;
         let programs = Arc::new(programs);
         let (monitor, tasks) = FlowMonitor::start(Arc::clone(&programs), events);
         Ok(Self { programs, monitor, ports: Arc::new(ports), _tasks: Arc::new(Mutex::new(tasks)) })
@@ -75,9 +75,9 @@ impl PacketEngine {
     pub(crate) fn enable_xdp_redirect(
         &self,
         supports_xdp_xmit: impl Fn(u32) -> bool,
-    ) -> Result<(), KernelError> {
-        let mut capable = self.programs.in_drivers().iter().filter(|ifindex| supports_xdp_xmit(**ifindex));
-        capable.try_for_each(|ifindex| self.programs.send_by_driver(*ifindex))
+    ) -> Result<(), BpfError> {
+        let mut capable = self.programs.xdp_interfaces().iter().filter(|ifindex| supports_xdp_xmit(**ifindex));
+        capable.try_for_each(|ifindex| self.programs.enable_xdp_xmit(*ifindex))
     }
 
     /// A port of ours towards a back end, which nothing else uses.
@@ -91,18 +91,18 @@ impl PacketEngine {
         &self,
         lease: &mut PortLease,
         client: &ClientEndpoint,
-    ) -> Result<Option<SynClamp>, KernelError> {
+    ) -> Result<Option<SynClamp>, BpfError> {
         if !client.must_clamp(lease.advertised_mss()) {
             return Ok(None);
         }
         let (backend, port) = lease.backend_and_port();
-        self.programs.offer(backend, port, client.syn_clamp_value())?;
+        self.programs.set_syn_clamp(backend, port, client.syn_clamp_value())?;
         lease.clamped_mss = Some(client.mss());
         Ok(Some(SynClamp { programs: Arc::clone(&self.programs), backend, port }))
     }
 
     pub(super) fn route_id(&self, name: &str) -> u32 {
-        self.programs.route(name)
+        self.programs.route_id(name)
     }
 
     /// Everything up to the hello, and how many bytes that has. `Err` is why not.
@@ -112,7 +112,7 @@ impl PacketEngine {
         if hello == 0 {
             return Err("not_at_the_hello");
         }
-        let written = match info.is_drained {
+        let written = match info.is_send_queue_empty {
             true => info.bytes_acked,
             false => handed(&pair.backend).map_err(|_| "not_connected")?,
         };
@@ -128,21 +128,21 @@ impl PacketEngine {
         let flow_id = cookie(&pair.client).map_err(|_| "not_connected")?;
         let watch = self.monitor.watch(flow_id);
         let flow = FlowGuard { engine: self.clone(), flow_id, watch, on_drop: OnDrop::Remove };
-        self.programs.arm(flow_id, &entry).map_err(|_| "no_room")?;
+        self.programs.insert_flow(flow_id, &entry).map_err(|_| "no_room")?;
         Ok((flow, hello as usize))
     }
 }
 
 /// A SYN that is held back.
 pub(crate) struct SynClamp {
-    programs: Arc<Splicer>,
+    programs: Arc<PacketPrograms>,
     backend: SocketAddr,
     port: u16,
 }
 
 impl Drop for SynClamp {
     fn drop(&mut self) {
-        let _gone_already = self.programs.offer(self.backend, self.port, 0);
+        let _gone_already = self.programs.set_syn_clamp(self.backend, self.port, 0);
     }
 }
 
@@ -197,7 +197,7 @@ impl SocketPair {
     fn close_silently(mut self) -> Option<PortLease> {
         for socket in [&self.client, &self.backend] {
             // What one that is not silent says is not let out (`sni_out`).
-            let _not_silent = sys::set_repair(socket);
+            let _not_silent = sys::enable_repair(socket);
         }
         self.takeover.take().map(|takeover| takeover.lease)
     }

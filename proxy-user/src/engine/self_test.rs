@@ -62,7 +62,7 @@ async fn run(engine: &SockmapEngine) -> Result<()> {
 }
 
 async fn test_flow(engine: &SockmapEngine, address: IpAddr) -> Result<()> {
-    let trimmed_before = engine.program().count(SockmapCounter::Trimmed)?;
+    let trimmed_before = engine.program().counter(SockmapCounter::Trimmed)?;
     let (mut client, accepted) = connect_loopback(address).await?;
     let (backend, mut server) = connect_loopback(address).await?;
     SockRef::from(&server).set_send_buffer_size(64 * 1024)?;
@@ -91,7 +91,7 @@ async fn test_flow(engine: &SockmapEngine, address: IpAddr) -> Result<()> {
     ensure!(end == FlowEnd::Closed, "the flow broke: {}", end.name());
     let (counted, expected) = (counters.totals(), ((QUEUED_AND_READ_LEN.0 - QUEUED_AND_READ_LEN.1) as u64, DOWNLOAD_LEN as u64));
     ensure!(counted == expected, "the counts are {counted:?}, not {expected:?}");
-    ensure!(engine.program().count(SockmapCounter::Trimmed)? > trimmed_before, "nothing was trimmed");
+    ensure!(engine.program().counter(SockmapCounter::Trimmed)? > trimmed_before, "nothing was trimmed");
     Ok(())
 }
 

@@ -15,8 +15,8 @@ use tracing::level_filters::LevelFilter;
 
 use super::splice::SpliceEngine;
 use super::{Declined, FlowEnd, Engine, SocketPair, Peer, Socket, EngineKind};
-use crate::kernel::address::octets;
-use crate::kernel::{KernelError, Verdict};
+use crate::bpf::address::mapped_octets;
+use crate::bpf::{BpfError, SockmapProgram};
 use crate::sys;
 
 mod flow;
@@ -37,7 +37,7 @@ const TCP_ESTABLISHED: u8 = 1;
 /// Forwards by sockmap; cloning shares it.
 #[derive(Clone)]
 pub(crate) struct SockmapEngine {
-    program: Arc<Verdict>,
+    program: Arc<SockmapProgram>,
     hangup_monitor: Arc<HangupMonitor>,
     /// For directions that the kernel gives up.
     splice: SpliceEngine,
@@ -45,21 +45,21 @@ pub(crate) struct SockmapEngine {
 
 impl SockmapEngine {
     /// Loads the program, and begins to listen to it. Needs a running tokio.
-    pub(crate) fn load(log: LevelFilter, pins: Option<&Path>) -> Result<Self, KernelError> {
-        let (program, events) = Verdict::load(log, pins)?;
+    pub(crate) fn load(log: LevelFilter, pins: Option<&Path>) -> Result<Self, BpfError> {
+        let (program, events) = SockmapProgram::load(log, pins)?;
         let program = Arc::new(program);
         let hangup_monitor = Arc::new(HangupMonitor::start(Arc::clone(&program), events)?);
         Ok(Self { program, hangup_monitor, splice: SpliceEngine::default() })
     }
 
     /// The program's counters and log.
-    pub(crate) fn program(&self) -> &Verdict {
+    pub(crate) fn program(&self) -> &SockmapProgram {
         &self.program
     }
 
     /// The number of a route, for the pins.
     pub(super) fn route_id(&self, name: &str) -> u32 {
-        self.program.route(name)
+        self.program.route_id(name)
     }
 
     /// Everything up to the kick. `Err` is the pair as it was, and why.
@@ -112,14 +112,14 @@ impl SockmapEngine {
         let sources = both
             .into_iter()
             .try_for_each(|socket| cap_rcvbuf(socket).and_then(|()| raise_rcvlowat(socket)))
-            .map_err(KernelError::from)
+            .map_err(BpfError::from)
             .and_then(|()| program.add_source(down.cookie, backend))
             .and_then(|()| program.add_source(up.cookie, client));
         if sources.is_err() {
             program.remove_source(down.cookie);
             let restored = both.map(|socket| {
                 uncap_rcvbuf(socket);
-                sys::set_receive_low_water(socket, 1).is_ok()
+                sys::set_rcvlowat(socket, 1).is_ok()
             });
             let is_pristine = up.is_pristine(program) && down.is_pristine(program);
             return Err(if is_pristine && restored == [true; 2] { "no_source" } else { BYTES_MOVED });
@@ -133,7 +133,7 @@ impl SockmapEngine {
         client: &TcpStream,
         backend: &TcpStream,
         (route, bulk_threshold): (u32, u64),
-    ) -> Result<[FlowDirection; 2], KernelError> {
+    ) -> Result<[FlowDirection; 2], BpfError> {
         let up = FlowDirection::new(Peer::Client, client, backend)?;
         let down = FlowDirection::new(Peer::Backend, backend, client)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -144,18 +144,18 @@ impl SockmapEngine {
             direction,
             route_id: route,
             bulk_threshold,
-            client_address: octets(from.ip()),
+            client_address: mapped_octets(from.ip()),
             client_port: from.port(),
-            backend_address: octets(to.ip()),
+            backend_address: mapped_octets(to.ip()),
             backend_port: to.port(),
             ..DirectionEntry::default()
         };
         let added = self
             .program
-            .add_flow(up.cookie, flow(down.cookie, Direction::Up))
-            .and_then(|()| self.program.add_flow(down.cookie, flow(up.cookie, Direction::Down)));
+            .insert_flow_entry(up.cookie, flow(down.cookie, Direction::Up))
+            .and_then(|()| self.program.insert_flow_entry(down.cookie, flow(up.cookie, Direction::Down)));
         if added.is_err() {
-            self.program.remove_flow(up.cookie);
+            self.program.remove_flow_entry(up.cookie);
         }
         added.map(|()| [up, down])
     }

@@ -16,14 +16,14 @@ use netlink_packet_route::{AddressFamily, IpProtocol, RouteNetlinkMessage};
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use netlink_sys::{Socket, SocketAddr as Kernel};
 
-use super::{Piece, TABLE};
+use super::{RoutingItem, ROUTE_TABLE};
 
 /// The loopback device of every network namespace (LOOPBACK_IFINDEX, net/net_namespace.h).
-const LOOPBACK: u32 = 1;
+const LOOPBACK_IFINDEX: u32 = 1;
 
 /// What of ours the kernel has.
-pub(super) fn present() -> io::Result<BTreeSet<Piece>> {
-    let mut found = BTreeSet::new();
+pub(super) fn installed() -> io::Result<BTreeSet<RoutingItem>> {
+    let mut items = BTreeSet::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut rules = RuleMessage::default();
         rules.header.family = family;
@@ -31,26 +31,26 @@ pub(super) fn present() -> io::Result<BTreeSet<Piece>> {
         routes.header.address_family = family;
         for request in [RouteNetlinkMessage::GetRule(rules), RouteNetlinkMessage::GetRoute(routes)]
         {
-            found.extend(ask(request, NLM_F_DUMP)?.iter().filter_map(ours));
+            items.extend(send_request(request, NLM_F_DUMP)?.iter().filter_map(parse_item));
         }
     }
-    Ok(found)
+    Ok(items)
 }
 
-pub(super) fn add(piece: &Piece) -> io::Result<()> {
-    let request = match piece {
-        Piece::Rule(backend) => RouteNetlinkMessage::NewRule(rule(*backend)),
-        Piece::Route { is_v6 } => RouteNetlinkMessage::NewRoute(route(*is_v6)),
+pub(super) fn add(item: &RoutingItem) -> io::Result<()> {
+    let request = match item {
+        RoutingItem::Rule(backend) => RouteNetlinkMessage::NewRule(rule(*backend)),
+        RoutingItem::Route { is_v6 } => RouteNetlinkMessage::NewRoute(route(*is_v6)),
     };
-    ask(request, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL).map(drop)
+    send_request(request, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL).map(drop)
 }
 
-pub(super) fn remove(piece: &Piece) -> io::Result<()> {
-    let request = match piece {
-        Piece::Rule(backend) => RouteNetlinkMessage::DelRule(rule(*backend)),
-        Piece::Route { is_v6 } => RouteNetlinkMessage::DelRoute(route(*is_v6)),
+pub(super) fn remove(item: &RoutingItem) -> io::Result<()> {
+    let request = match item {
+        RoutingItem::Rule(backend) => RouteNetlinkMessage::DelRule(rule(*backend)),
+        RoutingItem::Route { is_v6 } => RouteNetlinkMessage::DelRoute(route(*is_v6)),
     };
-    ask(request, NLM_F_ACK).map(drop)
+    send_request(request, NLM_F_ACK).map(drop)
 }
 
 const fn family(is_v6: bool) -> AddressFamily {
@@ -64,11 +64,11 @@ fn rule(backend: SocketAddr) -> RuleMessage {
     message.header.action = RuleAction::ToTable;
     let port = backend.port();
     message.attributes = vec![
-        RuleAttribute::Priority(TABLE),
+        RuleAttribute::Priority(ROUTE_TABLE),
         RuleAttribute::Source(backend.ip()),
         RuleAttribute::IpProtocol(IpProtocol::Tcp),
         RuleAttribute::SourcePortRange(RulePortRange { start: port, end: port }),
-        RuleAttribute::Table(TABLE),
+        RuleAttribute::Table(ROUTE_TABLE),
     ];
     message
 }
@@ -79,16 +79,16 @@ fn route(is_v6: bool) -> RouteMessage {
     message.header.protocol = RouteProtocol::Static;
     message.header.scope = RouteScope::Host;
     message.header.kind = RouteType::Local;
-    message.attributes = vec![RouteAttribute::Table(TABLE), RouteAttribute::Oif(LOOPBACK)];
+    message.attributes = vec![RouteAttribute::Table(ROUTE_TABLE), RouteAttribute::Oif(LOOPBACK_IFINDEX)];
     message
 }
 
 /// Reads an answer as one of our pieces.
-fn ours(message: &RouteNetlinkMessage) -> Option<Piece> {
+fn parse_item(message: &RouteNetlinkMessage) -> Option<RoutingItem> {
     if let RouteNetlinkMessage::NewRoute(route) = message {
-        let in_table = route.attributes.contains(&RouteAttribute::Table(TABLE));
+        let in_table = route.attributes.contains(&RouteAttribute::Table(ROUTE_TABLE));
         let is_v6 = route.header.address_family == AddressFamily::Inet6;
-        return in_table.then_some(Piece::Route { is_v6 });
+        return in_table.then_some(RoutingItem::Route { is_v6 });
     }
     let RouteNetlinkMessage::NewRule(RuleMessage { attributes, .. }) = message else {
         return None;
@@ -101,12 +101,12 @@ fn ours(message: &RouteNetlinkMessage) -> Option<Piece> {
             port = Some(range.start);
         }
     }
-    let in_table = attributes.contains(&RuleAttribute::Table(TABLE));
-    in_table.then_some(Piece::Rule((ip?, port?).into()))
+    let in_table = attributes.contains(&RuleAttribute::Table(ROUTE_TABLE));
+    in_table.then_some(RoutingItem::Rule((ip?, port?).into()))
 }
 
 /// Sends one request and collects what the kernel says until it is done.
-pub(super) fn ask(
+pub(super) fn send_request(
     request: RouteNetlinkMessage,
     flags: u16,
 ) -> io::Result<Vec<RouteNetlinkMessage>> {
@@ -145,17 +145,17 @@ pub(super) fn ask(
 }
 
 /// How many tables nftables has, iptables' by way of it included.
-pub(super) fn filter_tables() -> io::Result<usize> {
+pub(super) fn count_nf_tables() -> io::Result<usize> {
     /// linux/netfilter/nfnetlink.h and nf_tables.h: `NFNL_SUBSYS_NFTABLES << 8`, of which 0 is
     /// `NFT_MSG_NEWTABLE` and 1 `NFT_MSG_GETTABLE`.
-    const TABLE: u16 = 10 << 8;
+    const NFT_MSG_NEWTABLE: u16 = 10 << 8;
     let mut socket = Socket::new(NETLINK_NETFILTER)?;
     socket.bind_auto()?;
     socket.connect(&Kernel::new(0, 0))?;
     // `nlmsghdr` and `nfgenmsg`: all families.
     let mut request = [0; 20];
     request[..4].copy_from_slice(&20_u32.to_ne_bytes());
-    request[4..6].copy_from_slice(&(TABLE + 1).to_ne_bytes());
+    request[4..6].copy_from_slice(&(NFT_MSG_NEWTABLE + 1).to_ne_bytes());
     request[6..8].copy_from_slice(&(NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
     socket.send(&request, 0)?;
     let mut tables = 0;
@@ -165,7 +165,7 @@ pub(super) fn filter_tables() -> io::Result<usize> {
         while let Some((header, _)) = rest.split_first_chunk::<8>() {
             let [a, b, c, d, kind @ .., _, _] = *header;
             match u16::from_ne_bytes(kind) {
-                TABLE => tables += 1,
+                NFT_MSG_NEWTABLE => tables += 1,
                 _ => return Ok(tables),
             }
             let length = u32::from_ne_bytes([a, b, c, d]).next_multiple_of(4) as usize;

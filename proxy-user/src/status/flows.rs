@@ -9,13 +9,13 @@ use serde::Serialize;
 use snisplit_common::abi::packet::{FlowEntry, PeerState};
 use snisplit_common::abi::{Direction, DirectionEntry, DirectionState};
 
-use super::{at, bytes, read};
-use crate::kernel::address::{address, addresses};
-use crate::kernel::pinned::{Packet, Sockmap};
+use super::{pin_dir_text, total_bytes, read_pinned};
+use crate::bpf::address::{socket_addr, peer_and_local};
+use crate::bpf::inspect::{PacketState, SockmapState};
 
 /// A flow that the kernel carries.
 #[derive(Debug, Serialize)]
-pub(super) struct Carried {
+pub(super) struct FlowRow {
     pub(super) engine: &'static str,
     pub(super) client: SocketAddr,
     pub(super) backend: SocketAddr,
@@ -32,52 +32,52 @@ pub(super) struct Carried {
 /// All flows of an instance that the kernel carries, oldest first.
 #[derive(Debug, Serialize)]
 #[serde(transparent)]
-pub struct Flows(pub(super) Vec<Carried>);
+pub struct FlowList(pub(super) Vec<FlowRow>);
 
-impl Flows {
+impl FlowList {
     /// Asks.
-    pub fn of(instance: &str) -> Result<Self> {
-        let pinned = read(instance)?.with_context(|| {
-            format!("{}: nothing is pinned there; `snisplit status` says why", at(instance))
+    pub fn read(instance: &str) -> Result<Self> {
+        let pinned = read_pinned(instance)?.with_context(|| {
+            format!("{}: nothing is pinned there; `snisplit status` says why", pin_dir_text(instance))
         })?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let mut all = Vec::new();
         if let Some(sockmap) = &pinned.sockmap {
-            let ups = sockmap.flows.values().filter(|flow| flow.direction == Direction::Up);
-            all.extend(ups.map(|up| Carried::of_sockmap(sockmap, up, now)));
+            let up_entries = sockmap.flows.values().filter(|flow| flow.direction == Direction::Up);
+            all.extend(up_entries.map(|up| FlowRow::from_sockmap(sockmap, up, now)));
         }
         if let Some(packet) = &pinned.packet {
-            all.extend(packet.flows.values().map(|flow| Carried::of_packet(packet, flow, now)));
+            all.extend(packet.flows.values().map(|flow| FlowRow::from_packet(packet, flow, now)));
         }
         all.sort_by_key(|flow| std::cmp::Reverse(flow.age));
         Ok(Self(all))
     }
 }
 
-impl Carried {
-    fn of_sockmap(pinned: &Sockmap, up: &DirectionEntry, now: u64) -> Self {
+impl FlowRow {
+    fn from_sockmap(pinned: &SockmapState, up: &DirectionEntry, now: u64) -> Self {
         let down = pinned.flows.get(&up.egress_cookie);
         Self {
             engine: "sockmap",
-            client: address(up.client_address, up.client_port),
-            backend: address(up.backend_address, up.backend_port),
+            client: socket_addr(up.client_address, up.client_port),
+            backend: socket_addr(up.backend_address, up.backend_port),
             route: pinned.route(up).into(),
-            up: bytes(up),
-            down: down.map_or(0, bytes),
-            up_state: word(up.state),
-            down_state: down.map_or("gone", |down| word(down.state)),
+            up: total_bytes(up),
+            down: down.map_or(0, total_bytes),
+            up_state: state_name(up.state),
+            down_state: down.map_or("gone", |down| state_name(down.state)),
             age: now.saturating_sub(up.started_at),
         }
     }
 
-    fn of_packet(pinned: &Packet, flow: &FlowEntry, now: u64) -> Self {
+    fn from_packet(pinned: &PacketState, flow: &FlowEntry, now: u64) -> Self {
         let (up, down) = flow.delivered_bytes();
-        let state = |from: &PeerState| if from.has_fin == 0 { flow.state.label() } else { "ended" };
+        let state = |peer: &PeerState| if peer.has_fin == 0 { flow.state.label() } else { "ended" };
         Self {
             engine: "packet",
-            client: addresses(&flow.client_tuple).0,
-            backend: addresses(&flow.backend_tuple).0,
-            route: pinned.route(flow).into(),
+            client: peer_and_local(&flow.client_tuple).0,
+            backend: peer_and_local(&flow.backend_tuple).0,
+            route: pinned.route_name(flow).into(),
             up,
             down,
             up_state: state(&flow.client_state),
@@ -87,7 +87,7 @@ impl Carried {
     }
 }
 
-const fn word(state: DirectionState) -> &'static str {
+const fn state_name(state: DirectionState) -> &'static str {
     match state {
         DirectionState::Pending => "armed",
         DirectionState::Redirecting => "spliced",
@@ -97,10 +97,10 @@ const fn word(state: DirectionState) -> &'static str {
     }
 }
 
-impl fmt::Display for Flows {
+impl fmt::Display for FlowList {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for flow in &self.0 {
-            let Carried { engine, client, backend, route, up, down, .. } = flow;
+            let FlowRow { engine, client, backend, route, up, down, .. } = flow;
             let age = humantime::format_duration(Duration::from_secs(flow.age));
             let (up_state, down_state) = (flow.up_state, flow.down_state);
             writeln!(

@@ -8,43 +8,43 @@ use tracing::{info, warn};
 use crate::config::Config;
 use crate::engine::EngineSelector;
 use crate::engine::packet::{PacketEngine, PortAllocator};
-use crate::kernel::packet::Link;
+use crate::bpf::packet::AttachTarget;
 use crate::net::host::{self, Interface};
 use crate::sys;
 
 /// Attaches the engine and adds it to the ladder.
 pub(super) fn load(config: &Config, ladder: &EngineSelector, pins: Option<&Path>) -> Result<()> {
     let ports = &config.packet.ports;
-    let links = host::links(&config.packet)?;
-    host::ensure_nobody_has(ports)?;
-    host::let_loopback_forward()?;
-    let links: Vec<Link> = links
+    let links = host::select_interfaces(&config.packet)?;
+    host::ensure_ports_reserved(ports)?;
+    host::enable_lo_forwarding()?;
+    let links: Vec<AttachTarget> = links
         .into_iter()
         .map(|interface| {
             let in_driver = config.packet.xdp && has_xdp(&interface);
-            let Interface { name, number, has_peer, .. } = interface;
-            Link { name, number, has_peer, in_driver }
+            let Interface { name, ifindex: number, peer_in_other_netns: has_peer, .. } = interface;
+            AttachTarget { name, ifindex: number, peer_in_other_netns: has_peer, use_xdp: in_driver }
         })
         .collect();
-    if config.packet.xdp && links.iter().all(|link| !link.in_driver) {
+    if config.packet.xdp && links.iter().all(|link| !link.use_xdp) {
         warn!("packet.xdp: no interface can have it; packets meet the programs of `hook` only");
     }
     let names: Vec<&str> = links.iter().map(|link| link.name.as_str()).collect();
     let hook = config.packet.hook;
-    let in_drivers = links.iter().filter(|link| link.in_driver).count();
+    let in_drivers = links.iter().filter(|link| link.use_xdp).count();
     info!(interfaces = names.join(" "), ?ports, ?hook, in_drivers, "packet");
     let packet = PacketEngine::load((&links, hook), PortAllocator::new(ports.clone()), pins);
     // The kernel's types took some 50 MB for a moment.
     sys::trim_heap();
     let packet = packet?;
-    packet.enable_xdp_redirect(host::takes_frames)?;
+    packet.enable_xdp_redirect(host::supports_ndo_xdp_xmit)?;
     ladder.set_packet(packet);
     Ok(())
 }
 
 /// Whether its driver can have the program of drivers.
 fn has_xdp(interface: &Interface) -> bool {
-    let why_not = host::why_not_in_driver(interface);
+    let why_not = host::xdp_unsupported_reason(interface);
     if let Some(why) = &why_not {
         info!(interface = interface.name, "packet.xdp: not in this driver: {why}");
     }

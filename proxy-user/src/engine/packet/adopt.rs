@@ -11,7 +11,7 @@ use snisplit_common::abi::packet::{FlowEntry, FlowState};
 use super::clock::{ktime_now, idle_time};
 use super::flow_watch::FlowUpdate;
 use super::{OffloadedFlow, FlowGuard, PortLease, PacketEngine, OnDrop, FlowCounters};
-use crate::kernel::address::addresses;
+use crate::bpf::address::peer_and_local;
 
 /// A flow without an agent.
 pub(crate) struct AdoptedFlow {
@@ -24,7 +24,7 @@ pub(crate) struct AdoptedFlow {
 impl PacketEngine {
     /// All that is left by a former agent. To be called before any port is leased.
     pub(crate) fn adopt(&self) -> Vec<AdoptedFlow> {
-        let mut all = self.programs.splices();
+        let mut all = self.programs.flow_entries();
         // Those that run first, then those that have ended, the latest first (`Ports::rest`).
         all.sort_by_key(|(_, entry)| {
             (entry.state != FlowState::Offloaded, Reverse(last_packet_ns(entry)))
@@ -35,13 +35,13 @@ impl PacketEngine {
     fn adopt_one(&self, flow_id: u64, entry: FlowEntry) -> Option<AdoptedFlow> {
         if !entry.state.is_translated() {
             // Its sockets died with their agent.
-            self.programs.remove(flow_id);
+            self.programs.remove_flow(flow_id);
             return None;
         }
-        let (backend, local) = addresses(&entry.backend_tuple);
+        let (backend, local) = peer_and_local(&entry.backend_tuple);
         let watch = self.monitor.watch(flow_id);
         // It may have ended while nobody listened, also just now.
-        let current = self.programs.splice(flow_id)?;
+        let current = self.programs.flow_entry(flow_id)?;
         if current.state != FlowState::Offloaded {
             self.monitor.unwatch(flow_id);
             self.monitor.enter_time_wait(flow_id);
@@ -71,12 +71,12 @@ fn last_packet_at(entry: &FlowEntry) -> Instant {
 impl AdoptedFlow {
     /// The client, and where it came in.
     pub(crate) fn client(&self) -> (SocketAddr, SocketAddr) {
-        addresses(&self.entry.client_tuple)
+        peer_and_local(&self.entry.client_tuple)
     }
 
     /// The back end.
     pub(crate) fn backend(&self) -> SocketAddr {
-        addresses(&self.entry.backend_tuple).0
+        peer_and_local(&self.entry.backend_tuple).0
     }
 
     /// Seconds since 1970 when it began.

@@ -44,8 +44,8 @@ impl Drop for FlowGuard {
         let PacketEngine { programs, monitor, .. } = &self.engine;
         monitor.unwatch(self.flow_id);
         match &self.on_drop {
-            OnDrop::Remove => _ = programs.remove(self.flow_id),
-            OnDrop::ResetPeers => programs.remove(self.flow_id).iter().for_each(reset::send_resets),
+            OnDrop::Remove => _ = programs.remove_flow(self.flow_id),
+            OnDrop::ResetPeers => programs.remove_flow(self.flow_id).iter().for_each(reset::send_resets),
             OnDrop::TimeWait(_lease) => monitor.enter_time_wait(self.flow_id),
         }
     }
@@ -53,7 +53,7 @@ impl Drop for FlowGuard {
 
 impl FlowGuard {
     fn entry(&self) -> Option<FlowEntry> {
-        self.engine.programs.splice(self.flow_id)
+        self.engine.programs.flow_entry(self.flow_id)
     }
 
     /// Waits until it is clear whose flow it is; `Err` is why it stays with its sockets. May be called off and
@@ -70,7 +70,7 @@ impl FlowGuard {
             () = readable_or_closed(&pair.backend) => false,
         };
         if !is_notified {
-            let _unknown = self.engine.programs.settle(self.flow_id);
+            let _unknown = self.engine.programs.force_fallback(self.flow_id);
         }
         loop {
             match self.entry() {
@@ -92,7 +92,7 @@ impl OffloadedFlow {
         let (programs, flow_id) = (Arc::clone(&flow.engine.programs), flow.flow_id);
         let watch = Arc::clone(&flow.watch);
         let now =
-            move || programs.splice(flow_id).as_ref().map_or((0, 0), FlowEntry::delivered_bytes);
+            move || programs.flow_entry(flow_id).as_ref().map_or((0, 0), FlowEntry::delivered_bytes);
         let _counter_guard = counters.attach_kernel_counters(move || watch.delivered().unwrap_or_else(&now));
         let last = flow.watch.wait_for(|update| update.flow_end().is_some()).await;
         // Nothing else was waited for.

@@ -13,7 +13,7 @@ use tokio::time::sleep;
 use super::super::Peer;
 use super::clock::{ktime_now, idle_time};
 use super::flow_watch::{FlowUpdate, FlowWatch};
-use crate::kernel::packet::{Events, Splicer};
+use crate::bpf::packet::{FlowEvents, PacketPrograms};
 
 /// How long what is repeated of a flow's end is still translated, as TIME-WAIT is kept (`TCP_TIMEWAIT_LEN`,
 /// include/net/tcp.h). Another connection by its port ends it before (`sni_out`).
@@ -32,7 +32,7 @@ const RECLAIM_ABOVE: usize = MAX_PACKET_FLOWS / 2;
 
 /// Listens to the programs as long as it lives.
 pub(super) struct FlowMonitor {
-    programs: Arc<Splicer>,
+    programs: Arc<PacketPrograms>,
     flows: Mutex<HashMap<u64, Arc<FlowWatch>>>,
     /// Flows that have ended, and since when; the oldest first.
     time_wait: Mutex<VecDeque<(u64, Instant)>>,
@@ -40,7 +40,7 @@ pub(super) struct FlowMonitor {
 
 impl FlowMonitor {
     /// The tasks end with the answer. Needs a running tokio.
-    pub(super) fn start(programs: Arc<Splicer>, events: Events) -> (Arc<Self>, JoinSet<()>) {
+    pub(super) fn start(programs: Arc<PacketPrograms>, events: FlowEvents) -> (Arc<Self>, JoinSet<()>) {
         let monitor = Arc::new(Self { programs, flows: Mutex::default(), time_wait: Mutex::default() });
         let mut tasks = JoinSet::new();
         tasks.spawn(run_events(Arc::clone(&monitor), events));
@@ -84,7 +84,7 @@ impl FlowMonitor {
     fn handle_event(&self, event: &FlowEvent) {
         if event.state == FlowState::Pending {
             // Its grave is empty from now on.
-            self.programs.discard(event.flow_id);
+            self.programs.retire(event.flow_id);
         }
         if let Some(watch) = self.flows().get(&event.flow_id) {
             if event.state.is_terminal() {
@@ -99,7 +99,7 @@ impl FlowMonitor {
         let flow_ids: Vec<u64> = self.flows().keys().copied().collect();
         for flow_id in flow_ids {
             if let Some(peer) =
-                self.programs.splice(flow_id).and_then(|entry| dead_peer(&entry, ktime_now()))
+                self.programs.flow_entry(flow_id).and_then(|entry| dead_peer(&entry, ktime_now()))
             {
                 self.publish(flow_id, FlowUpdate::PeerDead(peer));
             }
@@ -113,11 +113,11 @@ impl FlowMonitor {
         let is_due = |(_, since): &mut (u64, Instant)| since.elapsed() >= limit;
         // Whoever ends a flow meanwhile does not wait for these system calls.
         let pop_due = || self.time_wait().pop_front_if(is_due);
-        std::iter::from_fn(pop_due).for_each(|(flow_id, _)| _ = self.programs.remove(flow_id));
+        std::iter::from_fn(pop_due).for_each(|(flow_id, _)| _ = self.programs.remove_flow(flow_id));
     }
 }
 
-async fn run_events(monitor: Arc<FlowMonitor>, mut events: Events) {
+async fn run_events(monitor: Arc<FlowMonitor>, mut events: FlowEvents) {
     // A ring that fails leaves the looks.
     while let Ok(batch) = events.next().await {
         batch.iter().for_each(|event| monitor.handle_event(event));
@@ -130,9 +130,9 @@ async fn run_periodic_checks(monitor: Arc<FlowMonitor>) {
     loop {
         sleep(POLL_INTERVAL).await;
         let lost_before = lost;
-        lost = monitor.programs.count(PacketCounter::EventLost).unwrap_or_default();
+        lost = monitor.programs.counter(PacketCounter::EventLost).unwrap_or_default();
         if lost != lost_before {
-            for (flow_id, entry) in monitor.programs.splices() {
+            for (flow_id, entry) in monitor.programs.flow_entries() {
                 monitor.publish(flow_id, FlowUpdate::State(entry.state));
             }
         }
@@ -141,19 +141,19 @@ async fn run_periodic_checks(monitor: Arc<FlowMonitor>) {
             last_dead_peer_check = Some(Instant::now());
             monitor.check_dead_peers().await;
         }
-        let reset_requests = monitor.programs.cuts();
+        let reset_requests = monitor.programs.take_reset_requests();
         reset_requests.into_iter().for_each(|flow_id| monitor.publish(flow_id, FlowUpdate::ResetRequested));
         monitor.expire_time_wait();
     }
 }
 
-async fn run_reclaim(programs: Arc<Splicer>) {
+async fn run_reclaim(programs: Arc<PacketPrograms>) {
     loop {
-        programs.has_gone.notified().await;
+        programs.retired.notified().await;
         // Many at once.
         sleep(RECLAIM_DELAY).await;
         let programs = Arc::clone(&programs);
-        let _panicked = spawn_blocking(move || programs.erase()).await;
+        let _panicked = spawn_blocking(move || programs.reclaim()).await;
     }
 }
 

@@ -7,7 +7,7 @@ use etherparse::PacketBuilder;
 use snisplit_common::abi::packet::{FlowEntry, Tuple};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::kernel::address::addresses;
+use crate::bpf::address::peer_and_local;
 
 /// Its packets come with their own IP header, and it receives none (raw(7)).
 const IPPROTO_RAW: i32 = 255;
@@ -39,7 +39,7 @@ pub(crate) fn send_resets(entry: &FlowEntry) {
 
 /// Sends a reset to the peer whose packets arrive by this tuple.
 fn send_reset(tuple: &Tuple, seq: u32) -> io::Result<()> {
-    let (peer, local) = addresses(tuple);
+    let (peer, local) = peer_and_local(tuple);
     let builder = match (local.ip(), peer.ip()) {
         (IpAddr::V4(from), IpAddr::V4(to)) => PacketBuilder::ipv4(from.octets(), to.octets(), HOPS),
         (IpAddr::V6(from), IpAddr::V6(to)) => PacketBuilder::ipv6(from.octets(), to.octets(), HOPS),

@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 
 use super::super::{SocketPair, Socket, TcpTimeouts};
 use super::PortLease;
-use crate::kernel::address::tuple;
+use crate::bpf::address::ingress_tuple;
 use crate::sys::{self, TcpInfo};
 
 /// include/net/tcp_states.h
@@ -80,7 +80,7 @@ impl TakeoverParams {
 /// Options included.
 const fn mss_with_options(info: &TcpInfo) -> u32 {
     let timestamp_len = if info.options & TCPI_OPT_TIMESTAMPS == 0 { 0 } else { TCPOLEN_TSTAMP_ALIGNED };
-    info.send_mss + timestamp_len
+    info.snd_mss + timestamp_len
 }
 
 /// The flow as it is to be armed and what its back end's socket says, or why it cannot be.
@@ -100,13 +100,13 @@ pub(super) fn flow_entry(pair: &SocketPair) -> Result<(FlowEntry, TcpInfo), &'st
         return Err("local");
     }
     let backend_info = sys::tcp_info(backend).map_err(|_| "not_connected")?;
-    lease.record_mss(backend_info.told_mss);
+    lease.record_mss(backend_info.advmss);
     // The kernel does not know what became of its SYN.
-    let advmss = backend_info.told_mss.min(lease.clamped_mss.unwrap_or(backend_info.told_mss));
-    check_compatible(client_info, &TcpInfo { told_mss: advmss, ..backend_info })?;
+    let advmss = backend_info.advmss.min(lease.clamped_mss.unwrap_or(backend_info.advmss));
+    check_compatible(client_info, &TcpInfo { advmss, ..backend_info })?;
     let entry = FlowEntry {
-        client_tuple: tuple(client_addrs.0, client_addrs.1),
-        backend_tuple: tuple(backend_addrs.0, backend_addrs.1),
+        client_tuple: ingress_tuple(client_addrs.0, client_addrs.1),
+        backend_tuple: ingress_tuple(backend_addrs.0, backend_addrs.1),
         to_backend: translation(client_info, &backend_info),
         to_client: translation(&backend_info, client_info),
         ..FlowEntry::default()
@@ -138,7 +138,7 @@ fn check_compatible(client: &TcpInfo, backend: &TcpInfo) -> Result<(), &'static 
         return Err("tcp_sack");
     }
     // Each may send as much as it was told, and the other must be able to take that.
-    if mss_with_options(backend) < client.told_mss || mss_with_options(client) < backend.told_mss {
+    if mss_with_options(backend) < client.advmss || mss_with_options(client) < backend.advmss {
         return Err("tcp_mss");
     }
     Ok(())
@@ -147,8 +147,8 @@ fn check_compatible(client: &TcpInfo, backend: &TcpInfo) -> Result<(), &'static 
 /// What the handshakes say of packets from the one to the other.
 fn translation(sender: &TcpInfo, receiver: &TcpInfo) -> Translation {
     Translation {
-        wscale_from: sender.peer_scale,
-        wscale_to: receiver.our_scale,
+        wscale_from: sender.snd_wscale,
+        wscale_to: receiver.rcv_wscale,
         strip_ecn: (sender.options & !receiver.options & TCPI_OPT_ECN != 0).into(),
         ..Translation::default()
     }
@@ -161,11 +161,11 @@ mod tests {
     const INFO: TcpInfo = TcpInfo {
         state: TCP_ESTABLISHED,
         options: TCPI_OPT_TIMESTAMPS | TCPI_OPT_SACK | 4,
-        peer_scale: 7,
-        our_scale: 10,
-        send_mss: 1448,
-        told_mss: 1460,
-        is_drained: true,
+        snd_wscale: 7,
+        rcv_wscale: 10,
+        snd_mss: 1448,
+        advmss: 1460,
+        is_send_queue_empty: true,
         bytes_acked: 1,
         bytes_received: 0,
     };
@@ -183,21 +183,21 @@ mod tests {
             (with(both), with(both | TCPI_OPT_USEC_TS), Err("tcp_usec_stamps")),
             (TcpInfo { state: 8, ..INFO }, INFO, Err("half_closed")),
             // A back end behind a smaller MTU than what the client was told.
-            (INFO, TcpInfo { send_mss: 1388, ..INFO }, Err("tcp_mss")),
+            (INFO, TcpInfo { snd_mss: 1388, ..INFO }, Err("tcp_mss")),
             // A back end that was told more than the client can take.
-            (TcpInfo { send_mss: 1388, ..INFO }, INFO, Err("tcp_mss")),
-            (TcpInfo { send_mss: 1388, ..INFO }, TcpInfo { told_mss: 1400, ..INFO }, Ok(())),
+            (TcpInfo { snd_mss: 1388, ..INFO }, INFO, Err("tcp_mss")),
+            (TcpInfo { snd_mss: 1388, ..INFO }, TcpInfo { advmss: 1400, ..INFO }, Ok(())),
             // Without timestamps a segment has nothing else.
             (
-                TcpInfo { send_mss: 1460, ..with(TCPI_OPT_SACK) },
-                TcpInfo { send_mss: 1460, ..with(TCPI_OPT_SACK) },
+                TcpInfo { snd_mss: 1460, ..with(TCPI_OPT_SACK) },
+                TcpInfo { snd_mss: 1460, ..with(TCPI_OPT_SACK) },
                 Ok(()),
             ),
         ];
         for (client, backend, want) in rows {
             assert_eq!(check_compatible(&client, &backend), want, "{client:?} {backend:?}");
         }
-        let (ecn_client, plain_backend) = (with(both | TCPI_OPT_ECN), TcpInfo { our_scale: 3, ..INFO });
+        let (ecn_client, plain_backend) = (with(both | TCPI_OPT_ECN), TcpInfo { rcv_wscale: 3, ..INFO });
         let [up, down] = [translation(&ecn_client, &plain_backend), translation(&plain_backend, &ecn_client)];
         assert_eq!((up.wscale_from, up.wscale_to), (7, 3));
         assert_eq!((up.strip_ecn, down.strip_ecn), (1, 0));

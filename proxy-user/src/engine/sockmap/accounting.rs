@@ -20,17 +20,17 @@ const LOW_WATER_MARK: usize = MAX_RCVBUF / 2;
 /// are acknowledged in between are then missing, never counted twice.
 pub(super) fn bytes_written(to: impl AsFd) -> io::Result<u64> {
     let acked = sys::tcp_info(&to)?.bytes_acked;
-    Ok(acked + sys::unacknowledged(&to)? as u64)
+    Ok(acked + sys::unacked_bytes(&to)? as u64)
 }
 
 /// The same while nobody writes: exact.
 pub(in super::super) fn bytes_written_exact(to: impl AsFd) -> io::Result<u64> {
-    if sys::unacknowledged(&to)? == 0 {
+    if sys::unacked_bytes(&to)? == 0 {
         return Ok(sys::tcp_info(&to)?.bytes_acked);
     }
     read_until_stable(
         || Ok(sys::tcp_info(&to)?.bytes_acked),
-        |acked| Ok(acked + sys::unacknowledged(&to)? as u64),
+        |acked| Ok(acked + sys::unacked_bytes(&to)? as u64),
     )
 }
 
@@ -46,7 +46,7 @@ pub(super) fn bytes_read_exact(from: impl AsFd) -> io::Result<u64> {
 /// (tcp_data_ready). A buffer that meets a program which is just being taken away is dropped, although
 /// TCP has acknowledged it (sk_psock_verdict_recv, net/core/skmsg.c).
 pub(super) fn raise_rcvlowat(socket: impl AsFd) -> io::Result<()> {
-    sys::set_receive_low_water(socket, LOW_WATER_MARK)
+    sys::set_rcvlowat(socket, LOW_WATER_MARK)
 }
 
 /// Bounds what a receiver may hold.
@@ -57,7 +57,7 @@ pub(super) fn cap_rcvbuf(socket: impl AsFd) -> io::Result<()> {
 
 /// Leaves it to TCP again how much a receiver may hold.
 pub(super) fn uncap_rcvbuf(socket: impl AsFd) {
-    let _before_linux_5_16 = sys::set_buffer_lock(socket, 0);
+    let _before_linux_5_16 = sys::set_buf_lock(socket, 0);
 }
 
 /// What `look` finds while a counter that only grows stands still: peers may send and acknowledge at

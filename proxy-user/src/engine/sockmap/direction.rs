@@ -14,7 +14,7 @@ use super::super::transfer::Transfer;
 use super::super::splice::SpliceEngine;
 use super::lazy_socket::{SocketState, DirectionSockets, socket_state};
 use super::accounting::{bytes_written, raise_rcvlowat, bytes_written_exact, bytes_read_exact, uncap_rcvbuf};
-use crate::kernel::{self, KernelError, Verdict};
+use crate::bpf::{self, BpfError, SockmapProgram};
 use crate::sys;
 
 /// Pauses while the kernel empties a backlog: it has no event for that.
@@ -41,8 +41,8 @@ pub(super) enum DirectionError {
 
 impl FlowDirection {
     /// Takes stock of two sockets that nobody reads or writes meanwhile.
-    pub(super) fn new(peer: Peer, from: &impl AsFd, to: &impl AsFd) -> Result<Self, KernelError> {
-        let cookie = kernel::cookie(from)?;
+    pub(super) fn new(peer: Peer, from: &impl AsFd, to: &impl AsFd) -> Result<Self, BpfError> {
+        let cookie = bpf::cookie(from)?;
         let initial_written = bytes_written_exact(to)?;
         let initial_read = bytes_read_exact(from)?;
         Ok(Self { peer, cookie, initial_written, initial_read })
@@ -50,13 +50,13 @@ impl FlowDirection {
 
     /// Whether nothing was taken from the receiver since it was taken stock of: nobody else does but the
     /// program. FIONREAD does not say, for a socket of the map tells of other bytes (`tcp_bpf_ioctl`).
-    pub(super) fn is_pristine(&self, program: &Verdict) -> bool {
+    pub(super) fn is_pristine(&self, program: &SockmapProgram) -> bool {
         self.entry(program).is_ok_and(|entry| entry.state == DirectionState::Pending)
     }
 
     /// The program's account; a poisoned one is a broken receiver.
-    pub(super) fn entry(&self, program: &Verdict) -> Result<DirectionEntry, DirectionError> {
-        let entry = program.flow(self.cookie);
+    pub(super) fn entry(&self, program: &SockmapProgram) -> Result<DirectionEntry, DirectionError> {
+        let entry = program.flow_entry(self.cookie);
         entry.filter(|entry| entry.state != DirectionState::Poisoned).ok_or(DirectionError::From)
     }
 
@@ -77,7 +77,7 @@ impl FlowDirection {
     }
 
     /// Whether the receiver's end has come and every byte before it has gone through the program.
-    pub(super) fn has_ended(&self, program: &Verdict, from: &TcpStream) -> Result<bool, DirectionError> {
+    pub(super) fn has_ended(&self, program: &SockmapProgram, from: &TcpStream) -> Result<bool, DirectionError> {
         // The FIN counts as a byte, and may be known before the bytes in front of it.
         let received = sys::tcp_info(from).map_err(|_| DirectionError::From)?.bytes_received;
         Ok(self.entry(program)?.redirected_bytes + 1 == received - self.initial_read)
@@ -86,7 +86,7 @@ impl FlowDirection {
     /// Whether every byte before the receiver's end is with the sender's TCP.
     pub(super) fn is_drained(
         &self,
-        program: &Verdict,
+        program: &SockmapProgram,
         sockets: DirectionSockets<'_>,
     ) -> Result<bool, DirectionError> {
         Ok(self.has_ended(program, sockets.from)?
@@ -99,7 +99,7 @@ impl FlowDirection {
     /// already, it stays: only under the program does reading them move the socket on
     /// (`tcp_bpf_recvmsg_parser` keeps `copied_seq`, `tcp_bpf_recvmsg` does not), and splice(2) does not
     /// see them. Once taken out, a half-closed socket could not go back (sock_map_sk_state_allowed).
-    fn detach(&self, program: &Verdict, from: &TcpStream) -> Result<bool, DirectionError> {
+    fn detach(&self, program: &SockmapProgram, from: &TcpStream) -> Result<bool, DirectionError> {
         raise_rcvlowat(from).map_err(|_| DirectionError::From)?;
         let stays_attached = self.entry(program)?.passed_bytes > 0;
         if !stays_attached {
@@ -114,7 +114,7 @@ impl FlowDirection {
         if passed > 0 && !stays_attached {
             program.add_source(self.cookie, from).map_err(|_| DirectionError::From)?;
         }
-        sys::set_receive_low_water(from, 1).map_err(|_| DirectionError::From)?;
+        sys::set_rcvlowat(from, 1).map_err(|_| DirectionError::From)?;
         Ok(passed > 0)
     }
 
@@ -122,7 +122,7 @@ impl FlowDirection {
     /// kernel took for it.
     pub(super) async fn relay_in_user_space(
         &self,
-        program: &Verdict,
+        program: &SockmapProgram,
         sockets: DirectionSockets<'_>,
         splice: &SpliceEngine,
         relayed: &AtomicU64,
@@ -153,7 +153,7 @@ impl FlowDirection {
     /// Waits until the sender's TCP has what the kernel took for it.
     pub(super) async fn wait_delivered(
         &self,
-        program: &Verdict,
+        program: &SockmapProgram,
         to: &TcpStream,
     ) -> Result<(), DirectionError> {
         let mut pause = POLL_BACKOFF.0;

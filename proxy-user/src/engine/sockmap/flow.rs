@@ -21,7 +21,7 @@ use super::super::{FlowEnd, Peer, FlowCounters, wait_send_queue_empty, set_grace
 use super::SockmapEngine;
 use super::direction::{DirectionError, FlowDirection, POLL_BACKOFF};
 use super::lazy_socket::{SocketState, LazySocket, DirectionSockets, socket_state};
-use crate::kernel::Verdict;
+use crate::bpf::SockmapProgram;
 use crate::sys;
 
 /// A pair in the maps, before the kick for the bytes that wait in it.
@@ -34,21 +34,21 @@ pub(super) struct PreparedFlow {
 
 /// Both directions, up and down; dropping it takes them out of the program's sight.
 pub(super) struct FlowEntryGuard {
-    program: Arc<Verdict>,
+    program: Arc<SockmapProgram>,
     pub(super) directions: [FlowDirection; 2],
     /// Bytes that user space carried after the kernel had left.
     relayed: [AtomicU64; 2],
 }
 
 impl FlowEntryGuard {
-    pub(super) fn new(program: Arc<Verdict>, directions: [FlowDirection; 2]) -> Self {
+    pub(super) fn new(program: Arc<SockmapProgram>, directions: [FlowDirection; 2]) -> Self {
         Self { program, directions, relayed: Default::default() }
     }
 
     /// Bytes delivered, up and down.
     fn bytes_delivered(&self) -> (u64, u64) {
         let direction_bytes = |index: usize| {
-            let entry = self.program.flow(self.directions[index].cookie);
+            let entry = self.program.flow_entry(self.directions[index].cookie);
             let relayed = self.relayed[index].load(Ordering::Relaxed);
             entry.map_or(0, |entry| entry.redirected_bytes) + relayed
         };
@@ -60,7 +60,7 @@ impl Drop for FlowEntryGuard {
     fn drop(&mut self) {
         for direction in &self.directions {
             self.program.remove_socket(direction.cookie);
-            self.program.remove_flow(direction.cookie);
+            self.program.remove_flow_entry(direction.cookie);
         }
     }
 }
@@ -80,7 +80,7 @@ impl PreparedFlow {
             return FlowEnd::ClientReset;
         };
         // Bytes that came before the sockets were sources wait for this (tcp_set_rcvlowat).
-        if [&backend, &client].into_iter().any(|s| sys::set_receive_low_water(s, 1).is_err()) {
+        if [&backend, &client].into_iter().any(|s| sys::set_rcvlowat(s, 1).is_err()) {
             return FlowEnd::ClientReset;
         }
         let splice = &engine.splice;
@@ -186,7 +186,7 @@ impl<'f> RunningFlow<'f> {
         };
         let direction = self.entries.directions[index];
         let errors = [self.client, self.backend].map(|socket| socket.take_error());
-        let entries = self.entries.directions.map(|direction| self.entries.program.flow(direction.cookie));
+        let entries = self.entries.directions.map(|direction| self.entries.program.flow_entry(direction.cookie));
         debug!(?failed, ?errors, ?entries, "the flow is reset");
         if direction.wait_delivered(&self.entries.program, other).await.is_ok() {
             wait_send_queue_empty(other).await;

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tracing::warn;
 
-use crate::kernel::{Events, Verdict};
+use crate::bpf::{SockmapEvents, SockmapProgram};
 use crate::sys;
 
 /// Events taken at once.
@@ -42,9 +42,9 @@ pub(super) struct Registration<'k> {
 
 impl HangupMonitor {
     /// Needs a running tokio.
-    pub(super) fn start(program: Arc<Verdict>, events: Events) -> io::Result<Self> {
+    pub(super) fn start(program: Arc<SockmapProgram>, events: SockmapEvents) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let epoll = Arc::new(sys::watch(epoll, Interest::READABLE)?);
+        let epoll = Arc::new(sys::async_fd(epoll, Interest::READABLE)?);
         let flows = Arc::new(FlowWakers::default());
         let epoll_task = tokio::spawn(run_epoll(Arc::clone(&epoll), Arc::clone(&flows)));
         let events_task = tokio::spawn(run_events(events, Arc::clone(&flows), program));
@@ -114,7 +114,7 @@ async fn run_epoll(epoll: Arc<AsyncFd<OwnedFd>>, flows: Arc<FlowWakers>) {
     }
 }
 
-async fn run_events(mut events: Events, flows: Arc<FlowWakers>, program: Arc<Verdict>) {
+async fn run_events(mut events: SockmapEvents, flows: Arc<FlowWakers>, program: Arc<SockmapProgram>) {
     let mut lost_before = 0;
     loop {
         match events.next().await {
@@ -122,7 +122,7 @@ async fn run_events(mut events: Events, flows: Arc<FlowWakers>, program: Arc<Ver
             Err(error) => return warn!(%error, "the kernel program is not heard any more"),
         }
         // An event that had no room in the ring came behind one that had: everybody looks.
-        let lost = program.events_lost();
+        let lost = program.lost_events();
         if lost != lost_before {
             lost_before = lost;
             flows.wake_all();

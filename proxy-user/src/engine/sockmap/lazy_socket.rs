@@ -37,7 +37,7 @@ impl LazySocket {
         if self.registered.get().is_none() {
             let interest = Interest::READABLE | Interest::WRITABLE;
             // Both directions run in one task, so nobody else sets it in between.
-            let _ours = self.registered.set(sys::watch(Arc::clone(&self.socket), interest)?);
+            let _ours = self.registered.set(sys::async_fd(Arc::clone(&self.socket), interest)?);
         }
         self.registered.get().ok_or_else(|| io::ErrorKind::Other.into())
     }

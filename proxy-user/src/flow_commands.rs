@@ -10,14 +10,14 @@ use rustix::fs::{FlockOperation, flock};
 use snisplit_common::abi::packet::FlowState;
 
 use crate::engine::packet::send_resets;
-use crate::kernel::address::addresses;
-use crate::kernel::packet::{leave, migrate as migrate_pins};
-use crate::kernel::pinned::{Pinned, ask_to_cut, forget_flows};
-use crate::kernel::pins;
+use crate::bpf::address::peer_and_local;
+use crate::bpf::packet::{detach_all, migrate as migrate_pins};
+use crate::bpf::inspect::{PinnedState, request_resets, remove_tuples};
+use crate::bpf::pin_dir;
 
 /// The pins of an instance whose agent does not run, nor will while the file is open.
-fn left_behind(instance: &str) -> Result<(PathBuf, File)> {
-    let folder = pins(instance);
+fn lock_stopped_instance(instance: &str) -> Result<(PathBuf, File)> {
+    let folder = pin_dir(instance);
     let place = folder.display();
     let lock = File::open(&folder).with_context(|| format!("{place}: nothing is left there"))?;
     if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
@@ -28,25 +28,25 @@ fn left_behind(instance: &str) -> Result<(PathBuf, File)> {
 
 /// Has this version's agent understand what one before it has left; what to say of it.
 pub fn migrate(instance: &str) -> Result<String> {
-    let (folder, _lock) = left_behind(instance)?;
-    let was = migrate_pins(&folder)?;
+    let (folder, _lock) = lock_stopped_instance(instance)?;
+    let from_version = migrate_pins(&folder)?;
     let place = folder.display();
-    let flows = Pinned::read(&folder)?.packet.map_or(0, |packet| packet.flows.len());
-    Ok(format!("{place}: {flows} flows, of packet ABI version {was}, can go on with this snisplit"))
+    let flows = PinnedState::read(&folder)?.packet.map_or(0, |packet| packet.flows.len());
+    Ok(format!("{place}: {flows} flows, of packet ABI version {from_version}, can go on with this snisplit"))
 }
 
 /// Ends the flows of an instance and removes its pins; what to say of it.
-pub fn drop(instance: &str) -> Result<String> {
-    let (folder, _lock) = left_behind(instance)?;
+pub fn purge(instance: &str) -> Result<String> {
+    let (folder, _lock) = lock_stopped_instance(instance)?;
     let place = folder.display();
     // Those of another version are not understood; without its programs the kernel resets them as
     // soon as one of their peers says something.
-    let packet = Pinned::read(&folder).ok().and_then(|pinned| pinned.packet);
+    let packet = PinnedState::read(&folder).ok().and_then(|pinned| pinned.packet);
     if packet.is_some() {
         // The programs go later than their pins, and would not let the resets out.
-        forget_flows(&folder)?;
+        remove_tuples(&folder)?;
     }
-    leave(&folder);
+    detach_all(&folder);
     for entry in fs::read_dir(&folder)?.flatten() {
         fs::remove_file(entry.path()).with_context(|| entry.path().display().to_string())?;
     }
@@ -60,21 +60,21 @@ pub fn drop(instance: &str) -> Result<String> {
 }
 
 /// Asks the agent to reset the flows of a client, or the one by its address and port; what to say.
-pub fn cut(instance: &str, client: &str) -> Result<String> {
-    let is_meant: Box<dyn Fn(SocketAddr) -> bool> =
+pub fn request_reset(instance: &str, client: &str) -> Result<String> {
+    let is_selected: Box<dyn Fn(SocketAddr) -> bool> =
         match (client.parse::<SocketAddr>(), client.parse::<IpAddr>()) {
             (Ok(address), _) => Box::new(move |other| other == address),
             (_, Ok(ip)) => Box::new(move |other| other.ip() == ip),
             _ => bail!("\"{client}\" is no ADDRESS:PORT and no ADDRESS"),
         };
-    let folder = pins(instance);
+    let folder = pin_dir(instance);
     let context = || format!("{}: no flows of the packet engine", folder.display());
-    let packet = Pinned::read(&folder)?.packet.with_context(context)?;
+    let packet = PinnedState::read(&folder)?.packet.with_context(context)?;
     let running = packet.flows.iter().filter(|(_, flow)| flow.state == FlowState::Offloaded);
-    let meant = running.filter(|(_, flow)| is_meant(addresses(&flow.client_tuple).0));
-    let numbers: Vec<u64> = meant.map(|(number, _)| *number).collect();
-    ask_to_cut(&folder, &numbers)?;
-    match numbers.len() {
+    let selected = running.filter(|(_, flow)| is_selected(peer_and_local(&flow.client_tuple).0));
+    let flow_ids: Vec<u64> = selected.map(|(number, _)| *number).collect();
+    request_resets(&folder, &flow_ids)?;
+    match flow_ids.len() {
         0 => bail!("no flow of {client} is in the kernel; `snisplit flows` lists them"),
         flows => Ok(format!("{flows} flows will be cut")),
     }

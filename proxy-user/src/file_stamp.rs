@@ -11,15 +11,15 @@ use rustix::fs::stat;
 
 /// What tells one content from another: the file itself, its size, its time of change.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Version {
+pub(crate) struct FileStamp {
     inode: u64,
     size: i64,
-    changed: Option<SystemTime>,
+    modified: Option<SystemTime>,
 }
 
 /// The version that a path leads to now.
-pub(crate) fn version(path: &Path) -> Option<Version> {
-    let changed = std::fs::metadata(path).and_then(|file| file.modified()).ok();
+pub(crate) fn read_stamp(path: &Path) -> Option<FileStamp> {
+    let modified = std::fs::metadata(path).and_then(|file| file.modified()).ok();
     let status = stat(path).ok()?;
-    Some(Version { inode: status.st_ino, size: status.st_size, changed })
+    Some(FileStamp { inode: status.st_ino, size: status.st_size, modified })
 }

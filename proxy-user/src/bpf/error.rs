@@ -13,20 +13,20 @@ use thiserror::Error;
 
 /// Why the kernel does not do what it should.
 #[derive(Debug, Error)]
-pub(crate) enum KernelError {
+pub(crate) enum BpfError {
     #[error("the kernel's types (BTF) do not say where TCP keeps its numbers: {0}")]
-    Offsets(String),
+    Btf(String),
     #[error("the object does not load (CAP_BPF and CAP_NET_ADMIN are needed)")]
     Load(#[from] EbpfError),
     #[error("the object lacks `{0}`")]
-    Missing(&'static str),
+    MissingFromObject(&'static str),
     /// What the verifier said last, and the kernel's error.
     #[error("the verifier refuses the program (`--log debug` shows all it says): {0}")]
-    Refused(String, #[source] io::Error),
+    VerifierRejected(String, #[source] io::Error),
     #[error("signals kept the verifier from its work: start again when none arrive")]
     Interrupted(#[source] io::Error),
     #[error("the kernel does not look at the program (CAP_BPF and CAP_NET_ADMIN are needed)")]
-    Denied(#[source] io::Error),
+    LoadDenied(#[source] io::Error),
     #[error("the kernel refuses the program")]
     Program(#[source] ProgramError),
     #[error(
@@ -40,15 +40,15 @@ pub(crate) enum KernelError {
     #[error(
         "the pins are of ABI version {0}, this snisplit is of {ABI_VERSION}: use the one that runs"
     )]
-    Abi(u32),
+    AbiVersion(u32),
     #[error(
         "the flows in {1} are of a snisplit with packet ABI version {0}, this one is of \
          {PACKET_ABI_VERSION}: start that one again, or try `snisplit flows migrate`; \
          `snisplit flows drop` ends them"
     )]
-    PacketAbi(u32, String),
+    PacketAbiVersion(u32, String),
     #[error("an interface does not take the program")]
-    Link(#[from] LinkError),
+    Attach(#[from] LinkError),
     #[error("a pin does not work")]
     Pin(#[from] PinError),
     #[error("a socket or a ring does not work")]
@@ -56,9 +56,9 @@ pub(crate) enum KernelError {
 }
 
 /// Of what the verifier says, the end tells what is wrong; what comes before can be a thousand lines.
-const LAST_LINES: usize = 4;
+const MAX_LOG_LINES: usize = 4;
 
-impl From<ProgramError> for KernelError {
+impl From<ProgramError> for BpfError {
     fn from(error: ProgramError) -> Self {
         let ProgramError::LoadError { io_error, verifier_log } = error else {
             return Self::Program(error);
@@ -66,21 +66,21 @@ impl From<ProgramError> for KernelError {
         if io_error.kind() == ErrorKind::WouldBlock {
             return Self::Interrupted(io_error);
         }
-        let said = verifier_log.to_string();
-        if said.is_empty() {
-            return Self::Denied(io_error);
+        let log = verifier_log.to_string();
+        if log.is_empty() {
+            return Self::LoadDenied(io_error);
         }
-        tracing::debug!(said, "the verifier refuses a program");
-        Self::Refused(ending(&said), io_error)
+        tracing::debug!(log, "the verifier refuses a program");
+        Self::VerifierRejected(log_tail(&log), io_error)
     }
 }
 
 /// The last lines that are not figures of its work.
-fn ending(log: &str) -> String {
-    let figures = ["verification time ", "stack depth ", "processed "];
-    let is_figure = |line: &&str| figures.iter().any(|figure| line.starts_with(figure));
-    let lines = log.lines().map(str::trim).filter(|line| !line.is_empty() && !is_figure(line));
-    let mut last: Vec<&str> = lines.rev().take(LAST_LINES).collect();
+fn log_tail(log: &str) -> String {
+    let statistics = ["verification time ", "stack depth ", "processed "];
+    let is_statistic = |line: &&str| statistics.iter().any(|figure| line.starts_with(figure));
+    let lines = log.lines().map(str::trim).filter(|line| !line.is_empty() && !is_statistic(line));
+    let mut last: Vec<&str> = lines.rev().take(MAX_LOG_LINES).collect();
     last.reverse();
     last.join(" | ")
 }
@@ -88,12 +88,12 @@ fn ending(log: &str) -> String {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn of_what_the_verifier_says_the_end_is_told() {
+    fn verifier_log_is_cut_to_its_last_lines() {
         let log = "1: (b7)\n2: (85) call x#1\ninvalid access to map value\nR3 min value is outside\n\
                    verification time 9 usec\nstack depth 8\nprocessed 3 insns (limit 1000000)\n";
-        let told =
+        let expected =
             "1: (b7) | 2: (85) call x#1 | invalid access to map value | R3 min value is outside";
-        assert_eq!(super::ending(log), told);
-        assert_eq!(super::ending(""), "");
+        assert_eq!(super::log_tail(log), expected);
+        assert_eq!(super::log_tail(""), "");
     }
 }

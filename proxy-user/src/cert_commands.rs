@@ -15,9 +15,9 @@ use crate::config::terminate::Certificate;
 use crate::config::{Config, Terminate};
 
 /// All certificates of a configuration, a paragraph each.
-pub fn certificates(config: &Config) -> Result<String> {
+pub fn list(config: &Config) -> Result<String> {
     let paragraphs: Result<Vec<String>> =
-        config.terminates.iter().map(|one| paragraph(config, one)).collect();
+        config.terminates.iter().map(|one| describe(config, one)).collect();
     match paragraphs?.as_slice() {
         [] => Ok("no [[terminate]]: this agent needs no certificate\n".into()),
         paragraphs => Ok(paragraphs.join("\n")),
@@ -26,45 +26,45 @@ pub fn certificates(config: &Config) -> Result<String> {
 
 /// Asks the running agent, or the next one, to renew the certificate of a name.
 pub fn renew(config: &Config, name: &str) -> Result<()> {
-    let is_it = |one: &&Arc<Terminate>| one.route.names.iter().any(|own| own.to_string() == name);
-    let Some(one) = config.terminates.iter().find(is_it) else {
+    let has_name = |one: &&Arc<Terminate>| one.route.names.iter().any(|own| own.to_string() == name);
+    let Some(terminate) = config.terminates.iter().find(has_name) else {
         bail!("no [[terminate]] has \"{name}\"");
     };
-    let Some(folder) = folder(config, one) else {
+    let Some(folder) = certificate_dir(config, terminate) else {
         bail!("the certificate of \"{name}\" comes from files; replace these");
     };
     folder.ask_renewal().with_context(|| {
-        format!("acme.state_dir: no agent has begun to keep \"{}\" there", one.route.label)
+        format!("acme.state_dir: no agent has begun to keep \"{}\" there", terminate.route.label)
     })?;
     println!("asked for; a running agent orders within a second or two");
     Ok(())
 }
 
-fn folder(config: &Config, one: &Terminate) -> Option<Folder> {
+fn certificate_dir(config: &Config, terminate: &Terminate) -> Option<Folder> {
     let acme = config.acme.as_ref()?;
-    match one.certificate {
+    match terminate.certificate {
         Certificate::Ordered(_) => {
-            Some(store::look(&acme.state_dir, &acme.directory, &one.route.label))
+            Some(store::look(&acme.state_dir, &acme.directory, &terminate.route.label))
         }
         Certificate::Files { .. } => None,
     }
 }
 
-fn paragraph(config: &Config, one: &Terminate) -> Result<String> {
-    let names: Vec<String> = one.route.names.iter().map(ToString::to_string).collect();
+fn describe(config: &Config, terminate: &Terminate) -> Result<String> {
+    let names: Vec<String> = terminate.route.names.iter().map(ToString::to_string).collect();
     let mut out = format!("{}\n", names.join(" "));
     let mut line = |what: &str, words: &str| {
         let _infallible = writeln!(out, "  {what:<12} {words}");
     };
-    let (origin, facts, status) = match &one.certificate {
+    let (origin, facts, status) = match &terminate.certificate {
         Certificate::Files { cert, key } => {
             let found = files::load(cert, key).map(|(_, facts)| facts);
             (cert.display().to_string(), Some(found), None)
         }
         Certificate::Ordered(challenge) => {
-            let folder = folder(config, one).context("[acme] is missing")?;
-            let seen = folder.read()?;
-            (challenge.name().to_owned(), seen.facts, seen.status)
+            let folder = certificate_dir(config, terminate).context("[acme] is missing")?;
+            let stored = folder.read()?;
+            (challenge.name().to_owned(), stored.facts, stored.status)
         }
     };
     line("by", &origin);
@@ -77,8 +77,8 @@ fn paragraph(config: &Config, one: &Terminate) -> Result<String> {
         None => line("not after", "there is none yet"),
     }
     if let Some(Status { next, last_error, .. }) = status {
-        let due = time(next);
-        let words = if due <= SystemTime::now() { "now".into() } else { date(due) };
+        let next_order = time(next);
+        let words = if next_order <= SystemTime::now() { "now".into() } else { date(next_order) };
         line("next order", &words);
         line("last error", last_error.as_deref().unwrap_or("none"));
     }

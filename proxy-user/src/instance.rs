@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
-const FOLDER: &str = "/run/snisplit";
+const RUNTIME_DIR: &str = "/run/snisplit";
 
 /// What the agent says of itself at its start.
 #[derive(Clone, Debug, Deserialize, Serialize)]
-pub(crate) struct Presence {
+pub(crate) struct InstanceInfo {
     pub(crate) version: String,
     pub(crate) pid: u32,
     /// Seconds since 1970.
@@ -24,30 +24,30 @@ pub(crate) struct Presence {
 }
 
 /// The note of this agent; dropping it removes it.
-pub(crate) struct Note {
+pub(crate) struct InstanceLock {
     path: PathBuf,
     _lock: File,
 }
 
-fn path(instance: &str) -> PathBuf {
-    Path::new(FOLDER).join(instance).with_added_extension("json")
+fn info_path(instance: &str) -> PathBuf {
+    Path::new(RUNTIME_DIR).join(instance).with_added_extension("json")
 }
 
-impl Presence {
+impl InstanceInfo {
     /// Writes the note. `WouldBlock`: another agent of this name runs.
-    pub(crate) fn announce(&self, instance: &str) -> io::Result<Note> {
-        let path = path(instance);
-        fs::create_dir_all(FOLDER)?;
+    pub(crate) fn publish(&self, instance: &str) -> io::Result<InstanceLock> {
+        let path = info_path(instance);
+        fs::create_dir_all(RUNTIME_DIR)?;
         let mut file = File::options().create(true).truncate(false).write(true).open(&path)?;
         flock(&file, FlockOperation::NonBlockingLockExclusive)?;
         file.set_len(0)?;
         file.write_all(&serde_json::to_vec(self)?)?;
-        Ok(Note { path, _lock: file })
+        Ok(InstanceLock { path, _lock: file })
     }
 
     /// The note of a running agent.
-    pub(crate) fn of(instance: &str) -> io::Result<Option<Self>> {
-        let file = match File::open(path(instance)) {
+    pub(crate) fn read_running(instance: &str) -> io::Result<Option<Self>> {
+        let file = match File::open(info_path(instance)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             file => file?,
         };
@@ -59,7 +59,7 @@ impl Presence {
     }
 }
 
-impl Drop for Note {
+impl Drop for InstanceLock {
     fn drop(&mut self) {
         let _gone_already = fs::remove_file(&self.path);
     }

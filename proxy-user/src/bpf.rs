@@ -25,28 +25,28 @@ use crate::sys;
 
 pub(crate) mod address;
 mod error;
-mod layout;
-mod offsets;
+mod codec;
+mod btf_offsets;
 pub(crate) mod packet;
-mod patient;
-pub(crate) mod pinned;
-mod routes;
+mod load_retry;
+pub(crate) mod inspect;
+mod route_names;
 
-pub(crate) use error::KernelError;
-use layout::{FlowBytes, Plain as _, encode};
-use offsets::Offsets;
-use routes::Routes;
+pub(crate) use error::BpfError;
+use codec::{FlowBytes, MapValue as _, encode};
+use btf_offsets::SockmapOffsets;
+use route_names::RouteNames;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/snisplit-ebpf"));
 
 /// The maps that people look at.
-pub(crate) const PINNED: [&str; 4] = [ABI_MAP, FLOWS_MAP, ROUTES_MAP, COUNTERS_MAP];
+pub(crate) const PINNED_MAPS: [&str; 4] = [ABI_MAP, FLOWS_MAP, ROUTES_MAP, COUNTERS_MAP];
 
 /// The verdict program on its socket map. Dropping it detaches it.
-pub(crate) struct Verdict {
+pub(crate) struct SockmapProgram {
     maps: Mutex<Maps>,
     counters: PerCpuArray<MapData, u64>,
-    routes: Mutex<Routes>,
+    route_names: Mutex<RouteNames>,
     log: Mutex<EbpfLogger<&'static dyn Log>>,
     _loaded: Mutex<Ebpf>,
 }
@@ -58,40 +58,40 @@ struct Maps {
 }
 
 /// What the program tells, as it happens.
-pub(crate) struct Events(AsyncFd<RingBuf<MapData>>);
+pub(crate) struct SockmapEvents(AsyncFd<RingBuf<MapData>>);
 
 /// Where maps can be pinned.
 pub(crate) const BPFFS: &str = "/sys/fs/bpf";
 
 /// Where the maps of an instance are pinned.
-pub(crate) fn pins(instance: &str) -> PathBuf {
+pub(crate) fn pin_dir(instance: &str) -> PathBuf {
     Path::new(BPFFS).join("snisplit").join(instance)
 }
 
 /// Whether it is mounted.
-pub(crate) fn has_bpffs() -> bool {
+pub(crate) fn is_bpffs_mounted() -> bool {
     /// linux/magic.h
     const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
     statfs(BPFFS).is_ok_and(|mounted| mounted.f_type as u64 == BPF_FS_MAGIC)
 }
 
 /// The cookie of a socket, by which the program knows it.
-pub(crate) fn cookie(socket: impl AsFd) -> Result<u64, KernelError> {
+pub(crate) fn cookie(socket: impl AsFd) -> Result<u64, BpfError> {
     Ok(socket_cookie(socket).map_err(io::Error::from)?)
 }
 
-impl Verdict {
+impl SockmapProgram {
     /// Loads and attaches. The level is a constant of the loaded program: at `OFF` the verifier
     /// removes the log statements, so they cost nothing. `pins` is a folder of a bpffs for the maps
     /// that people look at; nothing of those names may be in it.
     pub(crate) fn load(
         level: LevelFilter,
         pins: Option<&Path>,
-    ) -> Result<(Self, Events), KernelError> {
-        let level = ebpf_level(level);
-        let Offsets { skb_seq, write_seq, copied_seq } = Offsets::of_this_kernel()?;
+    ) -> Result<(Self, SockmapEvents), BpfError> {
+        let level = ebpf_log_level(level);
+        let SockmapOffsets { skb_seq, write_seq, copied_seq } = SockmapOffsets::from_running_kernel()?;
         let mut loader = EbpfLoader::new();
-        for (name, folder) in PINNED.iter().zip(pins.into_iter().cycle()) {
+        for (name, folder) in PINNED_MAPS.iter().zip(pins.into_iter().cycle()) {
             loader.map_pin_path(name, folder.join(name));
         }
         let mut ebpf = loader
@@ -101,27 +101,27 @@ impl Verdict {
             .override_global(COPIED_SEQ_OFFSET, &copied_seq, true)
             .load(OBJECT)?;
         let log = EbpfLogger::init(&mut ebpf)?;
-        let mut take = |name| ebpf.take_map(name).ok_or(KernelError::Missing(name));
-        let mut abi: Array<MapData, u32> = take(ABI_MAP)?.try_into()?;
+        let mut take_map = |name| ebpf.take_map(name).ok_or(BpfError::MissingFromObject(name));
+        let mut abi: Array<MapData, u32> = take_map(ABI_MAP)?.try_into()?;
         abi.set(0, ABI_VERSION, 0)?;
-        let sources: SockHash<MapData, u64> = take(SOURCES_MAP)?.try_into()?;
-        let ring = RingBuf::try_from(take(EVENTS_MAP)?)?;
-        let events = sys::watch(ring, Interest::READABLE)?;
-        let counters = take(COUNTERS_MAP)?.try_into()?;
-        let routes = Mutex::new(Routes::new(take(ROUTES_MAP)?.try_into()?));
+        let sources: SockHash<MapData, u64> = take_map(SOURCES_MAP)?.try_into()?;
+        let ring = RingBuf::try_from(take_map(EVENTS_MAP)?)?;
+        let events = sys::async_fd(ring, Interest::READABLE)?;
+        let counters = take_map(COUNTERS_MAP)?.try_into()?;
+        let route_names = Mutex::new(RouteNames::new(take_map(ROUTES_MAP)?.try_into()?));
         let maps = Maps {
-            targets: take(TARGETS_MAP)?.try_into()?,
-            flows: take(FLOWS_MAP)?.try_into()?,
+            targets: take_map(TARGETS_MAP)?.try_into()?,
+            flows: take_map(FLOWS_MAP)?.try_into()?,
             sources,
         };
         let program: &mut SkSkb = ebpf
             .program_mut(SOCKMAP_VERDICT_PROGRAM)
-            .ok_or(KernelError::Missing(SOCKMAP_VERDICT_PROGRAM))?
+            .ok_or(BpfError::MissingFromObject(SOCKMAP_VERDICT_PROGRAM))?
             .try_into()?;
-        patient::load(|| program.load())?;
+        load_retry::load_program(|| program.load())?;
         program.attach(maps.sources.fd())?;
         let (maps, log, _loaded) = (Mutex::new(maps), Mutex::new(log), Mutex::new(ebpf));
-        Ok((Self { maps, counters, routes, log, _loaded }, Events(events)))
+        Ok((Self { maps, counters, route_names, log, _loaded }, SockmapEvents(events)))
     }
 
     fn maps(&self) -> MutexGuard<'_, Maps> {
@@ -129,12 +129,12 @@ impl Verdict {
     }
 
     /// Makes a socket one that can be redirected to.
-    pub(crate) fn add_target(&self, cookie: u64, socket: &impl AsRawFd) -> Result<(), KernelError> {
+    pub(crate) fn add_target(&self, cookie: u64, socket: &impl AsRawFd) -> Result<(), BpfError> {
         Ok(self.maps().targets.insert(cookie, socket.as_raw_fd(), 0)?)
     }
 
     /// Shows the program everything that a socket receives from now on.
-    pub(crate) fn add_source(&self, cookie: u64, socket: &impl AsRawFd) -> Result<(), KernelError> {
+    pub(crate) fn add_source(&self, cookie: u64, socket: &impl AsRawFd) -> Result<(), BpfError> {
         Ok(self.maps().sources.insert(cookie, socket.as_raw_fd(), 0)?)
     }
 
@@ -150,32 +150,32 @@ impl Verdict {
     }
 
     /// Notes a direction before its socket becomes a source.
-    pub(crate) fn add_flow(&self, cookie: u64, flow: DirectionEntry) -> Result<(), KernelError> {
+    pub(crate) fn insert_flow_entry(&self, cookie: u64, flow: DirectionEntry) -> Result<(), BpfError> {
         Ok(self.maps().flows.insert(cookie, encode(&flow), 0)?)
     }
 
     /// What became of a direction so far.
-    pub(crate) fn flow(&self, cookie: u64) -> Option<DirectionEntry> {
-        self.maps().flows.get(&cookie, 0).ok().map(|bytes| DirectionEntry::get(&bytes))
+    pub(crate) fn flow_entry(&self, cookie: u64) -> Option<DirectionEntry> {
+        self.maps().flows.get(&cookie, 0).ok().map(|bytes| DirectionEntry::read_from(&bytes))
     }
 
-    pub(crate) fn remove_flow(&self, cookie: u64) {
+    pub(crate) fn remove_flow_entry(&self, cookie: u64) {
         let _gone_already = self.maps().flows.remove(&cookie);
     }
 
     /// The number of a route of this name; 0 if there is no more room for it.
-    pub(crate) fn route(&self, name: &str) -> u32 {
-        self.routes.lock().unwrap_or_else(PoisonError::into_inner).number(name)
+    pub(crate) fn route_id(&self, name: &str) -> u32 {
+        self.route_names.lock().unwrap_or_else(PoisonError::into_inner).intern(name)
     }
 
     /// A counter, summed over all CPUs.
-    pub(crate) fn count(&self, count: SockmapCounter) -> Result<u64, KernelError> {
-        Ok(self.counters.get(&(count as u32), 0)?.iter().sum())
+    pub(crate) fn counter(&self, counter: SockmapCounter) -> Result<u64, BpfError> {
+        Ok(self.counters.get(&(counter as u32), 0)?.iter().sum())
     }
 
     /// Events that the ring had no room for.
-    pub(crate) fn events_lost(&self) -> u64 {
-        self.count(SockmapCounter::EventLost).unwrap_or_default()
+    pub(crate) fn lost_events(&self) -> u64 {
+        self.counter(SockmapCounter::EventLost).unwrap_or_default()
     }
 
     /// Passes on what the program has logged.
@@ -184,7 +184,7 @@ impl Verdict {
     }
 }
 
-impl Events {
+impl SockmapEvents {
     /// Waits for the next ones: whose, and what.
     pub(crate) async fn next(&mut self) -> io::Result<Vec<(u64, SockmapEventKind)>> {
         loop {
@@ -192,7 +192,7 @@ impl Events {
             let ring = ready.get_inner_mut();
             let mut events = Vec::new();
             while let Some(item) = ring.next() {
-                let SockmapEvent { cookie, kind, .. } = SockmapEvent::get(&item);
+                let SockmapEvent { cookie, kind, .. } = SockmapEvent::read_from(&item);
                 events.push((cookie, kind));
             }
             ready.clear_ready();
@@ -203,7 +203,7 @@ impl Events {
     }
 }
 
-fn ebpf_level(level: LevelFilter) -> u8 {
+fn ebpf_log_level(level: LevelFilter) -> u8 {
     use aya_log::Level;
     match level.into_level() {
         None => 0,

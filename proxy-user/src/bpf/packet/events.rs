@@ -7,16 +7,16 @@ use snisplit_common::abi::packet::FlowEvent;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::kernel::KernelError;
-use crate::kernel::layout::Plain as _;
+use crate::bpf::BpfError;
+use crate::bpf::codec::MapValue as _;
 use crate::sys;
 
 /// The programs' end of it is a ring.
-pub(crate) struct Events(AsyncFd<RingBuf<MapData>>);
+pub(crate) struct FlowEvents(AsyncFd<RingBuf<MapData>>);
 
-impl Events {
-    pub(super) fn of(ring: Map) -> Result<Self, KernelError> {
-        Ok(Self(sys::watch(RingBuf::try_from(ring)?, Interest::READABLE)?))
+impl FlowEvents {
+    pub(super) fn new(ring: Map) -> Result<Self, BpfError> {
+        Ok(Self(sys::async_fd(RingBuf::try_from(ring)?, Interest::READABLE)?))
     }
 
     /// Waits for the next ones.
@@ -26,7 +26,7 @@ impl Events {
             let ring = ready.get_inner_mut();
             let mut events = Vec::new();
             while let Some(item) = ring.next() {
-                events.push(FlowEvent::get(&item));
+                events.push(FlowEvent::read_from(&item));
             }
             ready.clear_ready();
             if !events.is_empty() {

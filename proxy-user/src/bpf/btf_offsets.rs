@@ -4,13 +4,13 @@ use std::fs;
 
 use btfparse::{Error, ErrorKind, Offset, Readable, Result as BtfResult, TypeInformation};
 
-use super::KernelError;
+use super::BpfError;
 
-const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
+const VMLINUX_BTF: &str = "/sys/kernel/btf/vmlinux";
 
 /// Bytes from the beginning of a structure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Offsets {
+pub(super) struct SockmapOffsets {
     /// In an `sk_buff`: TCP's sequence number, the first member of its control block
     /// (`struct tcp_skb_cb`, include/net/tcp.h).
     pub(super) skb_seq: u32,
@@ -21,11 +21,11 @@ pub(super) struct Offsets {
 }
 
 /// What the packet engine looks at of a `tcp_sock`, by the names of its program's globals.
-pub(super) type SocketOffsets = [(&'static str, u32); 10];
+pub(super) type PacketOffsets = [(&'static str, u32); 10];
 
-impl Offsets {
-    pub(super) fn of_this_kernel() -> Result<Self, KernelError> {
-        let types = Types::of_this_kernel()?;
+impl SockmapOffsets {
+    pub(super) fn from_running_kernel() -> Result<Self, BpfError> {
+        let types = KernelTypes::from_running_kernel()?;
         Ok(Self {
             skb_seq: types.offset("sk_buff", "cb")? + types.offset("tcp_skb_cb", "seq")?,
             write_seq: types.offset("tcp_sock", "write_seq")?,
@@ -34,10 +34,10 @@ impl Offsets {
     }
 }
 
-pub(super) fn of_sockets() -> Result<SocketOffsets, KernelError> {
-    let types = Types::of_this_kernel()?;
+pub(super) fn packet_offsets() -> Result<PacketOffsets, BpfError> {
+    let types = KernelTypes::from_running_kernel()?;
     let tcp = |member| types.offset("tcp_sock", member);
-    let options = tcp("rx_opt")?;
+    let rx_opt = tcp("rx_opt")?;
     Ok([
         // A `tcp_sock` begins with its `sock`, and that with its `sock_common`.
         ("SK_STATE_OFFSET", types.offset("sock_common", "skc_state")?),
@@ -47,25 +47,25 @@ pub(super) fn of_sockets() -> Result<SocketOffsets, KernelError> {
         ("WRITE_SEQ_OFFSET", tcp("write_seq")?),
         ("BYTES_ACKED_OFFSET", tcp("bytes_acked")?),
         ("OUT_OF_ORDER_OFFSET", tcp("out_of_order_queue")?),
-        ("TS_RECENT_OFFSET", options + types.offset("tcp_options_received", "ts_recent")?),
+        ("TS_RECENT_OFFSET", rx_opt + types.offset("tcp_options_received", "ts_recent")?),
         ("ECN_FLAGS_OFFSET", tcp("ecn_flags")?),
         ("TS_OFFSET_OFFSET", tcp("tsoffset")?),
     ])
 }
 
-struct Types(TypeInformation);
+struct KernelTypes(TypeInformation);
 
-impl Types {
-    fn of_this_kernel() -> Result<Self, KernelError> {
-        let image = fs::read(VMLINUX)
-            .map_err(|error| KernelError::Offsets(format!("{VMLINUX}: {error}")))?;
-        let types = TypeInformation::new(&Image(image))
-            .map_err(|error| KernelError::Offsets(format!("{VMLINUX}: {error:?}")))?;
+impl KernelTypes {
+    fn from_running_kernel() -> Result<Self, BpfError> {
+        let image = fs::read(VMLINUX_BTF)
+            .map_err(|error| BpfError::Btf(format!("{VMLINUX_BTF}: {error}")))?;
+        let types = TypeInformation::new(&BtfImage(image))
+            .map_err(|error| BpfError::Btf(format!("{VMLINUX_BTF}: {error:?}")))?;
         Ok(Self(types))
     }
 
-    fn offset(&self, structure: &str, member: &str) -> Result<u32, KernelError> {
-        let unknown = || KernelError::Offsets(format!("no {structure}.{member}"));
+    fn offset(&self, structure: &str, member: &str) -> Result<u32, BpfError> {
+        let unknown = || BpfError::Btf(format!("no {structure}.{member}"));
         let id = self.0.id_of(structure).ok_or_else(unknown)?;
         match self.0.offset_of(id, member) {
             Ok((_, Offset::ByteOffset(bytes))) => Ok(bytes),
@@ -75,9 +75,9 @@ impl Types {
 }
 
 /// A file that is in memory.
-struct Image(Vec<u8>);
+struct BtfImage(Vec<u8>);
 
-impl Readable for Image {
+impl Readable for BtfImage {
     fn read(&self, offset: u64, buffer: &mut [u8]) -> BtfResult<()> {
         let from = usize::try_from(offset).unwrap_or(usize::MAX);
         match self.0.get(from..from.saturating_add(buffer.len())) {

@@ -13,28 +13,28 @@ use snisplit_common::abi::{
 /// A [`Flow`] as it stands in the map.
 pub(super) type FlowBytes = [u8; size_of::<DirectionEntry>()];
 /// A [`Splice`] likewise.
-pub(super) type SpliceBytes = [u8; size_of::<FlowEntry>()];
+pub(super) type FlowEntryBytes = [u8; size_of::<FlowEntry>()];
 /// A [`Tuple`] likewise.
 pub(super) type TupleBytes = [u8; size_of::<Tuple>()];
 /// A [`Leg`] likewise.
-pub(super) type LegBytes = [u8; size_of::<TupleEntry>()];
+pub(super) type TupleEntryBytes = [u8; size_of::<TupleEntry>()];
 
 /// What can be written to bytes and read back.
-pub(super) trait Plain: Sized {
+pub(super) trait MapValue: Sized {
     /// Writes itself to the front.
-    fn put(&self, to: &mut [u8]);
+    fn write_to(&self, to: &mut [u8]);
     /// Reads itself off the front. A number that is none of ours is the one that is doubted.
-    fn get(from: &[u8]) -> Self;
+    fn read_from(from: &[u8]) -> Self;
 }
 
 /// As it stands in a map; `N` is its size.
-pub(super) fn encode<const N: usize>(value: &impl Plain) -> [u8; N] {
+pub(super) fn encode<const N: usize>(value: &impl MapValue) -> [u8; N] {
     let mut bytes = [0; N];
-    value.put(&mut bytes);
+    value.write_to(&mut bytes);
     bytes
 }
 
-macro_rules! numbers {
+macro_rules! impl_integers {
     ($($type:ident)*) => {
         $(impl Plain for $type {
             fn put(&self, to: &mut [u8]) {
@@ -48,28 +48,28 @@ macro_rules! numbers {
     };
 }
 
-impl<const N: usize> Plain for [u64; N] {
-    fn put(&self, to: &mut [u8]) {
+impl<const N: usize> MapValue for [u64; N] {
+    fn write_to(&self, to: &mut [u8]) {
         let places = to.chunks_exact_mut(size_of::<u64>());
-        self.iter().zip(places).for_each(|(number, place)| number.put(place));
+        self.iter().zip(places).for_each(|(number, place)| number.write_to(place));
     }
 
-    fn get(from: &[u8]) -> Self {
-        std::array::from_fn(|at| u64::get(&from[at * size_of::<u64>()..]))
+    fn read_from(from: &[u8]) -> Self {
+        std::array::from_fn(|at| u64::read_from(&from[at * size_of::<u64>()..]))
     }
 }
 
-impl<const N: usize> Plain for [u8; N] {
-    fn put(&self, to: &mut [u8]) {
+impl<const N: usize> MapValue for [u8; N] {
+    fn write_to(&self, to: &mut [u8]) {
         to[..N].copy_from_slice(self);
     }
 
-    fn get(from: &[u8]) -> Self {
+    fn read_from(from: &[u8]) -> Self {
         *from.first_chunk().unwrap_or(&[0; N])
     }
 }
 
-macro_rules! fields {
+macro_rules! impl_struct {
     ($($type:ident { $($field:ident)* })*) => {
         $(impl Plain for $type {
             fn put(&self, to: &mut [u8]) {
@@ -83,7 +83,7 @@ macro_rules! fields {
     };
 }
 
-macro_rules! words {
+macro_rules! impl_enum {
     ($($type:ident($number:ident) of $all:expr, else $doubted:ident;)*) => {
         $(impl Plain for $type {
             fn put(&self, to: &mut [u8]) {
@@ -98,11 +98,11 @@ macro_rules! words {
     };
 }
 
-numbers! { u8 u16 u32 u64 }
+impl_integers! { u8 u16 u32 u64 }
 
-pub(super) use fields;
+pub(super) use impl_struct;
 
-words! {
+impl_enum! {
     DirectionState(u32) of [Self::Pending, Self::Redirecting, Self::Overflowing, Self::Detaching], else Poisoned;
     Direction(u32) of [Self::Up], else Down;
     SockmapEventKind(u32) of [Self::Detach], else Poison;
@@ -110,7 +110,7 @@ words! {
     FallbackReason(u32) of Self::ALL, else None;
 }
 
-fields! {
+impl_struct! {
     DirectionEntry {
         egress_cookie redirected_bytes passed_bytes started_at bulk_threshold window_bytes window_start_ns reverse_redirected initial_write_seq next_seq state direction
         client_address backend_address client_port backend_port avg_skb_len_x16 route_id direction_changes
@@ -153,9 +153,9 @@ mod tests {
             route_id: 17,
             direction_changes: 18,
         };
-        assert_eq!(DirectionEntry::get(&encode::<{ size_of::<DirectionEntry>() }>(&flow)), flow);
+        assert_eq!(DirectionEntry::read_from(&encode::<{ size_of::<DirectionEntry>() }>(&flow)), flow);
         assert_eq!(
-            DirectionEntry::get(&[0xff; size_of::<DirectionEntry>()]).state,
+            DirectionEntry::read_from(&[0xff; size_of::<DirectionEntry>()]).state,
             DirectionState::Poisoned
         );
     }
@@ -177,7 +177,7 @@ mod tests {
             fallback_reason: FallbackReason::NoRoute,
             ..FlowEntry::default()
         };
-        assert_eq!(FlowEntry::get(&encode::<{ size_of::<FlowEntry>() }>(&splice)), splice);
-        assert_eq!(FlowEntry::get(&[0xff; size_of::<FlowEntry>()]).state, FlowState::Fallback);
+        assert_eq!(FlowEntry::read_from(&encode::<{ size_of::<FlowEntry>() }>(&splice)), splice);
+        assert_eq!(FlowEntry::read_from(&[0xff; size_of::<FlowEntry>()]).state, FlowState::Fallback);
     }
 }

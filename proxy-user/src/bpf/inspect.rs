@@ -1,0 +1,160 @@
+//! What an instance has pinned, read from outside: also while its agent is stopped or hangs.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
+use snisplit_common::abi::packet::{
+    FlowEntry, FlowState, PACKET_ABI_MAP, PACKET_ABI_VERSION, PACKET_COUNTERS_MAP,
+    PACKET_FLOWS_MAP, PACKET_INTERFACES_MAP, PACKET_ROUTES_MAP, PACKET_TUPLES_MAP, PacketCounter,
+    RESET_REQUESTS_MAP,
+};
+use snisplit_common::abi::{
+    ABI_MAP, ABI_VERSION, COUNTERS_MAP, DirectionEntry, FLOWS_MAP, ROUTES_MAP, SockmapCounter,
+};
+
+use super::BpfError;
+use super::codec::{FlowBytes, TupleEntryBytes, MapValue as _, FlowEntryBytes, TupleBytes};
+use super::packet::slots_by_flow;
+use super::route_names::{RouteNameBytes, decode_name};
+
+/// The maps of an instance as they are at this instant, of the engines that it has.
+#[derive(Debug, Default)]
+pub(crate) struct PinnedState {
+    pub(crate) sockmap: Option<SockmapState>,
+    pub(crate) packet: Option<PacketState>,
+}
+
+/// Those of the sockmap engine.
+#[derive(Debug)]
+pub(crate) struct SockmapState {
+    /// Directions by the cookie of the socket that receives.
+    pub(crate) flows: BTreeMap<u64, DirectionEntry>,
+    routes: BTreeMap<u32, String>,
+    counters: Vec<u64>,
+}
+
+/// Those of the packet engine.
+#[derive(Debug)]
+pub(crate) struct PacketState {
+    pub(crate) flows: BTreeMap<u64, FlowEntry>,
+    routes: BTreeMap<u32, String>,
+    counters: Vec<u64>,
+}
+
+impl PinnedState {
+    /// Reads all of them. Entries that come and go meanwhile may be missed.
+    pub(crate) fn read(dir: &Path) -> Result<Self, BpfError> {
+        let sockmap = dir.join(ABI_MAP).exists().then(|| SockmapState::read(dir));
+        let packet = dir.join(PACKET_ABI_MAP).exists().then(|| PacketState::read(dir));
+        Ok(Self { sockmap: sockmap.transpose()?, packet: packet.transpose()? })
+    }
+}
+
+impl SockmapState {
+    fn read(dir: &Path) -> Result<Self, BpfError> {
+        match abi_version(dir, ABI_MAP)? {
+            ABI_VERSION => {}
+            other => return Err(BpfError::AbiVersion(other)),
+        }
+        let flows = HashMap::try_from(Map::HashMap(open_map(dir, FLOWS_MAP)?))?;
+        let flow = |(cookie, bytes): (u64, FlowBytes)| (cookie, DirectionEntry::read_from(&bytes));
+        Ok(Self {
+            flows: flows.iter().flatten().map(flow).collect(),
+            routes: read_route_names(dir, ROUTES_MAP)?,
+            counters: read_counters(dir, COUNTERS_MAP)?,
+        })
+    }
+
+    /// The name of a flow's route.
+    pub(crate) fn route(&self, flow: &DirectionEntry) -> &str {
+        self.routes.get(&flow.route_id).map_or("?", String::as_str)
+    }
+
+    pub(crate) fn counter(&self, counter: SockmapCounter) -> u64 {
+        self.counters.get(counter as usize).copied().unwrap_or_default()
+    }
+}
+
+impl PacketState {
+    fn read(dir: &Path) -> Result<Self, BpfError> {
+        match abi_version(dir, PACKET_ABI_MAP)? {
+            PACKET_ABI_VERSION => {}
+            other => return Err(BpfError::PacketAbiVersion(other, dir.display().to_string())),
+        }
+        let entries: Array<_, FlowEntryBytes> =
+            Map::Array(open_map(dir, PACKET_FLOWS_MAP)?).try_into()?;
+        let tuples: HashMap<_, TupleBytes, TupleEntryBytes> =
+            Map::HashMap(open_map(dir, PACKET_TUPLES_MAP)?).try_into()?;
+        let flow = |(flow_id, slot)| Some((flow_id, FlowEntry::read_from(&entries.get(&slot, 0).ok()?)));
+        // What stays with its sockets is theirs, and only waits to be erased; it may be another's by now.
+        let is_current = |(number, splice): &(u64, FlowEntry)| {
+            splice.id == *number && splice.state != FlowState::Fallback
+        };
+        Ok(Self {
+            flows: slots_by_flow(&tuples).into_iter().filter_map(flow).filter(is_current).collect(),
+            routes: read_route_names(dir, PACKET_ROUTES_MAP)?,
+            // None between a migration and the next agent.
+            counters: match dir.join(PACKET_COUNTERS_MAP).exists() {
+                true => read_counters(dir, PACKET_COUNTERS_MAP)?,
+                false => Vec::new(),
+            },
+        })
+    }
+
+    /// The name of a flow's route.
+    pub(crate) fn route_name(&self, flow: &FlowEntry) -> &str {
+        self.routes.get(&flow.route_id).map_or("?", String::as_str)
+    }
+
+    pub(crate) fn counter(&self, counter: PacketCounter) -> u64 {
+        self.counters.get(counter as usize).copied().unwrap_or_default()
+    }
+}
+
+/// Has the packet engine's programs let out what this host says to the peers of flows.
+pub(crate) fn remove_tuples(dir: &Path) -> Result<(), BpfError> {
+    let mut tuples: HashMap<MapData, TupleBytes, TupleEntryBytes> =
+        Map::HashMap(open_map(dir, PACKET_TUPLES_MAP)?).try_into()?;
+    let all: Vec<TupleBytes> = tuples.keys().flatten().collect();
+    for tuple in all {
+        let _gone_already = tuples.remove(&tuple);
+    }
+    Ok(())
+}
+
+/// The numbers of the interfaces that the packet engine's programs are at.
+pub(super) fn attached_interfaces(dir: &Path) -> Result<Vec<u32>, BpfError> {
+    let map: HashMap<MapData, u32, u32> =
+        Map::HashMap(open_map(dir, PACKET_INTERFACES_MAP)?).try_into()?;
+    Ok(map.keys().flatten().collect())
+}
+
+/// Asks the agent to cut flows of the packet engine.
+pub(crate) fn request_resets(dir: &Path, flow_ids: &[u64]) -> Result<(), BpfError> {
+    let mut requests: HashMap<MapData, u64, u32> =
+        Map::HashMap(open_map(dir, RESET_REQUESTS_MAP)?).try_into()?;
+    Ok(flow_ids.iter().try_for_each(|number| requests.insert(number, 1, 0))?)
+}
+
+pub(super) fn open_map(dir: &Path, name: &str) -> Result<MapData, BpfError> {
+    Ok(MapData::from_pin(dir.join(name))?)
+}
+
+/// The version that the pins of an engine are of.
+pub(super) fn abi_version(dir: &Path, name: &str) -> Result<u32, BpfError> {
+    let abi: Array<MapData, u32> = Map::Array(open_map(dir, name)?).try_into()?;
+    Ok(abi.get(&0, 0)?)
+}
+
+fn read_route_names(dir: &Path, name: &str) -> Result<BTreeMap<u32, String>, BpfError> {
+    let routes: HashMap<MapData, u32, RouteNameBytes> = Map::HashMap(open_map(dir, name)?).try_into()?;
+    Ok(routes.iter().flatten().map(|(key, name)| (key, decode_name(&name))).collect())
+}
+
+/// Each summed over all CPUs.
+fn read_counters(dir: &Path, name: &str) -> Result<Vec<u64>, BpfError> {
+    let counters: PerCpuArray<MapData, u64> = Map::PerCpuArray(open_map(dir, name)?).try_into()?;
+    let summed = |slot| Ok(counters.get(&slot, 0)?.iter().sum());
+    (0..counters.len()).map(summed).collect()
+}

@@ -1,0 +1,177 @@
+//! Pins of a version before this one's are made this one's. Flows do not notice: the programs that carry them
+//! keep their maps until the next agent brings its own.
+
+use std::fs;
+use std::mem::offset_of;
+use std::path::Path;
+
+use aya::EbpfLoader;
+use aya::maps::{Array, HashMap, Map, MapData, MapType};
+use snisplit_common::abi::packet::{
+    FallbackReason, FlowEntry, FlowState, PACKET_ABI_MAP, PACKET_ABI_VERSION, PACKET_COUNTERS_MAP,
+    PACKET_FLOWS_MAP, PACKET_TUPLES_MAP, PeerState, Translation, Tuple,
+};
+
+use super::super::BpfError;
+use super::super::codec::{TupleEntryBytes, MapValue, FlowEntryBytes, TupleBytes, encode, impl_struct};
+use super::super::inspect::{open_map, abi_version};
+use super::OBJECT;
+use super::flow_table::tuple_entries;
+
+/// Counts one thing less than the next.
+const V2_NO_XDP: u32 = 2;
+/// Has its flows in a hash map, and another record of each.
+const V3_HASH: u32 = 3;
+/// The table of this version, until all flows are in it.
+const NEW_TABLE_PIN: &str = "packet_flows_next";
+
+/// Makes what is pinned there this version's; which it was.
+pub(crate) fn migrate(dir: &Path) -> Result<u32, BpfError> {
+    let from_version = abi_version(dir, PACKET_ABI_MAP)?;
+    match from_version {
+        PACKET_ABI_VERSION => return Ok(from_version),
+        // The next agent begins to count anew; it is gone already if we were killed here before.
+        V2_NO_XDP => _ = fs::remove_file(dir.join(PACKET_COUNTERS_MAP)),
+        V3_HASH => {}
+        _ => return Err(BpfError::PacketAbiVersion(from_version, dir.display().to_string())),
+    }
+    convert_flow_table(dir)?;
+    let mut abi: Array<MapData, u32> = Map::Array(open_map(dir, PACKET_ABI_MAP)?).try_into()?;
+    abi.set(0, PACKET_ABI_VERSION, 0)?;
+    Ok(from_version)
+}
+
+/// From the hash map to a table, which then takes its place.
+fn convert_flow_table(dir: &Path) -> Result<(), BpfError> {
+    let old = open_map(dir, PACKET_FLOWS_MAP)?;
+    if old.info()?.map_type()? != MapType::Hash {
+        // Killed after it had taken its place.
+        return Ok(());
+    }
+    let old: HashMap<MapData, u64, FlowEntryV3Bytes> = Map::HashMap(old).try_into()?;
+    let new_pin = dir.join(NEW_TABLE_PIN);
+    let _there_was_none = fs::remove_file(&new_pin);
+    let mut ebpf = EbpfLoader::new().map_pin_path(PACKET_FLOWS_MAP, &new_pin).load(OBJECT)?;
+    let table = ebpf.take_map(PACKET_FLOWS_MAP).ok_or(BpfError::MissingFromObject(PACKET_FLOWS_MAP))?;
+    let mut table: Array<MapData, FlowEntryBytes> = table.try_into()?;
+    let mut tuples: HashMap<MapData, TupleBytes, TupleEntryBytes> =
+        Map::HashMap(open_map(dir, PACKET_TUPLES_MAP)?).try_into()?;
+    for (slot, (flow_id, bytes)) in (0..).zip(old.iter().flatten()) {
+        let entry = FlowEntryV3::read_from(&bytes).tabled(flow_id);
+        table.set(slot, encode::<{ size_of::<FlowEntry>() }>(&entry), 0)?;
+        for (tuple, leg) in tuple_entries((flow_id, slot), &entry) {
+            // The programs of that version do not look at what is new in it.
+            if tuples.get(&tuple, 0).is_ok_and(|found| found[..12] == leg[..12]) {
+                tuples.insert(tuple, leg, 0)?;
+            }
+        }
+    }
+    Ok(fs::rename(new_pin, dir.join(PACKET_FLOWS_MAP))?)
+}
+
+type FlowEntryV3Bytes = [u8; size_of::<FlowEntryV3>()];
+
+/// A flow as it was up to version 3.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct FlowEntryV3 {
+    state: FlowState,
+    started_at: u64,
+    client_tuple: Tuple,
+    backend_tuple: Tuple,
+    to_backend: DirectionV3,
+    to_client: DirectionV3,
+    expected_acked: u32,
+    route: u32,
+    why: FallbackReason,
+    reserved: u32,
+}
+
+/// A direction of it: what has been said of its bytes, in its sender's numbers.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct DirectionV3 {
+    packets: u64,
+    bytes: u64,
+    last_seen: u64,
+    seq_delta: u32,
+    ack_delta: u32,
+    tsval_delta: u32,
+    tsecr_delta: u32,
+    min_tsecr: u32,
+    wscale_from: u32,
+    wscale_to: u32,
+    start: u32,
+    snd_nxt: u32,
+    acked: u32,
+    rcv_wnd_end: u32,
+    fin_seq: u32,
+    has_fin: u32,
+    strip_ecn: u32,
+}
+
+impl_struct! {
+    FlowEntryV3 { state started_at client_tuple backend_tuple to_backend to_client expected_acked route why reserved }
+    DirectionV3 {
+        packets bytes last_seen seq_delta ack_delta tsval_delta tsecr_delta min_tsecr wscale_from wscale_to start snd_nxt acked rcv_wnd_end fin_seq
+        has_fin strip_ecn
+    }
+}
+
+const _: () = assert!(size_of::<FlowEntryV3>() == 264);
+
+impl FlowEntryV3 {
+    /// As it is now. Nobody follows it until the next agent's programs do.
+    fn to_flow_entry(&self, flow_id: u64) -> FlowEntry {
+        let Self { state, started_at, client_tuple, backend_tuple, to_backend, to_client, expected_acked, route, why: fallback_reason, .. } = self;
+        FlowEntry {
+            state: *state,
+            client_tuple: *client_tuple,
+            to_backend: to_backend.translation(),
+            backend_tuple: *backend_tuple,
+            to_client: to_client.translation(),
+            id: flow_id,
+            started_at: *started_at,
+            expected_acked: *expected_acked,
+            route_id: *route,
+            fallback_reason: *fallback_reason,
+            client_state: to_backend.peer_state(to_client).untracked(),
+            backend_state: to_client.peer_state(to_backend).untracked(),
+            ..FlowEntry::default()
+        }
+    }
+}
+
+impl DirectionV3 {
+    const fn translation(&self) -> Translation {
+        let Self { seq_delta, ack_delta, tsval_delta, tsecr_delta, min_tsecr, wscale_from, wscale_to, strip_ecn, .. } = *self;
+        let [wscale_from, wscale_to, strip_ecn] = [wscale_from as u8, wscale_to as u8, strip_ecn as u8];
+        Translation {
+            seq_delta,
+            ack_delta,
+            tsval_delta,
+            tsecr_delta,
+            min_tsecr,
+            wscale_from,
+            wscale_to,
+            strip_ecn,
+            reserved: 0,
+        }
+    }
+
+    /// What its sender has said; `other` is the other direction.
+    const fn peer_state(&self, other: &Self) -> PeerState {
+        PeerState {
+            packets: self.packets,
+            last_seen_ns: self.last_seen,
+            acked_bytes: other.bytes,
+            snd_nxt: self.snd_nxt,
+            fin_seq: self.fin_seq,
+            has_fin: self.has_fin,
+            acked_seq: other.acked,
+            rcv_wnd_end: other.rcv_wnd_end,
+            valid_from: 0,
+            valid_to: 0,
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! Places of the programs at interfaces, which outlive the agent: pinned links (tcx), or filters
+//! (clsact), which stay where they are until somebody removes them.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
+use aya::programs::tc::{
+    NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact,
+};
+use aya::programs::{SchedClassifier, TcAttachType};
+use aya::util::KernelVersion;
+use rustix::net::netdevice::index_to_name;
+use rustix::net::{AddressFamily, SocketType, socket};
+
+use super::BpfError;
+
+/// An interface that packets of flows come and go by.
+pub(crate) struct AttachTarget {
+    /// Its name.
+    pub(crate) name: String,
+    /// Its number.
+    pub(crate) ifindex: u32,
+    /// Whether it is one end of a veth pair, and the other end in another network namespace.
+    pub(crate) peer_in_other_netns: bool,
+    /// Whether the program of drivers is wanted in its driver.
+    pub(crate) use_xdp: bool,
+}
+
+/// What an interface has for programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// Since Linux 6.6, in front of all filters. A program is replaced without missing a packet.
+    Tcx,
+    /// The queueing discipline of that name, and a filter of ours on each side of it.
+    Clsact,
+}
+
+impl Hook {
+    const ALL: [Self; 2] = [Self::Tcx, Self::Clsact];
+
+    /// The best that this kernel has.
+    pub(crate) fn best_supported() -> Self {
+        let since = KernelVersion::new(6, 6, 0);
+        match KernelVersion::current().is_ok_and(|version| version >= since) {
+            true => Self::Tcx,
+            false => Self::Clsact,
+        }
+    }
+}
+
+const ATTACH_TYPES: [TcAttachType; 2] = [TcAttachType::Ingress, TcAttachType::Egress];
+
+/// What the pins of places begin with; the interface's number follows.
+const TC_PIN_PREFIXES: [&str; 2] = ["in_", "out_"];
+
+/// Of the place in its driver.
+const XDP_PIN_PREFIX: &str = "early_";
+
+/// Of a filter: in front of all others.
+const FILTER_PRIORITY: u16 = 1;
+
+/// Whether a pin of this name is a place.
+pub(super) fn is_own_pin(name: &str) -> bool {
+    TC_PIN_PREFIXES.iter().chain([&XDP_PIN_PREFIX]).any(|prefix| name.starts_with(prefix))
+}
+
+/// The pin of the place in an interface's driver.
+pub(super) fn xdp_pin(dir: &Path, ifindex: u32) -> PathBuf {
+    dir.join(format!("{XDP_PIN_PREFIX}{ifindex}"))
+}
+
+fn tc_pin(dir: &Path, attach_type: TcAttachType, ifindex: u32) -> PathBuf {
+    let [ingress, egress] = TC_PIN_PREFIXES;
+    let prefix = if matches!(attach_type, TcAttachType::Ingress) { ingress } else { egress };
+    dir.join(format!("{prefix}{ifindex}"))
+}
+
+/// The filters of an instance have a number that no other has: its folder's name as one (FNV-1a).
+fn filter_handle(dir: &Path) -> TcHandle {
+    let name = dir.as_os_str().as_encoded_bytes();
+    let hash = name.iter().fold(0x811c_9dc5_u32, |number, byte| {
+        (number ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
+    });
+    TcHandle::from(hash.max(1))
+}
+
+/// Attaches to an interface, in a place that stays. Where another agent has left one, its program is
+/// replaced at once: no packet is missed. Without a folder the place goes with the program.
+pub(super) fn attach(
+    program: &mut SchedClassifier,
+    link: &AttachTarget,
+    (hook, attach_type): (Hook, TcAttachType),
+    pin_dir: Option<&Path>,
+) -> Result<(), BpfError> {
+    match hook {
+        Hook::Tcx => attach_tcx(program, link, attach_type, pin_dir),
+        Hook::Clsact => attach_clsact(program, link, attach_type, pin_dir),
+    }
+}
+
+fn attach_tcx(
+    program: &mut SchedClassifier,
+    AttachTarget { name, ifindex, .. }: &AttachTarget,
+    attach_type: TcAttachType,
+    pin_dir: Option<&Path>,
+) -> Result<(), BpfError> {
+    let order = || TcAttachOptions::TcxOrder(LinkOrder::first());
+    let Some(dir) = pin_dir else {
+        program.attach_with_options(name, attach_type, order())?;
+        return Ok(());
+    };
+    let pin = tc_pin(dir, attach_type, *ifindex);
+    if pin.exists() && replace_program(program, &pin).is_ok() {
+        return Ok(());
+    }
+    // Of an interface that is gone.
+    let _there_was_none = fs::remove_file(&pin);
+    let link_id = program.attach_with_options(name, attach_type, order())?;
+    let link = FdLink::try_from(program.take_link(link_id)?)?;
+    link.pin(&pin)?;
+    Ok(())
+}
+
+fn replace_program(program: &mut SchedClassifier, pin: &Path) -> Result<(), BpfError> {
+    let old = FdLink::from(PinnedLink::from_pin(pin)?);
+    program.attach_to_link(SchedClassifierLink::try_from(old)?)?;
+    Ok(())
+}
+
+fn attach_clsact(
+    program: &mut SchedClassifier,
+    AttachTarget { name, .. }: &AttachTarget,
+    attach_type: TcAttachType,
+    pin_dir: Option<&Path>,
+) -> Result<(), BpfError> {
+    // It stays when we go: others may have filters there by then.
+    let _there_already = qdisc_add_clsact(name);
+    let new =
+        |handle| TcAttachOptions::Netlink(NlOptions { priority: FILTER_PRIORITY, handle, classid: None });
+    let Some(dir) = pin_dir else {
+        program.attach_with_options(name, attach_type, new(TcHandle::AUTO_ASSIGN))?;
+        return Ok(());
+    };
+    let link_id = match program.attach_to_link(find_filter(dir, name, attach_type)?) {
+        Ok(place) => place,
+        Err(_there_is_none) => program.attach_with_options(name, attach_type, new(filter_handle(dir)))?,
+    };
+    std::mem::forget(program.take_link(link_id)?);
+    Ok(())
+}
+
+/// The filter of an instance at an interface, if there is one. Dropping it removes it.
+fn find_filter(dir: &Path, name: &str, attach_type: TcAttachType) -> io::Result<SchedClassifierLink> {
+    SchedClassifierLink::attached(name, attach_type, FILTER_PRIORITY, filter_handle(dir), None)
+}
+
+/// Leaves all places at an interface but those at this hook.
+pub(super) fn detach(dir: &Path, ifindex: u32, except: Option<Hook>) {
+    for hook in Hook::ALL.into_iter().filter(|hook| Some(*hook) != except) {
+        match hook {
+            Hook::Tcx => {
+                ATTACH_TYPES.iter().for_each(|side| _ = fs::remove_file(tc_pin(dir, *side, ifindex)))
+            }
+            Hook::Clsact => detach_clsact(dir, ifindex),
+        }
+    }
+}
+
+fn detach_clsact(dir: &Path, ifindex: u32) {
+    let probe_socket = socket(AddressFamily::INET, SocketType::DGRAM, None);
+    let Ok(name) = probe_socket.and_then(|any| index_to_name(any, ifindex)) else { return };
+    ATTACH_TYPES.into_iter().for_each(|side| drop(find_filter(dir, &name, side)));
+}
