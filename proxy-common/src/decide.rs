@@ -20,7 +20,7 @@ pub enum AcmePolicy {
     /// Only our own orders are answered.
     Local,
     /// None is answered.
-    Refuse,
+    Reject,
 }
 
 /// What [`AcmePolicy::Auto`] means on a listener (`acme_bypass`).
@@ -80,7 +80,7 @@ pub enum Action<'r, R, H> {
     /// Hand it to the route's back end unread.
     Forward(&'r R),
     /// Say no.
-    Refuse(Alert),
+    Reject(Alert),
 }
 
 /// How a name is known here.
@@ -124,7 +124,7 @@ pub enum DecisionReason {
     /// The route says `acme = "local"`.
     RouteLocal,
     /// The route says `acme = "refuse"`.
-    RouteRefuse,
+    RouteReject,
     /// `acme_bypass = "never"`.
     BypassNever,
     /// `acme_bypass = "always"`.
@@ -141,7 +141,7 @@ pub fn decide<'r, R: RoutePolicy, C: CertificateLookup>(
     let name = match &client_hello.sni {
         Sni::Name(name) => Some(name),
         Sni::Absent => None,
-        Sni::Invalid(_) => return refuse(DecisionReason::InvalidServerName, NameClass::Nameless),
+        Sni::Invalid(_) => return reject(DecisionReason::InvalidServerName, NameClass::Nameless),
     };
     match client_hello.is_acme_validation() {
         false => decide_ordinary(name, routes, certificates),
@@ -159,12 +159,12 @@ fn decide_ordinary<'r, R, C: CertificateLookup>(
             terminate(certificate, DecisionReason::ManagedName)
         }
         Some(ManagedName { certificate: None, .. }) => {
-            refuse(DecisionReason::NoCertificate, NameClass::Managed)
+            reject(DecisionReason::NoCertificate, NameClass::Managed)
         }
         None => match (routes.lookup(name), name) {
             (Some(found), _) => forward(found.route, DecisionReason::Route, found.kind),
-            (None, Some(_)) => refuse(DecisionReason::NoRoute, NameClass::Unrouted),
-            (None, None) => refuse(DecisionReason::NoServerName, NameClass::Nameless),
+            (None, Some(_)) => reject(DecisionReason::NoRoute, NameClass::Unrouted),
+            (None, None) => reject(DecisionReason::NoServerName, NameClass::Nameless),
         },
     }
 }
@@ -188,25 +188,25 @@ pub fn decide_validation<'r, R: RoutePolicy, C: CertificateLookup>(
     certificates: &C,
 ) -> Decision<'r, R, C::Certificate> {
     let Some(name) = name else {
-        return refuse(DecisionReason::NoServerName, NameClass::Nameless);
+        return reject(DecisionReason::NoServerName, NameClass::Nameless);
     };
     if let Some(certificate) = certificates.pending_challenge(name) {
         return terminate(certificate, DecisionReason::ChallengePending);
     }
     if managed_name_for(name, routes, certificates).is_some() {
-        return refuse(DecisionReason::NoChallengePending, NameClass::Managed);
+        return reject(DecisionReason::NoChallengePending, NameClass::Managed);
     }
     let Some(found) = routes.lookup(Some(name)) else {
-        return refuse(DecisionReason::NoRoute, NameClass::Unrouted);
+        return reject(DecisionReason::NoRoute, NameClass::Unrouted);
     };
     let name_class = NameClass::Routed(found.kind);
     match (found.route.acme_policy(), bypass, found.kind) {
-        (AcmePolicy::Refuse, _, _) => refuse(DecisionReason::RouteRefuse, name_class),
-        (AcmePolicy::Local, _, _) => refuse(DecisionReason::RouteLocal, name_class),
+        (AcmePolicy::Reject, _, _) => reject(DecisionReason::RouteReject, name_class),
+        (AcmePolicy::Local, _, _) => reject(DecisionReason::RouteLocal, name_class),
         (AcmePolicy::Backend, _, kind) => forward(found.route, DecisionReason::RouteBackend, kind),
-        (AcmePolicy::Auto, AcmeBypass::Never, _) => refuse(DecisionReason::BypassNever, name_class),
+        (AcmePolicy::Auto, AcmeBypass::Never, _) => reject(DecisionReason::BypassNever, name_class),
         (AcmePolicy::Auto, AcmeBypass::Owned, MatchKind::Default) => {
-            refuse(DecisionReason::CatchAll, name_class)
+            reject(DecisionReason::CatchAll, name_class)
         }
         (AcmePolicy::Auto, AcmeBypass::Always, kind @ MatchKind::Default) => {
             forward(found.route, DecisionReason::BypassAlways, kind)
@@ -224,8 +224,8 @@ const fn forward<R, H>(route: &R, reason: DecisionReason, kind: MatchKind) -> De
 }
 
 /// Every refusal here is about the name, so one alert says it all (RFC 6066 §3, RFC 8737 §4).
-const fn refuse<'r, R, H>(reason: DecisionReason, name_class: NameClass) -> Decision<'r, R, H> {
-    Decision { action: Action::Refuse(Alert::UnrecognizedName), reason, name_class }
+const fn reject<'r, R, H>(reason: DecisionReason, name_class: NameClass) -> Decision<'r, R, H> {
+    Decision { action: Action::Reject(Alert::UnrecognizedName), reason, name_class }
 }
 
 mod labels;

@@ -59,7 +59,7 @@ fn policy() -> impl Strategy<Value = AcmePolicy> {
         4 => Just(AcmePolicy::Auto),
         1 => Just(AcmePolicy::Backend),
         1 => Just(AcmePolicy::Local),
-        1 => Just(AcmePolicy::Refuse),
+        1 => Just(AcmePolicy::Reject),
     ]
 }
 
@@ -105,7 +105,7 @@ proptest! {
             let (rank, number) = owner.expect("somebody");
             prop_assert_eq!(route.number, number, "only the most specific route");
             prop_assert!(ours.is_none_or(|ours| ours > rank), "never a name of ours");
-            prop_assert!(!matches!(route.acme, AcmePolicy::Local | AcmePolicy::Refuse));
+            prop_assert!(!matches!(route.acme, AcmePolicy::Local | AcmePolicy::Reject));
             // A catch-all gets one only where the operator said so in as many words.
             let is_allowed_by_config = route.acme == AcmePolicy::Backend || bypass == AcmeBypass::Always;
             prop_assert!(rank < 2 || is_allowed_by_config);

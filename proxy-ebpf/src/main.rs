@@ -66,10 +66,10 @@ fn sni_verdict(ctx: SkBuffContext) -> u32 {
     match forward_skb(&ctx, cookie, flow, len) {
         Ok(verdict) => verdict,
         Err(counter) => {
-            count(why);
+            count(counter);
             if flow.state != DirectionState::Poisoned {
                 flow.state = DirectionState::Poisoned;
-                warn!(&ctx, "flow {} poisoned: {}", cookie, why as u32);
+                warn!(&ctx, "flow {} poisoned: {}", cookie, counter as u32);
                 emit(cookie, SockmapEventKind::Poison);
             }
             SK_DROP

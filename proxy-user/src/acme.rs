@@ -13,130 +13,130 @@ use instant_acme::Account;
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 
-use crate::certs::Keyring;
-use crate::config::terminate::{Certificate, Challenge};
-use crate::config::{Acme, Config, Terminate};
-use http::RetryAfter;
-use keeper::Keeper;
-use store::Store;
+use crate::certs::CertStore;
+use crate::config::terminate::{CertificateSource, Challenge};
+use crate::config::{AcmeConfig, Config, Terminate};
+use http_client::RetryAfter;
+use certificate_task::CertificateTask;
+use store::StateStore;
 
 mod account;
-mod dns;
-mod http;
-mod keeper;
+mod dns01;
+mod http_client;
+mod certificate_task;
 mod order;
 pub(crate) mod status;
 pub(crate) mod store;
 
 /// All keepers.
-pub(crate) struct Keepers {
-    keyring: Keyring,
-    office: Option<Arc<Office>>,
-    running: HashMap<Wish, JoinHandle<()>>,
+pub(crate) struct CertificateManager {
+    cert_store: CertStore,
+    context: Option<Arc<AcmeContext>>,
+    running: HashMap<CertificateSpec, JoinHandle<()>>,
 }
 
 /// A certificate that is wanted.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Wish {
+struct CertificateSpec {
     label: String,
     names: Vec<String>,
     challenge: Challenge,
 }
 
 /// What all orders share.
-struct Office {
-    acme: Acme,
+struct AcmeContext {
+    config: AcmeConfig,
     /// Name servers of the configuration.
-    servers: Vec<SocketAddr>,
-    store: Store,
-    keyring: Keyring,
+    nameservers: Vec<SocketAddr>,
+    store: StateStore,
+    cert_store: CertStore,
     retry_after: RetryAfter,
     account: Mutex<Option<Account>>,
 }
 
-impl Keepers {
-    pub(crate) fn new(keyring: Keyring) -> Self {
-        Self { keyring, office: None, running: HashMap::new() }
+impl CertificateManager {
+    pub(crate) fn new(cert_store: CertStore) -> Self {
+        Self { cert_store, context: None, running: HashMap::new() }
     }
 
     /// Keeps the certificates that a configuration wants ordered, and no others. Fails, changing
     /// nothing, if the state cannot be opened.
     pub(crate) fn apply(&mut self, config: &Config) -> Result<()> {
-        let wishes: Vec<Wish> = config.terminates.iter().filter_map(|one| Wish::of(one)).collect();
-        let office = match &config.acme {
-            Some(acme) if !wishes.is_empty() => Some(self.office(acme, &config.nameservers)?),
+        let specs: Vec<CertificateSpec> = config.terminates.iter().filter_map(|one| CertificateSpec::from_terminate(one)).collect();
+        let context = match &config.acme {
+            Some(acme) if !specs.is_empty() => Some(self.open_context(acme, &config.nameservers)?),
             Some(_) | None => None,
         };
-        let is_same = match (&office, &self.office) {
+        let is_same = match (&context, &self.context) {
             (Some(new), Some(old)) => Arc::ptr_eq(new, old),
             (None, None) => true,
             _ => false,
         };
-        self.running.retain(|wish, task| {
-            let stays = is_same && wishes.contains(wish);
+        self.running.retain(|spec, task| {
+            let stays = is_same && specs.contains(spec);
             if !stays {
                 task.abort();
             }
             stays
         });
-        if let Some(office) = &office {
-            for wish in wishes {
-                if let Entry::Vacant(free) = self.running.entry(wish) {
-                    let keeper = Keeper::open(Arc::clone(office), free.key().clone())?;
-                    free.insert(tokio::spawn(keeper.run()));
+        if let Some(open) = &context {
+            for spec in specs {
+                if let Entry::Vacant(free) = self.running.entry(spec) {
+                    let task = CertificateTask::open(Arc::clone(open), free.key().clone())?;
+                    free.insert(tokio::spawn(task.run()));
                 }
             }
         }
-        self.office = office;
+        self.context = context;
         Ok(())
     }
 
     /// The one that is open, if it is for the same.
-    fn office(&self, acme: &Acme, servers: &[SocketAddr]) -> Result<Arc<Office>> {
-        let open = self.office.as_ref();
-        if let Some(office) = open
-            && office.acme == *acme
-            && office.servers == servers
+    fn open_context(&self, acme: &AcmeConfig, nameservers: &[SocketAddr]) -> Result<Arc<AcmeContext>> {
+        let current = self.context.as_ref();
+        if let Some(context) = current
+            && context.config == *acme
+            && context.nameservers == nameservers
         {
-            return Ok(Arc::clone(office));
+            return Ok(Arc::clone(context));
         }
-        let before = open.map(|office| &office.store);
-        let store = Store::open(&acme.state_dir, &acme.directory, before)?;
-        Ok(Arc::new(Office {
-            acme: acme.clone(),
-            servers: servers.to_vec(),
+        let previous_store = current.map(|office| &office.store);
+        let store = StateStore::open(&acme.state_dir, &acme.directory, previous_store)?;
+        Ok(Arc::new(AcmeContext {
+            config: acme.clone(),
+            nameservers: nameservers.to_vec(),
             store,
-            keyring: self.keyring.clone(),
+            cert_store: self.cert_store.clone(),
             retry_after: RetryAfter::default(),
             account: Mutex::new(None),
         }))
     }
 }
 
-impl Wish {
-    fn of(one: &Terminate) -> Option<Self> {
-        let Certificate::Ordered(challenge) = one.certificate else { return None };
+impl CertificateSpec {
+    fn from_terminate(terminate: &Terminate) -> Option<Self> {
+        let CertificateSource::Acme(challenge) = terminate.certificate else { return None };
         Some(Self {
-            label: one.route.label.clone(),
-            names: one.route.names.iter().map(ToString::to_string).collect(),
+            label: terminate.route.label.clone(),
+            names: terminate.route.names.iter().map(ToString::to_string).collect(),
             challenge,
         })
     }
 }
 
-impl Office {
+impl AcmeContext {
     /// The account, opened by whoever needs it first.
     async fn account(&self) -> Result<Account> {
         let mut account = self.account.lock().await;
         if let Some(account) = &*account {
             return Ok(account.clone());
         }
-        let opened = account::open(&self.acme, &self.store, &self.retry_after).await?;
+        let opened = account::load_or_create(&self.config, &self.store, &self.retry_after).await?;
         Ok(account.insert(opened).clone())
     }
 
     /// The CA does not know the account any more.
-    fn forget(&self) {
+    fn clear_account(&self) {
         if let Ok(mut account) = self.account.try_lock() {
             *account = None;
         }

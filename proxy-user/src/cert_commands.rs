@@ -7,11 +7,11 @@ use std::time::SystemTime;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::acme::status::{Status, date, time};
-use crate::acme::store::{self, Folder};
-use crate::certs::facts::Facts;
-use crate::certs::files;
-use crate::config::terminate::Certificate;
+use crate::acme::status::{CertificateStatus, format_time, from_unix_seconds};
+use crate::acme::store::{self, CertificateDir};
+use crate::certs::info::CertInfo;
+use crate::certs::pem;
+use crate::config::terminate::CertificateSource;
 use crate::config::{Config, Terminate};
 
 /// All certificates of a configuration, a paragraph each.
@@ -33,20 +33,20 @@ pub fn renew(config: &Config, name: &str) -> Result<()> {
     let Some(folder) = certificate_dir(config, terminate) else {
         bail!("the certificate of \"{name}\" comes from files; replace these");
     };
-    folder.ask_renewal().with_context(|| {
+    folder.request_renewal().with_context(|| {
         format!("acme.state_dir: no agent has begun to keep \"{}\" there", terminate.route.label)
     })?;
     println!("asked for; a running agent orders within a second or two");
     Ok(())
 }
 
-fn certificate_dir(config: &Config, terminate: &Terminate) -> Option<Folder> {
+fn certificate_dir(config: &Config, terminate: &Terminate) -> Option<CertificateDir> {
     let acme = config.acme.as_ref()?;
     match terminate.certificate {
-        Certificate::Ordered(_) => {
-            Some(store::look(&acme.state_dir, &acme.directory, &terminate.route.label))
+        CertificateSource::Acme(_) => {
+            Some(store::open_readonly(&acme.state_dir, &acme.directory, &terminate.route.label))
         }
-        Certificate::Files { .. } => None,
+        CertificateSource::Files { .. } => None,
     }
 }
 
@@ -57,28 +57,28 @@ fn describe(config: &Config, terminate: &Terminate) -> Result<String> {
         let _infallible = writeln!(out, "  {what:<12} {words}");
     };
     let (origin, facts, status) = match &terminate.certificate {
-        Certificate::Files { cert, key } => {
-            let found = files::load(cert, key).map(|(_, facts)| facts);
+        CertificateSource::Files { cert, key } => {
+            let found = pem::load(cert, key).map(|(_, facts)| facts);
             (cert.display().to_string(), Some(found), None)
         }
-        Certificate::Ordered(challenge) => {
+        CertificateSource::Acme(challenge) => {
             let folder = certificate_dir(config, terminate).context("[acme] is missing")?;
             let stored = folder.read()?;
-            (challenge.name().to_owned(), stored.facts, stored.status)
+            (challenge.label().to_owned(), stored.info, stored.status)
         }
     };
     line("by", &origin);
     match facts {
-        Some(Ok(Facts { issuer, not_after, .. })) => {
+        Some(Ok(CertInfo { issuer, not_after, .. })) => {
             line("issuer", &issuer);
-            line("not after", &date(not_after));
+            line("not after", &format_time(not_after));
         }
         Some(Err(why)) => line("broken", &why),
         None => line("not after", "there is none yet"),
     }
-    if let Some(Status { next, last_error, .. }) = status {
-        let next_order = time(next);
-        let words = if next_order <= SystemTime::now() { "now".into() } else { date(next_order) };
+    if let Some(CertificateStatus { next, last_error, .. }) = status {
+        let next_order = from_unix_seconds(next);
+        let words = if next_order <= SystemTime::now() { "now".into() } else { format_time(next_order) };
         line("next order", &words);
         line("last error", last_error.as_deref().unwrap_or("none"));
     }

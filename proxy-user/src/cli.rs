@@ -79,7 +79,7 @@ pub enum Command {
     /// move most; ended by Ctrl-C
     Top {
         /// Its name (`instance` in its configuration)
-        #[arg(long, default_value = crate::config::INSTANCE, value_name = "NAME")]
+        #[arg(long, default_value = crate::config::DEFAULT_INSTANCE, value_name = "NAME")]
         instance: String,
 
         /// Time between looks
@@ -88,13 +88,13 @@ pub enum Command {
 
         /// How many looks; without end unless it is given
         #[arg(long, value_name = "N")]
-        times: Option<u64>,
+        count: Option<u64>,
     },
     /// Say what this host can do, and for each "no", the reason
     Doctor {
         /// Log level of the kernel programs while they are tried: off, error, warn, info, debug
         #[arg(long, default_value = "off", value_name = "LEVEL")]
-        ebpf_log: LevelFilter,
+        ebpf_log_level: LevelFilter,
     },
 }
 
@@ -133,21 +133,21 @@ pub enum FlowsCommand {
         client: String,
 
         /// Its name (`instance` in its configuration)
-        #[arg(long, default_value = crate::config::INSTANCE, value_name = "NAME")]
+        #[arg(long, default_value = crate::config::DEFAULT_INSTANCE, value_name = "NAME")]
         instance: String,
     },
     /// Take over the flows of the packet engine that an agent of an older version has left behind: they run
     /// on, and the next agent adopts them. Not while an agent of that name runs
     Migrate {
         /// Its name (`instance` in its configuration)
-        #[arg(long, default_value = crate::config::INSTANCE, value_name = "NAME")]
+        #[arg(long, default_value = crate::config::DEFAULT_INSTANCE, value_name = "NAME")]
         instance: String,
     },
     /// End the flows of the packet engine that an agent has left behind: with a reset for both peers,
     /// and nothing of it stays in the kernel. Not while an agent of that name runs
     Purge {
         /// Its name (`instance` in its configuration)
-        #[arg(long, default_value = crate::config::INSTANCE, value_name = "NAME")]
+        #[arg(long, default_value = crate::config::DEFAULT_INSTANCE, value_name = "NAME")]
         instance: String,
     },
 }
@@ -156,7 +156,7 @@ pub enum FlowsCommand {
 #[derive(clap::Args, Debug)]
 pub struct InstanceArgs {
     /// Its name (`instance` in its configuration)
-    #[arg(long, default_value = crate::config::INSTANCE, value_name = "NAME")]
+    #[arg(long, default_value = crate::config::DEFAULT_INSTANCE, value_name = "NAME")]
     pub instance: String,
 
     /// Answer in JSON
@@ -189,7 +189,7 @@ pub struct ExplainArgs {
 
     /// A file with the bytes of a connection from its first one on, such as a capture has them
     #[arg(long, value_name = "FILE")]
-    pub hello: Option<PathBuf>,
+    pub client_hello: Option<PathBuf>,
 
     #[allow(missing_docs, reason = "clap would take it for a help text")]
     #[command(flatten)]

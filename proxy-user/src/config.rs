@@ -14,26 +14,26 @@ use snisplit_common::decide::AcmeBypass;
 use snisplit_common::route_table::RouteTable;
 
 use crate::engine::EngineChoice;
-use crate::observe::access_log::Format;
+use crate::observe::access_log::AccessLogFormat;
 
 pub mod acme;
-mod build;
+mod validate;
 mod file;
 mod flags;
 mod limits;
 mod packet;
-mod problem;
+mod diagnostic;
 mod route;
-mod routes;
+mod route_table;
 pub mod terminate;
-mod value;
+mod parse;
 
-pub use acme::Acme;
+pub use acme::AcmeConfig;
 pub use flags::Overrides;
 pub use limits::Limits;
-pub use packet::Packet;
-pub use problem::Problems;
-pub use route::{Backend, Check, Place, Route, Source};
+pub use packet::PacketConfig;
+pub use diagnostic::ConfigErrors;
+pub use route::{Backend, HealthCheckKind, BackendAddr, Route, SourceAddress};
 pub use terminate::Terminate;
 
 /// Everything `run` needs to know.
@@ -46,7 +46,7 @@ pub struct Config {
     /// `acme_bypass`
     pub acme_bypass: AcmeBypass,
     /// `drain`: how long running connections may take to end after SIGTERM.
-    pub drain: Duration,
+    pub drain_timeout: Duration,
     /// `[[listener]]`
     pub listeners: Vec<Listener>,
     /// `[[route]]`
@@ -54,7 +54,7 @@ pub struct Config {
     /// `[[terminate]]`
     pub terminates: RouteTable<Arc<Terminate>>,
     /// `[acme]`
-    pub acme: Option<Acme>,
+    pub acme: Option<AcmeConfig>,
     /// `[http] address`
     pub http: Option<SocketAddr>,
     /// `[limits]`
@@ -64,11 +64,11 @@ pub struct Config {
     /// `nameservers`; empty for those of /etc/resolv.conf.
     pub nameservers: Vec<SocketAddr>,
     /// `[packet]`
-    pub packet: Packet,
+    pub packet: PacketConfig,
     /// `access_log`; `-` is standard output.
     pub access_log: Option<PathBuf>,
     /// `access_log_format`
-    pub access_log_format: Format,
+    pub access_log_format: AccessLogFormat,
 }
 
 /// An address to accept on.
@@ -77,7 +77,7 @@ pub struct Listener {
     /// `address`
     pub address: SocketAddr,
     /// `hello_timeout`: from accept to a whole hello.
-    pub hello_timeout: Duration,
+    pub client_hello_timeout: Duration,
     /// `proxy_protocol_from`: who must send a PROXY header; all others must not.
     pub proxy_protocol_from: Vec<IpNet>,
     /// `starttls`; `None` for `off`.
@@ -106,17 +106,17 @@ pub enum Origin {
 }
 
 /// The time a hello may take unless a listener says otherwise.
-pub const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+pub const DEFAULT_CLIENT_HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// The time an attempt to reach a back end may take unless `[limits]` says otherwise.
-pub const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
+pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The time between two checks of a back end unless the route says otherwise.
-pub const CHECK_INTERVAL: Duration = Duration::from_secs(5);
+pub const DEFAULT_HEALTH_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// Answers, and failures, in a row that change what is believed of a back end.
-pub const RISE_FALL: (u32, u32) = (2, 3);
+pub const DEFAULT_RISE_FALL: (u32, u32) = (2, 3);
 /// The name of an agent that is given none.
-pub const INSTANCE: &str = "default";
+pub const DEFAULT_INSTANCE: &str = "default";
 /// The time a drain may take unless the config says otherwise.
-pub const DRAIN: Duration = Duration::from_secs(30);
+pub const DEFAULT_DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl Config {
     /// Everything that connections are forwarded by, decrypted or not.
@@ -125,26 +125,26 @@ impl Config {
     }
 
     /// The listener of an address; its defaults once the address is no longer listened on.
-    pub fn listener(&self, address: SocketAddr) -> Listener {
+    pub fn listener_or_default(&self, address: SocketAddr) -> Listener {
         let same = |listener: &&Listener| listener.address == address;
         let found = self.listeners.iter().find(same).cloned();
         found.unwrap_or_else(|| Listener {
             address,
-            hello_timeout: HELLO_TIMEOUT,
+            client_hello_timeout: DEFAULT_CLIENT_HELLO_TIMEOUT,
             proxy_protocol_from: Vec::new(),
             starttls: None,
         })
     }
 
     /// Reads the file, if one is named, and lays the flags over it.
-    pub fn load(path: Option<&std::path::Path>, flags: &Overrides) -> Result<Self, Problems> {
+    pub fn load(path: Option<&std::path::Path>, flags: &Overrides) -> Result<Self, ConfigErrors> {
         let mut draft = match path {
             Some(path) => file::read(path)?,
-            None => build::Draft::default(),
+            None => validate::Draft::default(),
         };
-        flags.lay_over(&mut draft);
-        build::build(draft).map_err(|problems| match path {
-            Some(path) => problems.of(path),
+        flags.apply_to(&mut draft);
+        validate::build(draft).map_err(|problems| match path {
+            Some(path) => problems.with_file(path),
             None => problems,
         })
     }
@@ -152,7 +152,7 @@ impl Config {
 
 impl Listener {
     /// Whether a peer must send a PROXY header.
-    pub fn wants_header(&self, peer: IpAddr) -> bool {
+    pub fn requires_proxy_header(&self, peer: IpAddr) -> bool {
         self.proxy_protocol_from.iter().any(|net| net.contains(&peer))
     }
 }

@@ -13,10 +13,10 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::certs::Keyring;
+use crate::certs::CertStore;
 use crate::config::{Config, Listener, Starttls};
 use crate::engine::{EngineSelector, FlowCounters};
-use crate::observe::record::Observers;
+use crate::observe::record::Telemetry;
 use crate::observe::{AcmeLog, Metrics, Outcome, Record};
 
 pub(crate) mod accept;
@@ -55,8 +55,8 @@ pub(crate) struct Shared {
     pub(crate) limiter: ConnectionLimiter,
     pub(crate) backends: Backends,
     pub(crate) resolver: Resolver,
-    pub(crate) cert_store: Keyring,
-    pub(crate) telemetry: Arc<Observers>,
+    pub(crate) cert_store: CertStore,
+    pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) acme_log: AcmeLog,
     /// The runtime of all cores, where what is no longer young is carried, and what is ours decrypted.
     pub(crate) main_runtime: Handle,
@@ -96,7 +96,7 @@ pub(crate) async fn serve(
     let context = ConnContext { config, shared: &shared, counters };
     let next_step = tokio::select! {
         next_step = handle(client, context, record) => next_step,
-        () = shared.abort.cancelled() => NextStep::Done(Outcome::Cut),
+        () = shared.abort.cancelled() => NextStep::Done(Outcome::Shutdown),
     };
     // This task ends, and gives back what it took to begin the flow.
     let main_runtime = &shared.main_runtime;
@@ -120,14 +120,14 @@ pub(crate) async fn serve(
 /// Each phase has its memory on the heap, and gives it back: a flow that runs holds what it needs.
 async fn handle(client: TcpStream, context: ConnContext<'_>, record: &mut Record) -> NextStep {
     let ConnContext { config, shared, .. } = context;
-    let listener = config.listener(record.entry.listener);
+    let listener = config.listener_or_default(record.entry.listener);
     let client_addr = record.entry.client;
-    let is_trusted_proxy = listener.wants_header(client_addr.ip());
+    let is_trusted_proxy = listener.requires_proxy_header(client_addr.ip());
     let (connection_permit, handshake_permit) = match shared.limiter.acquire(client_addr, is_trusted_proxy, &config.limits) {
         Ok(permits) => permits,
         Err(reason) => return reject::reject_immediately(client, reason, record).into(),
     };
-    let mut reader = PreambleReader::new(&client, listener.hello_timeout);
+    let mut reader = PreambleReader::new(&client, listener.client_hello_timeout);
     let (hello, replay) = match Box::pin(read_client_preamble(&mut reader, &listener, config, record)).await {
         Ok(preamble) => preamble,
         Err(error) => return Box::pin(reject::close_without_hello(client, error, record)).await.into(),
@@ -145,10 +145,10 @@ async fn handle(client: TcpStream, context: ConnContext<'_>, record: &mut Record
             Box::pin(terminate::answer_tls_alpn(client, tls_config)).await
         }
         Action::Terminate(TlsMaterial::Certificate(terminate, tls_config)) => {
-            let handshake_timeout = listener.hello_timeout;
+            let handshake_timeout = listener.client_hello_timeout;
             return NextStep::Terminate(Box::new(PendingTermination { client, hello, terminate, tls_config, handshake_timeout }), connection_permit);
         }
-        Action::Refuse(alert) => {
+        Action::Reject(alert) => {
             Box::pin(reject::reject_with_alert(client, alert, decision.reason.label(), record)).await
         }
         Action::Forward(route) => {
@@ -167,12 +167,12 @@ async fn read_client_preamble(
     config: &Config,
     record: &mut Record,
 ) -> Result<(Box<ClientHello>, StarttlsReplay), PreambleError> {
-    if listener.wants_header(record.entry.client.ip()) {
+    if listener.requires_proxy_header(record.entry.client.ip()) {
         record_fields::set_proxy_header(&reader.read_proxy_header().await?, record);
     }
     let replay = match listener.starttls {
         Some(Starttls::Postgres) if reader.answer_starttls().await? => StarttlsReplay::SslRequest,
         Some(Starttls::Postgres) | None => StarttlsReplay::None,
     };
-    Ok((reader.read_client_hello(config.limits.hello_bytes).await?, replay))
+    Ok((reader.read_client_hello(config.limits.max_client_hello_bytes).await?, replay))
 }

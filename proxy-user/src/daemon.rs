@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use crate::certs::Keyring;
+use crate::certs::CertStore;
 use crate::config::{Config, Overrides};
 use crate::conn::Shared;
 use crate::conn::admission::ConnectionLimiter;
@@ -27,23 +27,23 @@ use crate::conn::select::Backends;
 use crate::conn::resolve::Resolver;
 use crate::engine::{EngineChoice, EngineSelector};
 use crate::net;
-use crate::observe::record::Observers;
+use crate::observe::record::Telemetry;
 use crate::observe::{AccessLog, AcmeLog, Metrics, admin};
 
 mod certificates;
-mod checks;
+mod health_check;
 mod engines;
 mod listeners;
 mod reload;
 mod watch;
 
-use certificates::Certificates;
-use checks::Checks;
+use certificates::CertificateSources;
+use health_check::HealthChecker;
 use listeners::Listeners;
 
 /// Where the configuration comes from, and comes from again at a reload.
 #[derive(Debug)]
-pub struct Source {
+pub struct ConfigSource {
     /// The file, if there is one.
     pub path: Option<PathBuf>,
     /// The flags, which win over it.
@@ -54,60 +54,60 @@ pub struct Source {
 
 /// Serves until SIGTERM or SIGINT, then lets running connections end (`drain`); a second signal
 /// cuts them. SIGHUP reloads the file.
-pub fn run(source: &Source) -> Result<()> {
+pub fn run(source: &ConfigSource) -> Result<()> {
     let config = source.load()?;
-    raise_descriptor_limit();
+    raise_fd_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(serve(source, config))
 }
 
-async fn serve(source: &Source, config: Config) -> Result<()> {
+async fn serve(source: &ConfigSource, config: Config) -> Result<()> {
     let mut signals = Signals::new()?;
     let is_auto = config.engine == EngineChoice::Auto;
-    let shared = Arc::new(shared(config)?);
+    let shared = Arc::new(build_shared(config)?);
     // What is asked for by name works before the first connection; `auto` need not wait for it.
-    let mut kept = match is_auto {
+    let mut engine_guard = match is_auto {
         false => Some(engines::load(&shared.config.load_full(), &shared.engine_selector).await?),
         true => None,
     };
     let tasks = TaskTracker::new();
-    let mut parts = Parts::new(&shared, &tasks)?;
-    begin(&shared, &mut parts, &tasks)?;
-    kept.iter_mut().for_each(engines::Kept::adopt);
-    let mut meanwhile = JoinSet::new();
+    let mut services = Services::new(&shared, &tasks)?;
+    start(&shared, &mut services, &tasks)?;
+    engine_guard.iter_mut().for_each(engines::EngineGuard::mark_adopted);
+    let mut background = JoinSet::new();
     if is_auto {
-        meanwhile.spawn(engines::load_meanwhile(Arc::clone(&shared)));
+        background.spawn(engines::load_in_background(Arc::clone(&shared)));
     }
-    let mut changes = source.changes();
-    let by = loop {
+    let mut watcher = source.watcher();
+    let signal_name = loop {
         select! {
             _ = signals.term.recv() => break "SIGTERM",
             _ = signals.int.recv() => break "SIGINT",
-            _ = signals.hup.recv() => reload::reload(source, &shared, &mut parts, "SIGHUP"),
-            () = changes.next() => reload::reload(source, &shared, &mut parts, "file changed"),
+            _ = signals.hup.recv() => reload::reload(source, &shared, &mut services, "SIGHUP"),
+            () = watcher.changed() => reload::reload(source, &shared, &mut services, "file changed"),
         }
     };
-    let drain_time = shared.config.load().drain;
-    info!(signal = by, running = tasks.len(), drain = ?drain_time, "stopping");
-    parts.listeners.close().await;
-    drain(&tasks, drain_time, &mut signals).await;
+    let drain_timeout = shared.config.load().drain_timeout;
+    info!(signal = signal_name, running = tasks.len(), drain = ?drain_timeout, "stopping");
+    services.listeners.stop_accepting().await;
+    drain(&tasks, drain_timeout, &mut signals).await;
     shared.abort.cancel();
     tasks.wait().await;
-    meanwhile.shutdown().await;
+    background.shutdown().await;
     info!("stopped");
     Ok(())
 }
 
-fn shared(config: Config) -> Result<Shared> {
-    let keyring = Keyring::default();
-    let observers = observers(&config, &keyring)?;
+fn build_shared(config: Config) -> Result<Shared> {
+    let cert_store = CertStore::default();
+    let telemetry = open_telemetry(&config, &cert_store)?;
     Ok(Shared {
         engine_selector: EngineSelector::default(),
         limiter: ConnectionLimiter::default(),
-        backends: Backends::new(observers.metrics.clone()),
-        resolver: Resolver::new(observers.metrics.clone()),
-        cert_store: keyring,
-        telemetry: Arc::new(observers),
+        backends: Backends::new(telemetry.metrics.clone()),
+        resolver: Resolver::new(telemetry.metrics.clone()),
+        cert_store,
+        telemetry: Arc::new(telemetry),
         acme_log: AcmeLog::default(),
         main_runtime: Handle::current(),
         abort: CancellationToken::new(),
@@ -116,51 +116,51 @@ fn shared(config: Config) -> Result<Shared> {
 }
 
 /// What follows the configuration besides connections.
-struct Parts {
+struct Services {
     listeners: Listeners,
-    certificates: Certificates,
-    checks: Checks,
+    certificates: CertificateSources,
+    health_checker: HealthChecker,
 }
 
-impl Parts {
+impl Services {
     fn new(shared: &Arc<Shared>, tasks: &TaskTracker) -> Result<Self> {
         let listeners = Listeners::new(Arc::clone(shared), tasks.clone());
         Ok(Self {
             listeners: listeners.context("cannot start a thread")?,
-            certificates: Certificates::new(shared.cert_store.clone()),
-            checks: Checks::new(Arc::clone(shared)),
+            certificates: CertificateSources::new(shared.cert_store.clone()),
+            health_checker: HealthChecker::new(Arc::clone(shared)),
         })
     }
 }
 
-fn begin(shared: &Arc<Shared>, parts: &mut Parts, tasks: &TaskTracker) -> Result<()> {
+fn start(shared: &Arc<Shared>, services: &mut Services, tasks: &TaskTracker) -> Result<()> {
     let config = shared.config.load_full();
     shared.backends.retain_configured(&config);
     shared.resolver.set_nameservers(&config.nameservers);
-    parts.certificates.apply(&config, &config)?;
-    let opened = parts.listeners.open(&config)?;
+    services.certificates.apply(&config, &config)?;
+    let prepared = services.listeners.prepare(&config)?;
     // Nothing can fail from here on: flows that were there before are not to end with a start that does.
     adopt::adopt_flows(shared, tasks);
-    opened.commit();
-    parts.checks.apply(&config);
-    reload::warn_of_bypass(&config);
+    prepared.commit();
+    services.health_checker.apply(&config);
+    reload::warn_if_bypass_always(&config);
     net::warn_if_missing(&config);
     info!(engine = %config.engine, routes = config.routes.iter().len(), "ready");
     Ok(())
 }
 
-impl Source {
+impl ConfigSource {
     fn load(&self) -> Result<Config> {
         Ok(Config::load(self.path.as_deref(), &self.overrides)?)
     }
 
-    fn changes(&self) -> watch::Changes {
-        watch::Changes::new(self.path.clone().filter(|_| self.watch))
+    fn watcher(&self) -> watch::ConfigWatcher {
+        watch::ConfigWatcher::new(self.path.clone().filter(|_| self.watch))
     }
 }
 
 /// Opens the access log and the admin port.
-fn observers(config: &Config, keyring: &Keyring) -> Result<Observers> {
+fn open_telemetry(config: &Config, cert_store: &CertStore) -> Result<Telemetry> {
     let metrics = Metrics::default();
     if let Some(address) = config.admin {
         // Not like the listeners: what is answered here must arrive, whoever closes first.
@@ -169,15 +169,15 @@ fn observers(config: &Config, keyring: &Keyring) -> Result<Observers> {
         socket.set_nonblocking(true)?;
         info!(address = %socket.local_addr()?, "admin");
         let socket = tokio::net::TcpListener::from_std(socket)?;
-        let keyring = keyring.clone();
-        tokio::spawn(admin::serve(socket, metrics.clone(), move || keyring.lacking()));
+        let cert_store = cert_store.clone();
+        tokio::spawn(admin::serve(socket, metrics.clone(), move || cert_store.missing()));
     }
     let open = |path: &PathBuf| {
         let log = AccessLog::open(path, config.access_log_format);
         log.with_context(|| format!("access_log: cannot append to {}", path.display()))
     };
     let access_log = config.access_log.as_ref().map(open).transpose()?.map(Arc::new);
-    Ok(Observers { metrics, access_log })
+    Ok(Telemetry { metrics, access_log })
 }
 
 async fn drain(tasks: &TaskTracker, limit: Duration, signals: &mut Signals) {
@@ -188,7 +188,7 @@ async fn drain(tasks: &TaskTracker, limit: Duration, signals: &mut Signals) {
                 info!(cut = tasks.len(), "drain time is over");
             }
         }
-        by = signals.stop() => info!(signal = by, cut = tasks.len(), "told twice"),
+        signal_name = signals.recv_stop() => info!(signal = signal_name, cut = tasks.len(), "told twice"),
     }
 }
 
@@ -207,7 +207,7 @@ impl Signals {
         })
     }
 
-    async fn stop(&mut self) -> &'static str {
+    async fn recv_stop(&mut self) -> &'static str {
         select! {
             _ = self.term.recv() => "SIGTERM",
             _ = self.int.recv() => "SIGINT",
@@ -216,13 +216,13 @@ impl Signals {
 }
 
 /// Each connection needs descriptors; the soft limit of 1024 is a habit, not a wish.
-fn raise_descriptor_limit() {
+fn raise_fd_limit() {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    let most = std::fs::read_to_string("/proc/sys/fs/nr_open")
+    let nr_open = std::fs::read_to_string("/proc/sys/fs/nr_open")
         .ok()
         .and_then(|text| text.trim().parse().ok());
     // The hard limit moves for root only; the soft one up to it for everybody.
-    let raised = setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most })
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: nr_open, maximum: nr_open })
         .or_else(|_| setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }));
     if let Err(error) = raised {
         warn!(%error, "cannot raise the limit of open files");

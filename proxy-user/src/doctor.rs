@@ -14,7 +14,7 @@ use snisplit_common::limits::max_connections_for_nofile;
 use tokio::runtime::Runtime;
 use tracing::level_filters::LevelFilter;
 
-use crate::config::Packet;
+use crate::config::PacketConfig;
 use crate::engine::self_test;
 use crate::bpf;
 use crate::bpf::packet::{AttachTarget, PacketPrograms};
@@ -146,7 +146,7 @@ fn check_sockmap(level: LevelFilter) -> (CheckStatus, String) {
 
 /// The programs on an interface where they have nothing to do, and what else the engine needs.
 fn check_packet() -> (CheckStatus, String) {
-    let defaults = Packet::default();
+    let defaults = PacketConfig::default();
     let tried = current_thread_runtime()
         .and_then(|runtime| {
             let _entered = runtime.enter();

@@ -11,7 +11,7 @@ use snisplit_common::server_name::ServerName;
 
 use crate::cli::ExplainArgs;
 use crate::config::Terminate;
-use crate::config::terminate::Certificate;
+use crate::config::terminate::CertificateSource;
 use crate::config::{Config, Route};
 
 /// An agent that has all its certificates and no order under way.
@@ -35,7 +35,7 @@ type ConfigDecision<'c> = Decision<'c, Route, &'c Terminate>;
 /// Explains one connection, a fact a line.
 pub fn explain(config: &Config, args: &ExplainArgs) -> Result<String> {
     let mut out = String::new();
-    let hello = match &args.hello {
+    let hello = match &args.client_hello {
         Some(path) => {
             let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
             let hello = parse_client_hello(config, &bytes)?;
@@ -79,7 +79,7 @@ fn write_line(out: &mut String, what: &str, words: &str) {
 }
 
 fn parse_client_hello(config: &Config, bytes: &[u8]) -> Result<ClientHello> {
-    match ClientHelloParser::new(config.limits.hello_bytes).parse(bytes) {
+    match ClientHelloParser::new(config.limits.max_client_hello_bytes).parse(bytes) {
         ParseStatus::Complete(hello) => Ok(*hello),
         ParseStatus::Incomplete { needed: need } => bail!(
             "the hello is not whole: {} bytes are there, at least {need} are needed; the agent \
@@ -181,13 +181,13 @@ fn describe_action(decision: &ConfigDecision<'_>) -> String {
     match &decision.action {
         Action::Terminate(one) => {
             let certificate = match &one.certificate {
-                Certificate::Ordered(challenge) => format!("ordered by {}", challenge.name()),
-                Certificate::Files { cert, .. } => format!("in {}", cert.display()),
+                CertificateSource::Acme(challenge) => format!("ordered by {}", challenge.label()),
+                CertificateSource::Files { cert, .. } => format!("in {}", cert.display()),
             };
             let to = list_backends(&one.route);
             format!("terminate with the certificate {certificate}, plaintext to {to}")
         }
-        Action::Refuse(alert) => format!("refuse with alert {alert}"),
+        Action::Reject(alert) => format!("refuse with alert {alert}"),
         Action::Forward(route) => format!("forward to {}", list_backends(route)),
     }
 }

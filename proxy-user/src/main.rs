@@ -8,8 +8,8 @@ use clap::Parser;
 use mimalloc::MiMalloc;
 use serde::Serialize;
 use snisplit::cli::{CertsCommand, Cli, FlowsCommand, InstanceArgs, NetCommand, ConfigArgs, Command};
-use snisplit::config::{Config, Overrides, Problems};
-use snisplit::daemon::Source;
+use snisplit::config::{Config, Overrides, ConfigErrors};
+use snisplit::daemon::ConfigSource;
 use snisplit::status::{FlowList, Status};
 use snisplit::{daemon, doctor, explain, cert_commands, flow_commands, net, status};
 use tracing::level_filters::LevelFilter;
@@ -29,7 +29,7 @@ fn main() -> ExitCode {
     match run_command(cli.command) {
         Ok(code) => code,
         Err(error) => {
-            match error.downcast_ref::<Problems>() {
+            match error.downcast_ref::<ConfigErrors>() {
                 Some(problems) => eprintln!("{problems}"),
                 None => eprintln!("snisplit: {error:#}"),
             }
@@ -41,7 +41,7 @@ fn main() -> ExitCode {
 /// Whoever asks for the kernel programs' log wants to see it.
 fn effective_log_level(cli: &Cli) -> LevelFilter {
     match cli.command {
-        Command::Doctor { ebpf_log } => cli.log_level.max(ebpf_log),
+        Command::Doctor { ebpf_log_level: ebpf_log } => cli.log_level.max(ebpf_log),
         Command::Run { .. }
         | Command::Check { .. }
         | Command::Explain(_)
@@ -57,7 +57,7 @@ fn run_command(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run { config_args: setup, watch } => {
             let ConfigArgs { config: path, overrides } = setup;
-            daemon::run(&Source { path, overrides, watch })?;
+            daemon::run(&ConfigSource { path, overrides, watch })?;
         }
         Command::Check { file } => {
             let config = Config::load(Some(&file), &Overrides::default())?;
@@ -83,8 +83,8 @@ fn run_command(command: Command) -> anyhow::Result<ExitCode> {
         Command::Flows { command: None, instance_args: InstanceArgs { instance, json } } => {
             print_output(&FlowList::read(&instance)?, json)?;
         }
-        Command::Top { instance, interval, times } => status::top(&instance, interval, times)?,
-        Command::Doctor { ebpf_log } => return doctor::run(ebpf_log),
+        Command::Top { instance, interval, count: times } => status::top(&instance, interval, times)?,
+        Command::Doctor { ebpf_log_level: ebpf_log } => return doctor::run(ebpf_log),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -105,6 +105,6 @@ fn print_output<T: Display + Serialize>(value: &T, json: bool) -> anyhow::Result
     Ok(())
 }
 
-fn load_config(args: &ConfigArgs) -> Result<Config, Problems> {
+fn load_config(args: &ConfigArgs) -> Result<Config, ConfigErrors> {
     Config::load(args.config.as_deref(), &args.overrides)
 }

@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result};
 use socket2::{Domain, Protocol, Socket, Type};
 use tracing::warn;
 
-use crate::config::{Config, Place, Source};
+use crate::config::{Config, BackendAddr, SourceAddress};
 use crate::sys;
 
 pub(crate) mod host;
@@ -121,11 +121,11 @@ pub(crate) fn warn_if_missing(config: &Config) {
 }
 
 fn desired_items(config: &Config) -> BTreeSet<RoutingItem> {
-    let transparent = config.all_routes().filter(|route| route.source == Source::Client);
+    let transparent = config.all_routes().filter(|route| route.source_address == SourceAddress::Client);
     let addresses =
-        transparent.flat_map(|route| &route.backends).filter_map(|backend| match &backend.place {
-            Place::Address(address) => Some(*address),
-            Place::Name(..) | Place::Unix(_) => None,
+        transparent.flat_map(|route| &route.backends).filter_map(|backend| match &backend.address {
+            BackendAddr::Ip(address) => Some(*address),
+            BackendAddr::Host(..) | BackendAddr::Unix(_) => None,
         });
     addresses
         .flat_map(|backend| [RoutingItem::Rule(backend), RoutingItem::Route { is_v6: backend.is_ipv6() }])

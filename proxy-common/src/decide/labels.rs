@@ -30,7 +30,7 @@ impl DecisionReason {
             Self::CatchAll => "catch_all",
             Self::RouteBackend => "route_backend",
             Self::RouteLocal => "route_local",
-            Self::RouteRefuse => "route_refuse",
+            Self::RouteReject => "route_refuse",
             Self::BypassNever => "bypass_never",
             Self::BypassAlways => "bypass_always",
         }
@@ -57,7 +57,7 @@ impl DecisionReason {
             }
             Self::RouteBackend => "the route says acme = \"backend\"",
             Self::RouteLocal => "the route says acme = \"local\" and no order of ours is under way",
-            Self::RouteRefuse => "the route says acme = \"refuse\"",
+            Self::RouteReject => "the route says acme = \"refuse\"",
             Self::BypassNever => "acme_bypass = \"never\" keeps validations from all back ends",
             Self::BypassAlways => {
                 "acme_bypass = \"always\" lets catch-all routes answer for any name"

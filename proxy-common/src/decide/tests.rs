@@ -43,7 +43,7 @@ fn routes(acme_of_default: AcmePolicy) -> RouteTable<Route> {
         ("auto", "auto.test", AcmePolicy::Auto),
         ("backend", "backend.test", AcmePolicy::Backend),
         ("local", "local.test", AcmePolicy::Local),
-        ("refuse", "refuse.test", AcmePolicy::Refuse),
+        ("refuse", "refuse.test", AcmePolicy::Reject),
         ("wild", "*.wild.test", AcmePolicy::Auto),
         ("inside", "theirs.own.test", AcmePolicy::Auto),
         ("default", "*", acme_of_default),
@@ -79,8 +79,8 @@ fn check(
         let got = match decision.action {
             Action::Terminate(certificate) => Want::Terminate(certificate),
             Action::Forward(route) => Want::Forward(route.0),
-            Action::Refuse(Alert::UnrecognizedName) => Want::Refuse,
-            Action::Refuse(other) => panic!("{other:?}"),
+            Action::Reject(Alert::UnrecognizedName) => Want::Refuse,
+            Action::Reject(other) => panic!("{other:?}"),
         };
         assert_eq!((got, decision.reason), (*want, *reason), "{name:?} {alpn:?} {bypass:?}");
     }
@@ -98,7 +98,7 @@ fn validations() {
         ("auto.test.", ACME, Refuse, DecisionReason::InvalidServerName),
         ("ordered.test", ACME, Terminate("challenge"), DecisionReason::ChallengePending),
         ("idle.test", ACME, Refuse, DecisionReason::NoChallengePending),
-        ("refuse.test", ACME, Refuse, DecisionReason::RouteRefuse),
+        ("refuse.test", ACME, Refuse, DecisionReason::RouteReject),
         ("local.test", ACME, Refuse, DecisionReason::RouteLocal),
         ("backend.test", ACME, Forward("backend"), DecisionReason::RouteBackend),
         ("auto.test", ACME, Forward("auto"), DecisionReason::NameOwner),
@@ -127,7 +127,7 @@ fn a_catch_all_gets_validations_only_when_told_so() {
         (AcmePolicy::Backend, AcmeBypass::Owned, Forward("default"), DecisionReason::RouteBackend),
         (AcmePolicy::Backend, AcmeBypass::Never, Forward("default"), DecisionReason::RouteBackend),
         (AcmePolicy::Local, AcmeBypass::Always, Refuse, DecisionReason::RouteLocal),
-        (AcmePolicy::Refuse, AcmeBypass::Always, Refuse, DecisionReason::RouteRefuse),
+        (AcmePolicy::Reject, AcmeBypass::Always, Refuse, DecisionReason::RouteReject),
     ];
     for (acme, bypass, want, reason) in cases {
         check(&routes(acme), bypass, &victim(want, reason));
@@ -146,7 +146,7 @@ fn bypass_moves_the_default_of_auto_only() {
     check(&routes(AcmePolicy::Auto), AcmeBypass::Never, rows);
     let rows: &[(&str, &[&str], Want, DecisionReason)] = &[
         ("auto.test", ACME, Forward("auto"), DecisionReason::NameOwner),
-        ("refuse.test", ACME, Refuse, DecisionReason::RouteRefuse),
+        ("refuse.test", ACME, Refuse, DecisionReason::RouteReject),
         ("idle.test", ACME, Refuse, DecisionReason::NoChallengePending),
         ("", ACME, Refuse, DecisionReason::NoServerName),
     ];

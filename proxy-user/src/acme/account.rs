@@ -7,13 +7,13 @@ use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde::{Deserialize, Serialize};
 use tracing::info;
 
-use super::http::{Http, RetryAfter};
-use super::store::{self, Store};
-use crate::config::Acme;
+use super::http_client::{AcmeHttpClient, RetryAfter};
+use super::store::{self, StateStore};
+use crate::config::AcmeConfig;
 
 /// `account.json`
 #[derive(Deserialize, Serialize)]
-struct Kept {
+struct StoredAccount {
     /// PKCS #8, base64.
     key: String,
     /// The account's URL, once the CA has given one.
@@ -22,7 +22,7 @@ struct Kept {
     contact: Vec<String>,
 }
 
-impl Kept {
+impl StoredAccount {
     fn key(&self) -> Result<PrivatePkcs8KeyDer<'static>> {
         let der = BASE64.decode(self.key.as_bytes()).context("account.json: the key")?;
         Ok(PrivatePkcs8KeyDer::from(der))
@@ -34,47 +34,47 @@ impl Kept {
 /// Registering a key that the CA knows already gives the account that it has (RFC 8555 §7.3), so a
 /// crash between the CA's answer and ours to it makes no second one. With external account binding
 /// the library makes the key itself, and that instant stays.
-pub(super) async fn open(acme: &Acme, store: &Store, retry_after: &RetryAfter) -> Result<Account> {
-    let http = Http::new(acme.ca_file.as_deref(), retry_after.clone())?;
+pub(super) async fn load_or_create(acme: &AcmeConfig, store: &StateStore, retry_after: &RetryAfter) -> Result<Account> {
+    let http = AcmeHttpClient::new(acme.ca_file.as_deref(), retry_after.clone())?;
     let builder = Account::builder_with_http(Box::new(http));
-    let mut kept = match (store::read_json::<Kept>(&store.account())?, &acme.eab) {
-        (None | Some(Kept { id: None, .. }), Some(eab)) => {
-            return bound(builder, acme, store, eab).await;
+    let mut stored = match (store::read_json::<StoredAccount>(&store.account_path())?, &acme.eab) {
+        (None | Some(StoredAccount { id: None, .. }), Some(eab)) => {
+            return create_with_eab(builder, acme, store, eab).await;
         }
-        (Some(kept), _) => kept,
+        (Some(stored), _) => stored,
         (None, None) => {
             let (_, key) = Key::generate_pkcs8()?;
             let key = BASE64.encode(key.secret_pkcs8_der());
-            let kept = Kept { key, id: None, contact: Vec::new() };
-            store::write_json(&store.account(), &kept)?;
-            kept
+            let stored = StoredAccount { key, id: None, contact: Vec::new() };
+            store::write_json(&store.account_path(), &stored)?;
+            stored
         }
     };
-    let (key, directory) = (kept.key()?, acme.directory.clone());
-    let account = match &kept.id {
+    let (key, directory) = (stored.key()?, acme.directory.clone());
+    let account = match &stored.id {
         Some(id) => builder.from_parts(id.clone(), key, directory).await?,
         None => {
             let key = (Key::from_pkcs8_der(key.clone_key())?, PrivateKeyDer::Pkcs8(key));
             builder.create_from_key(key, directory).await?.0
         }
     };
-    if kept.contact != acme.contact {
+    if stored.contact != acme.contact {
         let contact: Vec<&str> = acme.contact.iter().map(String::as_str).collect();
         account.update_contacts(&contact).await?;
-    } else if kept.id.is_some() {
+    } else if stored.id.is_some() {
         return Ok(account);
     }
-    kept.id = Some(account.id().to_owned());
-    kept.contact.clone_from(&acme.contact);
-    store::write_json(&store.account(), &kept)?;
+    stored.id = Some(account.id().to_owned());
+    stored.contact.clone_from(&acme.contact);
+    store::write_json(&store.account_path(), &stored)?;
     info!(id = account.id(), "ACME account");
     Ok(account)
 }
 
-async fn bound(
+async fn create_with_eab(
     builder: AccountBuilder,
-    acme: &Acme,
-    store: &Store,
+    acme: &AcmeConfig,
+    store: &StateStore,
     (kid, hmac): &(String, Vec<u8>),
 ) -> Result<Account> {
     let contact: Vec<&str> = acme.contact.iter().map(String::as_str).collect();
@@ -88,17 +88,17 @@ async fn bound(
     let (account, credentials) = created;
     let key = credentials.private_key().secret_pkcs8_der().to_vec();
     let id = Some(account.id().to_owned());
-    let kept = Kept { key: BASE64.encode(&key), id, contact: acme.contact.clone() };
-    store::write_json(&store.account(), &kept)?;
+    let stored = StoredAccount { key: BASE64.encode(&key), id, contact: acme.contact.clone() };
+    store::write_json(&store.account_path(), &stored)?;
     info!(id = account.id(), "ACME account, bound to an external one");
     Ok(account)
 }
 
 /// Forgets the account's URL, for a CA that does not know it any more; the key stays.
-pub(super) fn forget(store: &Store) -> Result<()> {
-    if let Some(mut kept) = store::read_json::<Kept>(&store.account())? {
-        kept.id = None;
-        store::write_json(&store.account(), &kept)?;
+pub(super) fn clear_account_url(store: &StateStore) -> Result<()> {
+    if let Some(mut stored) = store::read_json::<StoredAccount>(&store.account_path())? {
+        stored.id = None;
+        store::write_json(&store.account_path(), &stored)?;
     }
     Ok(())
 }

@@ -5,73 +5,73 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use snisplit_common::renewal::{FailureKind, OrderFailure, RenewalInput};
 
-use super::Wish;
+use super::CertificateSpec;
 
 /// `status.json`; times are seconds since 1970.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-pub(crate) struct Status {
+pub(crate) struct CertificateStatus {
     pub(crate) names: Vec<String>,
     pub(crate) challenge: String,
     /// When the next order is due.
     pub(crate) next: u64,
     pub(crate) last_error: Option<String>,
-    pub(super) failure: Option<Failed>,
+    pub(super) failure: Option<StoredFailure>,
 }
 
 /// Failures survive a restart: an agent that is restarted in a loop must not ask in one.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
-pub(super) struct Failed {
+pub(super) struct StoredFailure {
     count: u32,
     at: u64,
     unreachable: bool,
     retry_after: Option<u64>,
 }
 
-impl Status {
+impl CertificateStatus {
     pub(super) fn new(
-        wish: &Wish,
+        spec: &CertificateSpec,
         due: SystemTime,
-        situation: &RenewalInput,
+        renewal: &RenewalInput,
         last_error: Option<String>,
     ) -> Self {
         Self {
-            names: wish.names.clone(),
-            challenge: wish.challenge.name().to_owned(),
-            next: seconds(due),
+            names: spec.names.clone(),
+            challenge: spec.challenge.label().to_owned(),
+            next: to_unix_seconds(due),
             last_error,
-            failure: situation.failure.map(|failure| Failed {
+            failure: renewal.failure.map(|failure| StoredFailure {
                 count: failure.count,
-                at: seconds(failure.failed_at),
+                at: to_unix_seconds(failure.failed_at),
                 unreachable: failure.kind == FailureKind::Unreachable,
-                retry_after: failure.retry_after.map(seconds),
+                retry_after: failure.retry_after.map(to_unix_seconds),
             }),
         }
     }
 }
 
-impl Failed {
-    pub(super) fn failure(&self) -> OrderFailure {
+impl StoredFailure {
+    pub(super) fn to_failure(&self) -> OrderFailure {
         OrderFailure {
             count: self.count,
-            failed_at: time(self.at),
+            failed_at: from_unix_seconds(self.at),
             kind: match self.unreachable {
                 true => FailureKind::Unreachable,
                 false => FailureKind::Rejected,
             },
-            retry_after: self.retry_after.map(time),
+            retry_after: self.retry_after.map(from_unix_seconds),
         }
     }
 }
 
 /// As people read it, in UTC.
-pub(crate) fn date(time: SystemTime) -> String {
+pub(crate) fn format_time(time: SystemTime) -> String {
     humantime::format_rfc3339_seconds(time).to_string()
 }
 
-pub(crate) fn time(seconds: u64) -> SystemTime {
+pub(crate) fn from_unix_seconds(seconds: u64) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(seconds)
 }
 
-fn seconds(time: SystemTime) -> u64 {
+fn to_unix_seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }

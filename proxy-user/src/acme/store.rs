@@ -25,47 +25,47 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tracing::warn;
 
-use super::status::Status;
-use crate::certs::facts::Facts;
-use crate::certs::files;
+use super::status::CertificateStatus;
+use crate::certs::info::CertInfo;
+use crate::certs::pem;
 
 /// The layout that this agent writes; another one is refused, not guessed at.
-const LAYOUT: &str = "snisplit state, layout 1\n";
+const STATE_LAYOUT: &str = "snisplit state, layout 1\n";
 
 /// The state of one CA's account, locked for this agent; cloning shares the lock.
 #[derive(Clone, Debug)]
-pub(crate) struct Store {
+pub(crate) struct StateStore {
     state_dir: PathBuf,
-    host: PathBuf,
+    ca_dir: PathBuf,
     lock: Arc<File>,
 }
 
 /// The files of one certificate.
 #[derive(Clone, Debug)]
-pub(crate) struct Folder(PathBuf);
+pub(crate) struct CertificateDir(PathBuf);
 
 /// What a folder holds.
-pub(crate) struct Seen {
+pub(crate) struct StoredCertificate {
     /// What the certificate says of itself, or why it cannot be read.
-    pub(crate) facts: Option<Result<Facts, String>>,
+    pub(crate) info: Option<Result<CertInfo, String>>,
     /// What the agent says of it.
-    pub(crate) status: Option<Status>,
+    pub(crate) status: Option<CertificateStatus>,
 }
 
-impl Store {
+impl StateStore {
     /// Opens the state; the lock of `before` is kept if it is the same.
-    pub(super) fn open(state_dir: &Path, directory: &str, before: Option<&Self>) -> Result<Self> {
-        let lock = match before.filter(|before| before.state_dir == state_dir) {
+    pub(super) fn open(state_dir: &Path, directory: &str, previous: Option<&Self>) -> Result<Self> {
+        let lock = match previous.filter(|before| before.state_dir == state_dir) {
             Some(before) => Arc::clone(&before.lock),
             None => Arc::new(Self::lock(state_dir)?),
         };
-        let host = state_dir.join(host(directory));
-        make(&host.join("certificates"))?;
-        Ok(Self { state_dir: state_dir.to_owned(), host, lock })
+        let ca_dir = state_dir.join(ca_dir_name(directory));
+        create_dir(&ca_dir.join("certificates"))?;
+        Ok(Self { state_dir: state_dir.to_owned(), ca_dir, lock })
     }
 
     fn lock(state_dir: &Path) -> Result<File> {
-        make(state_dir).with_context(|| format!("acme.state_dir: {}", state_dir.display()))?;
+        create_dir(state_dir).with_context(|| format!("acme.state_dir: {}", state_dir.display()))?;
         let path = state_dir.join("lock");
         let lock = OpenOptions::new().create(true).append(true).read(true).mode(0o600).open(&path);
         let lock = lock.with_context(|| format!("acme.state_dir: {}", path.display()))?;
@@ -76,106 +76,106 @@ impl Store {
             );
         }
         match fs::read_to_string(&path)?.as_str() {
-            "" => (&lock).write_all(LAYOUT.as_bytes())?,
-            LAYOUT => {}
+            "" => (&lock).write_all(STATE_LAYOUT.as_bytes())?,
+            STATE_LAYOUT => {}
             other => bail!(
                 "acme.state_dir: {} has another layout ({}); this agent knows \"{}\"",
                 state_dir.display(),
                 other.trim(),
-                LAYOUT.trim()
+                STATE_LAYOUT.trim()
             ),
         }
         Ok(lock)
     }
 
     /// Where the account is kept.
-    pub(super) fn account(&self) -> PathBuf {
-        self.host.join("account.json")
+    pub(super) fn account_path(&self) -> PathBuf {
+        self.ca_dir.join("account.json")
     }
 
     /// The folder of a certificate, by the first name of its `[[terminate]]`.
-    pub(super) fn folder(&self, label: &str) -> Result<Folder> {
-        let folder = folder(&self.host, label);
-        make(&folder.0)?;
-        Ok(folder)
+    pub(super) fn certificate_dir(&self, label: &str) -> Result<CertificateDir> {
+        let dir = certificate_dir_in(&self.ca_dir, label);
+        create_dir(&dir.0)?;
+        Ok(dir)
     }
 }
 
 /// A folder to read from, whether an agent runs or not.
-pub(crate) fn look(state_dir: &Path, directory: &str, label: &str) -> Folder {
-    folder(&state_dir.join(host(directory)), label)
+pub(crate) fn open_readonly(state_dir: &Path, directory: &str, label: &str) -> CertificateDir {
+    certificate_dir_in(&state_dir.join(ca_dir_name(directory)), label)
 }
 
-fn folder(host: &Path, label: &str) -> Folder {
-    Folder(host.join("certificates").join(label.replace('*', "_")))
+fn certificate_dir_in(ca_dir: &Path, label: &str) -> CertificateDir {
+    CertificateDir(ca_dir.join("certificates").join(label.replace('*', "_")))
 }
 
 /// Host and port of a URL, which is what an account belongs to.
-fn host(directory: &str) -> String {
+fn ca_dir_name(directory: &str) -> String {
     let rest = directory.strip_prefix("https://").unwrap_or(directory);
     rest.split('/').next().unwrap_or_default().replace(':', "_")
 }
 
-fn make(folder: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(folder)
+fn create_dir(dir: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 
-impl Folder {
+impl CertificateDir {
     /// What is there, for who only looks: nothing is set aside.
-    pub(crate) fn read(&self) -> Result<Seen> {
+    pub(crate) fn read(&self) -> Result<StoredCertificate> {
         let bytes = |path: PathBuf| match fs::read(&path) {
             Ok(bytes) => Ok(Some(bytes)),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
         };
-        let facts = bytes(self.certificate())?.map(|pem| Ok(files::pair(&pem, &pem)?.1));
-        let status = bytes(self.status())?;
+        let info = bytes(self.certificate_path())?.map(|pem| Ok(pem::parse_pair(&pem, &pem)?.1));
+        let status = bytes(self.status_path())?;
         let status = status.map(|json| serde_json::from_slice(&json)).transpose()?;
-        Ok(Seen { facts, status })
+        Ok(StoredCertificate { info, status })
     }
 
-    pub(super) fn certificate(&self) -> PathBuf {
+    pub(super) fn certificate_path(&self) -> PathBuf {
         self.0.join("certificate.pem")
     }
 
-    pub(super) fn order(&self) -> PathBuf {
+    pub(super) fn order_path(&self) -> PathBuf {
         self.0.join("order.json")
     }
 
-    pub(super) fn status(&self) -> PathBuf {
+    pub(super) fn status_path(&self) -> PathBuf {
         self.0.join("status.json")
     }
 
     /// Asks the agent to renew now.
-    pub(crate) fn ask_renewal(&self) -> io::Result<()> {
-        write(&self.0.join("renew"), b"")
+    pub(crate) fn request_renewal(&self) -> io::Result<()> {
+        write_atomic(&self.0.join("renew"), b"")
     }
 
     /// Whether that was asked for, once.
-    pub(super) fn take_renewal(&self) -> bool {
+    pub(super) fn take_renewal_request(&self) -> bool {
         fs::remove_file(self.0.join("renew")).is_ok()
     }
 }
 
 /// Writes a file so that it is there whole or not at all, even after a power cut.
-pub(super) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let beside = path.with_extension("new");
+pub(super) fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary = path.with_extension("new");
     let mut file =
-        OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&beside)?;
+        OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&temporary)?;
     file.write_all(bytes)?;
     file.sync_all()?;
-    fs::rename(&beside, path)?;
-    let folder = path.parent().ok_or(ErrorKind::InvalidInput)?;
-    File::open(folder)?.sync_all()
+    fs::rename(&temporary, path)?;
+    let parent = path.parent().ok_or(ErrorKind::InvalidInput)?;
+    File::open(parent)?.sync_all()
 }
 
 pub(super) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let text = serde_json::to_vec_pretty(value)?;
-    write(path, &text).with_context(|| format!("cannot write {}", path.display()))
+    write_atomic(path, &text).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Reads a file, if it is there; one that `parse` cannot make sense of is set aside.
-pub(super) fn read<T>(
+pub(super) fn read_or_set_aside<T>(
     path: &Path,
     parse: impl FnOnce(&[u8]) -> Result<T, String>,
 ) -> Result<Option<T>> {
@@ -197,11 +197,11 @@ pub(super) fn read<T>(
 }
 
 pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
-    read(path, |bytes| serde_json::from_slice(bytes).map_err(|why| why.to_string()))
+    read_or_set_aside(path, |bytes| serde_json::from_slice(bytes).map_err(|why| why.to_string()))
 }
 
 /// Removes a file, if it is there.
-pub(super) fn remove(path: &Path) -> io::Result<()> {
+pub(super) fn remove_if_exists(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
         Ok(()) | Err(_) => Ok(()),

@@ -36,12 +36,12 @@ pub(super) fn encode<const N: usize>(value: &impl MapValue) -> [u8; N] {
 
 macro_rules! impl_integers {
     ($($type:ident)*) => {
-        $(impl Plain for $type {
-            fn put(&self, to: &mut [u8]) {
+        $(impl MapValue for $type {
+            fn write_to(&self, to: &mut [u8]) {
                 to[..size_of::<Self>()].copy_from_slice(&self.to_ne_bytes());
             }
 
-            fn get(from: &[u8]) -> Self {
+            fn read_from(from: &[u8]) -> Self {
                 from.first_chunk().map_or(0, |bytes| Self::from_ne_bytes(*bytes))
             }
         })*
@@ -71,13 +71,13 @@ impl<const N: usize> MapValue for [u8; N] {
 
 macro_rules! impl_struct {
     ($($type:ident { $($field:ident)* })*) => {
-        $(impl Plain for $type {
-            fn put(&self, to: &mut [u8]) {
-                $(self.$field.put(&mut to[offset_of!($type, $field)..]);)*
+        $(impl MapValue for $type {
+            fn write_to(&self, to: &mut [u8]) {
+                $(self.$field.write_to(&mut to[offset_of!($type, $field)..]);)*
             }
 
-            fn get(from: &[u8]) -> Self {
-                Self { $($field: Plain::get(&from[offset_of!($type, $field)..]),)* }
+            fn read_from(from: &[u8]) -> Self {
+                Self { $($field: MapValue::read_from(&from[offset_of!($type, $field)..]),)* }
             }
         })*
     };
@@ -85,13 +85,13 @@ macro_rules! impl_struct {
 
 macro_rules! impl_enum {
     ($($type:ident($number:ident) of $all:expr, else $doubted:ident;)*) => {
-        $(impl Plain for $type {
-            fn put(&self, to: &mut [u8]) {
-                (*self as $number).put(to);
+        $(impl MapValue for $type {
+            fn write_to(&self, to: &mut [u8]) {
+                (*self as $number).write_to(to);
             }
 
-            fn get(from: &[u8]) -> Self {
-                let number = $number::get(from);
+            fn read_from(from: &[u8]) -> Self {
+                let number = $number::read_from(from);
                 $all.into_iter().find(|known| *known as $number == number).unwrap_or(Self::$doubted)
             }
         })*

@@ -13,7 +13,7 @@ use snisplit_common::server_name::ServerName;
 
 /// Serves it for a name: self-signed, the name as its only subject, the digest of the key
 /// authorization in a critical `acmeIdentifier`; the protocol is `acme-tls/1` and no other.
-pub(crate) fn server(name: &ServerName, digest: &[u8]) -> Result<ServerConfig> {
+pub(crate) fn tls_alpn01_config(name: &ServerName, digest: &[u8]) -> Result<ServerConfig> {
     let mut params = CertificateParams::new(vec![name.to_string()])?;
     params.distinguished_name = DistinguishedName::new();
     params.custom_extensions = vec![CustomExtension::new_acme_identifier(digest)];

@@ -6,18 +6,18 @@ use std::time::Duration;
 
 use data_encoding::{BASE64, BASE64URL_NOPAD};
 
-use super::build::{Item, Wrong};
-use super::problem::Problem;
-use super::{Origin, value};
+use super::validate::{Located, Diagnostics};
+use super::diagnostic::Diagnostic;
+use super::{Origin, parse};
 
 /// Where state is kept unless `state_dir` says otherwise.
-pub const STATE_DIR: &str = "/var/lib/snisplit";
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/snisplit";
 /// How long a record may take to be on all name servers unless `propagation_timeout` says otherwise.
-pub const PROPAGATION_TIMEOUT: Duration = Duration::from_secs(120);
+pub const DEFAULT_PROPAGATION_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// How certificates are ordered.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Acme {
+pub struct AcmeConfig {
     /// `directory`: the CA's entry point. Naming it agrees to its terms of service.
     pub directory: String,
     /// `contact`
@@ -31,21 +31,21 @@ pub struct Acme {
     /// `eab_kid` and `eab_hmac`: external account binding, RFC 8555 §7.3.4.
     pub eab: Option<(String, Vec<u8>)>,
     /// `[acme.dns]`
-    pub dns: Option<Dns>,
+    pub dns: Option<Dns01Config>,
 }
 
 /// How DNS-01 records are written.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Dns {
+pub struct Dns01Config {
     /// By what.
-    pub provider: Provider,
+    pub provider: DnsProvider,
     /// `propagation_timeout`
     pub propagation_timeout: Duration,
 }
 
 /// What writes DNS records.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Provider {
+pub enum DnsProvider {
     /// A dynamic update (RFC 2136), signed by TSIG (RFC 8945) if there is a key.
     Rfc2136 {
         /// `server`: the primary.
@@ -53,7 +53,7 @@ pub enum Provider {
         /// `zone`: found by asking for its SOA record unless it is named.
         zone: Option<String>,
         /// The key.
-        tsig: Option<Tsig>,
+        tsig: Option<TsigKey>,
     },
     /// A program that is called with `present` or `cleanup`, the name and the value, as lego does.
     Exec(PathBuf),
@@ -61,18 +61,18 @@ pub enum Provider {
 
 /// A TSIG key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tsig {
+pub struct TsigKey {
     /// `tsig_name`
     pub name: String,
     /// `tsig_secret`, decoded.
     pub secret: Vec<u8>,
     /// `tsig_algorithm`
-    pub algorithm: Algorithm,
+    pub algorithm: HmacAlgorithm,
 }
 
 /// Algorithms of TSIG that are worth having.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Algorithm {
+pub enum HmacAlgorithm {
     /// `hmac-sha256`
     #[default]
     HmacSha256,
@@ -87,65 +87,65 @@ pub enum Algorithm {
 pub(super) struct DraftAcme {
     /// Of the section; flags may make up one without.
     pub(super) origin: Option<Origin>,
-    pub(super) directory: Option<Item<String>>,
-    pub(super) contact: Vec<Item<String>>,
-    pub(super) ca_file: Option<Item<String>>,
-    pub(super) state_dir: Option<Item<String>>,
-    pub(super) profile: Option<Item<String>>,
-    pub(super) eab_kid: Option<Item<String>>,
-    pub(super) eab_hmac: Option<Item<String>>,
+    pub(super) directory: Option<Located<String>>,
+    pub(super) contact: Vec<Located<String>>,
+    pub(super) ca_file: Option<Located<String>>,
+    pub(super) state_dir: Option<Located<String>>,
+    pub(super) profile: Option<Located<String>>,
+    pub(super) eab_kid: Option<Located<String>>,
+    pub(super) eab_hmac: Option<Located<String>>,
     pub(super) dns: Option<DraftDns>,
 }
 
 /// `[acme.dns]` likewise.
 #[derive(Debug)]
 pub(super) struct DraftDns {
-    pub(super) provider: Item<String>,
-    pub(super) server: Option<Item<String>>,
-    pub(super) zone: Option<Item<String>>,
-    pub(super) tsig_name: Option<Item<String>>,
-    pub(super) tsig_secret: Option<Item<String>>,
-    pub(super) tsig_algorithm: Option<Item<String>>,
-    pub(super) program: Option<Item<String>>,
-    pub(super) propagation_timeout: Option<Item<String>>,
+    pub(super) provider: Located<String>,
+    pub(super) server: Option<Located<String>>,
+    pub(super) zone: Option<Located<String>>,
+    pub(super) tsig_name: Option<Located<String>>,
+    pub(super) tsig_secret: Option<Located<String>>,
+    pub(super) tsig_algorithm: Option<Located<String>>,
+    pub(super) program: Option<Located<String>>,
+    pub(super) propagation_timeout: Option<Located<String>>,
 }
 
-pub(super) fn build(draft: DraftAcme, wrong: &mut Wrong) -> Option<Acme> {
+pub(super) fn build(draft: DraftAcme, diagnostics: &mut Diagnostics) -> Option<AcmeConfig> {
     let origin = draft.origin.clone();
-    let directory = wrong.opt("acme.directory", draft.directory, |text| value::https(&text));
-    if directory.is_none() && wrong.0.iter().all(|problem| problem.key != "acme.directory") {
+    let directory = diagnostics.parse_optional("acme.directory", draft.directory, |text| parse::https_url(&text));
+    if directory.is_none() && diagnostics.0.iter().all(|problem| problem.key != "acme.directory") {
         let text = "name the CA's directory, such as \
                     \"https://acme-v02.api.letsencrypt.org/directory\"; that agrees to its terms \
                     of service";
-        wrong.0.push(match &origin {
-            Some(origin) => Problem::new(origin, "acme.directory", text),
-            None => Problem::overall("acme.directory", text),
+        diagnostics.0.push(match &origin {
+            Some(origin) => Diagnostic::at(origin, "acme.directory", text),
+            None => Diagnostic::without_origin("acme.directory", text),
         });
     }
-    let contact = wrong.all("acme.contact", draft.contact, |text| value::contact(&text));
-    let ca_file = wrong.opt("acme.ca_file", draft.ca_file, |text| value::readable(&text));
-    let state_dir = wrong.opt("acme.state_dir", draft.state_dir, |text| value::absolute(&text));
-    let eab = eab(draft.eab_kid, draft.eab_hmac, wrong);
-    Some(Acme {
+    let contact = diagnostics.parse_all("acme.contact", draft.contact, |text| parse::contact_url(&text));
+    let ca_file = diagnostics.parse_optional("acme.ca_file", draft.ca_file, |text| parse::readable_file(&text));
+    let state_dir = diagnostics.parse_optional("acme.state_dir", draft.state_dir, |text| parse::absolute_path(&text));
+    let eab = parse_eab(draft.eab_kid, draft.eab_hmac, diagnostics);
+    Some(AcmeConfig {
         directory: directory?,
         contact: contact?,
         ca_file,
-        state_dir: state_dir.unwrap_or_else(|| STATE_DIR.into()),
+        state_dir: state_dir.unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
         profile: draft.profile.map(|item| item.value),
         eab,
-        dns: draft.dns.and_then(|dns| self::dns(dns, wrong)),
+        dns: draft.dns.and_then(|dns| self::dns(dns, diagnostics)),
     })
 }
 
-fn eab(
-    kid: Option<Item<String>>,
-    hmac: Option<Item<String>>,
-    wrong: &mut Wrong,
+fn parse_eab(
+    kid: Option<Located<String>>,
+    hmac: Option<Located<String>>,
+    diagnostics: &mut Diagnostics,
 ) -> Option<(String, Vec<u8>)> {
     match (kid, hmac) {
         (None, None) => None,
         (Some(kid), Some(hmac)) => {
-            let hmac = wrong.one("acme.eab_hmac", hmac, |text| {
+            let hmac = diagnostics.parse("acme.eab_hmac", hmac, |text| {
                 let text = text.trim_end_matches('=').replace('+', "-").replace('/', "_");
                 BASE64URL_NOPAD
                     .decode(text.as_bytes())
@@ -153,74 +153,74 @@ fn eab(
             });
             Some((kid.value, hmac?))
         }
-        (Some(one), None) | (None, Some(one)) => {
+        (Some(lone), None) | (None, Some(lone)) => {
             let text = "eab_kid and eab_hmac go together; add the other one";
-            wrong.0.push(Problem::new(&one.origin, "acme.eab_kid", text));
+            diagnostics.0.push(Diagnostic::at(&lone.origin, "acme.eab_kid", text));
             None
         }
     }
 }
 
-fn dns(draft: DraftDns, wrong: &mut Wrong) -> Option<Dns> {
-    let limit = draft.propagation_timeout;
-    let limit = wrong.opt("acme.dns.propagation_timeout", limit, |text| value::duration(&text));
+fn dns(draft: DraftDns, diagnostics: &mut Diagnostics) -> Option<Dns01Config> {
+    let propagation_timeout = draft.propagation_timeout;
+    let propagation_timeout = diagnostics.parse_optional("acme.dns.propagation_timeout", propagation_timeout, |text| parse::duration(&text));
     let origin = draft.provider.origin.clone();
-    let mut lacks = |key: &str, text: &str| {
-        wrong.0.push(Problem::new(&origin, &format!("acme.dns.{key}"), text));
+    let mut report_missing = |key: &str, text: &str| {
+        diagnostics.0.push(Diagnostic::at(&origin, &format!("acme.dns.{key}"), text));
     };
     let provider = match draft.provider.value.as_str() {
         "rfc2136" if draft.server.is_none() => {
-            lacks("server", "rfc2136 needs the primary name server, such as \"10.0.0.53\"");
+            report_missing("server", "rfc2136 needs the primary name server, such as \"10.0.0.53\"");
             None
         }
         "rfc2136" => {
             let server =
-                wrong.opt("acme.dns.server", draft.server, |text| value::nameserver(&text));
-            let named = (draft.tsig_name, draft.tsig_secret);
-            let tsig = tsig(named, draft.tsig_algorithm, wrong);
+                diagnostics.parse_optional("acme.dns.server", draft.server, |text| parse::nameserver(&text));
+            let key_parts = (draft.tsig_name, draft.tsig_secret);
+            let tsig = tsig(key_parts, draft.tsig_algorithm, diagnostics);
             let zone = draft.zone.map(|zone| zone.value);
-            server.map(|server| Provider::Rfc2136 { server, zone, tsig })
+            server.map(|server| DnsProvider::Rfc2136 { server, zone, tsig })
         }
         "exec" if draft.program.is_none() => {
-            lacks("program", "exec needs a program, such as \"/usr/local/bin/update-dns\"");
+            report_missing("program", "exec needs a program, such as \"/usr/local/bin/update-dns\"");
             None
         }
-        "exec" => wrong
-            .opt("acme.dns.program", draft.program, |text| value::readable(&text))
-            .map(Provider::Exec),
+        "exec" => diagnostics
+            .parse_optional("acme.dns.program", draft.program, |text| parse::readable_file(&text))
+            .map(DnsProvider::Exec),
         other => {
             let text = format!("\"{other}\" is unknown; one of rfc2136, exec");
-            lacks("provider", &text);
+            report_missing("provider", &text);
             None
         }
     };
-    Some(Dns { provider: provider?, propagation_timeout: limit.unwrap_or(PROPAGATION_TIMEOUT) })
+    Some(Dns01Config { provider: provider?, propagation_timeout: propagation_timeout.unwrap_or(DEFAULT_PROPAGATION_TIMEOUT) })
 }
 
 fn tsig(
-    named: (Option<Item<String>>, Option<Item<String>>),
-    algorithm: Option<Item<String>>,
-    wrong: &mut Wrong,
-) -> Option<Tsig> {
-    let algorithm = wrong.opt("acme.dns.tsig_algorithm", algorithm, |text| match text.as_str() {
-        "hmac-sha256" => Ok(Algorithm::HmacSha256),
-        "hmac-sha384" => Ok(Algorithm::HmacSha384),
-        "hmac-sha512" => Ok(Algorithm::HmacSha512),
+    key_parts: (Option<Located<String>>, Option<Located<String>>),
+    algorithm: Option<Located<String>>,
+    diagnostics: &mut Diagnostics,
+) -> Option<TsigKey> {
+    let algorithm = diagnostics.parse_optional("acme.dns.tsig_algorithm", algorithm, |text| match text.as_str() {
+        "hmac-sha256" => Ok(HmacAlgorithm::HmacSha256),
+        "hmac-sha384" => Ok(HmacAlgorithm::HmacSha384),
+        "hmac-sha512" => Ok(HmacAlgorithm::HmacSha512),
         _ => Err(format!("\"{text}\" is unknown; one of hmac-sha256, hmac-sha384, hmac-sha512")),
     });
-    match named {
+    match key_parts {
         (None, None) => None,
         (Some(name), Some(secret)) => {
-            let secret = wrong.one("acme.dns.tsig_secret", secret, |text| {
+            let secret = diagnostics.parse("acme.dns.tsig_secret", secret, |text| {
                 let secret = BASE64.decode(text.as_bytes());
                 secret.map_err(|_| String::from("is not base64; copy it as tsig-keygen shows it"))
             });
             let algorithm = algorithm.unwrap_or_default();
-            Some(Tsig { name: name.value, secret: secret?, algorithm })
+            Some(TsigKey { name: name.value, secret: secret?, algorithm })
         }
-        (Some(one), None) | (None, Some(one)) => {
+        (Some(lone), None) | (None, Some(lone)) => {
             let text = "tsig_name and tsig_secret go together; add the other one";
-            wrong.0.push(Problem::new(&one.origin, "acme.dns.tsig_name", text));
+            diagnostics.0.push(Diagnostic::at(&lone.origin, "acme.dns.tsig_name", text));
             None
         }
     }

@@ -8,188 +8,188 @@ use toml::Spanned;
 
 use super::Origin;
 use super::acme::{DraftAcme, DraftDns};
-use super::build::{Draft, DraftListener, Item};
+use super::validate::{Draft, DraftListener, Located};
 use super::limits::DraftLimits;
 use super::packet::DraftPacket;
-use super::problem::{Problem, Problems};
-use super::routes::DraftRoute;
+use super::diagnostic::{Diagnostic, ConfigErrors};
+use super::route_table::DraftRoute;
 use super::terminate::DraftTerminate;
 
-mod shape;
+mod schema;
 
-use shape::{Acme, Dns, File, Limits, Listener, Route, Terminate};
+use schema::{Acme, Dns, ConfigFile, Limits, Listener, Route, Terminate};
 
 /// Reads a file; a fault in its syntax or shape is one problem, since nothing behind it is certain.
-pub(super) fn read(path: &Path) -> Result<Draft, Problems> {
+pub(super) fn read(path: &Path) -> Result<Draft, ConfigErrors> {
     let text = fs::read_to_string(path).map_err(|error| {
         let text = format!("cannot be read: {error}");
-        Problems(vec![Problem::overall(&path.display().to_string(), text)])
+        ConfigErrors(vec![Diagnostic::without_origin(&path.display().to_string(), text)])
     })?;
-    let place = Place { path, text: &text };
-    let file: File = toml::from_str(&text).map_err(|error| Problems(vec![place.shape(&error)]))?;
-    Ok(place.draft(file))
+    let source = SourceFile { path, text: &text };
+    let file: ConfigFile = toml::from_str(&text).map_err(|error| ConfigErrors(vec![source.syntax_diagnostic(&error)]))?;
+    Ok(source.draft(file))
 }
 
-struct Place<'a> {
+struct SourceFile<'a> {
     path: &'a Path,
     text: &'a str,
 }
 
-impl Place<'_> {
-    fn at(&self, span: Range<usize>) -> Origin {
+impl SourceFile<'_> {
+    fn origin_at(&self, span: Range<usize>) -> Origin {
         let before = self.text.get(..span.start).unwrap_or(self.text);
         let line = before.bytes().filter(|&b| b == b'\n').count() + 1;
         Origin::File { path: self.path.into(), line }
     }
 
-    fn item<T>(&self, value: Spanned<T>) -> Item<T> {
-        Item { origin: self.at(value.span()), value: value.into_inner() }
+    fn locate<T>(&self, value: Spanned<T>) -> Located<T> {
+        Located { origin: self.origin_at(value.span()), value: value.into_inner() }
     }
 
-    fn some<T>(&self, value: Option<Spanned<T>>) -> Option<Item<T>> {
-        value.map(|value| self.item(value))
+    fn locate_optional<T>(&self, value: Option<Spanned<T>>) -> Option<Located<T>> {
+        value.map(|value| self.locate(value))
     }
 
-    fn all<T>(&self, values: Vec<Spanned<T>>) -> Vec<Item<T>> {
-        values.into_iter().map(|value| self.item(value)).collect()
+    fn locate_all<T>(&self, values: Vec<Spanned<T>>) -> Vec<Located<T>> {
+        values.into_iter().map(|value| self.locate(value)).collect()
     }
 
-    fn draft(&self, file: File) -> Draft {
+    fn draft(&self, file: ConfigFile) -> Draft {
         let listeners = file.listener.into_iter().map(Spanned::into_inner);
         Draft {
-            instance: self.some(file.instance),
-            engine: self.some(file.engine),
-            acme_bypass: self.some(file.acme_bypass),
-            drain: self.some(file.drain),
-            access_log: self.some(file.access_log),
-            access_log_format: self.some(file.access_log_format),
-            nameservers: self.all(file.nameservers),
+            instance: self.locate_optional(file.instance),
+            engine: self.locate_optional(file.engine),
+            acme_bypass: self.locate_optional(file.acme_bypass),
+            drain_timeout: self.locate_optional(file.drain_timeout),
+            access_log: self.locate_optional(file.access_log),
+            access_log_format: self.locate_optional(file.access_log_format),
+            nameservers: self.locate_all(file.nameservers),
             listeners: listeners.map(|listener| self.listener(listener)).collect(),
             routes: file.route.into_iter().map(|route| self.route(route)).collect(),
             terminates: file.terminate.into_iter().map(|one| self.terminate(one)).collect(),
             acme: file.acme.map(|acme| self.acme(acme)),
-            http: file.http.map(|http| self.item(http.address)),
+            http: file.http.map(|http| self.locate(http.address)),
             limits: self.limits(file.limits),
-            admin: self.some(file.admin.address),
+            admin: self.locate_optional(file.admin.address),
             packet: DraftPacket {
-                interfaces: self.all(file.packet.interfaces),
-                ports: self.some(file.packet.ports),
-                hook: self.some(file.packet.hook),
-                xdp: self.some(file.packet.xdp),
+                interfaces: self.locate_all(file.packet.interfaces),
+                ports: self.locate_optional(file.packet.ports),
+                hook: self.locate_optional(file.packet.hook),
+                xdp: self.locate_optional(file.packet.xdp),
             },
-            hello_timeout: None,
+            client_hello_timeout: None,
         }
     }
 
     fn listener(&self, listener: Listener) -> DraftListener {
         DraftListener {
-            address: self.item(listener.address),
-            hello_timeout: self.some(listener.hello_timeout),
-            proxy_protocol_from: self.all(listener.proxy_protocol_from),
-            starttls: self.some(listener.starttls),
+            address: self.locate(listener.address),
+            client_hello_timeout: self.locate_optional(listener.client_hello_timeout),
+            proxy_protocol_from: self.locate_all(listener.proxy_protocol_from),
+            starttls: self.locate_optional(listener.starttls),
         }
     }
 
     fn route(&self, route: Spanned<Route>) -> DraftRoute {
-        let origin = self.at(route.span());
+        let origin = self.origin_at(route.span());
         let route = route.into_inner();
         DraftRoute {
-            sni: self.all(route.sni),
-            backends: self.all(route.backends),
-            http_backends: self.all(route.http_backends),
-            acme: self.some(route.acme),
-            send_proxy: self.some(route.send_proxy),
-            source: self.some(route.source),
-            balance: self.some(route.balance),
-            check: self.some(route.check),
-            check_interval: self.some(route.check_interval),
-            rise: self.some(route.rise),
-            fall: self.some(route.fall),
-            slow_start: self.some(route.slow_start),
-            ..DraftRoute::at(origin, "route")
+            sni: self.locate_all(route.sni),
+            backends: self.locate_all(route.backends),
+            http_backends: self.locate_all(route.http_backends),
+            acme: self.locate_optional(route.acme),
+            send_proxy: self.locate_optional(route.send_proxy),
+            source_address: self.locate_optional(route.source_address),
+            balance: self.locate_optional(route.balance),
+            check: self.locate_optional(route.check),
+            check_interval: self.locate_optional(route.check_interval),
+            rise: self.locate_optional(route.rise),
+            fall: self.locate_optional(route.fall),
+            slow_start: self.locate_optional(route.slow_start),
+            ..DraftRoute::empty(origin, "route")
         }
     }
 
     fn terminate(&self, one: Spanned<Terminate>) -> DraftTerminate {
-        let origin = self.at(one.span());
+        let origin = self.origin_at(one.span());
         let one = one.into_inner();
         let route = DraftRoute {
-            sni: self.all(one.sni),
-            backends: self.all(one.backends),
-            send_proxy: self.some(one.send_proxy),
-            source: self.some(one.source),
-            balance: self.some(one.balance),
-            check: self.some(one.check),
-            check_interval: self.some(one.check_interval),
-            rise: self.some(one.rise),
-            fall: self.some(one.fall),
-            slow_start: self.some(one.slow_start),
-            ..DraftRoute::at(origin, "terminate")
+            sni: self.locate_all(one.sni),
+            backends: self.locate_all(one.backends),
+            send_proxy: self.locate_optional(one.send_proxy),
+            source_address: self.locate_optional(one.source_address),
+            balance: self.locate_optional(one.balance),
+            check: self.locate_optional(one.check),
+            check_interval: self.locate_optional(one.check_interval),
+            rise: self.locate_optional(one.rise),
+            fall: self.locate_optional(one.fall),
+            slow_start: self.locate_optional(one.slow_start),
+            ..DraftRoute::empty(origin, "terminate")
         };
         DraftTerminate {
             route,
-            challenge: self.some(one.challenge),
-            cert: self.some(one.cert),
-            key: self.some(one.key),
-            alpn: self.all(one.alpn),
+            challenge: self.locate_optional(one.challenge),
+            cert: self.locate_optional(one.cert),
+            key: self.locate_optional(one.key),
+            alpn: self.locate_all(one.alpn),
         }
     }
 
     fn acme(&self, acme: Spanned<Acme>) -> DraftAcme {
-        let origin = self.at(acme.span());
+        let origin = self.origin_at(acme.span());
         let acme = acme.into_inner();
         DraftAcme {
             origin: Some(origin),
-            directory: self.some(acme.directory),
-            contact: self.all(acme.contact),
-            ca_file: self.some(acme.ca_file),
-            state_dir: self.some(acme.state_dir),
-            profile: self.some(acme.profile),
-            eab_kid: self.some(acme.eab_kid),
-            eab_hmac: self.some(acme.eab_hmac),
+            directory: self.locate_optional(acme.directory),
+            contact: self.locate_all(acme.contact),
+            ca_file: self.locate_optional(acme.ca_file),
+            state_dir: self.locate_optional(acme.state_dir),
+            profile: self.locate_optional(acme.profile),
+            eab_kid: self.locate_optional(acme.eab_kid),
+            eab_hmac: self.locate_optional(acme.eab_hmac),
             dns: acme.dns.map(|dns| self.dns(dns.into_inner())),
         }
     }
 
     fn dns(&self, dns: Dns) -> DraftDns {
         DraftDns {
-            provider: self.item(dns.provider),
-            server: self.some(dns.server),
-            zone: self.some(dns.zone),
-            tsig_name: self.some(dns.tsig_name),
-            tsig_secret: self.some(dns.tsig_secret),
-            tsig_algorithm: self.some(dns.tsig_algorithm),
-            program: self.some(dns.program),
-            propagation_timeout: self.some(dns.propagation_timeout),
+            provider: self.locate(dns.provider),
+            server: self.locate_optional(dns.server),
+            zone: self.locate_optional(dns.zone),
+            tsig_name: self.locate_optional(dns.tsig_name),
+            tsig_secret: self.locate_optional(dns.tsig_secret),
+            tsig_algorithm: self.locate_optional(dns.tsig_algorithm),
+            program: self.locate_optional(dns.program),
+            propagation_timeout: self.locate_optional(dns.propagation_timeout),
         }
     }
 
     fn limits(&self, limits: Limits) -> DraftLimits {
         DraftLimits {
-            hello_bytes: self.some(limits.hello_bytes),
-            dial_timeout: self.some(limits.dial_timeout),
-            answer_timeout: self.some(limits.answer_timeout),
-            max_connections: self.some(limits.max_connections),
-            max_peeking: self.some(limits.max_peeking),
-            per_source: self.some(limits.per_source),
-            accept_rate: self.some(limits.accept_rate),
-            idle_timeout: self.some(limits.idle_timeout),
-            keepalive: self.some(limits.keepalive),
-            user_timeout: self.some(limits.user_timeout),
-            backends_allowed: self.all(limits.backends_allowed),
+            max_client_hello_bytes: self.locate_optional(limits.max_client_hello_bytes),
+            connect_timeout: self.locate_optional(limits.connect_timeout),
+            first_byte_timeout: self.locate_optional(limits.first_byte_timeout),
+            max_connections: self.locate_optional(limits.max_connections),
+            max_pending_handshakes: self.locate_optional(limits.max_pending_handshakes),
+            max_connections_per_source: self.locate_optional(limits.max_connections_per_source),
+            accept_rate: self.locate_optional(limits.accept_rate),
+            idle_timeout: self.locate_optional(limits.idle_timeout),
+            keepalive: self.locate_optional(limits.keepalive),
+            user_timeout: self.locate_optional(limits.user_timeout),
+            backends_allowed: self.locate_all(limits.backends_allowed),
         }
     }
 
     /// Turns what serde or the TOML parser says into a place and a remedy.
-    fn shape(&self, error: &toml::de::Error) -> Problem {
+    fn syntax_diagnostic(&self, error: &toml::de::Error) -> Diagnostic {
         let message = error.message().trim_end();
-        let origin = error.span().map(|span| self.at(span));
+        let origin = error.span().map(|span| self.origin_at(span));
         let text = match remedy(message) {
             Some(remedy) => format!("{message}; {remedy}"),
             None => message.replace('\n', ", "),
         };
         let key = if origin.is_none() { self.path.display().to_string() } else { String::new() };
-        Problem { origin, key, text }
+        Diagnostic { origin, key, message: text }
     }
 }
 

@@ -6,10 +6,10 @@ use clap::Args;
 
 use super::Origin;
 use super::acme::DraftAcme;
-use super::build::{Draft, DraftListener, Item};
+use super::validate::{Draft, DraftListener, Located};
 use super::limits::DraftLimits;
 
-mod text;
+mod route_syntax;
 
 /// Configuration by flag; each has a key of the same name in the file.
 #[derive(Args, Clone, Debug, Default)]
@@ -68,7 +68,7 @@ pub struct Overrides {
 
     /// Time from accept to a whole ClientHello, on every listener [default: 5s]
     #[arg(long, value_name = "TIME")]
-    hello_timeout: Option<String>,
+    client_hello_timeout: Option<String>,
 
     /// Network whose members must send a PROXY header and all others must not, on every listener;
     /// may be repeated
@@ -81,16 +81,16 @@ pub struct Overrides {
 
     /// Longest ClientHello, in bytes [default: 65536]
     #[arg(long, value_name = "BYTES")]
-    hello_bytes: Option<i64>,
+    max_client_hello_bytes: Option<i64>,
 
     /// Time that each attempt to reach a back end may take [default: 5s]
     #[arg(long, value_name = "TIME")]
-    dial_timeout: Option<String>,
+    connect_timeout: Option<String>,
 
     /// Time that a back end may be silent behind the hello while another one is left, or off
     /// [default: off]
     #[arg(long, value_name = "TIME")]
-    answer_timeout: Option<String>,
+    first_byte_timeout: Option<String>,
 
     /// Connections at once [default: 100000]
     #[arg(long, value_name = "N")]
@@ -98,11 +98,11 @@ pub struct Overrides {
 
     /// Connections that have not said their hello, at once [default: 10000]
     #[arg(long, value_name = "N")]
-    max_peeking: Option<i64>,
+    max_pending_handshakes: Option<i64>,
 
     /// Flows of one IPv4 address or IPv6 /64, at once [default: 1000]
     #[arg(long, value_name = "N")]
-    per_source: Option<i64>,
+    max_connections_per_source: Option<i64>,
 
     /// New connections a second; 0 is no limit [default: 0]
     #[arg(long, value_name = "N")]
@@ -130,7 +130,7 @@ pub struct Overrides {
 
     /// Time that running connections may take to end after SIGTERM [default: 30s]
     #[arg(long, value_name = "TIME")]
-    drain: Option<String>,
+    drain_timeout: Option<String>,
 
     /// Address of /metrics and /healthz [default: none]
     #[arg(long, value_name = "ADDR")]
@@ -146,25 +146,25 @@ pub struct Overrides {
 }
 
 impl Overrides {
-    pub(super) fn lay_over(&self, draft: &mut Draft) {
+    pub(super) fn apply_to(&self, draft: &mut Draft) {
         set(&mut draft.instance, "--instance", self.instance.as_ref());
         set(&mut draft.engine, "--engine", self.engine.as_ref());
         set(&mut draft.acme_bypass, "--acme-bypass", self.acme_bypass.as_ref());
-        set(&mut draft.hello_timeout, "--hello-timeout", self.hello_timeout.as_ref());
-        set(&mut draft.drain, "--drain", self.drain.as_ref());
+        set(&mut draft.client_hello_timeout, "--hello-timeout", self.client_hello_timeout.as_ref());
+        set(&mut draft.drain_timeout, "--drain", self.drain_timeout.as_ref());
         set(&mut draft.admin, "--admin", self.admin.as_ref());
         set(&mut draft.access_log, "--access-log", self.access_log.as_ref());
         let format = self.access_log_format.as_ref();
         set(&mut draft.access_log_format, "--access-log-format", format);
-        self.lay_over_limits(&mut draft.limits);
+        self.apply_limits(&mut draft.limits);
         if !self.nameserver.is_empty() {
-            draft.nameservers = items("--nameserver", &self.nameserver);
+            draft.nameservers = located_items("--nameserver", &self.nameserver);
         }
         if !self.listen.is_empty() {
-            draft.listeners = self.listen.iter().map(listener).collect();
+            draft.listeners = self.listen.iter().map(draft_listener).collect();
         }
         if !self.proxy_protocol_from.is_empty() {
-            let networks = items("--proxy-protocol-from", &self.proxy_protocol_from);
+            let networks = located_items("--proxy-protocol-from", &self.proxy_protocol_from);
             for listener in &mut draft.listeners {
                 listener.proxy_protocol_from = networks.clone();
             }
@@ -173,20 +173,20 @@ impl Overrides {
             set(&mut listener.starttls, "--starttls", self.starttls.as_ref());
         }
         if !self.route.is_empty() {
-            draft.routes = self.route.iter().map(|text| text::route(text)).collect();
+            draft.routes = self.route.iter().map(|text| route_syntax::parse_route(text)).collect();
         }
         if !self.terminate.is_empty() {
-            let terminates = self.terminate.iter().map(|text| text::terminate(text));
+            let terminates = self.terminate.iter().map(|text| route_syntax::parse_terminate(text));
             draft.terminates = terminates.collect();
         }
         set(&mut draft.http, "--http", self.http.as_ref());
-        self.lay_over_acme(&mut draft.acme);
+        self.apply_acme(&mut draft.acme);
     }
 
-    fn lay_over_acme(&self, draft: &mut Option<DraftAcme>) {
-        let single =
+    fn apply_acme(&self, draft: &mut Option<DraftAcme>) {
+        let single_valued =
             [&self.acme_directory, &self.acme_ca_file, &self.acme_profile, &self.state_dir];
-        if single.iter().all(|flag| flag.is_none()) && self.acme_contact.is_empty() {
+        if single_valued.iter().all(|flag| flag.is_none()) && self.acme_contact.is_empty() {
             return;
         }
         let acme = draft.get_or_insert_default();
@@ -195,45 +195,45 @@ impl Overrides {
         set(&mut acme.profile, "--acme-profile", self.acme_profile.as_ref());
         set(&mut acme.state_dir, "--state-dir", self.state_dir.as_ref());
         if !self.acme_contact.is_empty() {
-            acme.contact = items("--acme-contact", &self.acme_contact);
+            acme.contact = located_items("--acme-contact", &self.acme_contact);
         }
     }
 }
 
 impl Overrides {
-    fn lay_over_limits(&self, limits: &mut DraftLimits) {
-        set(&mut limits.dial_timeout, "--dial-timeout", self.dial_timeout.as_ref());
-        set(&mut limits.answer_timeout, "--answer-timeout", self.answer_timeout.as_ref());
+    fn apply_limits(&self, limits: &mut DraftLimits) {
+        set(&mut limits.connect_timeout, "--dial-timeout", self.connect_timeout.as_ref());
+        set(&mut limits.first_byte_timeout, "--answer-timeout", self.first_byte_timeout.as_ref());
         set(&mut limits.idle_timeout, "--idle-timeout", self.idle_timeout.as_ref());
         set(&mut limits.keepalive, "--keepalive", self.keepalive.as_ref());
         set(&mut limits.user_timeout, "--user-timeout", self.user_timeout.as_ref());
-        set(&mut limits.hello_bytes, "--hello-bytes", self.hello_bytes.as_ref());
+        set(&mut limits.max_client_hello_bytes, "--hello-bytes", self.max_client_hello_bytes.as_ref());
         set(&mut limits.max_connections, "--max-connections", self.max_connections.as_ref());
-        set(&mut limits.max_peeking, "--max-peeking", self.max_peeking.as_ref());
-        set(&mut limits.per_source, "--per-source", self.per_source.as_ref());
+        set(&mut limits.max_pending_handshakes, "--max-peeking", self.max_pending_handshakes.as_ref());
+        set(&mut limits.max_connections_per_source, "--per-source", self.max_connections_per_source.as_ref());
         set(&mut limits.accept_rate, "--accept-rate", self.accept_rate.as_ref());
         if !self.backends_allowed.is_empty() {
-            limits.backends_allowed = items("--backends-allowed", &self.backends_allowed);
+            limits.backends_allowed = located_items("--backends-allowed", &self.backends_allowed);
         }
     }
 }
 
-fn items(name: &str, values: &[String]) -> Vec<Item<String>> {
-    let item = |value: &String| Item { origin: flag(name, value), value: value.clone() };
+fn located_items(name: &str, values: &[String]) -> Vec<Located<String>> {
+    let item = |value: &String| Located { origin: flag_origin(name, value), value: value.clone() };
     values.iter().map(item).collect()
 }
 
-fn flag(name: &str, value: impl Display) -> Origin {
+fn flag_origin(name: &str, value: impl Display) -> Origin {
     Origin::Flag(format!("{name} {value}"))
 }
 
-fn set<T: Clone + Display>(place: &mut Option<Item<T>>, name: &str, value: Option<&T>) {
+fn set<T: Clone + Display>(target: &mut Option<Located<T>>, name: &str, value: Option<&T>) {
     if let Some(value) = value {
-        *place = Some(Item { origin: flag(name, value), value: value.clone() });
+        *target = Some(Located { origin: flag_origin(name, value), value: value.clone() });
     }
 }
 
-fn listener(address: &String) -> DraftListener {
-    let address = Item { origin: flag("--listen", address), value: address.clone() };
-    DraftListener { address, hello_timeout: None, proxy_protocol_from: Vec::new(), starttls: None }
+fn draft_listener(address: &String) -> DraftListener {
+    let address = Located { origin: flag_origin("--listen", address), value: address.clone() };
+    DraftListener { address, client_hello_timeout: None, proxy_protocol_from: Vec::new(), starttls: None }
 }

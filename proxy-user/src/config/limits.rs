@@ -6,26 +6,26 @@ use std::time::Duration;
 use ipnet::IpNet;
 use snisplit_common::limits::DEFAULT_MAX_CLIENT_HELLO_LEN;
 
-use super::build::{Item, Wrong};
-use super::{DIAL_TIMEOUT, value};
+use super::validate::{Located, Diagnostics};
+use super::{DEFAULT_CONNECT_TIMEOUT, parse};
 use crate::engine::TcpTimeouts;
 
 /// Bounds.
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// `hello_bytes`: of the handshake message, without its header of 4.
-    pub hello_bytes: usize,
+    pub max_client_hello_bytes: usize,
     /// `dial_timeout`: for each attempt.
-    pub dial_timeout: Duration,
+    pub connect_timeout: Duration,
     /// `answer_timeout`: how long a back end may be silent behind the hello while another one is
     /// left to try; `None` for `off`.
-    pub answer_timeout: Option<Duration>,
+    pub first_byte_timeout: Option<Duration>,
     /// `max_connections`
     pub max_connections: usize,
     /// `max_peeking`: connections that have not said their hello.
-    pub max_peeking: usize,
+    pub max_pending_handshakes: usize,
     /// `per_source`: concurrent flows of an IPv4 address or an IPv6 /64.
-    pub per_source: usize,
+    pub max_connections_per_source: usize,
     /// `accept_rate`: connections a second; 0 is no limit.
     pub accept_rate: u32,
     /// `idle_timeout`; `None` for `off`.
@@ -41,12 +41,12 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            hello_bytes: DEFAULT_MAX_CLIENT_HELLO_LEN,
-            dial_timeout: DIAL_TIMEOUT,
-            answer_timeout: None,
+            max_client_hello_bytes: DEFAULT_MAX_CLIENT_HELLO_LEN,
+            connect_timeout: DEFAULT_CONNECT_TIMEOUT,
+            first_byte_timeout: None,
             max_connections: 100_000,
-            max_peeking: 10_000,
-            per_source: 1_000,
+            max_pending_handshakes: 10_000,
+            max_connections_per_source: 1_000,
             accept_rate: 0,
             idle_timeout: None,
             keepalive: Some(Duration::from_secs(60)),
@@ -64,7 +64,7 @@ impl Limits {
     }
 
     /// What keeps connections from staying when their peer is gone.
-    pub(crate) const fn upkeep(&self) -> TcpTimeouts {
+    pub(crate) const fn tcp_timeouts(&self) -> TcpTimeouts {
         TcpTimeouts { keepalive: self.keepalive, user_timeout: self.user_timeout }
     }
 }
@@ -72,52 +72,52 @@ impl Limits {
 /// Limits that are not understood yet.
 #[derive(Debug, Default)]
 pub(super) struct DraftLimits {
-    pub(super) hello_bytes: Option<Item<i64>>,
-    pub(super) dial_timeout: Option<Item<String>>,
-    pub(super) answer_timeout: Option<Item<String>>,
-    pub(super) max_connections: Option<Item<i64>>,
-    pub(super) max_peeking: Option<Item<i64>>,
-    pub(super) per_source: Option<Item<i64>>,
-    pub(super) accept_rate: Option<Item<i64>>,
-    pub(super) idle_timeout: Option<Item<String>>,
-    pub(super) keepalive: Option<Item<String>>,
-    pub(super) user_timeout: Option<Item<String>>,
-    pub(super) backends_allowed: Vec<Item<String>>,
+    pub(super) max_client_hello_bytes: Option<Located<i64>>,
+    pub(super) connect_timeout: Option<Located<String>>,
+    pub(super) first_byte_timeout: Option<Located<String>>,
+    pub(super) max_connections: Option<Located<i64>>,
+    pub(super) max_pending_handshakes: Option<Located<i64>>,
+    pub(super) max_connections_per_source: Option<Located<i64>>,
+    pub(super) accept_rate: Option<Located<i64>>,
+    pub(super) idle_timeout: Option<Located<String>>,
+    pub(super) keepalive: Option<Located<String>>,
+    pub(super) user_timeout: Option<Located<String>>,
+    pub(super) backends_allowed: Vec<Located<String>>,
 }
 
-pub(super) fn build(draft: DraftLimits, wrong: &mut Wrong) -> Limits {
+pub(super) fn build(draft: DraftLimits, diagnostics: &mut Diagnostics) -> Limits {
     let mut limits = Limits::default();
-    let mut set = Setter(wrong);
-    set.to("hello_bytes", draft.hello_bytes, &mut limits.hello_bytes, value::hello_bytes);
-    set.to("dial_timeout", draft.dial_timeout, &mut limits.dial_timeout, |t| value::duration(&t));
-    let at_least = |least| move |n| value::count(n, least);
-    set.to("max_connections", draft.max_connections, &mut limits.max_connections, at_least(1));
-    set.to("max_peeking", draft.max_peeking, &mut limits.max_peeking, at_least(1));
-    set.to("per_source", draft.per_source, &mut limits.per_source, at_least(1));
-    set.to("accept_rate", draft.accept_rate, &mut limits.accept_rate, |n| value::count(n, 0));
-    let off = |text: String| value::duration_or_off(&text);
-    set.to("answer_timeout", draft.answer_timeout, &mut limits.answer_timeout, off);
-    set.to("idle_timeout", draft.idle_timeout, &mut limits.idle_timeout, off);
-    set.to("keepalive", draft.keepalive, &mut limits.keepalive, off);
-    set.to("user_timeout", draft.user_timeout, &mut limits.user_timeout, off);
+    let mut parser = LimitParser(diagnostics);
+    parser.parse_into("hello_bytes", draft.max_client_hello_bytes, &mut limits.max_client_hello_bytes, parse::client_hello_bytes);
+    parser.parse_into("dial_timeout", draft.connect_timeout, &mut limits.connect_timeout, |t| parse::duration(&t));
+    let at_least = |least| move |n| parse::count(n, least);
+    parser.parse_into("max_connections", draft.max_connections, &mut limits.max_connections, at_least(1));
+    parser.parse_into("max_peeking", draft.max_pending_handshakes, &mut limits.max_pending_handshakes, at_least(1));
+    parser.parse_into("per_source", draft.max_connections_per_source, &mut limits.max_connections_per_source, at_least(1));
+    parser.parse_into("accept_rate", draft.accept_rate, &mut limits.accept_rate, |n| parse::count(n, 0));
+    let off = |text: String| parse::duration_or_off(&text);
+    parser.parse_into("answer_timeout", draft.first_byte_timeout, &mut limits.first_byte_timeout, off);
+    parser.parse_into("idle_timeout", draft.idle_timeout, &mut limits.idle_timeout, off);
+    parser.parse_into("keepalive", draft.keepalive, &mut limits.keepalive, off);
+    parser.parse_into("user_timeout", draft.user_timeout, &mut limits.user_timeout, off);
     let networks = draft.backends_allowed;
-    let allowed = wrong.all("limits.backends_allowed", networks, |text| value::network(&text));
+    let allowed = diagnostics.parse_all("limits.backends_allowed", networks, |text| parse::network(&text));
     limits.backends_allowed = allowed.unwrap_or_default();
     limits
 }
 
-struct Setter<'w>(&'w mut Wrong);
+struct LimitParser<'w>(&'w mut Diagnostics);
 
-impl Setter<'_> {
-    fn to<T, U>(
+impl LimitParser<'_> {
+    fn parse_into<T, U>(
         &mut self,
         key: &str,
-        item: Option<Item<T>>,
-        place: &mut U,
+        item: Option<Located<T>>,
+        target: &mut U,
         parse: impl FnOnce(T) -> Result<U, String>,
     ) {
-        if let Some(value) = self.0.opt(&format!("limits.{key}"), item, parse) {
-            *place = value;
+        if let Some(value) = self.0.parse_optional(&format!("limits.{key}"), item, parse) {
+            *target = value;
         }
     }
 }

@@ -2,15 +2,15 @@
 
 use std::ops::RangeInclusive;
 
-use super::build::{Item, Wrong};
+use super::validate::{Located, Diagnostics};
 use crate::engine::packet::Hook;
 
 /// Ports that Linux gives to nobody by itself (`net.ipv4.ip_local_port_range` begins at 32768).
-const PORTS: RangeInclusive<u16> = 16_384..=32_767;
+const DEFAULT_PORTS: RangeInclusive<u16> = 16_384..=32_767;
 
 /// What the packet engine may have of the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Packet {
+pub struct PacketConfig {
     /// `interfaces`; empty for all Ethernet interfaces with an address.
     pub interfaces: Vec<String>,
     /// `ports`: its source ports towards back ends.
@@ -21,26 +21,26 @@ pub struct Packet {
     pub xdp: bool,
 }
 
-impl Default for Packet {
+impl Default for PacketConfig {
     fn default() -> Self {
-        Self { interfaces: Vec::new(), ports: PORTS, hook: Hook::best_supported(), xdp: false }
+        Self { interfaces: Vec::new(), ports: DEFAULT_PORTS, hook: Hook::best_supported(), xdp: false }
     }
 }
 
 /// One that is not understood yet.
 #[derive(Debug, Default)]
 pub(super) struct DraftPacket {
-    pub(super) interfaces: Vec<Item<String>>,
-    pub(super) ports: Option<Item<String>>,
-    pub(super) hook: Option<Item<String>>,
-    pub(super) xdp: Option<Item<bool>>,
+    pub(super) interfaces: Vec<Located<String>>,
+    pub(super) ports: Option<Located<String>>,
+    pub(super) hook: Option<Located<String>>,
+    pub(super) xdp: Option<Located<bool>>,
 }
 
-pub(super) fn build(draft: DraftPacket, wrong: &mut Wrong) -> Packet {
-    let default = Packet::default();
-    let ports = wrong.opt("packet.ports", draft.ports, |text| ports(&text));
-    let hook = wrong.opt("packet.hook", draft.hook, |text| hook(&text));
-    Packet {
+pub(super) fn build(draft: DraftPacket, diagnostics: &mut Diagnostics) -> PacketConfig {
+    let default = PacketConfig::default();
+    let ports = diagnostics.parse_optional("packet.ports", draft.ports, |text| parse_port_range(&text));
+    let hook = diagnostics.parse_optional("packet.hook", draft.hook, |text| parse_hook(&text));
+    PacketConfig {
         interfaces: draft.interfaces.into_iter().map(|item| item.value).collect(),
         ports: ports.unwrap_or(default.ports),
         hook: hook.flatten().unwrap_or(default.hook),
@@ -49,7 +49,7 @@ pub(super) fn build(draft: DraftPacket, wrong: &mut Wrong) -> Packet {
 }
 
 /// `None` is the best that the kernel has.
-fn hook(text: &str) -> Result<Option<Hook>, String> {
+fn parse_hook(text: &str) -> Result<Option<Hook>, String> {
     match text {
         "auto" => Ok(None),
         "tcx" => Ok(Some(Hook::Tcx)),
@@ -59,7 +59,7 @@ fn hook(text: &str) -> Result<Option<Hook>, String> {
 }
 
 /// The first and the last port.
-fn ports(text: &str) -> Result<RangeInclusive<u16>, String> {
+fn parse_port_range(text: &str) -> Result<RangeInclusive<u16>, String> {
     let range = text.split_once('-').and_then(|(from, to)| {
         Some(from.trim().parse::<u16>().ok()?..=to.trim().parse::<u16>().ok()?)
     });

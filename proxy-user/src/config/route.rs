@@ -29,11 +29,11 @@ pub struct Route {
     /// `send_proxy`; `None` for `off`.
     pub send_proxy: Option<Version>,
     /// `source`
-    pub source: Source,
+    pub source_address: SourceAddress,
     /// `balance`
     pub balance: BalancePolicy,
     /// `check`; `None` for `off`.
-    pub check: Option<Check>,
+    pub health_check: Option<HealthCheckKind>,
     /// `check_interval`
     pub check_interval: Duration,
     /// `rise`: answers in a row that make a back end up.
@@ -44,14 +44,14 @@ pub struct Route {
     pub slow_start: Duration,
     /// Where it was written.
     pub origin: Origin,
-    pub(super) turn: AtomicUsize,
+    pub(super) round: AtomicUsize,
 }
 
 /// Where connections go, and how many of them.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Backend {
     /// Where it is.
-    pub place: Place,
+    pub address: BackendAddr,
     /// The same in words, by which it is known from one configuration to the next.
     pub name: String,
     /// Its share beside the others of its route, 0 to 256; 0 is nothing unless no other answers.
@@ -60,17 +60,17 @@ pub struct Backend {
 
 /// The address that a back end sees.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Source {
+pub enum SourceAddress {
     /// The agent's own.
     #[default]
-    Own,
+    Local,
     /// The client's (IP_TRANSPARENT); `snisplit net` sets up the way back.
     Client,
 }
 
 /// How a back end is asked whether it is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Check {
+pub enum HealthCheckKind {
     /// By a TCP connection.
     Tcp,
     /// By a TLS handshake with the route's first exact name.
@@ -79,11 +79,11 @@ pub enum Check {
 
 /// Where a back end is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Place {
+pub enum BackendAddr {
     /// An address and port.
-    Address(SocketAddr),
+    Ip(SocketAddr),
     /// A host name, resolved as often as its TTL says, and a port.
-    Name(String, u16),
+    Host(String, u16),
     /// A unix socket on this host, by its absolute path.
     Unix(PathBuf),
 }
@@ -96,19 +96,19 @@ impl RoutePolicy for Route {
 
 impl Route {
     /// Whether a connection would fare the same on the other route of the same names.
-    pub fn does_the_same(&self, other: &Self) -> bool {
+    pub fn same_behaviour(&self, other: &Self) -> bool {
         self.backends == other.backends
             && self.http_backends == other.http_backends
             && self.acme == other.acme
-            && (self.send_proxy, self.source) == (other.send_proxy, other.source)
+            && (self.send_proxy, self.source_address) == (other.send_proxy, other.source_address)
             && self.balance == other.balance
-            && (self.check, self.check_interval) == (other.check, other.check_interval)
+            && (self.health_check, self.check_interval) == (other.health_check, other.check_interval)
             && (self.rise, self.fall, self.slow_start) == (other.rise, other.fall, other.slow_start)
     }
 
     /// The number of this connection on the route.
-    pub fn take_turn(&self) -> usize {
-        self.turn.fetch_add(1, Ordering::Relaxed)
+    pub fn next_round(&self) -> usize {
+        self.round.fetch_add(1, Ordering::Relaxed)
     }
 }
 
@@ -118,11 +118,11 @@ impl fmt::Display for Backend {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for BackendAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Address(address) => write!(f, "{address}"),
-            Self::Name(host, port) => write!(f, "{host}:{port}"),
+            Self::Ip(address) => write!(f, "{address}"),
+            Self::Host(host, port) => write!(f, "{host}:{port}"),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }

@@ -4,11 +4,11 @@ use std::path::PathBuf;
 
 use snisplit_common::server_name::Pattern;
 
-use super::build::{Draft, Item, Wrong};
-use super::problem::Problem;
-use super::routes::{self, DraftRoute};
-use super::{Check, Route, value};
-use crate::certs::files;
+use super::validate::{Draft, Located, Diagnostics};
+use super::diagnostic::Diagnostic;
+use super::route_table::{self, DraftRoute};
+use super::{HealthCheckKind, Route, parse};
+use crate::certs::pem;
 
 /// Names that this agent holds a certificate for, and the plaintext back ends behind them.
 #[derive(Debug)]
@@ -16,16 +16,16 @@ pub struct Terminate {
     /// Names, back ends and how they are dialled.
     pub route: Route,
     /// Where the certificate comes from.
-    pub certificate: Certificate,
+    pub certificate: CertificateSource,
     /// `alpn`: protocols to agree to, in order of preference.
     pub alpn: Vec<Vec<u8>>,
 }
 
 /// Where a certificate comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Certificate {
+pub enum CertificateSource {
     /// `challenge`: it is ordered.
-    Ordered(Challenge),
+    Acme(Challenge),
     /// `cert` and `key`: it is read, and read again when a file changes.
     Files {
         /// The chain, PEM.
@@ -48,7 +48,7 @@ pub enum Challenge {
 
 impl Challenge {
     /// The name in the IANA registry.
-    pub const fn name(self) -> &'static str {
+    pub const fn label(self) -> &'static str {
         match self {
             Self::TlsAlpn01 => "tls-alpn-01",
             Self::Http01 => "http-01",
@@ -61,22 +61,22 @@ impl Challenge {
 #[derive(Debug)]
 pub(super) struct DraftTerminate {
     pub(super) route: DraftRoute,
-    pub(super) challenge: Option<Item<String>>,
-    pub(super) cert: Option<Item<String>>,
-    pub(super) key: Option<Item<String>>,
-    pub(super) alpn: Vec<Item<String>>,
+    pub(super) challenge: Option<Located<String>>,
+    pub(super) cert: Option<Located<String>>,
+    pub(super) key: Option<Located<String>>,
+    pub(super) alpn: Vec<Located<String>>,
 }
 
 /// What the rest of the configuration has for ordering certificates, right or wrong.
 #[derive(Clone, Copy)]
-pub(super) struct Means {
+pub(super) struct AcmeCapabilities {
     pub(super) acme: bool,
     pub(super) dns: bool,
     pub(super) http: bool,
 }
 
-impl Means {
-    pub(super) fn of(draft: &Draft) -> Self {
+impl AcmeCapabilities {
+    pub(super) fn from_draft(draft: &Draft) -> Self {
         let acme = draft.acme.as_ref();
         Self {
             acme: acme.is_some(),
@@ -86,98 +86,98 @@ impl Means {
     }
 }
 
-pub(super) fn build(draft: DraftTerminate, means: Means, wrong: &mut Wrong) -> Option<Terminate> {
+pub(super) fn build(draft: DraftTerminate, capabilities: AcmeCapabilities, diagnostics: &mut Diagnostics) -> Option<Terminate> {
     let DraftTerminate { route, challenge, cert, key, alpn } = draft;
     let origin = route.origin.clone();
-    let check_at = route.check.as_ref().map_or(&origin, |item| &item.origin).clone();
-    let route = routes::route(route, wrong);
-    let alpn = wrong.all("terminate.alpn", alpn, |text| protocol(&text));
+    let check_origin = route.check.as_ref().map_or(&origin, |item| &item.origin).clone();
+    let route = route_table::build_route(route, diagnostics);
+    let alpn = diagnostics.parse_all("terminate.alpn", alpn, |text| parse_alpn_protocol(&text));
     let route = route?;
-    if route.check == Some(Check::Tls) {
+    if route.health_check == Some(HealthCheckKind::Tls) {
         let text = "these back ends speak no TLS; one of off, tcp";
-        wrong.0.push(Problem::new(&check_at, "terminate.check", text));
+        diagnostics.0.push(Diagnostic::at(&check_origin, "terminate.check", text));
     }
     if route.names.contains(&Pattern::Default) {
         let text = "no certificate is for \"*\"; name the names";
-        wrong.0.push(Problem::new(&origin, "terminate.sni", text));
+        diagnostics.0.push(Diagnostic::at(&origin, "terminate.sni", text));
     }
     let certificate = match (&cert, &key) {
-        (None, None) => Some(ordered(challenge, &route, means, wrong)),
-        (_, _) => from_files((cert, key), challenge, &route, wrong),
+        (None, None) => Some(acme_certificate(challenge, &route, capabilities, diagnostics)),
+        (_, _) => file_certificate((cert, key), challenge, &route, diagnostics),
     };
     Some(Terminate { route, certificate: certificate?, alpn: alpn? })
 }
 
-fn ordered(
-    asked: Option<Item<String>>,
+fn acme_certificate(
+    requested: Option<Located<String>>,
     route: &Route,
-    means: Means,
-    wrong: &mut Wrong,
-) -> Certificate {
-    let place = asked.as_ref().map_or(&route.origin, |item| &item.origin).clone();
-    let challenge = wrong.opt("terminate.challenge", asked, |text| self::challenge(&text));
+    capabilities: AcmeCapabilities,
+    diagnostics: &mut Diagnostics,
+) -> CertificateSource {
+    let origin = requested.as_ref().map_or(&route.origin, |item| &item.origin).clone();
+    let challenge = diagnostics.parse_optional("terminate.challenge", requested, |text| self::parse_challenge(&text));
     let challenge = challenge.unwrap_or(Challenge::TlsAlpn01);
-    let lacks = lacks(challenge, means, &route.names);
-    let problem = |text| Problem::new(&place, "terminate.challenge", text);
-    wrong.0.extend(lacks.into_iter().map(problem));
-    Certificate::Ordered(challenge)
+    let missing = missing_requirements(challenge, capabilities, &route.names);
+    let problem = |text| Diagnostic::at(&origin, "terminate.challenge", text);
+    diagnostics.0.extend(missing.into_iter().map(problem));
+    CertificateSource::Acme(challenge)
 }
 
-fn from_files(
-    files: (Option<Item<String>>, Option<Item<String>>),
-    challenge: Option<Item<String>>,
+fn file_certificate(
+    files: (Option<Located<String>>, Option<Located<String>>),
+    challenge: Option<Located<String>>,
     route: &Route,
-    wrong: &mut Wrong,
-) -> Option<Certificate> {
-    let mut say = |text: &str| wrong.0.push(Problem::new(&route.origin, "terminate.cert", text));
+    diagnostics: &mut Diagnostics,
+) -> Option<CertificateSource> {
+    let mut report = |text: &str| diagnostics.0.push(Diagnostic::at(&route.origin, "terminate.cert", text));
     if challenge.is_some() {
-        say("a certificate from files needs no challenge; remove one of the two");
+        report("a certificate from files needs no challenge; remove one of the two");
     }
     let (cert, key) = match files {
         (Some(cert), Some(key)) => (cert, key),
         (Some(_), None) => {
-            say("the certificate's key is missing; add key = \"FILE\"");
+            report("the certificate's key is missing; add key = \"FILE\"");
             return None;
         }
         (None, _) => {
-            say("the key's certificate is missing; add cert = \"FILE\"");
+            report("the key's certificate is missing; add cert = \"FILE\"");
             return None;
         }
     };
-    let cert = wrong.one("terminate.cert", cert, |text| value::readable(&text))?;
-    let key = wrong.one("terminate.key", key, |text| value::readable(&text))?;
-    if let Err(text) = files::covers(&cert, &key, &route.names) {
-        wrong.0.push(Problem::new(&route.origin, "terminate.cert", text));
+    let cert = diagnostics.parse("terminate.cert", cert, |text| parse::readable_file(&text))?;
+    let key = diagnostics.parse("terminate.key", key, |text| parse::readable_file(&text))?;
+    if let Err(text) = pem::verify_names(&cert, &key, &route.names) {
+        diagnostics.0.push(Diagnostic::at(&route.origin, "terminate.cert", text));
     }
-    Some(Certificate::Files { cert, key })
+    Some(CertificateSource::Files { cert, key })
 }
 
 /// What a challenge needs and has not.
-fn lacks(challenge: Challenge, means: Means, names: &[Pattern]) -> Vec<String> {
+fn missing_requirements(challenge: Challenge, capabilities: AcmeCapabilities, names: &[Pattern]) -> Vec<String> {
     let is_wild = |pattern: &&Pattern| matches!(pattern, Pattern::Wildcard(_));
     let wild = names.iter().find(is_wild).filter(|_| challenge != Challenge::Dns01);
     let wild = wild.map(|name| {
         format!("\"{name}\" can only be proved by \"dns-01\" (RFC 8555 §7.1.3), not by this")
     });
-    let acme = (!means.acme).then(|| {
+    let acme = (!capabilities.acme).then(|| {
         String::from("ordering certificates needs [acme] with a directory, or set cert and key")
     });
-    let http = (challenge == Challenge::Http01 && !means.http)
+    let http = (challenge == Challenge::Http01 && !capabilities.http)
         .then(|| String::from("http-01 needs [http] with address = \"[::]:80\""));
-    let dns = (challenge == Challenge::Dns01 && means.acme && !means.dns)
+    let dns = (challenge == Challenge::Dns01 && capabilities.acme && !capabilities.dns)
         .then(|| String::from("dns-01 needs [acme.dns] with a provider"));
     [wild, acme, http, dns].into_iter().flatten().collect()
 }
 
-fn challenge(text: &str) -> Result<Challenge, String> {
+fn parse_challenge(text: &str) -> Result<Challenge, String> {
     let all = [Challenge::TlsAlpn01, Challenge::Http01, Challenge::Dns01];
     all.into_iter()
-        .find(|challenge| challenge.name() == text)
+        .find(|challenge| challenge.label() == text)
         .ok_or_else(|| format!("\"{text}\" is unknown; one of tls-alpn-01, http-01, dns-01"))
 }
 
 /// A protocol for ALPN, RFC 7301.
-fn protocol(text: &str) -> Result<Vec<u8>, String> {
+fn parse_alpn_protocol(text: &str) -> Result<Vec<u8>, String> {
     match text {
         "acme-tls/1" => {
             Err("acme-tls/1 is answered by itself, and only while an order runs".into())

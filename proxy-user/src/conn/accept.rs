@@ -50,7 +50,7 @@ fn new_tls_socket(address: SocketAddr, v6_only: bool, limits: &Limits) -> io::Re
     let socket = new_socket(address, v6_only)?;
     // Accepted sockets inherit all of these (sk_clone, net/core/sock.c). A socket that nobody ended
     // in order says so with a reset.
-    limits.upkeep().apply(&socket)?;
+    limits.tcp_timeouts().apply(&socket)?;
     socket.set_tcp_nodelay(true)?;
     socket.set_linger(Some(Duration::ZERO))?;
     Ok(socket)

@@ -20,9 +20,9 @@ use tokio::time::timeout;
 
 use super::Shared;
 use super::connect::Connector;
-use crate::certs::Keyring;
+use crate::certs::CertStore;
 use crate::config::{Config, Route};
-use crate::observe::metrics::Acme;
+use crate::observe::metrics::AcmeLabels;
 
 const ACME_HTTP01_PREFIX: &str = "/.well-known/acme-challenge/";
 /// Connections at once; more wait in the kernel's queue.
@@ -82,7 +82,7 @@ async fn handle(request: Request<Incoming>, shared: &Shared) -> Response<Body> {
 /// What this agent holds against HTTP-01.
 struct TokenView<'t> {
     config: &'t Config,
-    cert_store: &'t Keyring,
+    cert_store: &'t CertStore,
     token: &'t str,
 }
 
@@ -90,7 +90,7 @@ impl CertificateLookup for TokenView<'_> {
     type Certificate = String;
 
     fn pending_challenge(&self, name: &ServerName) -> Option<String> {
-        self.cert_store.http_answer(name, self.token)
+        self.cert_store.http_challenge(name, self.token)
     }
 
     fn managed_name(&self, name: &ServerName) -> Option<ManagedName<String>> {
@@ -111,15 +111,15 @@ async fn serve_challenge(
     let (action, route) = match &decision.action {
         Action::Terminate(_) => ("terminate", None),
         Action::Forward(route) => ("forward", Some(route.label.as_str())),
-        Action::Refuse(_) => ("refuse", None),
+        Action::Reject(_) => ("refuse", None),
     };
     let (class, reason) = (decision.name_class.label(), decision.reason.label());
-    let acme = Acme { class, decision: action, reason };
-    shared.acme_log.tell(Some(name.as_str()), route, &acme, "http-01");
-    shared.telemetry.metrics.acme.get_or_create(&acme).inc();
+    let acme = AcmeLabels { class, action, reason };
+    shared.acme_log.log(Some(name.as_str()), route, &acme, "http-01");
+    shared.telemetry.metrics.acme_validations.get_or_create(&acme).inc();
     match decision.action {
         Action::Terminate(key_authorization) => text_response(StatusCode::OK, key_authorization),
-        Action::Refuse(_) => text_response(StatusCode::NOT_FOUND, format!("{reason}\n")),
+        Action::Reject(_) => text_response(StatusCode::NOT_FOUND, format!("{reason}\n")),
         Action::Forward(route) => match forward_challenge(request, route, &config, shared).await {
             Ok(response) => response.map(Either::Right),
             Err(error) => {
@@ -140,7 +140,7 @@ async fn forward_challenge(
     let connector = Connector::new(&config.limits, &shared.resolver);
     let mut last_error = io::Error::other("the route names no http_backends");
     for backend in &route.http_backends {
-        match timeout(config.limits.dial_timeout, connector.connect(backend)).await {
+        match timeout(config.limits.connect_timeout, connector.connect(backend)).await {
             Ok(Ok(connected)) => {
                 let socket = connected.socket;
                 let handshake = client::conn::http1::handshake(TokioIo::new(socket)).await;

@@ -77,12 +77,12 @@ impl ConnectionLimiter {
         if counts.connections >= limits.max_connections {
             return Err("max_connections");
         }
-        if counts.pending_handshakes >= limits.max_peeking {
+        if counts.pending_handshakes >= limits.max_pending_handshakes {
             return Err("max_peeking");
         }
         if let Some(source) = source {
             let pending = counts.pending_by_source.get(&source).copied().unwrap_or_default();
-            if pending >= limits.per_source.saturating_add(ACME_VALIDATION_BURST) {
+            if pending >= limits.max_connections_per_source.saturating_add(ACME_VALIDATION_BURST) {
                 return Err("per_source");
             }
         }
@@ -102,7 +102,7 @@ impl ConnectionLimiter {
         let source = SourcePrefix::from_address(client);
         let mut counts = self.lock();
         let flows = counts.flows_by_source.entry(source).or_default();
-        if *flows >= limits.per_source {
+        if *flows >= limits.max_connections_per_source {
             return Err("per_source");
         }
         *flows += 1;

@@ -9,7 +9,7 @@ use super::Shared;
 use super::offloaded::{OffloadedConn, run_offloaded};
 use crate::engine::FlowCounters;
 use crate::engine::packet::AdoptedFlow;
-use crate::observe::{Peer, Record};
+use crate::observe::{BackendEndpoint, Record};
 
 /// Takes all of them in. Before the first connection: its port must not be one of theirs.
 pub(crate) fn adopt_flows(shared: &Arc<Shared>, tasks: &TaskTracker) {
@@ -27,9 +27,9 @@ pub(crate) fn adopt_flows(shared: &Arc<Shared>, tasks: &TaskTracker) {
 fn offloaded_conn(adopted: AdoptedFlow, shared: &Shared) -> OffloadedConn {
     let (client, listen_addr) = adopted.client();
     let mut record = Record::open(Arc::clone(&shared.telemetry), client, listen_addr);
-    record.entry.time = adopted.started_at() as f64;
+    record.entry.timestamp = adopted.started_at() as f64;
     record.entry.route = adopted.route();
-    record.entry.backend = Some(Peer::Address(adopted.backend()));
+    record.entry.backend = Some(BackendEndpoint::Address(adopted.backend()));
     record.entry.reason = Some("adopted");
     let counters = Arc::new(FlowCounters::default());
     let idle_timeout = shared.config.load().limits.idle_timeout;

@@ -6,14 +6,14 @@ use rustls::ServerConfig;
 use snisplit_common::decide::{CertificateLookup, ManagedName};
 use snisplit_common::server_name::ServerName;
 
-use crate::certs::Keyring;
+use crate::certs::CertStore;
 use crate::config::{Config, Terminate};
 
 /// The names of a configuration and the certificates that are there for them.
 #[derive(Clone, Copy)]
 pub(crate) struct CertificateView<'p> {
     pub(crate) config: &'p Config,
-    pub(crate) cert_store: &'p Keyring,
+    pub(crate) cert_store: &'p CertStore,
 }
 
 /// What a connection is terminated with.
@@ -28,12 +28,12 @@ impl CertificateLookup for CertificateView<'_> {
     type Certificate = TlsMaterial;
 
     fn pending_challenge(&self, name: &ServerName) -> Option<TlsMaterial> {
-        self.cert_store.tls_answer(name).map(TlsMaterial::Challenge)
+        self.cert_store.tls_challenge(name).map(TlsMaterial::Challenge)
     }
 
     fn managed_name(&self, name: &ServerName) -> Option<ManagedName<TlsMaterial>> {
         let route_match = self.config.terminates.lookup(Some(name))?;
-        let tls_config = self.cert_store.serving(&route_match.route.route.label, name);
+        let tls_config = self.cert_store.server_config(&route_match.route.route.label, name);
         let material = tls_config.map(|config| TlsMaterial::Certificate(Arc::clone(route_match.route), config));
         Some(ManagedName { kind: route_match.kind, certificate: material })
     }

@@ -9,7 +9,7 @@ use socket2::{Domain, Protocol, SockRef, Type};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::resolve::Resolver;
-use crate::config::{Backend, Limits, Place};
+use crate::config::{Backend, Limits, BackendAddr};
 use crate::engine::Socket;
 use crate::engine::packet::{ClientEndpoint, PacketEngine, TakeoverParams};
 use crate::sys;
@@ -58,12 +58,12 @@ impl<'c> Connector<'c> {
 
     /// Tries the addresses of a back end one after the other.
     pub(crate) async fn connect(&self, backend: &Backend) -> io::Result<BackendSocket> {
-        let addresses = match &backend.place {
-            Place::Unix(path) => {
+        let addresses = match &backend.address {
+            BackendAddr::Unix(path) => {
                 return self.without_offload(Socket::Unix(UnixStream::connect(path).await?));
             }
-            Place::Address(address) => vec![*address],
-            Place::Name(host, port) => self.resolver.resolve(host, *port).await?,
+            BackendAddr::Ip(address) => vec![*address],
+            BackendAddr::Host(host, port) => self.resolver.resolve(host, *port).await?,
         };
         let mut last_error = io::Error::from(io::ErrorKind::NotFound);
         for address in addresses {
@@ -103,7 +103,7 @@ impl<'c> Connector<'c> {
     }
 
     fn without_offload(&self, socket: Socket) -> io::Result<BackendSocket> {
-        socket.apply_timeouts(self.limits.upkeep())?;
+        socket.apply_timeouts(self.limits.tcp_timeouts())?;
         Ok(BackendSocket { socket, takeover: None })
     }
 }
@@ -137,7 +137,7 @@ impl OffloadableConnect<'_> {
             match connect_socket(socket, to).await {
                 Ok(socket) => {
                     let local_addr = SockRef::from(&socket).local_addr()?.as_socket().unwrap_or(to);
-                    let tcp_timeouts = connector.limits.upkeep();
+                    let tcp_timeouts = connector.limits.tcp_timeouts();
                     let takeover = Box::new(TakeoverParams { client: client_endpoint, local: local_addr, lease, tcp_timeouts });
                     return Ok(Some(BackendSocket { socket, takeover: Some(takeover) }));
                 }

@@ -14,11 +14,11 @@ use super::admission::{ConnectionLimiter, LoopGuard};
 use super::select::{Backends, SelectedBackend, ConnectionGuard};
 use super::connect::{self, Connector, HandshakeAck};
 use super::first_byte::HelloProbe;
-use crate::config::{Backend, Place, Route};
+use crate::config::{Backend, BackendAddr, Route};
 use crate::engine::Socket;
 use crate::engine::packet::TakeoverParams;
 use crate::observe::metrics;
-use crate::observe::{Metrics, Peer};
+use crate::observe::{Metrics, BackendEndpoint};
 
 /// No back end of the route answered.
 pub(super) struct NoBackend;
@@ -60,7 +60,7 @@ pub(super) struct BackendConn {
     /// What the packet engine must know of it, if that may have it.
     pub(super) takeover: Option<Box<TakeoverParams>>,
     /// Its address, for people.
-    pub(super) label: Peer,
+    pub(super) label: BackendEndpoint,
     /// Bytes of the client that it has already.
     pub(super) bytes_sent: usize,
     pub(super) _connection_guard: ConnectionGuard,
@@ -95,8 +95,8 @@ impl BackendDialer<'_> {
                 Err(error) => {
                     let backend = candidate.backend;
                     debug!(route = route.label, %backend, %error, "dial failed");
-                    let labels = metrics::Dial { backend: backend.to_string() };
-                    self.metrics.dial_failures.get_or_create(&labels).inc();
+                    let labels = metrics::BackendLabels { backend: backend.to_string() };
+                    self.metrics.backend_connect_failures.get_or_create(&labels).inc();
                 }
             }
         }
@@ -104,15 +104,15 @@ impl BackendDialer<'_> {
     }
 
     fn can_reach(&self, backend: &Backend) -> bool {
-        match (self.connector.source_addr, &backend.place) {
-            (Some(source_addr), Place::Address(backend_addr)) => source_addr.is_ipv4() == backend_addr.is_ipv4(),
-            (Some(_), Place::Name(..) | Place::Unix(_)) | (None, _) => true,
+        match (self.connector.source_addr, &backend.address) {
+            (Some(source_addr), BackendAddr::Ip(backend_addr)) => source_addr.is_ipv4() == backend_addr.is_ipv4(),
+            (Some(_), BackendAddr::Host(..) | BackendAddr::Unix(_)) | (None, _) => true,
         }
     }
 
     async fn connect_one(&self, selected: &SelectedBackend<'_>, preamble: BackendPreamble<'_>) -> io::Result<BackendConn> {
         let connecting = self.connect_with_preamble(selected, preamble);
-        let mut backend_conn = timeout(self.connector.limits.dial_timeout, connecting).await??;
+        let mut backend_conn = timeout(self.connector.limits.connect_timeout, connecting).await??;
         if let Some(probe) = preamble.probe {
             probe.send_and_wait(&mut backend_conn.socket).await?;
             backend_conn.bytes_sent = probe.consume()?;
@@ -128,9 +128,9 @@ impl BackendDialer<'_> {
             None => socket.addresses()?,
         };
         let (label, _loop_guard) = match addresses {
-            None => (Peer::Unix(selected.backend.to_string()), None),
+            None => (BackendEndpoint::Unix(selected.backend.to_string()), None),
             Some((local_addr, peer_addr)) => {
-                (Peer::Address(peer_addr), (local_addr.ip() == peer_addr.ip()).then(|| self.limiter.register_local_addr(local_addr)))
+                (BackendEndpoint::Address(peer_addr), (local_addr.ip() == peer_addr.ip()).then(|| self.limiter.register_local_addr(local_addr)))
             }
         };
         if preamble.has_bytes() {

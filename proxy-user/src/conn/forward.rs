@@ -13,10 +13,10 @@ use super::connect::{Connector, OffloadableConnect};
 use super::dialer::{BackendDialer, BackendConn, NoBackend, BackendPreamble, StarttlsReplay};
 use super::first_byte::HelloProbe;
 use super::{ConnContext, reject, record_fields, proxy_header};
-use crate::config::{Route, Source};
+use crate::config::{Route, SourceAddress};
 use crate::engine::packet::ClientEndpoint;
 use crate::engine::{CarryResult, EngineObserver, SocketPair, EngineKind};
-use crate::observe::metrics::{Declined, Moved};
+use crate::observe::metrics::{DeclinedLabels, HandoverLabels};
 use crate::observe::{Metrics, Outcome, Record};
 
 pub(super) async fn forward(
@@ -37,7 +37,7 @@ pub(super) async fn forward(
     };
     let proxy_header = proxy_header::encode_header(route, &hello, &client, record);
     let new_probe = |timeout| HelloProbe { client: &client, hello_len: hello.wire_len, timeout };
-    let probe = context.config.limits.answer_timeout.map(new_probe);
+    let probe = context.config.limits.first_byte_timeout.map(new_probe);
     let preamble = BackendPreamble { proxy_header: &proxy_header, replay, probe, client_bytes_follow: true };
     let engine = context.shared.engine_selector.packet_engine(context.config.engine);
     let addresses = (record.entry.proxy.unwrap_or(record.entry.client), record.entry.listener);
@@ -69,7 +69,7 @@ pub(super) async fn connect_backend(
         connector: Connector {
             limits: &config.limits,
             resolver: &shared.resolver,
-            source_addr: (route.source == Source::Client).then_some(client_ip),
+            source_addr: (route.source_address == SourceAddress::Client).then_some(client_ip),
             offload,
             handshake_ack: preamble.handshake_ack(),
         },
@@ -95,7 +95,7 @@ async fn run_engine(
     record.entry.backend = Some(label);
     context.counters.add_bytes(bytes_sent, 0);
     let Ok(socket_pair) = SocketPair::new(client, (socket, takeover), Arc::clone(context.counters)) else {
-        return Outcome::ClientGone.into();
+        return Outcome::ClientClosed.into();
     };
     let relay =
         context.shared.engine_selector.carry(context.config.engine, (socket_pair, &route.label), context.metrics());
@@ -109,11 +109,11 @@ async fn run_engine(
 
 impl EngineObserver for Metrics {
     fn on_declined(&self, engine: EngineKind, reason: &'static str) {
-        let labels = Declined { engine: engine.name(), reason };
-        self.declined.get_or_create(&labels).inc();
+        let labels = DeclinedLabels { engine: engine.name(), reason };
+        self.engine_declined.get_or_create(&labels).inc();
     }
 
     fn on_changed(&self, engine: EngineKind) {
-        self.moved.get_or_create(&Moved { engine: engine.name() }).inc();
+        self.engine_handovers.get_or_create(&HandoverLabels { engine: engine.name() }).inc();
     }
 }

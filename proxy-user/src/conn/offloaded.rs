@@ -58,7 +58,7 @@ pub(super) fn run_offloaded(mut offloaded: OffloadedConn, shared: Arc<Shared>) -
         let OffloadedConn { record, counters, flow, idle_timeout, .. } = &mut offloaded;
         let outcome = tokio::select! {
             end = with_idle_timeout(flow.wait_end(), *idle_timeout, counters) => outcome_from_end(end),
-            () = shared.abort.cancelled() => Outcome::Cut,
+            () = shared.abort.cancelled() => Outcome::Shutdown,
         };
         record.conclude(outcome, counters);
     }
@@ -93,7 +93,7 @@ pub(super) fn run_handover(
         let relay = Box::pin(shared.engine_selector.carry_handover(*engine, (*handover, &route), metrics));
         let outcome = tokio::select! {
             end = with_idle_timeout(relay, limits.idle_timeout, &session.counters) => outcome_from_end(end),
-            () = shared.abort.cancelled() => Outcome::Cut,
+            () = shared.abort.cancelled() => Outcome::Shutdown,
         };
         session.conclude(outcome);
     }
@@ -103,14 +103,14 @@ impl Record {
     /// The end, what was carried, and by which engine.
     pub(super) fn conclude(&mut self, outcome: Outcome, counters: &FlowCounters) {
         self.outcome = outcome;
-        (self.entry.up, self.entry.down) = counters.totals();
+        (self.entry.bytes_up, self.entry.bytes_down) = counters.totals();
         self.entry.engine = self.entry.engine.or(counters.engine().map(EngineKind::name));
     }
 }
 
 /// How a flow has ended, if that was not for idleness.
 pub(super) fn outcome_from_end(end: Option<FlowEnd>) -> Outcome {
-    end.map_or(Outcome::Idle, |end| Outcome::Carried(end.name()))
+    end.map_or(Outcome::IdleTimeout, |end| Outcome::FlowEnded(end.name()))
 }
 
 /// Carries a flow to its end. `None`: no byte has moved for `limit`.

@@ -8,7 +8,7 @@ use snisplit_common::proxy_protocol::Header;
 
 use super::certificate_view::TlsMaterial;
 use crate::config::Route;
-use crate::observe::metrics::Acme;
+use crate::observe::metrics::AcmeLabels;
 use crate::observe::{AcmeLog, Record};
 
 /// A trusted proxy says who the client is.
@@ -21,12 +21,12 @@ pub(super) fn set_proxy_header(header: &Header, record: &mut Record) {
 }
 
 pub(super) fn set_client_hello(hello: &ClientHello, record: &mut Record) {
-    let seconds = record.age().as_secs_f64();
-    record.metrics().hello_seconds.observe(seconds);
-    record.entry.hello_time = Some(seconds);
-    record.entry.hello_bytes = Some(hello.wire_len);
-    record.entry.hello_records = Some(hello.records);
-    if record.has_readers() {
+    let seconds = record.elapsed().as_secs_f64();
+    record.metrics().client_hello_seconds.observe(seconds);
+    record.entry.client_hello_seconds = Some(seconds);
+    record.entry.client_hello_bytes = Some(hello.wire_len);
+    record.entry.client_hello_records = Some(hello.records);
+    if record.access_log_enabled() {
         let alpn = hello.alpn.iter();
         record.entry.alpn = alpn.map(|protocol| protocol.escape_ascii().to_string()).collect();
     }
@@ -54,13 +54,13 @@ pub(super) fn set_decision(
             record.entry.route = Some(route.label.clone());
             "forward"
         }
-        Action::Refuse(_) => "refuse",
+        Action::Reject(_) => "refuse",
     };
     if hello.is_acme_validation() {
         let class = decision.name_class.label();
-        let acme = Acme { class, decision: action, reason };
+        let acme = AcmeLabels { class, action, reason };
         let (sni, route) = (record.entry.sni.as_deref(), record.entry.route.as_deref());
-        acme_log.tell(sni, route, &acme, "tls-alpn-01");
+        acme_log.log(sni, route, &acme, "tls-alpn-01");
         record.acme = Some(acme);
     }
 }
@@ -68,6 +68,6 @@ pub(super) fn set_decision(
 /// How long a dial has taken.
 pub(super) fn set_connect_time(started_at: Instant, record: &mut Record) {
     let seconds = started_at.elapsed().as_secs_f64();
-    record.metrics().dial_seconds.observe(seconds);
-    record.entry.dial_time = Some(seconds);
+    record.metrics().backend_connect_seconds.observe(seconds);
+    record.entry.connect_seconds = Some(seconds);
 }

@@ -27,7 +27,7 @@ pub(super) async fn close_without_hello(client: TcpStream, error: PreambleError,
         PreambleError::Truncated => (Alert::DecodeError, "truncated_hello"),
         PreambleError::ClientClosed => {
             set_graceful_close(&client);
-            return Outcome::ClientGone;
+            return Outcome::ClientClosed;
         }
     };
     reject_with_alert(client, alert, reason, record).await
@@ -41,7 +41,7 @@ pub(super) fn reject_immediately(client: TcpStream, reason: &'static str, record
     let _send_result = send(&client, &alert.to_record(), SendFlags::NOSIGNAL);
     record.entry.alert = Some(alert.name());
     record.entry.reason = Some(reason);
-    Outcome::Refused(reason)
+    Outcome::Rejected(reason)
 }
 
 /// Sends the alert and sees to it that it is not overtaken by a reset.
@@ -64,7 +64,7 @@ pub(super) async fn reject_with_alert(
     if sent.is_ok() {
         let _elapsed = timeout(LINGERING_TIMEOUT, lingering_close(&client)).await;
     }
-    Outcome::Refused(reason)
+    Outcome::Rejected(reason)
 }
 
 async fn lingering_close(client: &TcpStream) {

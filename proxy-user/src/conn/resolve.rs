@@ -112,7 +112,7 @@ impl ResolverState {
     }
 
     fn serve_stale(&self, host: &str, cached: Vec<IpAddr>) -> Vec<IpAddr> {
-        self.metrics.dns_stale.get_or_create(&metrics::Name { name: host.to_owned() }).inc();
+        self.metrics.dns_stale_answers.get_or_create(&metrics::HostLabels { host: host.to_owned() }).inc();
         cached
     }
 

@@ -82,7 +82,7 @@ impl Backends {
                 }
             })
             .collect();
-        let indices = rank_candidates(route.balance, route.take_turn(), client, &candidates);
+        let indices = rank_candidates(route.balance, route.next_round(), client, &candidates);
         let select = |index: usize| SelectedBackend {
             backend: &route.backends[index],
             state: Arc::clone(&states[index]),
@@ -123,7 +123,7 @@ impl Backends {
     }
 
     fn update_gauge(&self, backend: &str, is_up: bool) {
-        let labels = metrics::Dial { backend: backend.to_owned() };
+        let labels = metrics::BackendLabels { backend: backend.to_owned() };
         self.metrics.backend_up.get_or_create(&labels).set(is_up.into());
     }
 

@@ -41,8 +41,8 @@ pub(super) async fn answer_tls_alpn(client: TcpStream, config: Arc<ServerConfig>
     });
     match handshake.await {
         // The handshake had its answer, and a CA may leave as it likes.
-        Ok(Ok(())) => Outcome::Answered,
-        Ok(Err(error)) if error.kind() == ErrorKind::ConnectionReset => Outcome::Answered,
+        Ok(Ok(())) => Outcome::ChallengeAnswered,
+        Ok(Err(error)) if error.kind() == ErrorKind::ConnectionReset => Outcome::ChallengeAnswered,
         Ok(Err(_)) | Err(_) => Outcome::HandshakeFailed,
     }
 }
@@ -71,7 +71,7 @@ pub(super) fn run_termination(
         let context = ConnContext { config, shared: &shared, counters };
         let outcome = tokio::select! {
             outcome = Box::pin(terminate(*termination, context, record)) => outcome,
-            () = shared.abort.cancelled() => Outcome::Cut,
+            () = shared.abort.cancelled() => Outcome::Shutdown,
         };
         session.conclude(outcome);
     }
@@ -81,7 +81,7 @@ pub(super) fn run_termination(
 /// done: it has no time for those who never finish one.
 async fn terminate(termination: PendingTermination, context: ConnContext<'_>, record: &mut Record) -> Outcome {
     let PendingTermination { client, hello, terminate, tls_config, handshake_timeout } = termination;
-    let Ok(client) = rebind_to_runtime(client) else { return Outcome::ClientGone };
+    let Ok(client) = rebind_to_runtime(client) else { return Outcome::ClientClosed };
     let _flow_permit = match context.admit_flow(record) {
         Ok(permit) => permit,
         Err(reason) => return reject::reject_immediately(client, reason, record),
@@ -97,12 +97,12 @@ async fn terminate(termination: PendingTermination, context: ConnContext<'_>, re
         BackendPreamble { proxy_header: &proxy_header, replay: StarttlsReplay::None, probe: None, client_bytes_follow: false };
     let Ok(backend_conn) = forward::connect_backend(&terminate.route, (preamble, None), context, record).await else {
         record.entry.reason = Some("no_backend");
-        return Outcome::Refused("no_backend");
+        return Outcome::Rejected("no_backend");
     };
     let BackendConn { socket, label, _connection_guard, _loop_guard, .. } = backend_conn;
     record.entry.backend = Some(label);
     if socket.set_nodelay_and_reset_on_close().is_err() {
-        return Outcome::ClientGone;
+        return Outcome::ClientClosed;
     }
     let add_bytes = |up, down| context.counters.add_bytes(up, down);
     let relay = Box::pin(proxy_plaintext(tls, socket, add_bytes));

@@ -5,36 +5,36 @@ use std::sync::Arc;
 use anyhow::Result;
 use tokio::task::JoinHandle;
 
-use crate::acme::Keepers;
-use crate::certs::Keyring;
-use crate::certs::files::Watched;
+use crate::acme::CertificateManager;
+use crate::certs::CertStore;
+use crate::certs::pem::CertFileWatcher;
 use crate::config::Config;
 
 /// The keepers of ordered certificates, and the watcher of files.
-pub(super) struct Certificates {
-    keyring: Keyring,
-    keepers: Keepers,
-    files: Option<JoinHandle<()>>,
+pub(super) struct CertificateSources {
+    cert_store: CertStore,
+    manager: CertificateManager,
+    file_watcher: Option<JoinHandle<()>>,
 }
 
-impl Certificates {
-    pub(super) fn new(keyring: Keyring) -> Self {
-        Self { keepers: Keepers::new(keyring.clone()), keyring, files: None }
+impl CertificateSources {
+    pub(super) fn new(cert_store: CertStore) -> Self {
+        Self { manager: CertificateManager::new(cert_store.clone()), cert_store, file_watcher: None }
     }
 
     /// Serves and keeps what a configuration wants; `before` is what is served so far, and stays so
     /// if this fails.
-    pub(super) fn apply(&mut self, config: &Arc<Config>, before: &Config) -> Result<()> {
-        self.keyring.apply(config)?;
-        if let Err(error) = self.keepers.apply(config) {
-            self.keyring.apply(before)?;
+    pub(super) fn apply(&mut self, config: &Arc<Config>, previous: &Config) -> Result<()> {
+        self.cert_store.apply(config)?;
+        if let Err(error) = self.manager.apply(config) {
+            self.cert_store.apply(previous)?;
             return Err(error);
         }
-        if let Some(watching) = self.files.take() {
-            watching.abort();
+        if let Some(watcher) = self.file_watcher.take() {
+            watcher.abort();
         }
-        let files = Watched::install(config, self.keyring.clone());
-        self.files = Some(tokio::spawn(files.keep()));
+        let watcher = CertFileWatcher::install(config, self.cert_store.clone());
+        self.file_watcher = Some(tokio::spawn(watcher.run()));
         Ok(())
     }
 }

@@ -24,35 +24,35 @@ use crate::sys;
 mod packet;
 
 /// What must stay as long as the agent runs: the pins, and the note for `snisplit status`.
-pub(super) struct Kept {
-    pins: Option<Pins>,
-    _note: Option<InstanceLock>,
+pub(super) struct EngineGuard {
+    pins: Option<PinDir>,
+    _instance_info: Option<InstanceLock>,
 }
 
-impl Kept {
+impl EngineGuard {
     /// From now on flows that were there before end with this agent.
-    pub(super) fn adopt(&mut self) {
+    pub(super) fn mark_adopted(&mut self) {
         if let Some(pins) = &mut self.pins {
-            pins.are_ours = true;
+            pins.remove_on_drop = true;
         }
     }
 }
 
 /// Loads and tries what the configuration asks for. `auto` takes the kernel's engine where it works,
 /// and says why where it does not; it cannot fail.
-pub(super) async fn load(config: &Config, ladder: &EngineSelector) -> Result<Kept> {
+pub(super) async fn load(config: &Config, ladder: &EngineSelector) -> Result<EngineGuard> {
     let (sockmap, pins) = match (config.engine, self_test::known_kernel_bug()) {
         (EngineChoice::Only(EngineKind::Copy | EngineKind::Splice), _) => ("not asked for".into(), None),
         (EngineChoice::Only(EngineKind::Packet), _) => {
-            let pins = Pins::take_over(&config.instance)?;
-            packet::load(config, ladder, pins.as_ref().map(|pins| pins.folder.as_path()))
+            let pins = PinDir::acquire_with_flows(&config.instance)?;
+            packet::load(config, ladder, pins.as_ref().map(|pins| pins.path.as_path()))
                 .context("engine: packet does not work here; `snisplit doctor` says more")?;
             ("not asked for".into(), pins)
         }
         (EngineChoice::Only(EngineKind::Sockmap), fault) => {
             let why = "engine: sockmap does not work here; `snisplit doctor` says more";
-            let pins = Pins::open(&config.instance)?;
-            let words = prove(ladder, pins.as_ref()).await.context(why)?;
+            let pins = PinDir::acquire_clean(&config.instance)?;
+            let words = self_test(ladder, pins.as_ref()).await.context(why)?;
             if let Some(fault) = fault {
                 warn!("sockmap passed its trial, but {fault}; `engine = \"auto\"` avoids it");
             }
@@ -60,43 +60,43 @@ pub(super) async fn load(config: &Config, ladder: &EngineSelector) -> Result<Kep
         }
         (EngineChoice::Auto, Some(fault)) => (format!("not used: {fault}"), None),
         (EngineChoice::Auto, None) => {
-            let pins = Pins::open(&config.instance).unwrap_or_else(|why| {
+            let pins = PinDir::acquire_clean(&config.instance).unwrap_or_else(|why| {
                 info!("the kernel's maps are not pinned: {why:#}");
                 None
             });
-            match prove(ladder, pins.as_ref()).await {
+            match self_test(ladder, pins.as_ref()).await {
                 Ok(words) => (words, pins),
                 Err(why) => (format!("does not work here: {why:#}"), None),
             }
         }
     };
-    let pinned = pins.as_ref().map(|pins| pins.folder.display().to_string());
+    let pinned = pins.as_ref().map(|pins| pins.path.display().to_string());
     info!(sockmap, pinned, "engines");
-    Ok(Kept { _note: announce(config, sockmap), pins })
+    Ok(EngineGuard { _instance_info: publish_instance_info(config, sockmap), pins })
 }
 
 /// For `auto`: tries while connections are served already. Aborting it gives up what it keeps.
-pub(super) async fn load_meanwhile(shared: Arc<Shared>) {
-    let _kept = load(&shared.config.load_full(), &shared.engine_selector).await;
+pub(super) async fn load_in_background(shared: Arc<Shared>) {
+    let _engine_guard = load(&shared.config.load_full(), &shared.engine_selector).await;
     pending().await
 }
 
 /// Adds the kernel's engine to the ladder if it works; what to say of it.
-async fn prove(ladder: &EngineSelector, pins: Option<&Pins>) -> Result<String> {
-    let begun = Instant::now();
-    let folder = pins.map(|pins| pins.folder.as_path());
+async fn self_test(ladder: &EngineSelector, pins: Option<&PinDir>) -> Result<String> {
+    let started = Instant::now();
+    let pin_path = pins.map(|pins| pins.path.as_path());
     // Reading the kernel's types and the verifier take their time; others go on elsewhere.
     let tried = task::block_in_place(|| {
-        Handle::current().block_on(self_test::load_and_test(LevelFilter::WARN, folder))
+        Handle::current().block_on(self_test::load_and_test(LevelFilter::WARN, pin_path))
     });
     // The types took some 80 MB for a moment.
     sys::trim_heap();
     ladder.set_sockmap(tried?);
-    Ok(format!("works: tried on this kernel in {} ms", begun.elapsed().as_millis()))
+    Ok(format!("works: tried on this kernel in {} ms", started.elapsed().as_millis()))
 }
 
 /// Leaves the note for `snisplit status`. Without one the agent does all it does with one.
-fn announce(config: &Config, sockmap: String) -> Option<InstanceLock> {
+fn publish_instance_info(config: &Config, sockmap: String) -> Option<InstanceLock> {
     let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let presence = InstanceInfo {
         version: env!("CARGO_PKG_VERSION").into(),
@@ -110,32 +110,32 @@ fn announce(config: &Config, sockmap: String) -> Option<InstanceLock> {
 }
 
 /// The folder of this instance's pins, locked; dropping it removes them.
-pub(super) struct Pins {
-    folder: PathBuf,
+pub(super) struct PinDir {
+    path: PathBuf,
     /// Not if they are of flows that were there before, which are not to end with a start that fails.
-    are_ours: bool,
+    remove_on_drop: bool,
     _lock: File,
 }
 
-impl Pins {
+impl PinDir {
     /// `None` without a bpffs: then `bpftool` has to find the maps by their ids.
-    fn open(instance: &str) -> Result<Option<Self>> {
+    fn acquire_clean(instance: &str) -> Result<Option<Self>> {
         let pins = Self::lock(instance)?;
         // What is left of one that was killed belongs to no flow any more, or to flows that this one
         // has no engine for.
         if let Some(pins) = &pins {
-            bpf::packet::detach_all(&pins.folder);
-            remove(&pins.folder, |_| true);
+            bpf::packet::detach_all(&pins.path);
+            remove_entries(&pins.path, |_| true);
         }
         Ok(pins)
     }
 
     /// Keeps flows that have outlived their agent.
-    fn take_over(instance: &str) -> Result<Option<Self>> {
+    fn acquire_with_flows(instance: &str) -> Result<Option<Self>> {
         let mut pins = Self::lock(instance)?;
         if let Some(pins) = &mut pins {
-            remove(&pins.folder, |name| !bpf::packet::is_own_pin(name));
-            pins.are_ours = fs::read_dir(&pins.folder)?.next().is_none();
+            remove_entries(&pins.path, |name| !bpf::packet::is_own_pin(name));
+            pins.remove_on_drop = fs::read_dir(&pins.path)?.next().is_none();
         }
         Ok(pins)
     }
@@ -144,30 +144,30 @@ impl Pins {
         if !bpf::is_bpffs_mounted() {
             return Ok(None);
         }
-        let folder = bpf::pin_dir(instance);
-        let context = || folder.display().to_string();
-        DirBuilder::new().recursive(true).mode(0o700).create(&folder).with_context(context)?;
-        let lock = File::open(&folder).with_context(context)?;
+        let path = bpf::pin_dir(instance);
+        let context = || path.display().to_string();
+        DirBuilder::new().recursive(true).mode(0o700).create(&path).with_context(context)?;
+        let lock = File::open(&path).with_context(context)?;
         if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
             bail!("instance: another snisplit runs as \"{instance}\"; give this one its own name");
         }
-        Ok(Some(Self { folder, are_ours: true, _lock: lock }))
+        Ok(Some(Self { path, remove_on_drop: true, _lock: lock }))
     }
 }
 
-impl Drop for Pins {
+impl Drop for PinDir {
     fn drop(&mut self) {
-        if !self.are_ours {
+        if !self.remove_on_drop {
             return;
         }
-        bpf::packet::detach_all(&self.folder);
-        remove(&self.folder, |_| true);
-        let _not_ours_alone = fs::remove_dir(&self.folder);
+        bpf::packet::detach_all(&self.path);
+        remove_entries(&self.path, |_| true);
+        let _not_ours_alone = fs::remove_dir(&self.path);
     }
 }
 
-fn remove(folder: &Path, which: impl Fn(&str) -> bool) {
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+fn remove_entries(dir: &Path, which: impl Fn(&str) -> bool) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         if which(&entry.file_name().to_string_lossy()) {
             let _gone_already = fs::remove_file(entry.path());
         }

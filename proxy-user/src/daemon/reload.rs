@@ -9,65 +9,65 @@ use anyhow::{Result, bail};
 use snisplit_common::decide::AcmeBypass;
 use tracing::{info, warn};
 
-use super::{Parts, Source};
+use super::{Services, ConfigSource};
 use crate::config::{Config, Route};
 use crate::conn::Shared;
-use crate::observe::metrics::Reload;
+use crate::observe::metrics::ReloadLabels;
 
 /// Reads the configuration again and says what became of it.
-pub(super) fn reload(source: &Source, shared: &Shared, parts: &mut Parts, by: &str) {
+pub(super) fn reload(source: &ConfigSource, shared: &Shared, services: &mut Services, trigger: &str) {
     if let Some(log) = &shared.telemetry.access_log {
         log.reopen();
     }
-    let result = match renew(source, shared, parts) {
+    let result = match apply_new_config(source, shared, services) {
         Ok(()) => "ok",
         Err(error) => {
-            warn!(by, "not reloaded, the old configuration stays:\n{error:#}");
+            warn!(trigger, "not reloaded, the old configuration stays:\n{error:#}");
             "failed"
         }
     };
-    shared.telemetry.metrics.reloads.get_or_create(&Reload { result }).inc();
+    shared.telemetry.metrics.reloads.get_or_create(&ReloadLabels { result }).inc();
 }
 
-fn renew(source: &Source, shared: &Shared, parts: &mut Parts) -> Result<()> {
+fn apply_new_config(source: &ConfigSource, shared: &Shared, services: &mut Services) -> Result<()> {
     let new = Arc::new(source.load()?);
     if !shared.engine_selector.is_available(new.engine) {
         bail!("engine: {} was not loaded at the start; restart to use it", new.engine);
     }
-    let opened = parts.listeners.open(&new)?;
-    parts.certificates.apply(&new, &shared.config.load())?;
+    let prepared = services.listeners.prepare(&new)?;
+    services.certificates.apply(&new, &shared.config.load())?;
     let old = shared.config.swap(Arc::clone(&new));
     shared.backends.retain_configured(&new);
     shared.resolver.set_nameservers(&new.nameservers);
-    opened.commit();
-    parts.checks.apply(&new);
-    tell(&old, &new);
+    prepared.commit();
+    services.health_checker.apply(&new);
+    log_changes(&old, &new);
     Ok(())
 }
 
-fn tell(old: &Config, new: &Config) {
-    let (before, after) = (by_names(old), by_names(new));
+fn log_changes(old: &Config, new: &Config) {
+    let (before, after) = (routes_by_names(old), routes_by_names(new));
     let only = |these: &BTreeMap<String, &Route>, those: &BTreeMap<String, &Route>| {
         these.keys().filter(|names| !those.contains_key(*names)).cloned().collect::<Vec<_>>()
     };
     let is_changed = |(names, route): &(&String, &&Route)| {
-        before.get(*names).is_some_and(|old| !old.does_the_same(route))
+        before.get(*names).is_some_and(|old| !old.same_behaviour(route))
     };
     let changed: Vec<&String> = after.iter().filter(is_changed).map(|(names, _)| names).collect();
     let (added, removed) = (only(&after, &before), only(&before, &after));
     info!(routes = after.len(), ?added, ?removed, ?changed, "reloaded");
-    let at_start =
+    let restart_only =
         |c: &Config| (c.admin, c.access_log.clone(), c.access_log_format, c.instance.clone());
-    if at_start(old) != at_start(new) {
+    if restart_only(old) != restart_only(new) {
         warn!("admin, access_log, access_log_format and instance take effect at the next start");
     }
     if old.acme_bypass != new.acme_bypass {
-        warn_of_bypass(new);
+        warn_if_bypass_always(new);
     }
 }
 
 /// A route is known by its names, whatever their order.
-fn by_names(config: &Config) -> BTreeMap<String, &Route> {
+fn routes_by_names(config: &Config) -> BTreeMap<String, &Route> {
     let names = |route: &Route| {
         let mut names: Vec<String> = route.names.iter().map(ToString::to_string).collect();
         names.sort();
@@ -77,7 +77,7 @@ fn by_names(config: &Config) -> BTreeMap<String, &Route> {
 }
 
 /// Says what the most open setting allows.
-pub(super) fn warn_of_bypass(config: &Config) {
+pub(super) fn warn_if_bypass_always(config: &Config) {
     if config.acme_bypass == AcmeBypass::Always {
         warn!(
             "acme_bypass = \"always\": the back end of a catch-all route receives the ACME \

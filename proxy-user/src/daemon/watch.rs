@@ -7,31 +7,31 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::file_stamp::{FileStamp, read_stamp};
 
-const EVERY: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Changes of a file; none, ever, without one.
-pub(super) struct Changes {
+pub(super) struct ConfigWatcher {
     path: Option<PathBuf>,
-    seen: Option<FileStamp>,
+    last_stamp: Option<FileStamp>,
     ticks: Interval,
 }
 
-impl Changes {
+impl ConfigWatcher {
     pub(super) fn new(path: Option<PathBuf>) -> Self {
-        let mut ticks = interval(EVERY);
+        let mut ticks = interval(POLL_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let seen = path.as_deref().and_then(read_stamp);
-        Self { path, seen, ticks }
+        let last_stamp = path.as_deref().and_then(read_stamp);
+        Self { path, last_stamp, ticks }
     }
 
     /// Waits for the next change. A file that is gone is no change; its return is one.
-    pub(super) async fn next(&mut self) {
+    pub(super) async fn changed(&mut self) {
         let Some(path) = &self.path else { return std::future::pending().await };
         loop {
             self.ticks.tick().await;
-            let now = read_stamp(path);
-            if now.is_some() && now != self.seen {
-                self.seen = now;
+            let current = read_stamp(path);
+            if current.is_some() && current != self.last_stamp {
+                self.last_stamp = current;
                 return;
             }
         }

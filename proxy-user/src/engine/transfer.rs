@@ -84,7 +84,7 @@ pub(super) async fn relay<C: Transfer>(pair: &SocketPair, up: C, down: C, classi
             // Nobody reads this side any more, and it can still break.
             () = wait_for_error(pair.socket(from)) => Err(SocketError { peer: from, op: IoOp::Write }),
         },
-        Err(error) if error.by == IoOp::Write => {
+        Err(error) if error.op == IoOp::Write => {
             // The dead side may have said something before it died: that still has a reader.
             let _also_broken = other.await;
             Err(error)

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 pub(crate) use super::interfaces::Interface;
 use super::netlink::count_nf_tables;
 use super::{interfaces, netdev};
-use crate::config::Packet;
+use crate::config::PacketConfig;
 
 /// What the kernel asks when it looks for a packet's way on behalf of a program: that the interface
 /// which it is asked for forwards. Ours is the loopback interface, by which nothing else is forwarded.
@@ -33,7 +33,7 @@ pub(crate) fn bypassed_nf_tables() -> Option<usize> {
 }
 
 /// The interfaces to attach to.
-pub(crate) fn select_interfaces(packet: &Packet) -> Result<Vec<Interface>> {
+pub(crate) fn select_interfaces(packet: &PacketConfig) -> Result<Vec<Interface>> {
     let all = interfaces::list_with_addresses().context("cannot list the interfaces")?;
     let wanted = &packet.interfaces;
     if let Some(unknown) = wanted.iter().find(|name| all.iter().all(|link| link.name != **name)) {

@@ -12,14 +12,14 @@ use std::thread::{self, JoinHandle};
 use serde_json::Value;
 
 use super::Metrics;
-use super::record::Entry;
+use super::record::AccessLogEntry;
 
 /// Lines waiting for the disk.
-const QUEUE: usize = 8192;
+const QUEUE_LINES: usize = 8192;
 
 /// How a line looks (`access_log_format`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Format {
+pub enum AccessLogFormat {
     /// A JSON object.
     #[default]
     Json,
@@ -27,16 +27,16 @@ pub enum Format {
     Text,
 }
 
-impl Format {
-    fn line(self, entry: &Entry) -> Result<String, serde_json::Error> {
+impl AccessLogFormat {
+    fn format_line(self, entry: &AccessLogEntry) -> Result<String, serde_json::Error> {
         match self {
             Self::Json => serde_json::to_string(entry),
-            Self::Text => serde_json::to_value(entry).map(|value| text(&value)),
+            Self::Text => serde_json::to_value(entry).map(|value| format_text(&value)),
         }
     }
 }
 
-fn text(entry: &Value) -> String {
+fn format_text(entry: &Value) -> String {
     let pair = |(key, value): (&String, &Value)| {
         let is_absent = value.is_null() || value.as_array().is_some_and(Vec::is_empty);
         let plain = value.as_str().filter(|text| !text.contains([' ', '"', '=']));
@@ -58,19 +58,19 @@ enum Message {
 /// Writes what it is given until it is dropped; dropping waits for the last line.
 #[derive(Debug)]
 pub(crate) struct AccessLog {
-    format: Format,
+    format: AccessLogFormat,
     queue: Option<SyncSender<Message>>,
     writer: Option<JoinHandle<()>>,
 }
 
 impl AccessLog {
     /// Appends to a file; `-` is standard output.
-    pub(crate) fn open(path: &Path, format: Format) -> io::Result<Self> {
+    pub(crate) fn open(path: &Path, format: AccessLogFormat) -> io::Result<Self> {
         let path = path.to_owned();
         let mut out = open(&path)?;
-        let (queue, messages) = sync_channel(QUEUE);
+        let (queue, messages) = sync_channel(QUEUE_LINES);
         let writer = thread::Builder::new().name("access-log".into());
-        let writer = writer.spawn(move || write(&messages, &path, &mut out))?;
+        let writer = writer.spawn(move || write_loop(&messages, &path, &mut out))?;
         Ok(Self { format, queue: Some(queue), writer: Some(writer) })
     }
 
@@ -81,8 +81,8 @@ impl AccessLog {
         }
     }
 
-    pub(super) fn write(&self, entry: &Entry, metrics: &Metrics) {
-        let sent = match (self.format.line(entry), &self.queue) {
+    pub(super) fn write(&self, entry: &AccessLogEntry, metrics: &Metrics) {
+        let sent = match (self.format.format_line(entry), &self.queue) {
             (Ok(line), Some(queue)) => queue.try_send(Message::Line(line + "\n")).is_ok(),
             (Err(_), _) | (_, None) => false,
         };
@@ -101,9 +101,9 @@ impl Drop for AccessLog {
     }
 }
 
-type Out = BufWriter<Box<dyn Write + Send>>;
+type Output = BufWriter<Box<dyn Write + Send>>;
 
-fn open(path: &Path) -> io::Result<Out> {
+fn open(path: &Path) -> io::Result<Output> {
     if path == Path::new("-") {
         return Ok(BufWriter::new(Box::new(io::stdout())));
     }
@@ -112,7 +112,7 @@ fn open(path: &Path) -> io::Result<Out> {
 }
 
 /// Flushes whenever the queue runs empty, so that a line is on its way within a moment.
-fn write(messages: &Receiver<Message>, path: &Path, out: &mut Out) {
+fn write_loop(messages: &Receiver<Message>, path: &Path, out: &mut Output) {
     let mut failed = false;
     while let Ok(first) = messages.recv() {
         let mut burst = std::iter::once(first).chain(messages.try_iter());

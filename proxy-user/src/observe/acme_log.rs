@@ -9,37 +9,37 @@ use std::time::Instant;
 use snisplit_common::limits::TokenBucket;
 use tracing::info;
 
-use super::metrics::Acme;
+use super::metrics::AcmeLabels;
 
 /// Lines a second, and lines at once.
-const RATE: u32 = 5;
-const BURST: u32 = 50;
+const LINES_PER_SECOND: u32 = 5;
+const BURST_LINES: u32 = 50;
 
 /// Tells decisions, but not too many.
 #[derive(Debug)]
 pub(crate) struct AcmeLog {
-    begun: Instant,
+    created_at: Instant,
     state: Mutex<(TokenBucket, u64)>,
 }
 
 impl Default for AcmeLog {
     fn default() -> Self {
-        Self { begun: Instant::now(), state: Mutex::new((TokenBucket::new(RATE, BURST), 0)) }
+        Self { created_at: Instant::now(), state: Mutex::new((TokenBucket::new(LINES_PER_SECOND, BURST_LINES), 0)) }
     }
 }
 
 impl AcmeLog {
     /// `sni` is the name that was asked for, `route` the one that claims it.
-    pub(crate) fn tell(&self, sni: Option<&str>, route: Option<&str>, acme: &Acme, by: &str) {
+    pub(crate) fn log(&self, sni: Option<&str>, route: Option<&str>, acme: &AcmeLabels, challenge: &str) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let (bucket, held_back) = &mut *state;
-        if !bucket.try_acquire(self.begun.elapsed()) {
-            *held_back += 1;
+        let (bucket, suppressed) = &mut *state;
+        if !bucket.try_acquire(self.created_at.elapsed()) {
+            *suppressed += 1;
             return;
         }
-        let held_back = std::mem::take(held_back);
+        let suppressed = std::mem::take(suppressed);
         drop(state);
-        let (class, decision, reason) = (acme.class, acme.decision, acme.reason);
-        info!(sni, route, class, decision, reason, by, held_back, "ACME validation");
+        let (class, action, reason) = (acme.class, acme.action, acme.reason);
+        info!(sni, route, class, action, reason, challenge, suppressed, "ACME validation");
     }
 }

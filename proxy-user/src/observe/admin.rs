@@ -14,10 +14,10 @@ use tokio::net::TcpListener;
 
 use super::Metrics;
 
-const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const OPENMETRICS_CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Answers until it is dropped. `lacking` names what has no certificate yet.
-pub(crate) async fn serve<L>(listener: TcpListener, metrics: Metrics, lacking: L)
+pub(crate) async fn serve<L>(listener: TcpListener, metrics: Metrics, missing: L)
 where
     L: Fn() -> Vec<String> + Clone + Send + 'static,
 {
@@ -26,9 +26,9 @@ where
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let (metrics, lacking) = (metrics.clone(), lacking.clone());
+        let (metrics, lacking) = (metrics.clone(), missing.clone());
         let service = service_fn(move |request| {
-            let response = answer(&request, &metrics, &lacking);
+            let response = respond(&request, &metrics, &lacking);
             async move { Ok::<_, Infallible>(response) }
         });
         let connection = http1::Builder::new()
@@ -39,23 +39,23 @@ where
     }
 }
 
-fn answer(
+fn respond(
     request: &Request<Incoming>,
     metrics: &Metrics,
-    lacking: impl Fn() -> Vec<String>,
+    missing: impl Fn() -> Vec<String>,
 ) -> Response<Full<Bytes>> {
     let (status, kind, body) = match (request.method(), request.uri().path()) {
         (&Method::GET | &Method::HEAD, "/metrics") => {
-            (StatusCode::OK, OPENMETRICS, metrics.encode())
+            (StatusCode::OK, OPENMETRICS_CONTENT_TYPE, metrics.encode())
         }
         (&Method::GET | &Method::HEAD, "/healthz") => {
             (StatusCode::OK, "text/plain", String::from("ok\n"))
         }
-        (&Method::GET | &Method::HEAD, "/readyz") => match lacking().as_slice() {
+        (&Method::GET | &Method::HEAD, "/readyz") => match missing().as_slice() {
             [] => (StatusCode::OK, "text/plain", String::from("ok\n")),
             names => {
-                let words = format!("no certificate yet: {}\n", names.join(" "));
-                (StatusCode::SERVICE_UNAVAILABLE, "text/plain", words)
+                let message = format!("no certificate yet: {}\n", names.join(" "));
+                (StatusCode::SERVICE_UNAVAILABLE, "text/plain", message)
             }
         },
         (&Method::GET | &Method::HEAD, _) => {

@@ -12,53 +12,53 @@ use prometheus_client::registry::{Registry, Unit};
 /// All metrics; cloning shares them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Metrics {
-    pub(crate) accepted: Counter,
-    pub(crate) open: Gauge,
+    pub(crate) connections_accepted: Counter,
+    pub(crate) connections_open: Gauge,
     pub(crate) accept_errors: Counter,
-    pub(crate) ended: Family<Ended, Counter>,
-    pub(crate) refused: Family<Refused, Counter>,
-    pub(crate) acme: Family<Acme, Counter>,
-    pub(crate) bytes: Family<Bytes, Counter<u64, AtomicU64>>,
-    pub(crate) declined: Family<Declined, Counter>,
-    pub(crate) moved: Family<Moved, Counter>,
-    pub(crate) dial_failures: Family<Dial, Counter>,
-    pub(crate) backend_up: Family<Dial, Gauge>,
-    pub(crate) dns_stale: Family<Name, Counter>,
-    pub(crate) hello_seconds: Seconds,
-    pub(crate) dial_seconds: Seconds,
+    pub(crate) connections_ended: Family<EndedLabels, Counter>,
+    pub(crate) connections_rejected: Family<RejectedLabels, Counter>,
+    pub(crate) acme_validations: Family<AcmeLabels, Counter>,
+    pub(crate) forwarded_bytes: Family<BytesLabels, Counter<u64, AtomicU64>>,
+    pub(crate) engine_declined: Family<DeclinedLabels, Counter>,
+    pub(crate) engine_handovers: Family<HandoverLabels, Counter>,
+    pub(crate) backend_connect_failures: Family<BackendLabels, Counter>,
+    pub(crate) backend_up: Family<BackendLabels, Gauge>,
+    pub(crate) dns_stale_answers: Family<HostLabels, Counter>,
+    pub(crate) client_hello_seconds: LatencyHistogram,
+    pub(crate) backend_connect_seconds: LatencyHistogram,
     pub(crate) access_log_dropped: Counter,
-    pub(crate) reloads: Family<Reload, Counter>,
+    pub(crate) reloads: Family<ReloadLabels, Counter>,
 }
 
 /// Labels of `snisplit_reloads_total`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(crate) struct Reload {
+pub(crate) struct ReloadLabels {
     pub(crate) result: &'static str,
 }
 
 /// Labels of `snisplit_connections_ended_total`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(crate) struct Ended {
+pub(crate) struct EndedLabels {
     pub(crate) outcome: &'static str,
 }
 
 /// Labels of `snisplit_refused_total`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(crate) struct Refused {
+pub(crate) struct RejectedLabels {
     pub(crate) reason: &'static str,
 }
 
 /// Labels of `snisplit_acme_decisions_total`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(crate) struct Acme {
+pub(crate) struct AcmeLabels {
     pub(crate) class: &'static str,
-    pub(crate) decision: &'static str,
+    pub(crate) action: &'static str,
     pub(crate) reason: &'static str,
 }
 
 /// Labels of `snisplit_forwarded_bytes_total`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(crate) struct Bytes {
+pub(crate) struct BytesLabels {
     pub(crate) route: String,
     pub(crate) engine: &'static str,
     pub(crate) direction: &'static str,
@@ -66,41 +66,41 @@ pub(crate) struct Bytes {
 
 /// Labels of `snisplit_engine_declined_total`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(crate) struct Declined {
+pub(crate) struct DeclinedLabels {
     pub(crate) engine: &'static str,
     pub(crate) reason: &'static str,
 }
 
 /// Labels of `snisplit_engine_moved_total`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(crate) struct Moved {
+pub(crate) struct HandoverLabels {
     pub(crate) engine: &'static str,
 }
 
 /// Labels of `snisplit_dial_failures_total` and `snisplit_backend_up`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(crate) struct Dial {
+pub(crate) struct BackendLabels {
     pub(crate) backend: String,
 }
 
 /// Labels of `snisplit_dns_stale_total`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(crate) struct Name {
-    pub(crate) name: String,
+pub(crate) struct HostLabels {
+    pub(crate) host: String,
 }
 
 /// A histogram of times.
 #[derive(Clone, Debug)]
-pub(crate) struct Seconds(Histogram);
+pub(crate) struct LatencyHistogram(Histogram);
 
-impl Default for Seconds {
+impl Default for LatencyHistogram {
     /// 100 µs to 13 s: a LAN's handshake at one end, every time-out at the other.
     fn default() -> Self {
         Self(Histogram::new(exponential_buckets(0.0001, 2.0, 18)))
     }
 }
 
-impl Seconds {
+impl LatencyHistogram {
     pub(crate) fn observe(&self, seconds: f64) {
         self.0.observe(seconds);
     }
@@ -129,27 +129,27 @@ impl Metrics {
 
     fn connections(&self, all: &mut Registry) {
         let m = self.clone();
-        all.register("connections_accepted", "Connections accepted", m.accepted);
-        all.register("connections_open", "Connections that have not ended", m.open);
+        all.register("connections_accepted", "Connections accepted", m.connections_accepted);
+        all.register("connections_open", "Connections that have not ended", m.connections_open);
         let full = "Failures of accept(2), full tables among them";
         all.register("accept_errors", full, m.accept_errors);
-        all.register("connections_ended", "Connections that ended, by outcome", m.ended);
-        all.register("refused", "Connections refused, by reason", m.refused);
-        all.register("acme_decisions", "TLS-ALPN-01 validations decided, by class of name", m.acme);
-        all.register("forwarded_bytes", "Bytes delivered, both directions", m.bytes);
-        all.register("engine_declined", "Connections an engine handed back untouched", m.declined);
-        all.register("engine_moved", "Connections moved on to another engine", m.moved);
+        all.register("connections_ended", "Connections that ended, by outcome", m.connections_ended);
+        all.register("refused", "Connections refused, by reason", m.connections_rejected);
+        all.register("acme_decisions", "TLS-ALPN-01 validations decided, by class of name", m.acme_validations);
+        all.register("forwarded_bytes", "Bytes delivered, both directions", m.forwarded_bytes);
+        all.register("engine_declined", "Connections an engine handed back untouched", m.engine_declined);
+        all.register("engine_moved", "Connections moved on to another engine", m.engine_handovers);
         let hello = "Time from accept to a whole ClientHello";
-        all.register_with_unit("hello", hello, Unit::Seconds, m.hello_seconds.0);
+        all.register_with_unit("hello", hello, Unit::Seconds, m.client_hello_seconds.0);
     }
 
     fn backends(&self, all: &mut Registry) {
         let m = self.clone();
-        all.register("dial_failures", "Back ends that did not answer", m.dial_failures);
+        all.register("dial_failures", "Back ends that did not answer", m.backend_connect_failures);
         all.register("backend_up", "Whether a back end is believed to answer", m.backend_up);
         let dial = "Time to connect to a back end, failed attempts included";
-        all.register_with_unit("dial", dial, Unit::Seconds, m.dial_seconds.0);
+        all.register_with_unit("dial", dial, Unit::Seconds, m.backend_connect_seconds.0);
         let stale = "Names dialled at their last known addresses because no name server answered";
-        all.register("dns_stale", stale, m.dns_stale);
+        all.register("dns_stale", stale, m.dns_stale_answers);
     }
 }

@@ -7,25 +7,25 @@ use std::time::{Duration, Instant, SystemTime};
 use serde::Serialize;
 use tracing::debug;
 
-use super::metrics::{Acme, Bytes, Ended, Refused};
+use super::metrics::{AcmeLabels, BytesLabels, EndedLabels, RejectedLabels};
 use super::{AccessLog, Metrics};
 
 /// What became of one connection. Dropping it is what counts and logs it, so each is told exactly
 /// once, however its task ends.
 #[derive(Debug)]
 pub(crate) struct Record {
-    observers: Arc<Observers>,
-    begun: Instant,
-    pub(crate) entry: Entry,
+    telemetry: Arc<Telemetry>,
+    accepted_at: Instant,
+    pub(crate) entry: AccessLogEntry,
     pub(crate) outcome: Outcome,
-    pub(crate) acme: Option<Acme>,
+    pub(crate) acme: Option<AcmeLabels>,
     /// Where the client wanted to go, if a proxy said so.
     pub(crate) destination: Option<SocketAddr>,
 }
 
 /// Where records go.
 #[derive(Debug)]
-pub(crate) struct Observers {
+pub(crate) struct Telemetry {
     pub(crate) metrics: Metrics,
     pub(crate) access_log: Option<Arc<AccessLog>>,
 }
@@ -34,27 +34,27 @@ pub(crate) struct Observers {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// Forwarded to its end; the engine's word for it.
-    Carried(&'static str),
+    FlowEnded(&'static str),
     /// A CA's validation was answered here.
-    Answered,
+    ChallengeAnswered,
     /// A handshake with us failed, or was not done in time.
     HandshakeFailed,
     /// Refused with an alert, for this reason.
-    Refused(&'static str),
+    Rejected(&'static str),
     /// The client left before its hello was whole.
-    ClientGone,
+    ClientClosed,
     /// Reset because no byte moved for `idle_timeout`.
-    Idle,
+    IdleTimeout,
     /// Cut by the agent's own shutdown.
-    Cut,
+    Shutdown,
     /// The task died; a bug.
-    Lost,
+    InternalError,
 }
 
 /// A back end.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
-pub(crate) enum Peer {
+pub(crate) enum BackendEndpoint {
     Address(SocketAddr),
     /// `unix:` and its path.
     Unix(String),
@@ -62,106 +62,106 @@ pub(crate) enum Peer {
 
 /// The access log's line. Absent fields were never known.
 #[derive(Debug, Serialize)]
-pub(crate) struct Entry {
+pub(crate) struct AccessLogEntry {
     /// Seconds since 1970 at accept.
-    pub(crate) time: f64,
+    pub(crate) timestamp: f64,
     pub(crate) client: SocketAddr,
     /// The proxy that spoke for the client (PROXY protocol).
     pub(crate) proxy: Option<SocketAddr>,
     pub(crate) listener: SocketAddr,
     pub(crate) sni: Option<String>,
     pub(crate) alpn: Vec<String>,
-    pub(crate) hello_bytes: Option<usize>,
-    pub(crate) hello_records: Option<usize>,
+    pub(crate) client_hello_bytes: Option<usize>,
+    pub(crate) client_hello_records: Option<usize>,
     /// Seconds from accept to a whole hello.
-    pub(crate) hello_time: Option<f64>,
+    pub(crate) client_hello_seconds: Option<f64>,
     /// The first name of the route.
     pub(crate) route: Option<String>,
-    pub(crate) backend: Option<Peer>,
+    pub(crate) backend: Option<BackendEndpoint>,
     /// Seconds that connecting took.
-    pub(crate) dial_time: Option<f64>,
+    pub(crate) connect_seconds: Option<f64>,
     pub(crate) engine: Option<&'static str>,
     /// Why it was decided so.
     pub(crate) reason: Option<&'static str>,
     /// The alert sent, by its name in the IANA registry.
     pub(crate) alert: Option<&'static str>,
     /// Bytes delivered to the back end.
-    pub(crate) up: u64,
+    pub(crate) bytes_up: u64,
     /// Bytes delivered to the client.
-    pub(crate) down: u64,
+    pub(crate) bytes_down: u64,
     /// Seconds from accept to the end.
-    pub(crate) duration: f64,
+    pub(crate) duration_seconds: f64,
     pub(crate) outcome: &'static str,
 }
 
 impl Record {
     pub(crate) fn open(
-        observers: Arc<Observers>,
+        telemetry: Arc<Telemetry>,
         client: SocketAddr,
         listener: SocketAddr,
     ) -> Self {
-        observers.metrics.accepted.inc();
-        observers.metrics.open.inc();
+        telemetry.metrics.connections_accepted.inc();
+        telemetry.metrics.connections_open.inc();
         let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        let entry = Entry {
-            time: since_1970.as_ref().map_or(0.0, Duration::as_secs_f64),
+        let entry = AccessLogEntry {
+            timestamp: since_1970.as_ref().map_or(0.0, Duration::as_secs_f64),
             client,
             proxy: None,
             listener,
             sni: None,
             alpn: Vec::new(),
-            hello_bytes: None,
-            hello_records: None,
-            hello_time: None,
+            client_hello_bytes: None,
+            client_hello_records: None,
+            client_hello_seconds: None,
             route: None,
             backend: None,
-            dial_time: None,
+            connect_seconds: None,
             engine: None,
             reason: None,
             alert: None,
-            up: 0,
-            down: 0,
-            duration: 0.0,
+            bytes_up: 0,
+            bytes_down: 0,
+            duration_seconds: 0.0,
             outcome: "",
         };
         Self {
-            observers,
-            begun: Instant::now(),
+            telemetry,
+            accepted_at: Instant::now(),
             entry,
-            outcome: Outcome::Lost,
+            outcome: Outcome::InternalError,
             acme: None,
             destination: None,
         }
     }
 
     pub(crate) fn metrics(&self) -> &Metrics {
-        &self.observers.metrics
+        &self.telemetry.metrics
     }
 
     /// Whether somebody reads more of it than what is counted.
-    pub(crate) fn has_readers(&self) -> bool {
-        self.observers.access_log.is_some()
+    pub(crate) fn access_log_enabled(&self) -> bool {
+        self.telemetry.access_log.is_some()
     }
 
     /// Time since accept.
-    pub(crate) fn age(&self) -> Duration {
-        self.begun.elapsed()
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.accepted_at.elapsed()
     }
 
-    fn count(&self) {
-        let Metrics { open, ended, refused, acme, bytes, .. } = &self.observers.metrics;
-        open.dec();
-        ended.get_or_create(&Ended { outcome: self.outcome.name() }).inc();
-        if let Outcome::Refused(reason) = self.outcome {
-            refused.get_or_create(&Refused { reason }).inc();
+    fn update_metrics(&self) {
+        let Metrics { connections_open, connections_ended, connections_rejected, acme_validations, forwarded_bytes, .. } = &self.telemetry.metrics;
+        connections_open.dec();
+        connections_ended.get_or_create(&EndedLabels { outcome: self.outcome.label() }).inc();
+        if let Outcome::Rejected(reason) = self.outcome {
+            connections_rejected.get_or_create(&RejectedLabels { reason }).inc();
         }
         if let Some(labels) = &self.acme {
-            acme.get_or_create(labels).inc();
+            acme_validations.get_or_create(labels).inc();
         }
         if let (Some(route), Some(engine)) = (&self.entry.route, self.entry.engine) {
-            for (direction, n) in [("up", self.entry.up), ("down", self.entry.down)] {
-                let labels = Bytes { route: route.clone(), engine, direction };
-                bytes.get_or_create(&labels).inc_by(n);
+            for (direction, n) in [("up", self.entry.bytes_up), ("down", self.entry.bytes_down)] {
+                let labels = BytesLabels { route: route.clone(), engine, direction };
+                forwarded_bytes.get_or_create(&labels).inc_by(n);
             }
         }
     }
@@ -169,29 +169,29 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        self.entry.duration = self.age().as_secs_f64();
-        self.entry.outcome = self.outcome.name();
-        self.count();
-        let Entry { client, sni, route, engine, reason, up, down, outcome, .. } = &self.entry;
-        debug!(%client, sni, route, engine, reason, up, down, outcome, age = ?self.age(), "ended");
-        if let Some(log) = &self.observers.access_log {
-            log.write(&self.entry, &self.observers.metrics);
+        self.entry.duration_seconds = self.elapsed().as_secs_f64();
+        self.entry.outcome = self.outcome.label();
+        self.update_metrics();
+        let AccessLogEntry { client, sni, route, engine, reason, bytes_up, bytes_down, outcome, .. } = &self.entry;
+        debug!(%client, sni, route, engine, reason, bytes_up, bytes_down, outcome, age = ?self.elapsed(), "ended");
+        if let Some(log) = &self.telemetry.access_log {
+            log.write(&self.entry, &self.telemetry.metrics);
         }
     }
 }
 
 impl Outcome {
     /// A short word for counters and logs.
-    pub(crate) const fn name(self) -> &'static str {
+    pub(crate) const fn label(self) -> &'static str {
         match self {
-            Self::Carried(end) => end,
-            Self::Answered => "answered",
+            Self::FlowEnded(label) => label,
+            Self::ChallengeAnswered => "answered",
             Self::HandshakeFailed => "handshake_failed",
-            Self::Refused(_) => "refused",
-            Self::ClientGone => "client_gone",
-            Self::Idle => "idle",
-            Self::Cut => "cut",
-            Self::Lost => "lost",
+            Self::Rejected(_) => "refused",
+            Self::ClientClosed => "client_gone",
+            Self::IdleTimeout => "idle",
+            Self::Shutdown => "cut",
+            Self::InternalError => "lost",
         }
     }
 }

@@ -57,7 +57,7 @@ fn convert_flow_table(dir: &Path) -> Result<(), BpfError> {
     let mut tuples: HashMap<MapData, TupleBytes, TupleEntryBytes> =
         Map::HashMap(open_map(dir, PACKET_TUPLES_MAP)?).try_into()?;
     for (slot, (flow_id, bytes)) in (0..).zip(old.iter().flatten()) {
-        let entry = FlowEntryV3::read_from(&bytes).tabled(flow_id);
+        let entry = FlowEntryV3::read_from(&bytes).to_flow_entry(flow_id);
         table.set(slot, encode::<{ size_of::<FlowEntry>() }>(&entry), 0)?;
         for (tuple, leg) in tuple_entries((flow_id, slot), &entry) {
             // The programs of that version do not look at what is new in it.

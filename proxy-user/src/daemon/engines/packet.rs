@@ -18,22 +18,22 @@ pub(super) fn load(config: &Config, ladder: &EngineSelector, pins: Option<&Path>
     let links = host::select_interfaces(&config.packet)?;
     host::ensure_ports_reserved(ports)?;
     host::enable_lo_forwarding()?;
-    let links: Vec<AttachTarget> = links
+    let targets: Vec<AttachTarget> = links
         .into_iter()
         .map(|interface| {
-            let in_driver = config.packet.xdp && has_xdp(&interface);
+            let in_driver = config.packet.xdp && supports_xdp(&interface);
             let Interface { name, ifindex: number, peer_in_other_netns: has_peer, .. } = interface;
             AttachTarget { name, ifindex: number, peer_in_other_netns: has_peer, use_xdp: in_driver }
         })
         .collect();
-    if config.packet.xdp && links.iter().all(|link| !link.use_xdp) {
+    if config.packet.xdp && targets.iter().all(|link| !link.use_xdp) {
         warn!("packet.xdp: no interface can have it; packets meet the programs of `hook` only");
     }
-    let names: Vec<&str> = links.iter().map(|link| link.name.as_str()).collect();
+    let names: Vec<&str> = targets.iter().map(|link| link.name.as_str()).collect();
     let hook = config.packet.hook;
-    let in_drivers = links.iter().filter(|link| link.use_xdp).count();
-    info!(interfaces = names.join(" "), ?ports, ?hook, in_drivers, "packet");
-    let packet = PacketEngine::load((&links, hook), PortAllocator::new(ports.clone()), pins);
+    let xdp_interfaces = targets.iter().filter(|link| link.use_xdp).count();
+    info!(interfaces = names.join(" "), ?ports, ?hook, xdp_interfaces, "packet");
+    let packet = PacketEngine::load((&targets, hook), PortAllocator::new(ports.clone()), pins);
     // The kernel's types took some 50 MB for a moment.
     sys::trim_heap();
     let packet = packet?;
@@ -43,10 +43,10 @@ pub(super) fn load(config: &Config, ladder: &EngineSelector, pins: Option<&Path>
 }
 
 /// Whether its driver can have the program of drivers.
-fn has_xdp(interface: &Interface) -> bool {
-    let why_not = host::xdp_unsupported_reason(interface);
-    if let Some(why) = &why_not {
+fn supports_xdp(interface: &Interface) -> bool {
+    let reason = host::xdp_unsupported_reason(interface);
+    if let Some(why) = &reason {
         info!(interface = interface.name, "packet.xdp: not in this driver: {why}");
     }
-    why_not.is_none()
+    reason.is_none()
 }

@@ -19,73 +19,73 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 
-use crate::config::{Backend, Check, Config, Route};
+use crate::config::{Backend, HealthCheckKind, Config, Route};
 use crate::conn::Shared;
 use crate::conn::connect::Connector;
 
 /// The running checks, by what they ask.
-pub(super) struct Checks {
+pub(super) struct HealthChecker {
     shared: Arc<Shared>,
-    running: HashMap<Question, JoinHandle<()>>,
+    running: HashMap<CheckTarget, JoinHandle<()>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Question {
+struct CheckTarget {
     backend: Backend,
-    check: Check,
+    kind: HealthCheckKind,
     interval: Duration,
     rise_fall: (u32, u32),
-    name: Option<String>,
+    server_name: Option<String>,
 }
 
-impl Checks {
+impl HealthChecker {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         Self { shared, running: HashMap::new() }
     }
 
     /// Runs the checks that a configuration wants, and no others. The same question goes on.
     pub(super) fn apply(&mut self, config: &Config) {
-        let wanted: Vec<Question> = config.all_routes().flat_map(questions).collect();
-        self.running.retain(|question, task| {
-            let stays = wanted.contains(question);
+        let targets: Vec<CheckTarget> = config.all_routes().flat_map(check_targets).collect();
+        self.running.retain(|target, task| {
+            let stays = targets.contains(target);
             if !stays {
                 task.abort();
             }
             stays
         });
-        for question in wanted {
+        for target in targets {
             let shared = Arc::clone(&self.shared);
-            let ask = question.clone();
-            self.running.entry(question).or_insert_with(|| tokio::spawn(ask_on(ask, shared)));
+            let probed = target.clone();
+            self.running.entry(target).or_insert_with(|| tokio::spawn(probe_loop(probed, shared)));
         }
     }
 }
 
-fn questions(route: &Route) -> Vec<Question> {
-    let Some(check) = route.check else { return Vec::new() };
+fn check_targets(route: &Route) -> Vec<CheckTarget> {
+    let Some(check) = route.health_check else { return Vec::new() };
     let name = route.names.iter().find_map(|pattern| match pattern {
         Pattern::Exact(name) => Some(name.to_string()),
         Pattern::Wildcard(_) | Pattern::Default => None,
     });
-    let question = |backend: &Backend| Question {
+    let target = |backend: &Backend| CheckTarget {
         backend: backend.clone(),
-        check,
+        kind: check,
         interval: route.check_interval,
         rise_fall: (route.rise, route.fall),
-        name: name.clone(),
+        server_name: name.clone(),
     };
-    route.backends.iter().map(question).collect()
+    route.backends.iter().map(target).collect()
 }
 
-async fn ask_on(question: Question, shared: Arc<Shared>) {
+async fn probe_loop(target: CheckTarget, shared: Arc<Shared>) {
     loop {
         let limits = shared.config.load().limits.clone();
         let connector = Connector::new(&limits, &shared.resolver);
-        let patience = question.interval.min(limits.dial_timeout);
-        let asked = timeout(patience, ask(&question, connector));
-        let answered = matches!(asked.await, Ok(Ok(())));
-        shared.backends.record_check(&question.backend, answered, question.rise_fall);
-        sleep(jittered(question.interval)).await;
+        let probe_timeout = target.interval.min(limits.connect_timeout);
+        let probe = timeout(probe_timeout, probe_backend(&target, connector));
+        let answered = matches!(probe.await, Ok(Ok(())));
+        shared.backends.record_check(&target.backend, answered, target.rise_fall);
+        sleep(jittered(target.interval)).await;
     }
 }
 
@@ -95,33 +95,33 @@ fn jittered(time: Duration) -> Duration {
     time.mul_f64(0.9 + 0.2 * random)
 }
 
-async fn ask(question: &Question, connector: Connector<'_>) -> Result<()> {
-    let socket = connector.connect(&question.backend).await?.socket;
-    if question.check == Check::Tls {
+async fn probe_backend(target: &CheckTarget, connector: Connector<'_>) -> Result<()> {
+    let socket = connector.connect(&target.backend).await?.socket;
+    if target.kind == HealthCheckKind::Tls {
         let address = match socket.addresses()? {
             Some((_, peer)) => peer.ip(),
             None => Ipv4Addr::UNSPECIFIED.into(),
         };
-        let name = question.name.clone().map(ServerName::try_from).transpose()?;
-        let tls = TlsConnector::from(Arc::new(client()?));
+        let name = target.server_name.clone().map(ServerName::try_from).transpose()?;
+        let tls = TlsConnector::from(Arc::new(tls_client_config()?));
         tls.connect(name.unwrap_or(ServerName::IpAddress(address.into())), socket).await?;
     }
     Ok(())
 }
 
-fn client() -> Result<ClientConfig> {
+fn tls_client_config() -> Result<ClientConfig> {
     let provider = Arc::new(default_provider());
     Ok(ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(AnyCertificate))
+        .with_custom_certificate_verifier(Arc::new(NoCertVerification))
         .with_no_client_auth())
 }
 
 #[derive(Debug)]
-struct AnyCertificate;
+struct NoCertVerification;
 
-impl ServerCertVerifier for AnyCertificate {
+impl ServerCertVerifier for NoCertVerification {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,

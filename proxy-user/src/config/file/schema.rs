@@ -5,11 +5,11 @@ use toml::Spanned;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct File {
+pub(super) struct ConfigFile {
     pub(super) instance: Option<Spanned<String>>,
     pub(super) engine: Option<Spanned<String>>,
     pub(super) acme_bypass: Option<Spanned<String>>,
-    pub(super) drain: Option<Spanned<String>>,
+    pub(super) drain_timeout: Option<Spanned<String>>,
     pub(super) access_log: Option<Spanned<String>>,
     pub(super) access_log_format: Option<Spanned<String>>,
     #[serde(default)]
@@ -44,7 +44,7 @@ pub(super) struct Packet {
 #[serde(deny_unknown_fields)]
 pub(super) struct Listener {
     pub(super) address: Spanned<String>,
-    pub(super) hello_timeout: Option<Spanned<String>>,
+    pub(super) client_hello_timeout: Option<Spanned<String>>,
     #[serde(default)]
     pub(super) proxy_protocol_from: Vec<Spanned<String>>,
     pub(super) starttls: Option<Spanned<String>>,
@@ -57,7 +57,7 @@ pub(super) struct Route {
     pub(super) backends: Vec<Spanned<String>>,
     pub(super) acme: Option<Spanned<String>>,
     pub(super) send_proxy: Option<Spanned<String>>,
-    pub(super) source: Option<Spanned<String>>,
+    pub(super) source_address: Option<Spanned<String>>,
     #[serde(default)]
     pub(super) http_backends: Vec<Spanned<String>>,
     pub(super) balance: Option<Spanned<String>>,
@@ -71,12 +71,12 @@ pub(super) struct Route {
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Limits {
-    pub(super) hello_bytes: Option<Spanned<i64>>,
-    pub(super) dial_timeout: Option<Spanned<String>>,
-    pub(super) answer_timeout: Option<Spanned<String>>,
+    pub(super) max_client_hello_bytes: Option<Spanned<i64>>,
+    pub(super) connect_timeout: Option<Spanned<String>>,
+    pub(super) first_byte_timeout: Option<Spanned<String>>,
     pub(super) max_connections: Option<Spanned<i64>>,
-    pub(super) max_peeking: Option<Spanned<i64>>,
-    pub(super) per_source: Option<Spanned<i64>>,
+    pub(super) max_pending_handshakes: Option<Spanned<i64>>,
+    pub(super) max_connections_per_source: Option<Spanned<i64>>,
     pub(super) accept_rate: Option<Spanned<i64>>,
     pub(super) idle_timeout: Option<Spanned<String>>,
     pub(super) keepalive: Option<Spanned<String>>,
@@ -102,7 +102,7 @@ pub(super) struct Terminate {
     #[serde(default)]
     pub(super) alpn: Vec<Spanned<String>>,
     pub(super) send_proxy: Option<Spanned<String>>,
-    pub(super) source: Option<Spanned<String>>,
+    pub(super) source_address: Option<Spanned<String>>,
     pub(super) balance: Option<Spanned<String>>,
     pub(super) check: Option<Spanned<String>>,
     pub(super) check_interval: Option<Spanned<String>>,

@@ -12,9 +12,9 @@ use snisplit_common::proxy_protocol::Version;
 use snisplit_common::server_name::{Pattern, ServerName};
 
 use crate::engine::EngineChoice;
-use crate::observe::access_log::Format;
+use crate::observe::access_log::AccessLogFormat;
 
-use super::{Backend, Check, Place, Source, Starttls};
+use super::{Backend, HealthCheckKind, BackendAddr, SourceAddress, Starttls};
 
 /// A name that can be one of a folder.
 pub(super) fn instance(text: &str) -> Result<String, String> {
@@ -38,12 +38,12 @@ pub(super) fn acme_bypass(text: &str) -> Result<AcmeBypass, String> {
     }
 }
 
-pub(super) fn acme(text: &str) -> Result<AcmePolicy, String> {
+pub(super) fn acme_policy(text: &str) -> Result<AcmePolicy, String> {
     match text {
         "auto" => Ok(AcmePolicy::Auto),
         "backend" => Ok(AcmePolicy::Backend),
         "local" => Ok(AcmePolicy::Local),
-        "refuse" => Ok(AcmePolicy::Refuse),
+        "refuse" => Ok(AcmePolicy::Reject),
         _ => Err(format!("\"{text}\" is unknown; one of auto, backend, local, refuse")),
     }
 }
@@ -59,14 +59,14 @@ pub(super) fn send_proxy(text: &str) -> Result<Option<Version>, String> {
 
 /// The way back from a back end is set up for its address (`snisplit net`), so it must have one, and
 /// not one of this host.
-pub(super) fn source(text: &str, backends: &[Backend]) -> Result<Source, String> {
-    let is_elsewhere = |backend: &Backend| match &backend.place {
-        Place::Address(address) => !address.ip().is_loopback(),
-        Place::Name(..) | Place::Unix(_) => false,
+pub(super) fn source_address(text: &str, backends: &[Backend]) -> Result<SourceAddress, String> {
+    let is_remote_ip = |backend: &Backend| match &backend.address {
+        BackendAddr::Ip(address) => !address.ip().is_loopback(),
+        BackendAddr::Host(..) | BackendAddr::Unix(_) => false,
     };
-    match (text, backends.iter().find(|backend| !is_elsewhere(backend))) {
-        ("own", _) => Ok(Source::Own),
-        ("client", None) => Ok(Source::Client),
+    match (text, backends.iter().find(|backend| !is_remote_ip(backend))) {
+        ("own", _) => Ok(SourceAddress::Local),
+        ("client", None) => Ok(SourceAddress::Client),
         ("client", Some(other)) => Err(format!(
             "\"client\" needs back ends on other hosts, by IP address; {other} is none"
         )),
@@ -74,10 +74,10 @@ pub(super) fn source(text: &str, backends: &[Backend]) -> Result<Source, String>
     }
 }
 
-pub(super) fn log_format(text: &str) -> Result<Format, String> {
+pub(super) fn log_format(text: &str) -> Result<AccessLogFormat, String> {
     match text {
-        "json" => Ok(Format::Json),
-        "text" => Ok(Format::Text),
+        "json" => Ok(AccessLogFormat::Json),
+        "text" => Ok(AccessLogFormat::Text),
         _ => Err(format!("\"{text}\" is unknown; one of json, text")),
     }
 }
@@ -117,7 +117,7 @@ pub(super) fn count<T: TryFrom<i64>>(number: i64, least: i64) -> Result<T, Strin
     T::try_from(number).ok().filter(|_| number >= least).ok_or_else(wrong)
 }
 
-pub(super) fn hello_bytes(bytes: i64) -> Result<usize, String> {
+pub(super) fn client_hello_bytes(bytes: i64) -> Result<usize, String> {
     usize::try_from(bytes)
         .ok()
         .filter(|bytes| (512..=MAX_CLIENT_HELLO_LEN_CEILING).contains(bytes))
@@ -152,7 +152,7 @@ pub(super) fn pattern(text: &str) -> Result<Pattern, String> {
 /// `HOST:PORT` or `unix:PATH`, and maybe ` weight=N`.
 pub(super) fn backend(text: &str) -> Result<Backend, String> {
     let mut words = text.split_whitespace();
-    let place = place(words.next().unwrap_or_default())?;
+    let address = backend_addr(words.next().unwrap_or_default())?;
     let mut weight = 1;
     for word in words {
         let number = word.strip_prefix("weight=").and_then(|number| number.parse().ok());
@@ -160,21 +160,21 @@ pub(super) fn backend(text: &str) -> Result<Backend, String> {
             format!("\"{word}\" is no option of a back end; weight=N, 0 to 256, is one")
         })?;
     }
-    Ok(Backend { name: place.to_string(), place, weight })
+    Ok(Backend { name: address.to_string(), address, weight })
 }
 
-fn place(text: &str) -> Result<Place, String> {
+fn backend_addr(text: &str) -> Result<BackendAddr, String> {
     let wrong = |hint: &str| Err(format!("\"{text}\" is no back end; {hint}"));
     if let Some(path) = text.strip_prefix("unix:") {
         return match path.starts_with('/') {
-            true => Ok(Place::Unix(path.into())),
+            true => Ok(BackendAddr::Unix(path.into())),
             false => wrong("write the socket's absolute path: \"unix:/run/app.sock\""),
         };
     }
     if let Ok(address) = text.parse::<SocketAddr>() {
         return match address.port() {
             0 => wrong("the port must be 1 to 65535"),
-            _ => Ok(Place::Address(address)),
+            _ => Ok(BackendAddr::Ip(address)),
         };
     }
     let Some((host, port)) = text.rsplit_once(':') else {
@@ -184,27 +184,27 @@ fn place(text: &str) -> Result<Place, String> {
         return wrong("the port must be 1 to 65535");
     };
     match ServerName::parse(host.as_bytes()) {
-        Ok(name) => Ok(Place::Name(name.as_str().into(), port)),
+        Ok(name) => Ok(BackendAddr::Host(name.as_str().into(), port)),
         Err(_) if host.contains(':') => wrong("put brackets around an IPv6 address: \"[::1]:443\""),
         Err(why) => wrong(&format!("its host {why}")),
     }
 }
 
-pub(super) fn https(text: &str) -> Result<String, String> {
+pub(super) fn https_url(text: &str) -> Result<String, String> {
     match text.strip_prefix("https://") {
         Some(rest) if !rest.is_empty() => Ok(text.to_owned()),
         Some(_) | None => Err(format!("\"{text}\" is no https:// URL (RFC 8555 §6.1)")),
     }
 }
 
-pub(super) fn contact(text: &str) -> Result<String, String> {
+pub(super) fn contact_url(text: &str) -> Result<String, String> {
     match text.contains(':') {
         true => Ok(text.to_owned()),
         false => Err(format!("\"{text}\" is no URL; write it like \"mailto:{text}\"")),
     }
 }
 
-pub(super) fn absolute(text: &str) -> Result<PathBuf, String> {
+pub(super) fn absolute_path(text: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(text);
     match path.is_absolute() {
         true => Ok(path),
@@ -213,7 +213,7 @@ pub(super) fn absolute(text: &str) -> Result<PathBuf, String> {
 }
 
 /// A file that can be read now.
-pub(super) fn readable(text: &str) -> Result<PathBuf, String> {
+pub(super) fn readable_file(text: &str) -> Result<PathBuf, String> {
     match std::fs::File::open(text) {
         Ok(_) => Ok(text.into()),
         Err(error) => Err(format!("\"{text}\" cannot be read: {error}")),
@@ -229,11 +229,11 @@ pub(super) fn balance(text: &str) -> Result<BalancePolicy, String> {
     }
 }
 
-pub(super) fn check(text: &str) -> Result<Option<Check>, String> {
+pub(super) fn health_check_kind(text: &str) -> Result<Option<HealthCheckKind>, String> {
     match text {
         "off" => Ok(None),
-        "tcp" => Ok(Some(Check::Tcp)),
-        "tls" => Ok(Some(Check::Tls)),
+        "tcp" => Ok(Some(HealthCheckKind::Tcp)),
+        "tls" => Ok(Some(HealthCheckKind::Tls)),
         _ => Err(format!("\"{text}\" is unknown; one of off, tcp, tls")),
     }
 }

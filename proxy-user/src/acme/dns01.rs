@@ -20,50 +20,50 @@ use tokio::process::Command;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::debug;
 
-use crate::config::acme::{Algorithm, Dns, Provider, Tsig};
+use crate::config::acme::{HmacAlgorithm, Dns01Config, DnsProvider, TsigKey};
 use crate::dns;
 
 /// How long one exchange with a name server, or a run of the program, may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+const UPDATE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Of the record; it lives for minutes.
-const TTL: u32 = 60;
+const RECORD_TTL: u32 = 60;
 /// The difference between two clocks that TSIG bears, seconds (RFC 8945 §10).
-const FUDGE: u16 = 300;
+const TSIG_FUDGE: u16 = 300;
 
 /// A record, once it is written; it must be cleaned up.
 #[derive(Clone, Debug)]
-pub(super) struct Written {
+pub(super) struct TxtRecord {
     name: String,
     value: String,
 }
 
 /// Writes records and waits for them.
-pub(super) struct Records<'d> {
-    dns: &'d Dns,
-    servers: &'d [SocketAddr],
+pub(super) struct Dns01Solver<'d> {
+    config: &'d Dns01Config,
+    nameservers: &'d [SocketAddr],
     resolver: TokioResolver,
 }
 
-impl<'d> Records<'d> {
+impl<'d> Dns01Solver<'d> {
     /// `servers` are asked for zones and their name servers; those of the system if there is none.
-    pub(super) fn new(dns: &'d Dns, servers: &'d [SocketAddr]) -> Result<Self> {
-        Ok(Self { dns, servers, resolver: dns::uncached_resolver(servers)? })
+    pub(super) fn new(config: &'d Dns01Config, nameservers: &'d [SocketAddr]) -> Result<Self> {
+        Ok(Self { config, nameservers, resolver: dns::uncached_resolver(nameservers)? })
     }
 
     /// Adds the record for a name, where its `_acme-challenge` leads to by CNAME.
-    pub(super) async fn present(&self, name: &str, value: String) -> Result<Written> {
-        let name = self.target(&format!("_acme-challenge.{name}.")).await;
-        let written = Written { name, value };
-        self.change("present", &written).await?;
-        Ok(written)
+    pub(super) async fn present(&self, name: &str, value: String) -> Result<TxtRecord> {
+        let name = self.resolve_cname(&format!("_acme-challenge.{name}.")).await;
+        let txt = TxtRecord { name, value };
+        self.update_record("present", &txt).await?;
+        Ok(txt)
     }
 
     /// Removes the record, and no other of the same name.
-    pub(super) async fn clean_up(&self, written: &Written) -> Result<()> {
-        self.change("cleanup", written).await
+    pub(super) async fn clean_up(&self, txt: &TxtRecord) -> Result<()> {
+        self.update_record("cleanup", txt).await
     }
 
-    async fn target(&self, name: &str) -> String {
+    async fn resolve_cname(&self, name: &str) -> String {
         let Ok(found) = self.resolver.lookup(name, RecordType::CNAME).await else {
             return name.to_owned();
         };
@@ -75,40 +75,40 @@ impl<'d> Records<'d> {
         name.to_owned()
     }
 
-    async fn change(&self, verb: &str, written: &Written) -> Result<()> {
+    async fn update_record(&self, action: &str, txt: &TxtRecord) -> Result<()> {
         let changed = async {
-            match &self.dns.provider {
-                Provider::Exec(program) => run(program, verb, written).await,
-                Provider::Rfc2136 { server, zone, tsig } => {
+            match &self.config.provider {
+                DnsProvider::Exec(program) => run_program(program, action, txt).await,
+                DnsProvider::Rfc2136 { server, zone, tsig } => {
                     let zone = match zone {
                         Some(zone) => Name::from_str(&format!("{}.", zone.trim_end_matches('.')))?,
-                        None => zone_of(&self.resolver, &written.name).await?,
+                        None => find_zone(&self.resolver, &txt.name).await?,
                     };
-                    update(*server, zone, tsig.as_ref(), verb, written).await
+                    send_update(*server, zone, tsig.as_ref(), action, txt).await
                 }
             }
         };
-        let changed = timeout(PATIENCE, changed).await;
+        let changed = timeout(UPDATE_TIMEOUT, changed).await;
         changed
             .context("took longer than a minute")
             .flatten()
-            .with_context(|| format!("dns-01: cannot {verb} the TXT record of {}", written.name))
+            .with_context(|| format!("dns-01: cannot {action} the TXT record of {}", txt.name))
     }
 
     /// Waits until every authoritative name server of the record's zone has it.
-    pub(super) async fn wait(&self, written: &Written) -> Result<()> {
-        let limit = self.dns.propagation_timeout;
+    pub(super) async fn wait_propagated(&self, txt: &TxtRecord) -> Result<()> {
+        let limit = self.config.propagation_timeout;
         let deadline = Instant::now() + limit;
         let mut pause = Duration::from_millis(200);
         loop {
-            let missing = self.first_without(written).await;
+            let missing = self.first_unpropagated(txt).await;
             match missing {
                 Ok(None) => return Ok(()),
                 Ok(Some(_)) | Err(_) if Instant::now() < deadline => {
-                    debug!(name = written.name, ?missing, "dns-01: not everywhere yet");
+                    debug!(name = txt.name, ?missing, "dns-01: not everywhere yet");
                 }
                 Ok(Some(server)) => {
-                    bail!("dns-01: after {limit:?} {server} still lacks {}", written.name);
+                    bail!("dns-01: after {limit:?} {server} still lacks {}", txt.name);
                 }
                 Err(error) => return Err(error.context("dns-01: propagation")),
             }
@@ -117,42 +117,42 @@ impl<'d> Records<'d> {
         }
     }
 
-    async fn first_without(&self, written: &Written) -> Result<Option<IpAddr>> {
-        let zone = zone_of(&self.resolver, &written.name).await?;
+    async fn first_unpropagated(&self, txt: &TxtRecord) -> Result<Option<IpAddr>> {
+        let zone = find_zone(&self.resolver, &txt.name).await?;
         let servers = self.resolver.lookup(zone, RecordType::NS).await?;
-        let mut asked = 0;
+        let mut queried = 0;
         for server in servers.answers() {
             let RData::NS(host) = &server.data else { continue };
             for ip in self.resolver.lookup_ip(host.to_string()).await?.iter() {
-                asked += 1;
-                if !has(SocketAddr::new(ip, self.port()), written).await {
+                queried += 1;
+                if !has_record(SocketAddr::new(ip, self.authoritative_port()), txt).await {
                     return Ok(Some(ip));
                 }
             }
         }
-        ensure!(asked > 0, "the zone has no name server with an address");
+        ensure!(queried > 0, "the zone has no name server with an address");
         Ok(None)
     }
 
     /// Of the authoritative servers; a lab's may be elsewhere than on 53.
-    fn port(&self) -> u16 {
-        self.servers.first().map_or(53, SocketAddr::port)
+    fn authoritative_port(&self) -> u16 {
+        self.nameservers.first().map_or(53, SocketAddr::port)
     }
 }
 
 /// Whether this very server answers with the value.
-async fn has(server: SocketAddr, written: &Written) -> bool {
+async fn has_record(server: SocketAddr, txt: &TxtRecord) -> bool {
     let Ok(resolver) = dns::uncached_resolver(&[server]) else { return false };
-    let Ok(found) = resolver.lookup(written.name.as_str(), RecordType::TXT).await else {
+    let Ok(found) = resolver.lookup(txt.name.as_str(), RecordType::TXT).await else {
         return false;
     };
     found.answers().iter().any(|record| {
-        matches!(&record.data, RData::TXT(text) if text.txt_data.concat() == written.value.as_bytes())
+        matches!(&record.data, RData::TXT(text) if text.txt_data.concat() == txt.value.as_bytes())
     })
 }
 
 /// The zone that a name is in: the nearest ancestor with an SOA record.
-async fn zone_of(resolver: &TokioResolver, name: &str) -> Result<Name> {
+async fn find_zone(resolver: &TokioResolver, name: &str) -> Result<Name> {
     let mut zone = Name::from_str(name)?;
     while !zone.is_root() {
         if let Ok(found) = resolver.lookup(zone.clone(), RecordType::SOA).await
@@ -166,35 +166,35 @@ async fn zone_of(resolver: &TokioResolver, name: &str) -> Result<Name> {
 }
 
 /// lego's convention: PROGRAM present|cleanup NAME VALUE; the name ends in a dot.
-async fn run(program: &Path, verb: &str, written: &Written) -> Result<()> {
+async fn run_program(program: &Path, action: &str, txt: &TxtRecord) -> Result<()> {
     let mut command = Command::new(program);
-    command.args([verb, &written.name, &written.value]).kill_on_drop(true);
-    let done = command.output().await.with_context(|| program.display().to_string())?;
-    let said = String::from_utf8_lossy(&done.stderr);
-    ensure!(done.status.success(), "{}: {}: {}", program.display(), done.status, said.trim());
+    command.args([action, &txt.name, &txt.value]).kill_on_drop(true);
+    let output = command.output().await.with_context(|| program.display().to_string())?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{}: {}: {}", program.display(), output.status, stderr.trim());
     Ok(())
 }
 
 /// RFC 2136 §2.5.1 and §2.5.4, over TCP.
-async fn update(
+async fn send_update(
     server: SocketAddr,
     zone: Name,
-    tsig: Option<&Tsig>,
-    verb: &str,
-    written: &Written,
+    tsig: Option<&TsigKey>,
+    action: &str,
+    txt: &TxtRecord,
 ) -> Result<()> {
     let provider = TokioRuntimeProvider::default();
-    let (stream, handle) = TcpClientStream::new(server, None, Some(PATIENCE), provider);
+    let (stream, handle) = TcpClientStream::new(server, None, Some(UPDATE_TIMEOUT), provider);
     let mut exchange = DnsMultiplexer::new(stream.await?, handle);
     if let Some(tsig) = tsig {
-        exchange = exchange.with_signer(signer(tsig)?);
+        exchange = exchange.with_signer(tsig_signer(tsig)?);
     }
     let (mut client, background) = Client::<TokioRuntimeProvider>::from_sender(exchange);
     let running = tokio::spawn(background);
-    let data = RData::TXT(TXT::new(vec![written.value.clone()]));
-    let mut record = Record::from_rdata(Name::from_str(&written.name)?, TTL, data);
+    let data = RData::TXT(TXT::new(vec![txt.value.clone()]));
+    let mut record = Record::from_rdata(Name::from_str(&txt.name)?, RECORD_TTL, data);
     record.dns_class = DNSClass::IN;
-    let answer = match verb {
+    let answer = match action {
         "present" => client.append(record, zone, false).await,
         _ => client.delete_by_rdata(record, zone).await,
     };
@@ -204,11 +204,11 @@ async fn update(
     Ok(())
 }
 
-fn signer(tsig: &Tsig) -> Result<TSigner> {
+fn tsig_signer(tsig: &TsigKey) -> Result<TSigner> {
     let algorithm = match tsig.algorithm {
-        Algorithm::HmacSha256 => TsigAlgorithm::HmacSha256,
-        Algorithm::HmacSha384 => TsigAlgorithm::HmacSha384,
-        Algorithm::HmacSha512 => TsigAlgorithm::HmacSha512,
+        HmacAlgorithm::HmacSha256 => TsigAlgorithm::HmacSha256,
+        HmacAlgorithm::HmacSha384 => TsigAlgorithm::HmacSha384,
+        HmacAlgorithm::HmacSha512 => TsigAlgorithm::HmacSha512,
     };
-    Ok(TSigner::new(tsig.secret.clone(), algorithm, Name::from_str(&tsig.name)?, FUDGE)?)
+    Ok(TSigner::new(tsig.secret.clone(), algorithm, Name::from_str(&tsig.name)?, TSIG_FUDGE)?)
 }

@@ -22,7 +22,7 @@ use rustls::{ClientConfig, RootCertStore};
 use tokio::time::timeout;
 
 /// How long one request may take.
-const PATIENCE: Duration = Duration::from_secs(30);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// When the CA wants to be asked again after an error; cloning shares it.
 #[derive(Clone, Debug, Default)]
@@ -34,21 +34,21 @@ impl RetryAfter {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    fn note(&self, at: Option<SystemTime>) {
+    fn set(&self, at: Option<SystemTime>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = at;
     }
 }
 
 /// A client for instant-acme.
-pub(super) struct Http {
+pub(super) struct AcmeHttpClient {
     client: Client<HttpsConnector<HttpConnector>, BodyWrapper<Bytes>>,
     retry_after: RetryAfter,
 }
 
-impl Http {
+impl AcmeHttpClient {
     pub(super) fn new(ca_file: Option<&Path>, retry_after: RetryAfter) -> Result<Self> {
         let builder = match ca_file {
-            Some(path) => HttpsConnectorBuilder::new().with_tls_config(trusting(path)?),
+            Some(path) => HttpsConnectorBuilder::new().with_tls_config(tls_config_with_roots(path)?),
             None => HttpsConnectorBuilder::new()
                 .with_provider_and_native_roots(default_provider())
                 .context("the system has no root certificates (package ca-certificates)")?,
@@ -58,7 +58,7 @@ impl Http {
     }
 }
 
-fn trusting(path: &Path) -> Result<ClientConfig> {
+fn tls_config_with_roots(path: &Path) -> Result<ClientConfig> {
     let mut roots = RootCertStore::empty();
     let context = || format!("acme.ca_file: {}", path.display());
     for certificate in CertificateDer::pem_file_iter(path).with_context(context)? {
@@ -70,20 +70,20 @@ fn trusting(path: &Path) -> Result<ClientConfig> {
         .with_no_client_auth())
 }
 
-impl HttpClient for Http {
+impl HttpClient for AcmeHttpClient {
     fn request(
         &self,
         request: Request<BodyWrapper<Bytes>>,
     ) -> Pin<Box<dyn Future<Output = Result<BytesResponse, Error>> + Send>> {
-        let (asked, retry_after) = (self.client.request(request), self.retry_after.clone());
+        let (pending, retry_after) = (self.client.request(request), self.retry_after.clone());
         Box::pin(async move {
             let answered =
-                timeout(PATIENCE, asked).await.map_err(|late| Error::Other(late.into()))?;
+                timeout(REQUEST_TIMEOUT, pending).await.map_err(|late| Error::Other(late.into()))?;
             let response = answered.map_err(|error| Error::Other(error.into()))?;
             let is_error =
                 response.status().is_client_error() || response.status().is_server_error();
             if is_error {
-                retry_after.note(when(response.headers()));
+                retry_after.set(parse_retry_after(response.headers()));
             }
             Ok(BytesResponse::from(response))
         })
@@ -92,13 +92,13 @@ impl HttpClient for Http {
 
 /// Whether the CA minds nothing but the nonce of a request, even when it was asked again with the ones
 /// that it gave: the library does that twice. Nothing has come of the request (RFC 8555 §6.5).
-pub(super) fn is_of_nonce(error: &Error) -> bool {
+pub(super) fn is_bad_nonce(error: &Error) -> bool {
     let Error::Api(problem) = error else { return false };
     problem.r#type.as_deref() == Some("urn:ietf:params:acme:error:badNonce")
 }
 
 /// RFC 9110 §10.2.3: seconds, or a date.
-fn when(headers: &HeaderMap) -> Option<SystemTime> {
+fn parse_retry_after(headers: &HeaderMap) -> Option<SystemTime> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     match text.parse() {
         Ok(seconds) => Some(SystemTime::now() + Duration::from_secs(seconds)),

@@ -10,7 +10,7 @@ use x509_parser::time::ASN1Time;
 
 /// The facts that matter here.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Facts {
+pub(crate) struct CertInfo {
     /// DNS names, as they stand there.
     pub(crate) names: Vec<String>,
     /// Who signed it.
@@ -19,9 +19,9 @@ pub(crate) struct Facts {
     pub(crate) not_after: SystemTime,
 }
 
-impl Facts {
+impl CertInfo {
     /// Reads the first certificate of a chain.
-    pub(crate) fn of(leaf: &CertificateDer<'_>) -> Result<Self, String> {
+    pub(crate) fn from_leaf(leaf: &CertificateDer<'_>) -> Result<Self, String> {
         let (_, parsed) = parse_x509_certificate(leaf).map_err(|why| why.to_string())?;
         let names = parsed.subject_alternative_name().map_err(|why| why.to_string())?;
         let names = names.iter().flat_map(|extension| &extension.value.general_names);
@@ -34,13 +34,13 @@ impl Facts {
         Ok(Self {
             names: dns_names,
             issuer: parsed.issuer().to_string(),
-            not_before: time(parsed.validity().not_before),
-            not_after: time(parsed.validity().not_after),
+            not_before: to_system_time(parsed.validity().not_before),
+            not_after: to_system_time(parsed.validity().not_after),
         })
     }
 
     /// Whether it is good for a name, RFC 6125 §6.4.
-    pub(crate) fn cover(&self, name: &ServerName) -> bool {
+    pub(crate) fn covers(&self, name: &ServerName) -> bool {
         let by_wildcard = |text: &String| {
             text.strip_prefix("*.").is_some_and(|suffix| name.parent() == Some(suffix))
         };
@@ -48,15 +48,15 @@ impl Facts {
     }
 
     /// Whether it is good for all names of a pattern.
-    pub(crate) fn cover_all(&self, pattern: &Pattern) -> bool {
+    pub(crate) fn covers_pattern(&self, pattern: &Pattern) -> bool {
         match pattern {
-            Pattern::Exact(name) => self.cover(name),
+            Pattern::Exact(name) => self.covers(name),
             Pattern::Wildcard(_) | Pattern::Default => self.names.contains(&pattern.to_string()),
         }
     }
 }
 
-fn time(time: ASN1Time) -> SystemTime {
+fn to_system_time(time: ASN1Time) -> SystemTime {
     match u64::try_from(time.timestamp()) {
         Ok(seconds) => UNIX_EPOCH + Duration::from_secs(seconds),
         Err(_) => UNIX_EPOCH,
