@@ -1,4 +1,4 @@
-//! Our hello parser against an independent one (the `tls-parser` crate), on real greetings, on
+//! Our hello parser against an independent one (the `tls-parser` crate), on real client hellos, on
 //! generated hellos and on both with bytes changed.
 //!
 //! Ours may be stricter. What must never happen: it accepts a hello that the other cannot read, or
@@ -79,9 +79,9 @@ fn assert_agreement(message: &[u8], record: usize) -> Result<bool, TestCaseError
     Ok(true)
 }
 
-/// The handshake messages of the recorded greetings, which are one record each.
+/// The handshake messages of the recorded client hellos, which are one record each.
 fn recorded_client_hellos() -> Vec<Vec<u8>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/greetings");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/client_hellos");
     let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let recorded = files.filter(|path| path.extension().is_some_and(|kind| kind == "bin"));
     recorded.map(|path| std::fs::read(path).unwrap()[5..].to_vec()).collect()

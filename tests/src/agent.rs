@@ -13,8 +13,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::lab::{Lab, PROXY};
-use crate::line::has_ipv6;
-use crate::wait::{patience, until};
+use crate::link::has_ipv6;
+use crate::wait::{default_timeout, wait_until};
 
 /// Where the agent listens, on every address.
 pub const PORT: u16 = 443;
@@ -26,55 +26,59 @@ pub struct Agent {
     child: Child,
     records: Receiver<Value>,
     log: Arc<Mutex<String>>,
-    may_warn: bool,
+    allows_warnings: bool,
 }
 
 /// The binary that `cargo xtask test` built.
-pub fn binary() -> String {
+pub fn binary_path() -> String {
     std::env::var("SNISPLIT_BIN").expect("SNISPLIT_BIN: run these tests by `cargo xtask test`")
 }
 
 /// The engine of agents whose test does not name one: `cargo xtask test --engine`, else the default.
-fn engine_asked_for() -> Option<String> {
+fn selected_engine() -> Option<String> {
     std::env::var("SNISPLIT_TEST_ENGINE").ok()
 }
 
 /// What the record of a short flow says when the test did not name an engine.
 pub fn default_engine() -> String {
-    engine_asked_for().unwrap_or_else(|| "splice".into())
+    selected_engine().unwrap_or_else(|| "splice".into())
 }
 
 impl Agent {
     /// Starts the agent in the lab with these flags, besides a listener and an access log, and
     /// waits until it is ready.
     pub fn start(lab: &Lab, flags: &[&str]) -> Self {
-        Self::start_under(lab, &[], flags)
+        Self::start_with_wrapper(lab, &[], flags)
     }
 
     /// The same, run by another program such as `prlimit`.
-    pub fn start_under(lab: &Lab, by: &[&str], flags: &[&str]) -> Self {
-        let told = ["--admin", ADMIN, "--access-log", "-"];
-        Self::spawn(lab, &[by, &[&binary()]].concat(), &[&told[..], flags].concat())
+    pub fn start_with_wrapper(lab: &Lab, wrapper: &[&str], flags: &[&str]) -> Self {
+        let telemetry_args = ["--admin", ADMIN, "--access-log", "-"];
+        Self::spawn(
+            lab,
+            &[wrapper, &[&binary_path()]].concat(),
+            &[&telemetry_args[..], flags].concat(),
+        )
     }
 
     /// Starts the agent without records or metrics, for benchmarks.
-    pub fn start_plain(lab: &Lab, flags: &[&str]) -> Self {
-        Self::spawn(lab, &[&binary()], flags)
+    pub fn start_without_telemetry(lab: &Lab, flags: &[&str]) -> Self {
+        Self::spawn(lab, &[&binary_path()], flags)
     }
 
     /// Starts the agent with nothing but a config file and what else is said here.
-    pub fn start_from(lab: &Lab, file: &Path, flags: &[&str]) -> Self {
-        let told = ["run", "--admin", ADMIN, "--access-log", "-", "--config"];
-        let binary = binary();
-        let words = [&[&binary[..]], &told[..], &[file.to_str().unwrap()], flags].concat();
+    pub fn start_with_config(lab: &Lab, file: &Path, flags: &[&str]) -> Self {
+        let args = ["run", "--admin", ADMIN, "--access-log", "-", "--config"];
+        let binary = binary_path();
+        let words = [&[&binary[..]], &args[..], &[file.to_str().unwrap()], flags].concat();
         Self::launch(lab, &words)
     }
 
     /// The same, without records: the access log is the test's own.
-    pub fn start_silent(lab: &Lab, file: &Path, flags: &[&str]) -> Self {
-        let binary = binary();
-        let told = [&binary, "run", "--config", file.to_str().unwrap()];
-        Self::launch(lab, &[&told[..], flags].concat())
+    pub fn start_without_access_log(lab: &Lab, file: &Path, flags: &[&str]) -> Self {
+        let binary = binary_path();
+        let args = [&binary, "run", "--config", file.to_str().unwrap()];
+        Self::launch(lab, &[&args[..], flags].concat())
     }
 
     fn spawn(lab: &Lab, program: &[&str], flags: &[&str]) -> Self {
@@ -82,47 +86,47 @@ impl Agent {
         Self::launch(lab, &[program, &["run", "--listen", &listen], flags].concat())
     }
 
-    fn launch(lab: &Lab, words: &[&str]) -> Self {
-        let mut command = Command::new(words[0]);
-        command.args(&words[1..]);
-        if let Some(engine) = engine_asked_for().filter(|_| !words.contains(&"--engine")) {
+    fn launch(lab: &Lab, args: &[&str]) -> Self {
+        let mut command = Command::new(args[0]);
+        command.args(&args[1..]);
+        if let Some(engine) = selected_engine().filter(|_| !args.contains(&"--engine")) {
             command.args(["--engine", &engine]);
         }
         // Tests that run side by side are agents of one host.
-        if !words.contains(&"--instance") {
-            command.args(["--instance", lab.names()[1]]);
+        if !args.contains(&"--instance") {
+            command.args(["--instance", lab.namespace_names()[1]]);
         }
         command.env("NO_COLOR", "1").stdin(Stdio::null());
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = lab.proxy(|| command.spawn()).unwrap();
-        let records = records(child.stdout.take().unwrap());
-        let log = collect(child.stderr.take().unwrap());
-        let agent = Self { child, records, log, may_warn: false };
+        let mut child = lab.in_proxy(|| command.spawn()).unwrap();
+        let records = parse_records(child.stdout.take().unwrap());
+        let log = collect_log(child.stderr.take().unwrap());
+        let agent = Self { child, records, log, allows_warnings: false };
         // `auto` tries the kernel's engine behind that, which takes CPU time and descriptors.
-        let begun = [" ready ", " engines "];
-        until("the agent to be ready", || {
-            begun.iter().all(|words| agent.logged(words) > 0).then_some(())
+        let ready_messages = [" ready ", " engines "];
+        wait_until("the agent to be ready", || {
+            ready_messages.iter().all(|words| agent.log_count(words) > 0).then_some(())
         });
         agent
     }
 
     /// Warnings are part of this test.
-    pub fn may_warn(mut self) -> Self {
-        self.may_warn = true;
+    pub fn allow_warnings(mut self) -> Self {
+        self.allows_warnings = true;
         self
     }
 
     /// The next record: what became of one connection.
     #[track_caller]
-    pub fn record(&self) -> Value {
-        self.records.recv_timeout(patience()).expect("a connection should have ended")
+    pub fn next_record(&self) -> Value {
+        self.records.recv_timeout(default_timeout()).expect("a connection should have ended")
     }
 
     /// The next record of a connection that asked for this name.
     #[track_caller]
-    pub fn record_of(&self, name: &str) -> Value {
+    pub fn next_record_for(&self, name: &str) -> Value {
         loop {
-            let record = self.record();
+            let record = self.next_record();
             if record["sni"] == name {
                 return record;
             }
@@ -130,7 +134,7 @@ impl Agent {
     }
 
     /// Whether a connection ends within this time.
-    pub fn record_within(&self, time: Duration) -> Option<Value> {
+    pub fn next_record_within(&self, time: Duration) -> Option<Value> {
         self.records.recv_timeout(time).ok()
     }
 
@@ -140,12 +144,12 @@ impl Agent {
     }
 
     /// How often it logged this.
-    pub fn logged(&self, words: &str) -> usize {
+    pub fn log_count(&self, words: &str) -> usize {
         self.log.lock().unwrap().matches(words).count()
     }
 
     /// Bytes of memory that it holds.
-    pub fn resident(&self) -> u64 {
+    pub fn resident_bytes(&self) -> u64 {
         let statm = std::fs::read_to_string(format!("/proc/{}/statm", self.pid())).unwrap();
         let pages: u64 = statm.split_whitespace().nth(1).unwrap().parse().unwrap();
         pages * rustix::param::page_size() as u64
@@ -165,7 +169,7 @@ impl Agent {
 
     /// Everything that `/metrics` says.
     pub fn metrics(&self, lab: &Lab) -> String {
-        let text = lab.proxy(|| {
+        let text = lab.in_proxy(|| {
             let url = format!("http://{ADMIN}/metrics");
             Command::new("curl").args(["-sf", "-m", "5", &url]).output().unwrap()
         });
@@ -178,12 +182,12 @@ impl Agent {
     }
 
     /// Waits for it to exit by itself.
-    pub fn exit(&mut self) -> ExitStatus {
-        until("the agent to exit", || self.child.try_wait().unwrap())
+    pub fn wait_for_exit(&mut self) -> ExitStatus {
+        wait_until("the agent to exit", || self.child.try_wait().unwrap())
     }
 
     /// Descriptors of one kind that it holds, by what /proc calls them (`socket:`, `pipe:`).
-    pub fn descriptors(&self, kind: &str) -> usize {
+    pub fn open_descriptors(&self, kind: &str) -> usize {
         let folder = format!("/proc/{}/fd", self.pid());
         let links = std::fs::read_dir(folder).unwrap();
         let target =
@@ -192,7 +196,7 @@ impl Agent {
     }
 
     /// CPU time it has used.
-    pub fn cpu(&self) -> Duration {
+    pub fn cpu_time(&self) -> Duration {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
         let fields: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
         let ticks: u64 = fields[11..13].iter().map(|field| field.parse::<u64>().unwrap()).sum();
@@ -210,7 +214,7 @@ impl Drop for Agent {
             return;
         }
         assert!(!log.contains("panicked"), "{log}");
-        assert!(self.may_warn || !log.contains("WARN"), "{log}");
+        assert!(self.allows_warnings || !log.contains("WARN"), "{log}");
     }
 }
 
@@ -219,7 +223,7 @@ pub fn address() -> SocketAddr {
     (IpAddr::V4(PROXY), PORT).into()
 }
 
-fn records(stdout: impl Read + Send + 'static) -> Receiver<Value> {
+fn parse_records(stdout: impl Read + Send + 'static) -> Receiver<Value> {
     let (sender, records) = channel();
     thread::spawn(move || {
         for line in BufReader::new(stdout).lines().map_while(Result::ok) {
@@ -232,7 +236,7 @@ fn records(stdout: impl Read + Send + 'static) -> Receiver<Value> {
     records
 }
 
-fn collect(stderr: impl Read + Send + 'static) -> Arc<Mutex<String>> {
+fn collect_log(stderr: impl Read + Send + 'static) -> Arc<Mutex<String>> {
     let log = Arc::new(Mutex::new(String::new()));
     let shared = Arc::clone(&log);
     thread::spawn(move || {

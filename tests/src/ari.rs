@@ -5,20 +5,20 @@ use std::process::Command;
 
 use crate::lab::Lab;
 use crate::pebble::Pebble;
-use crate::peer::{Peer, written};
+use crate::peer::{ServerProcess, write_file};
 
 /// The front; what it adds is a window that is over.
 #[derive(Debug)]
-pub struct Ari {
-    _runs: Peer,
+pub struct AriProxy {
+    _server: ServerProcess,
     directory: String,
     log: PathBuf,
 }
 
-impl Ari {
+impl AriProxy {
     /// Starts it before a Pebble that runs.
     pub fn start(lab: &Lab, pebble: &Pebble) -> Self {
-        let folder = lab.folder().display();
+        let folder = lab.dir().display();
         let config = format!(
             "daemon off; master_process off; pid {folder}/ari.pid; error_log stderr;
              events {{}}
@@ -45,13 +45,13 @@ impl Ari {
              }}",
             pebble_dir = pebble.directory(),
         );
-        let file = written(lab, "ari.conf", &config);
+        let file = write_file(lab, "ari.conf", &config);
         let mut nginx = Command::new("nginx");
         nginx.arg("-c").arg(file).args(["-p", "."]);
         let at = "10.91.1.2:14443".parse().unwrap();
-        let runs = Peer::start_before(lab, at, &mut nginx);
-        let log = lab.folder().join("ari.log");
-        Self { _runs: runs, directory: "https://10.91.1.2:14443/dir".into(), log }
+        let runs = ServerProcess::start_at_client(lab, at, &mut nginx);
+        let log = lab.dir().join("ari.log");
+        Self { _server: runs, directory: "https://10.91.1.2:14443/dir".into(), log }
     }
 
     /// Where its directory is.
@@ -60,7 +60,7 @@ impl Ari {
     }
 
     /// The first certificate that was asked about.
-    pub fn asked(&self) -> String {
+    pub fn first_renewal_info_path(&self) -> String {
         let log = std::fs::read_to_string(&self.log).unwrap();
         log.lines().find(|line| line.starts_with("/ari/")).unwrap().to_owned()
     }

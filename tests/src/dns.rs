@@ -4,29 +4,29 @@ use std::net::SocketAddr;
 use std::process::{Command, Output};
 
 use crate::lab::{Lab, backend};
-use crate::peer::{Peer, written};
-use crate::wait::until;
+use crate::peer::{ServerProcess, write_file};
+use crate::wait::wait_until;
 
 /// The key that may update a zone: its name, and its secret in base64.
 pub const TSIG: (&str, &str) = ("acme-key", "c25pc3BsaXQgdGVzdCBrZXksIG5vdCBhIHNlY3JldCE=");
 
 /// A name server that is the authority for one zone.
 #[derive(Debug)]
-pub struct Dns {
-    runs: Peer,
+pub struct DnsServer {
+    server: ServerProcess,
     zone: String,
-    control: String,
+    control_socket: String,
 }
 
-impl Dns {
+impl DnsServer {
     /// Starts it with an empty zone, which [`TSIG`] may update.
     pub fn start(lab: &Lab, zone: &str) -> Self {
-        let folder = lab.folder().display();
+        let folder = lab.dir().display();
         let records = format!(
             "$ORIGIN {zone}.\n$TTL 60\n@ SOA ns hostmaster 1 60 60 600 1\n@ NS ns\nns A {}\n",
             address().ip()
         );
-        let file = written(lab, &format!("{zone}.zone"), &records);
+        let file = write_file(lab, &format!("{zone}.zone"), &records);
         let control = format!("{folder}/knot.sock");
         let config = format!(
             "server:\n  rundir: {folder}\n  listen: {ip}@{port}\n\
@@ -43,51 +43,52 @@ impl Dns {
             secret = TSIG.1,
             file = file.display(),
         );
-        let file = written(lab, "knot.conf", &config);
-        let runs = Peer::start(lab, address(), Command::new("knotd").arg("-c").arg(file));
-        let dns = Self { runs, zone: zone.to_owned(), control };
-        until("Knot to take orders", || {
-            dns.knotc(&["zone-read", zone]).status.success().then_some(())
+        let file = write_file(lab, "knot.conf", &config);
+        let runs =
+            ServerProcess::start_backend(lab, address(), Command::new("knotd").arg("-c").arg(file));
+        let dns = Self { server: runs, zone: zone.to_owned(), control_socket: control };
+        wait_until("Knot to take orders", || {
+            dns.knotc_output(&["zone-read", zone]).status.success().then_some(())
         });
         dns
     }
 
     /// Replaces all records of one type at a name of the zone.
-    pub fn set(&self, owner: &str, ttl: u32, kind: &str, data: &[&str]) {
-        self.control(&["zone-begin", &self.zone]);
-        self.control(&["zone-unset", &self.zone, owner, kind]);
+    pub fn set_records(&self, owner: &str, ttl: u32, kind: &str, data: &[&str]) {
+        self.run_knotc(&["zone-begin", &self.zone]);
+        self.run_knotc(&["zone-unset", &self.zone, owner, kind]);
         for one in data {
-            self.control(&["zone-set", &self.zone, owner, &ttl.to_string(), kind, one]);
+            self.run_knotc(&["zone-set", &self.zone, owner, &ttl.to_string(), kind, one]);
         }
-        self.control(&["zone-commit", &self.zone]);
+        self.run_knotc(&["zone-commit", &self.zone]);
     }
 
     /// Its process id.
     pub fn pid(&self) -> u32 {
-        self.runs.pid()
+        self.server.pid()
     }
 
     /// All its records.
-    pub fn zone(&self) -> String {
-        let done = self.knotc(&["zone-read", &self.zone]);
+    pub fn read_zone(&self) -> String {
+        let done = self.knotc_output(&["zone-read", &self.zone]);
         String::from_utf8_lossy(&done.stdout).into_owned()
     }
 
     /// Where `knotc` talks to it.
     pub fn control_socket(&self) -> &str {
-        &self.control
+        &self.control_socket
     }
 
-    fn control(&self, words: &[&str]) {
-        let done = self.knotc(words);
-        let said = String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned();
-        let had_none_before = words[0] == "zone-unset" && said.contains("no such");
-        let log = self.runs.log();
-        assert!(done.status.success() || had_none_before, "knotc {words:?}: {said}\n{log}");
+    fn run_knotc(&self, args: &[&str]) {
+        let done = self.knotc_output(args);
+        let output = String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned();
+        let had_none_before = args[0] == "zone-unset" && output.contains("no such");
+        let log = self.server.log();
+        assert!(done.status.success() || had_none_before, "knotc {args:?}: {output}\n{log}");
     }
 
-    fn knotc(&self, words: &[&str]) -> Output {
-        Command::new("knotc").args(["-s", &self.control]).args(words).output().unwrap()
+    fn knotc_output(&self, words: &[&str]) -> Output {
+        Command::new("knotc").args(["-s", &self.control_socket]).args(words).output().unwrap()
     }
 }
 

@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::lab::Lab;
 
 /// Whether this kernel is of that version or newer.
-pub fn is_since(major: u8, minor: u8) -> bool {
+pub fn kernel_at_least(major: u8, minor: u8) -> bool {
     KernelVersion::current().unwrap() >= KernelVersion::new(major, minor, 0)
 }
 
@@ -22,18 +22,18 @@ pub fn bpftool(words: &[&str]) -> Value {
 }
 
 /// A counter of an instance, by its place in `abi::Count`, over all CPUs.
-pub fn counter(instance: &str, slot: usize) -> u64 {
-    summed(&format!("/sys/fs/bpf/snisplit/{instance}/counters"), slot)
+pub fn sockmap_counter(instance: &str, slot: usize) -> u64 {
+    sum_over_cpus(&format!("/sys/fs/bpf/snisplit/{instance}/counters"), slot)
 }
 
-fn summed(path: &str, slot: usize) -> u64 {
+fn sum_over_cpus(path: &str, slot: usize) -> u64 {
     let dump = bpftool(&["map", "dump", "pinned", path]);
     let values = dump[slot]["formatted"]["values"].as_array().unwrap();
     values.iter().map(|one| one["value"].as_u64().unwrap()).sum()
 }
 
 /// Fills a pinned `packet_tuples` with tuples of nobody's; the answer takes them out again.
-pub fn fill(path: &str) -> impl FnOnce() + use<> {
+pub fn fill_tuple_map(path: &str) -> impl FnOnce() + use<> {
     let data = MapData::from_pin(path).unwrap();
     let mut map = HashMap::<_, [u8; 36], [u8; 16]>::try_from(Map::HashMap(data)).unwrap();
     let key = |number: u64| {
@@ -47,7 +47,7 @@ pub fn fill(path: &str) -> impl FnOnce() + use<> {
 }
 
 /// A counter of the network namespace that the thread is in, of a file in /proc/net and a group there.
-pub fn count(file: &str, group: &str, what: &str) -> u64 {
+pub fn proc_net_counter(file: &str, group: &str, what: &str) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap();
     let mut rows = text.lines().filter_map(|line| line.strip_prefix(group)?.strip_prefix(": "));
     let (names, values) = (rows.next().unwrap(), rows.next().unwrap());
@@ -56,36 +56,36 @@ pub fn count(file: &str, group: &str, what: &str) -> u64 {
 }
 
 /// How often a packet fared so, by its place in `abi::packet::Fate`, over all CPUs.
-pub fn packets(instance: &str, slot: usize) -> u64 {
-    summed(&format!("/sys/fs/bpf/snisplit/{instance}/packet_counters"), slot)
+pub fn packet_counter(instance: &str, slot: usize) -> u64 {
+    sum_over_cpus(&format!("/sys/fs/bpf/snisplit/{instance}/packet_counters"), slot)
 }
 
 /// The directions of an instance's flows (`abi::Flow`).
-pub fn flows(instance: &str) -> Vec<Value> {
+pub fn sockmap_flow_entries(instance: &str) -> Vec<Value> {
     let path = format!("/sys/fs/bpf/snisplit/{instance}/flows");
     let dump = bpftool(&["map", "dump", "pinned", &path]);
     dump.as_array().unwrap().iter().map(|entry| entry["formatted"]["value"].clone()).collect()
 }
 
 /// Entries of the maps of a process that flows come and go in: `flows`, `targets` and `sources`.
-pub fn entries(pid: u32) -> usize {
+pub fn sockmap_entry_count(pid: u32) -> usize {
     let infos = std::fs::read_dir(format!("/proc/{pid}/fdinfo")).unwrap();
     let id_of_map = |info: std::io::Result<std::fs::DirEntry>| {
         let text = std::fs::read_to_string(info.ok()?.path()).ok()?;
         text.lines().find_map(|line| line.strip_prefix("map_id:")).map(|id| id.trim().to_owned())
     };
     let maps: std::collections::BTreeSet<String> = infos.filter_map(id_of_map).collect();
-    let is_of_flows = |id: &&String| {
+    let is_flow_map = |id: &&String| {
         let map = bpftool(&["map", "show", "id", id]);
         ["flows", "targets", "sources"].contains(&map["name"].as_str().unwrap_or_default())
     };
-    let maps: Vec<&String> = maps.iter().filter(is_of_flows).collect();
+    let maps: Vec<&String> = maps.iter().filter(is_flow_map).collect();
     assert_eq!(maps.len(), 3, "{maps:?}");
     maps.iter().map(|id| bpftool(&["map", "dump", "id", id]).as_array().unwrap().len()).sum()
 }
 
 /// The id of a program of this name that a process has.
-pub fn program(pid: u32, name: &str) -> String {
+pub fn program_id(pid: u32, name: &str) -> String {
     let infos = std::fs::read_dir(format!("/proc/{pid}/fdinfo")).unwrap();
     let id = |info: std::io::Result<std::fs::DirEntry>| {
         let text = std::fs::read_to_string(info.ok()?.path()).ok()?;
@@ -98,7 +98,7 @@ pub fn program(pid: u32, name: &str) -> String {
 /// Bytes that the buffers of the proxy's sockets take, packets' overhead included (`skmem` of ss:
 /// what was received, what waits to be sent, and the socket's own backlog).
 pub fn socket_memory(lab: &Lab) -> u64 {
-    let done = lab.proxy(|| Command::new("ss").args(["-tmnOH"]).output()).unwrap();
+    let done = lab.in_proxy(|| Command::new("ss").args(["-tmnOH"]).output()).unwrap();
     let text = String::from_utf8(done.stdout).unwrap();
     let fields = text.split(&['(', ',', ')'][..]);
     let of = |field: &str| {

@@ -8,7 +8,7 @@ use std::thread;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use crate::wait::until;
+use crate::wait::wait_until;
 
 #[derive(Debug)]
 pub(crate) struct Namespace {
@@ -53,10 +53,10 @@ impl Drop for Namespace {
 /// Waits until the namespace that we are in hears who asks for its IPv6 address on a link, of which this is
 /// the last byte. A worker of the kernel sees to that once the link is up (`addrconf_dad_work`), on a busy
 /// machine seconds later; whoever asks before gets no answer, and after three of them EHOSTUNREACH.
-pub(crate) fn await_ipv6(link: &str, host: u8) {
+pub(crate) fn wait_for_ipv6(link: &str, host: u8) {
     let (link, group) =
         (format!(" {link} "), format!(" ff0200000000000000000001ff0000{host:02x} "));
-    until("a link that hears IPv6", || {
+    wait_until("a link that hears IPv6", || {
         let groups = fs::read_to_string("/proc/thread-self/net/igmp6").unwrap();
         let is_ours = |line: &str| line.contains(&link) && line.contains(&group);
         groups.lines().any(is_ours).then_some(())
@@ -64,7 +64,7 @@ pub(crate) fn await_ipv6(link: &str, host: u8) {
 }
 
 /// ip(8).
-pub(crate) fn ip(words: &[&str]) {
-    let done = Command::new("ip").args(words).output().unwrap();
-    assert!(done.status.success(), "ip {words:?}: {}", String::from_utf8_lossy(&done.stderr));
+pub(crate) fn ip(args: &[&str]) {
+    let done = Command::new("ip").args(args).output().unwrap();
+    assert!(done.status.success(), "ip {args:?}: {}", String::from_utf8_lossy(&done.stderr));
 }

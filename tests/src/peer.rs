@@ -8,38 +8,38 @@ use std::process::{Child, Command, Output, Stdio};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::lab::{Lab, backend};
-use crate::wait::until;
+use crate::wait::wait_until;
 
 /// A child process that ends with its test.
 #[derive(Debug)]
-pub struct Peer {
+pub struct ServerProcess {
     child: Child,
     log: PathBuf,
 }
 
-impl Peer {
+impl ServerProcess {
     /// Starts a server among the back ends and waits until it accepts on `address`.
-    pub fn start(lab: &Lab, address: SocketAddr, command: &mut Command) -> Self {
-        Self::start_in(lab, lab.names()[2], address, command)
+    pub fn start_backend(lab: &Lab, address: SocketAddr, command: &mut Command) -> Self {
+        Self::start_in(lab, lab.namespace_names()[2], address, command)
     }
 
     /// Starts a server where the client is, to stand before the agent.
-    pub fn start_before(lab: &Lab, address: SocketAddr, command: &mut Command) -> Self {
-        Self::start_in(lab, lab.names()[0], address, command)
+    pub fn start_at_client(lab: &Lab, address: SocketAddr, command: &mut Command) -> Self {
+        Self::start_in(lab, lab.namespace_names()[0], address, command)
     }
 
-    fn start_in(lab: &Lab, place: &str, address: SocketAddr, command: &mut Command) -> Self {
-        let log = lab.folder().join(format!("peer-{}.log", address.port()));
+    fn start_in(lab: &Lab, namespace: &str, address: SocketAddr, command: &mut Command) -> Self {
+        let log = lab.dir().join(format!("peer-{}.log", address.port()));
         let file = fs::File::create(&log).unwrap();
         // s_server ends when its standard input does.
         command.stdin(Stdio::piped()).stdout(file.try_clone().unwrap()).stderr(file);
-        command.env("HOME", lab.folder()).current_dir(lab.folder());
-        let child = lab.inside(place, || command.spawn());
+        command.env("HOME", lab.dir()).current_dir(lab.dir());
+        let child = lab.in_namespace(namespace, || command.spawn());
         let child = child.unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let mut peer = Self { child, log };
-        until(&format!("{command:?}"), || {
+        wait_until(&format!("{command:?}"), || {
             assert!(peer.child.try_wait().unwrap().is_none(), "{command:?}: {}", peer.log());
-            lab.inside(place, || TcpStream::connect(address)).ok()
+            lab.in_namespace(namespace, || TcpStream::connect(address)).ok()
         });
         peer
     }
@@ -60,7 +60,7 @@ impl Peer {
     }
 }
 
-impl Drop for Peer {
+impl Drop for ServerProcess {
     fn drop(&mut self) {
         let _gone_already = self.child.kill();
         let _reaped = self.child.wait();
@@ -77,9 +77,9 @@ pub struct Identity {
 }
 
 /// Makes a certificate for a name.
-pub fn identity(lab: &Lab, name: &str) -> Identity {
-    let cert = lab.folder().join(format!("{name}.pem"));
-    let key = lab.folder().join(format!("{name}.key"));
+pub fn create_identity(lab: &Lab, name: &str) -> Identity {
+    let cert = lab.dir().join(format!("{name}.pem"));
+    let key = lab.dir().join(format!("{name}.key"));
     let mut command = Command::new("openssl");
     command.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]);
     command.args(["-nodes", "-days", "2", "-subj", &format!("/CN={name}")]);
@@ -91,41 +91,47 @@ pub fn identity(lab: &Lab, name: &str) -> Identity {
 }
 
 /// openssl s_server; with `-rev` it answers every line reversed and ends at the line `CLOSE`.
-pub fn openssl(lab: &Lab, address: SocketAddr, name: &str, more: &[&str]) -> Peer {
-    let Identity { cert, key } = identity(lab, name);
+pub fn openssl(lab: &Lab, address: SocketAddr, name: &str, more: &[&str]) -> ServerProcess {
+    let Identity { cert, key } = create_identity(lab, name);
     let mut command = Command::new("openssl");
     command.args(["s_server", "-accept", &address.to_string()]);
     command.arg("-cert").arg(cert).arg("-key").arg(key).args(more);
-    Peer::start(lab, address, &mut command)
+    ServerProcess::start_backend(lab, address, &mut command)
 }
 
 /// nginx that answers any request with its own word.
-pub fn nginx(lab: &Lab, port: u16, name: &str, word: &str) -> Peer {
-    nginx_with(lab, (&backend(port).to_string(), port), name, "ssl http2", word)
+pub fn nginx(lab: &Lab, port: u16, name: &str, body: &str) -> ServerProcess {
+    nginx_with(lab, (&backend(port).to_string(), port), name, "ssl http2", body)
 }
 
 /// nginx behind a PROXY header, which answers with the address that the header told.
-pub fn nginx_behind_proxy(lab: &Lab, port: u16, name: &str) -> Peer {
+pub fn nginx_with_proxy_protocol(lab: &Lab, port: u16, name: &str) -> ServerProcess {
     let at = (&*backend(port).to_string(), port);
     nginx_with(lab, at, name, "ssl proxy_protocol", "$proxy_protocol_addr")
 }
 
 /// nginx without TLS.
-pub fn nginx_plain(lab: &Lab, port: u16, word: &str) -> Peer {
-    nginx_with(lab, (&backend(port).to_string(), port), "plain.test", "", word)
+pub fn nginx_plain(lab: &Lab, port: u16, body: &str) -> ServerProcess {
+    nginx_with(lab, (&backend(port).to_string(), port), "plain.test", "", body)
 }
 
 /// nginx for `a.test` on a unix socket; it answers on a port too, which says that it is there.
-pub fn nginx_on(lab: &Lab, socket: &str, port: u16) -> Peer {
+pub fn nginx_on_socket(lab: &Lab, socket: &str, port: u16) -> ServerProcess {
     let also = format!("ssl; listen {}", backend(port));
     nginx_with(lab, (socket, port), "a.test", &also, "nginx here")
 }
 
-fn nginx_with(lab: &Lab, (at, port): (&str, u16), name: &str, listen: &str, word: &str) -> Peer {
-    let Identity { cert, key } = identity(lab, name);
+fn nginx_with(
+    lab: &Lab,
+    (address, port): (&str, u16),
+    name: &str,
+    listen: &str,
+    body: &str,
+) -> ServerProcess {
+    let Identity { cert, key } = create_identity(lab, name);
     let (cert, key) = (cert.display(), key.display());
     // It gives its folder away to nobody.
-    let folder = lab.folder().join(format!("nginx-{port}")).display().to_string();
+    let folder = lab.dir().join(format!("nginx-{port}")).display().to_string();
     let config = format!(
         "daemon off; master_process off; pid {folder}.pid; error_log stderr;
          events {{}}
@@ -133,33 +139,37 @@ fn nginx_with(lab: &Lab, (at, port): (&str, u16), name: &str, listen: &str, word
            access_log off; client_body_temp_path {folder}; proxy_temp_path {folder};
            fastcgi_temp_path {folder}; uwsgi_temp_path {folder}; scgi_temp_path {folder};
            server {{
-             listen {at} {listen}; ssl_protocols TLSv1.2 TLSv1.3;
+             listen {address} {listen}; ssl_protocols TLSv1.2 TLSv1.3;
              ssl_certificate {cert}; ssl_certificate_key {key};
-             location / {{ return 200 '{word}'; }}
+             location / {{ return 200 '{body}'; }}
            }}
          }}"
     );
-    let file = written(lab, &format!("nginx-{port}.conf"), &config);
-    Peer::start(lab, backend(port), Command::new("nginx").arg("-c").arg(file).args(["-p", "."]))
+    let file = write_file(lab, &format!("nginx-{port}.conf"), &config);
+    ServerProcess::start_backend(
+        lab,
+        backend(port),
+        Command::new("nginx").arg("-c").arg(file).args(["-p", "."]),
+    )
 }
 
 /// Caddy that answers any request with its own word.
-pub fn caddy(lab: &Lab, port: u16, name: &str, word: &str) -> Peer {
-    let Identity { cert, key } = identity(lab, name);
+pub fn caddy(lab: &Lab, port: u16, name: &str, body: &str) -> ServerProcess {
+    let Identity { cert, key } = create_identity(lab, name);
     let (cert, key) = (cert.display(), key.display());
     let config = format!(
         "{{\n admin off\n auto_https off\n persist_config off\n}}\n\
-         https://{name}:{port} {{\n tls {cert} {key}\n respond \"{word}\"\n}}\n"
+         https://{name}:{port} {{\n tls {cert} {key}\n respond \"{body}\"\n}}\n"
     );
-    let file = written(lab, "Caddyfile", &config);
-    let mut command = Command::new(packaged("caddy"));
+    let file = write_file(lab, "Caddyfile", &config);
+    let mut command = Command::new(packaged_program("caddy"));
     command.args(["run", "--adapter", "caddyfile", "--config"]).arg(file);
-    Peer::start(lab, backend(port), &mut command)
+    ServerProcess::start_backend(lab, backend(port), &mut command)
 }
 
 /// Traefik with its ping service behind TLS, which answers `OK`.
-pub fn traefik(lab: &Lab, port: u16, name: &str) -> Peer {
-    let Identity { cert, key } = identity(lab, name);
+pub fn traefik(lab: &Lab, port: u16, name: &str) -> ServerProcess {
+    let Identity { cert, key } = create_identity(lab, name);
     let config = format!(
         "tls:\n  certificates:\n  - certFile: {}\n    keyFile: {}\n\
          http:\n  routers:\n    ping:\n      rule: 'Host(`{name}`)'\n      \
@@ -167,44 +177,44 @@ pub fn traefik(lab: &Lab, port: u16, name: &str) -> Peer {
         cert.display(),
         key.display()
     );
-    let file = written(lab, "dynamic.yml", &config);
-    let mut command = Command::new(packaged("traefik"));
+    let file = write_file(lab, "dynamic.yml", &config);
+    let mut command = Command::new(packaged_program("traefik"));
     command.arg(format!("--providers.file.filename={}", file.display()));
     command.arg(format!("--entrypoints.web.address={}", backend(port)));
     command.args(["--ping=true", "--ping.manualrouting=true", "--global.checknewversion=false"]);
-    let peer = Peer::start(lab, backend(port), &mut command);
+    let peer = ServerProcess::start_backend(lab, backend(port), &mut command);
     // It accepts before it has read its routes.
-    until("Traefik to know its route", || {
+    wait_until("Traefik to know its route", || {
         let mut probe = Command::new("curl");
         probe.args(["-sk", "--connect-to", &format!("::{}", backend(port))]);
-        let done = lab.backends(|| probe.arg(format!("https://{name}/")).output()).unwrap();
+        let done = lab.in_backends(|| probe.arg(format!("https://{name}/")).output()).unwrap();
         (done.stdout == b"OK").then_some(())
     });
     peer
 }
 
 /// A program that `cargo xtask setup` put into its own Python environment.
-pub fn packaged(program: &str) -> PathBuf {
+pub fn packaged_program(program: &str) -> PathBuf {
     let folder = std::env::var("SNISPLIT_PEERS");
     Path::new(&folder.expect("SNISPLIT_PEERS: run these tests by `cargo xtask test`")).join(program)
 }
 
 /// HAProxy with this configuration behind a common head; `address` is one that it binds.
-pub fn haproxy(lab: &Lab, before: bool, address: SocketAddr, config: &str) -> Peer {
+pub fn haproxy(lab: &Lab, at_client: bool, address: SocketAddr, config: &str) -> ServerProcess {
     let head = "defaults\n timeout connect 5s\n timeout client 1m\n timeout server 1m\n";
     let file =
-        written(lab, &format!("haproxy-{}.cfg", address.port()), &(head.to_owned() + config));
+        write_file(lab, &format!("haproxy-{}.cfg", address.port()), &(head.to_owned() + config));
     let mut command = Command::new("haproxy");
     command.arg("-db").arg("-f").arg(file);
-    match before {
-        true => Peer::start_before(lab, address, &mut command),
-        false => Peer::start(lab, address, &mut command),
+    match at_client {
+        true => ServerProcess::start_at_client(lab, address, &mut command),
+        false => ServerProcess::start_backend(lab, address, &mut command),
     }
 }
 
 /// A file in the lab's folder.
-pub fn written(lab: &Lab, name: &str, text: &str) -> PathBuf {
-    let path = lab.folder().join(name);
+pub fn write_file(lab: &Lab, name: &str, text: &str) -> PathBuf {
+    let path = lab.dir().join(name);
     fs::write(&path, text).unwrap();
     path
 }
@@ -214,17 +224,17 @@ pub fn curl(lab: &Lab, url: &str, more: &[&str]) -> Output {
     let mut command = Command::new("curl");
     command.args(["-sSk", "-m", "20", "--connect-to"]);
     command.arg(format!("::{}", crate::agent::address())).args(more).arg(url);
-    lab.client(|| command.output()).unwrap()
+    lab.in_client(|| command.output()).unwrap()
 }
 
 /// openssl s_client as the client; what it prints and how it exits.
 pub fn s_client(lab: &Lab, name: &str, input: &str, more: &[&str]) -> String {
-    let words = lab.folder().join(format!("input-{}", input.len()));
+    let words = lab.dir().join(format!("input-{}", input.len()));
     fs::write(&words, input).unwrap();
     let mut command = Command::new("timeout");
     command.args(["20", "openssl", "s_client", "-servername", name, "-connect"]);
     command.arg(crate::agent::address().to_string()).args(more);
     command.stdin(fs::File::open(words).unwrap());
-    let done = lab.client(|| command.output()).unwrap();
+    let done = lab.in_client(|| command.output()).unwrap();
     [done.stdout, done.stderr].map(|out| String::from_utf8_lossy(&out).into_owned()).concat()
 }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use etherparse::{NetHeaders, PacketBuilder, PacketHeaders, TcpHeader, TransportHeader};
 
 /// A segment that goes from one to the other.
-pub fn segment(
+pub fn build_segment(
     (from, to): (SocketAddr, SocketAddr),
     (seq, ack, window): (u32, u32, u16),
     options: &[u8],
@@ -24,13 +24,13 @@ pub fn segment(
 }
 
 /// Takes a segment apart, and fails if one of its sums is wrong.
-pub fn parse(packet: &[u8]) -> ((SocketAddr, SocketAddr), u8, TcpHeader, Vec<u8>) {
+pub fn parse_verified(packet: &[u8]) -> ((SocketAddr, SocketAddr), u8, TcpHeader, Vec<u8>) {
     let parsed = PacketHeaders::from_ethernet_slice(packet).unwrap();
     let Some(TransportHeader::Tcp(tcp)) = parsed.transport else { panic!("{parsed:?}") };
     let payload = parsed.payload.slice();
     let (addresses, ttl, sum): ((IpAddr, IpAddr), _, _) = match parsed.net.unwrap() {
         NetHeaders::Ipv4(ip, _) => {
-            assert!(is_same(ip.header_checksum, ip.calc_header_checksum()), "{ip:?}");
+            assert!(is_same_checksum(ip.header_checksum, ip.calc_header_checksum()), "{ip:?}");
             let sum = tcp.calc_checksum_ipv4(&ip, payload).unwrap();
             ((ip.source.into(), ip.destination.into()), ip.time_to_live, sum)
         }
@@ -40,54 +40,54 @@ pub fn parse(packet: &[u8]) -> ((SocketAddr, SocketAddr), u8, TcpHeader, Vec<u8>
         }
         other => panic!("{other:?}"),
     };
-    assert!(is_same(tcp.checksum, sum), "the checksum is {}, not {sum}", tcp.checksum);
+    assert!(is_same_checksum(tcp.checksum, sum), "the checksum is {}, not {sum}", tcp.checksum);
     let ends = ((addresses.0, tcp.source_port).into(), (addresses.1, tcp.destination_port).into());
     (ends, ttl, tcp, payload.to_vec())
 }
 
 /// One's complement has two zeros. A sum that was updated may be the other one, and adds up to the same
 /// (RFC 1624 §3).
-const fn is_same(one: u16, other: u16) -> bool {
+const fn is_same_checksum(one: u16, other: u16) -> bool {
     one % 0xffff == other % 0xffff
 }
 
 /// The TCP header of a segment, and how much data is behind it.
-pub fn header(packet: &[u8]) -> (TcpHeader, usize) {
+pub fn tcp_header(packet: &[u8]) -> (TcpHeader, usize) {
     let parsed = PacketHeaders::from_ethernet_slice(packet).unwrap();
     let Some(TransportHeader::Tcp(tcp)) = parsed.transport else { panic!("{parsed:?}") };
     (tcp, parsed.payload.slice().len())
 }
 
 /// The same with these bits of ECN (RFC 3168) in its IP header, and both of its bits in TCP's set.
-pub fn mark(packet: &[u8], ecn: u8) -> Vec<u8> {
+pub fn with_ecn(packet: &[u8], ecn: u8) -> Vec<u8> {
     let parsed = PacketHeaders::from_ethernet_slice(packet).unwrap();
     let Some(TransportHeader::Tcp(mut tcp)) = parsed.transport else { panic!("{parsed:?}") };
     (tcp.ece, tcp.cwr) = (true, true);
-    let mut marked = packet[..14].to_vec();
+    let mut rewritten = packet[..14].to_vec();
     match parsed.net.unwrap() {
         NetHeaders::Ipv4(mut ip, _) => {
             ip.ecn = ecn.try_into().unwrap();
             tcp.checksum = tcp.calc_checksum_ipv4(&ip, parsed.payload.slice()).unwrap();
-            ip.write(&mut marked).unwrap();
+            ip.write(&mut rewritten).unwrap();
         }
         NetHeaders::Ipv6(mut ip, _) => {
             ip.set_ecn(ecn.try_into().unwrap());
             tcp.checksum = tcp.calc_checksum_ipv6(&ip, parsed.payload.slice()).unwrap();
-            ip.write(&mut marked).unwrap();
+            ip.write(&mut rewritten).unwrap();
         }
         other => panic!("{other:?}"),
     }
-    tcp.write(&mut marked).unwrap();
-    [marked, parsed.payload.slice().to_vec()].concat()
+    tcp.write(&mut rewritten).unwrap();
+    [rewritten, parsed.payload.slice().to_vec()].concat()
 }
 
 /// The same with a VLAN's tag (802.1Q).
-pub fn tag(packet: &[u8]) -> Vec<u8> {
+pub fn with_vlan_tag(packet: &[u8]) -> Vec<u8> {
     [&packet[..12], &[0x81, 0, 0, 5], &packet[12..]].concat()
 }
 
 /// ECN of a segment: the bits in its IP header, and whether it has both of TCP's; it never has one.
-pub fn marks(packet: &[u8]) -> (u8, bool) {
+pub fn ecn_bits(packet: &[u8]) -> (u8, bool) {
     let parsed = PacketHeaders::from_ethernet_slice(packet).unwrap();
     let Some(TransportHeader::Tcp(tcp)) = parsed.transport else { panic!("{parsed:?}") };
     assert_eq!(tcp.ece, tcp.cwr);
@@ -100,12 +100,12 @@ pub fn marks(packet: &[u8]) -> (u8, bool) {
 }
 
 /// The timestamps option.
-pub fn stamps(value: u32, echo: u32) -> Vec<u8> {
+pub fn timestamps_option(value: u32, echo: u32) -> Vec<u8> {
     [&[8, 10][..], &value.to_be_bytes(), &echo.to_be_bytes()].concat()
 }
 
 /// The option of selective acknowledgements.
-pub fn sack(edges: &[u32]) -> Vec<u8> {
+pub fn sack_option(edges: &[u32]) -> Vec<u8> {
     let bytes = edges.iter().flat_map(|edge| edge.to_be_bytes());
     [5, 2 + edges.len() as u8 * 4].into_iter().chain(bytes).collect()
 }

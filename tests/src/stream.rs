@@ -8,21 +8,21 @@ use sha2::{Digest, Sha256};
 use socket2::SockRef;
 
 use crate::lab::Lab;
-use crate::wait::patience;
+use crate::wait::default_timeout;
 
 /// Connects as the client, with deadlines.
 pub fn connect(lab: &Lab, to: SocketAddr) -> TcpStream {
-    patient(lab.client(|| TcpStream::connect(to)).unwrap())
+    with_timeouts(lab.in_client(|| TcpStream::connect(to)).unwrap())
 }
 
 /// Listens as a back end.
 pub fn listen(lab: &Lab, address: SocketAddr) -> TcpListener {
-    lab.backends(|| TcpListener::bind(address)).unwrap()
+    lab.in_backends(|| TcpListener::bind(address)).unwrap()
 }
 
 /// Stops listening for certain: a child that another test is just forking may hold a copy of the
 /// descriptor until it execs, and the kernel would go on accepting for as long.
-pub fn stop(listener: TcpListener) {
+pub fn stop_listening(listener: TcpListener) {
     SockRef::from(&listener).shutdown(Shutdown::Both).unwrap();
 }
 
@@ -30,15 +30,15 @@ pub fn stop(listener: TcpListener) {
 #[track_caller]
 pub fn accept(listener: &TcpListener) -> TcpStream {
     listener.set_nonblocking(true).unwrap();
-    let stream = crate::wait::until("a connection to the back end", || listener.accept().ok());
+    let stream = crate::wait::wait_until("a connection to the back end", || listener.accept().ok());
     stream.0.set_nonblocking(false).unwrap();
-    patient(stream.0)
+    with_timeouts(stream.0)
 }
 
 /// Reads and writes fail after [`patience`]; nothing is held back by Nagle.
-fn patient(stream: TcpStream) -> TcpStream {
-    stream.set_read_timeout(Some(patience())).unwrap();
-    stream.set_write_timeout(Some(patience())).unwrap();
+fn with_timeouts(stream: TcpStream) -> TcpStream {
+    stream.set_read_timeout(Some(default_timeout())).unwrap();
+    stream.set_write_timeout(Some(default_timeout())).unwrap();
     stream.set_nodelay(true).unwrap();
     stream
 }
@@ -53,7 +53,7 @@ pub fn read_all(mut stream: &TcpStream) -> Vec<u8> {
 
 /// Exactly so many bytes.
 #[track_caller]
-pub fn read_some(mut stream: &TcpStream, n: usize) -> Vec<u8> {
+pub fn read_exact(mut stream: &TcpStream, n: usize) -> Vec<u8> {
     let mut bytes = vec![0; n];
     stream.read_exact(&mut bytes).unwrap();
     bytes
@@ -67,17 +67,17 @@ pub fn write(mut stream: &TcpStream, bytes: &[u8]) {
 
 /// Ends our direction and keeps the other open.
 #[track_caller]
-pub fn finish(stream: &TcpStream) {
+pub fn shutdown_write(stream: &TcpStream) {
     stream.shutdown(Shutdown::Write).unwrap();
 }
 
 /// Closes with a reset.
-pub fn reset(stream: TcpStream) {
+pub fn close_with_reset(stream: TcpStream) {
     SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
 }
 
 /// What a read says about the other side, after all bytes before it.
-pub fn ending(mut stream: &TcpStream) -> (Vec<u8>, Result<(), io::ErrorKind>) {
+pub fn read_to_end_or_error(mut stream: &TcpStream) -> (Vec<u8>, Result<(), io::ErrorKind>) {
     let mut bytes = Vec::new();
     let end = stream.read_to_end(&mut bytes).map(drop).map_err(|error| error.kind());
     (bytes, end)
@@ -85,14 +85,14 @@ pub fn ending(mut stream: &TcpStream) -> (Vec<u8>, Result<(), io::ErrorKind>) {
 
 /// A stream of bytes that no fault can reproduce by chance, and its hash.
 #[derive(Debug, Default)]
-pub struct Noise {
+pub struct RandomStream {
     counter: u64,
     hash: Sha256,
 }
 
-impl Noise {
+impl RandomStream {
     /// Other bytes for every number.
-    pub fn of(number: u32) -> Self {
+    pub fn from_seed(number: u32) -> Self {
         Self { counter: u64::from(number) << 32, ..Self::default() }
     }
 
@@ -135,7 +135,7 @@ pub fn read_once(mut stream: &TcpStream, buffer: &mut [u8]) -> io::Result<usize>
 
 /// How many bytes came up to the end of stream, and what they hash to.
 #[track_caller]
-pub fn hash_all(stream: &TcpStream) -> (usize, [u8; 32]) {
+pub fn read_all_hashed(stream: &TcpStream) -> (usize, [u8; 32]) {
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 256 * 1024];
     let mut total = 0;

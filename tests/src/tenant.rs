@@ -4,19 +4,25 @@ use std::process::Command;
 
 use crate::lab::{Lab, backend};
 use crate::pebble::Pebble;
-use crate::peer::{Peer, packaged, written};
+use crate::peer::{ServerProcess, packaged_program, write_file};
 
 /// What stands before the server in its connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Preface {
+pub enum ListenerMode {
     /// Nothing.
-    Plain,
+    Tls,
     /// A PROXY header.
-    Proxy,
+    ProxyProtocol,
 }
 
 /// Traefik with a `tlsChallenge` resolver, a certificate for each name.
-pub fn traefik(lab: &Lab, pebble: &Pebble, port: u16, names: &[&str], preface: Preface) -> Peer {
+pub fn traefik(
+    lab: &Lab,
+    pebble: &Pebble,
+    port: u16,
+    names: &[&str],
+    mode: ListenerMode,
+) -> ServerProcess {
     let router = |name: &&str| {
         let key = name.replace('.', "-");
         format!(
@@ -25,53 +31,61 @@ pub fn traefik(lab: &Lab, pebble: &Pebble, port: u16, names: &[&str], preface: P
         )
     };
     let routers: String = names.iter().map(router).collect();
-    let file = written(lab, "routers.yml", &format!("http:\n  routers:\n{routers}"));
-    let mut command = Command::new(packaged("traefik"));
+    let file = write_file(lab, "routers.yml", &format!("http:\n  routers:\n{routers}"));
+    let mut command = Command::new(packaged_program("traefik"));
     command.args(["--ping=true", "--ping.manualrouting=true", "--global.checknewversion=false"]);
     command.arg(format!("--providers.file.filename={}", file.display()));
     command.arg(format!("--entrypoints.web.address={}", backend(port)));
-    if preface == Preface::Proxy {
+    if mode == ListenerMode::ProxyProtocol {
         command.arg("--entrypoints.web.proxyprotocol.insecure=true");
     }
     let resolver = "--certificatesresolvers.le.acme";
     command.arg(format!("{resolver}.caserver={}", pebble.directory()));
-    command.arg(format!("{resolver}.storage={}", lab.folder().join("acme.json").display()));
+    command.arg(format!("{resolver}.storage={}", lab.dir().join("acme.json").display()));
     command
         .args([format!("{resolver}.email=a@example.com"), format!("{resolver}.tlschallenge=true")]);
     command.env("LEGO_CA_CERTIFICATES", pebble.ca_file());
-    Peer::start(lab, backend(port), &mut command)
+    ServerProcess::start_backend(lab, backend(port), &mut command)
 }
 
 /// Caddy with nothing but TLS-ALPN-01.
-pub fn caddy(lab: &Lab, pebble: &Pebble, port: u16, names: &[&str], preface: Preface) -> Peer {
+pub fn caddy(
+    lab: &Lab,
+    pebble: &Pebble,
+    port: u16,
+    names: &[&str],
+    mode: ListenerMode,
+) -> ServerProcess {
     let sites: Vec<String> = names.iter().map(|name| format!("https://{name}:{port}")).collect();
-    let wrappers = match preface {
-        Preface::Plain => "",
-        Preface::Proxy => "servers {\n listener_wrappers {\n proxy_protocol\n tls\n }\n }\n",
+    let wrappers = match mode {
+        ListenerMode::Tls => "",
+        ListenerMode::ProxyProtocol => {
+            "servers {\n listener_wrappers {\n proxy_protocol\n tls\n }\n }\n"
+        }
     };
     let config = format!(
         "{{\n admin off\n persist_config off\n auto_https disable_redirects\n \
          storage file_system {folder}/caddy\n {wrappers}}}\n\
          {sites} {{\n tls {{\n issuer acme {{\n email a@example.com\n dir {dir}\n trusted_roots {ca}\n \
          disable_http_challenge\n alt_tlsalpn_port {port}\n }}\n }}\n respond \"Caddy here\"\n}}\n",
-        folder = lab.folder().display(),
+        folder = lab.dir().display(),
         sites = sites.join(", "),
         dir = pebble.directory(),
         ca = pebble.ca_file().display(),
     );
-    let file = written(lab, "Caddyfile.acme", &config);
-    let mut command = Command::new(packaged("caddy"));
+    let file = write_file(lab, "Caddyfile.acme", &config);
+    let mut command = Command::new(packaged_program("caddy"));
     command.args(["run", "--adapter", "caddyfile", "--config"]).arg(file);
-    Peer::start(lab, backend(port), &mut command)
+    ServerProcess::start_backend(lab, backend(port), &mut command)
 }
 
 /// `lego --tls`, which orders once for all names and says whether it got it.
 pub fn lego(lab: &Lab, pebble: &Pebble, port: u16, names: &[&str]) -> Result<(), String> {
-    lego_by(lab, pebble, "tls", port, names)
+    lego_with_challenge(lab, pebble, "tls", port, names)
 }
 
 /// The same by another challenge, `tls` or `http`.
-pub fn lego_by(
+pub fn lego_with_challenge(
     lab: &Lab,
     pebble: &Pebble,
     challenge: &str,
@@ -80,12 +94,12 @@ pub fn lego_by(
 ) -> Result<(), String> {
     let mut command = Command::new("timeout");
     command.args(["60", "lego", "--server", &pebble.directory(), "--email", "a@example.com"]);
-    command.arg("--path").arg(lab.folder().join(format!("lego-{port}-{}", names[0])));
+    command.arg("--path").arg(lab.dir().join(format!("lego-{port}-{}", names[0])));
     command.args(["--accept-tos", &format!("--{challenge}")]);
     command.args([&format!("--{challenge}.port"), &backend(port).to_string()]);
     names.iter().for_each(|name| _ = command.args(["--domains", name]));
     command.arg("run").env("LEGO_CA_CERTIFICATES", pebble.ca_file());
-    let done = lab.backends(|| command.output()).unwrap();
+    let done = lab.in_backends(|| command.output()).unwrap();
     match done.status.success() {
         true => Ok(()),
         false => Err(String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned()),

@@ -14,29 +14,29 @@ use rustls::{
 
 /// How the first flight goes out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cut {
+pub enum Chunking {
     /// As TLS made it.
     Whole,
     /// A segment for each byte.
-    Segments,
+    BytePerSegment,
     /// A record for each byte of the message, RFC 8446 §5.1.
-    Records,
+    BytePerRecord,
 }
 
 /// Connects with this ALPN, whatever the certificate, the hello cut so.
-pub fn client(name: &str, alpn: &[&str]) -> ClientConnection {
-    client_of(rustls::DEFAULT_VERSIONS, name, alpn)
+pub fn client_connection(name: &str, alpn: &[&str]) -> ClientConnection {
+    client_with_versions(rustls::DEFAULT_VERSIONS, name, alpn)
 }
 
 /// The same, of these versions.
-pub fn client_of(
+pub fn client_with_versions(
     versions: &[&'static SupportedProtocolVersion],
     name: &str,
     alpn: &[&str],
 ) -> ClientConnection {
     let provider = Arc::new(default_provider());
     let builder = ClientConfig::builder_with_provider(provider).with_protocol_versions(versions);
-    let verifier = Arc::new(Anything);
+    let verifier = Arc::new(NoCertVerification);
     let mut config = builder
         .unwrap()
         .dangerous()
@@ -48,7 +48,7 @@ pub fn client_of(
 }
 
 /// What a server of this name needs, signed by itself.
-pub fn server(name: &str) -> Arc<ServerConfig> {
+pub fn self_signed_server(name: &str) -> Arc<ServerConfig> {
     let own = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
     let key = PrivatePkcs8KeyDer::from(own.signing_key.serialize_der());
     let provider = Arc::new(default_provider());
@@ -59,34 +59,37 @@ pub fn server(name: &str) -> Arc<ServerConfig> {
 }
 
 /// Sends the client's first flight.
-pub fn greet(tls: &mut ClientConnection, mut stream: &TcpStream, cut: Cut) {
+pub fn send_client_hello(tls: &mut ClientConnection, mut stream: &TcpStream, chunking: Chunking) {
     let mut flight = Vec::new();
     tls.write_tls(&mut flight).unwrap();
-    let pieces: Vec<Vec<u8>> = match cut {
-        Cut::Whole => vec![flight],
-        Cut::Segments => flight.iter().map(|byte| vec![*byte]).collect(),
-        Cut::Records => {
+    let chunks: Vec<Vec<u8>> = match chunking {
+        Chunking::Whole => vec![flight],
+        Chunking::BytePerSegment => flight.iter().map(|byte| vec![*byte]).collect(),
+        Chunking::BytePerRecord => {
             let header = &flight[..3];
             flight[5..].iter().map(|byte| [header, &[0, 1, *byte]].concat()).collect()
         }
     };
-    pieces.iter().for_each(|piece| stream.write_all(piece).unwrap());
+    chunks.iter().for_each(|piece| stream.write_all(piece).unwrap());
 }
 
 /// Shakes hands; then what the server says until it ends the stream.
-pub fn finish(tls: &mut ClientConnection, mut stream: &TcpStream) -> io::Result<Vec<u8>> {
+pub fn handshake_and_read_to_end(
+    tls: &mut ClientConnection,
+    mut stream: &TcpStream,
+) -> io::Result<Vec<u8>> {
     while tls.is_handshaking() {
         tls.complete_io(&mut stream)?;
     }
-    let mut said = Vec::new();
-    let _until_it_ends = rustls::Stream::new(tls, &mut stream).read_to_end(&mut said)?;
-    Ok(said)
+    let mut received = Vec::new();
+    let _until_it_ends = rustls::Stream::new(tls, &mut stream).read_to_end(&mut received)?;
+    Ok(received)
 }
 
 #[derive(Debug)]
-struct Anything;
+struct NoCertVerification;
 
-impl ServerCertVerifier for Anything {
+impl ServerCertVerifier for NoCertVerification {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,

@@ -5,82 +5,87 @@ use std::net::TcpStream;
 
 use rustix::process::{Pid, Signal, kill_process};
 use snisplit_tests::agent::{self, Agent};
-use snisplit_tests::capture::{Capture, Side};
+use snisplit_tests::capture::{Capture, CapturePoint};
+use snisplit_tests::client_hello::ClientHello;
 use snisplit_tests::flow::ENGINES;
-use snisplit_tests::hello::Hello;
 use snisplit_tests::lab::{Lab, backend};
+use snisplit_tests::offloaded_flow::connect_offloaded;
 use snisplit_tests::peer::{openssl, s_client};
-use snisplit_tests::spliced::begin;
 use snisplit_tests::stream::{
-    accept, connect, ending, finish, listen, read_all, read_some, stop, write,
+    accept, connect, listen, read_all, read_exact, read_to_end_or_error, shutdown_write,
+    stop_listening, write,
 };
-use snisplit_tests::wait::until;
+use snisplit_tests::wait::wait_until;
 
 /// Opens flows to listeners of our own and counts who gets them; they stay open.
-fn spread(route: &str, ports: &[u16], flows: usize) -> (BTreeMap<String, usize>, Vec<TcpStream>) {
+fn count_by_backend(
+    route: &str,
+    ports: &[u16],
+    flows: usize,
+) -> (BTreeMap<String, usize>, Vec<TcpStream>) {
     let lab = Lab::new();
     let _agent = Agent::start(&lab, &["--route", route]);
     let listeners: Vec<_> = ports.iter().map(|&port| listen(&lab, backend(port))).collect();
-    let hello = Hello::new().sni(b"a.test").bytes();
+    let hello = ClientHello::new().sni(b"a.test").encode();
     let mut open = Vec::new();
     let mut counts = BTreeMap::new();
     for _ in 0..flows {
         let client = connect(&lab, agent::address());
         write(&client, &hello);
-        let (port, stream) = until("a back end", || {
+        let (port, stream) = wait_until("a back end", || {
             ports.iter().zip(&listeners).find_map(|(port, listener)| {
                 listener.set_nonblocking(true).unwrap();
                 Some((*port, listener.accept().ok()?.0))
             })
         });
         stream.set_nonblocking(false).unwrap();
-        read_some(&stream, hello.len());
+        read_exact(&stream, hello.len());
         *counts.entry(port.to_string()).or_default() += 1;
         open.extend([client, stream]);
     }
     (counts, open)
 }
 
-fn counted(pairs: &[(&str, usize)]) -> BTreeMap<String, usize> {
+fn expected_counts(pairs: &[(&str, usize)]) -> BTreeMap<String, usize> {
     pairs.iter().map(|(port, count)| ((*port).to_owned(), *count)).collect()
 }
 
 #[test]
-fn in_turn_by_weight() {
+fn round_robin_follows_weights() {
     let route = "a.test=10.91.2.2:8001,10.91.2.2:8002 weight=3,10.91.2.2:8003 weight=0";
-    let (counts, _open) = spread(route, &[8001, 8002, 8003], 40);
-    assert_eq!(counts, counted(&[("8001", 10), ("8002", 30)]));
+    let (counts, _open) = count_by_backend(route, &[8001, 8002, 8003], 40);
+    assert_eq!(counts, expected_counts(&[("8001", 10), ("8002", 30)]));
 }
 
 #[test]
-fn to_the_one_with_the_fewest_connections() {
+fn least_connections_follows_weights() {
     let route = "a.test=10.91.2.2:8001,10.91.2.2:8002 weight=2;balance=least-connections";
-    let (counts, _open) = spread(route, &[8001, 8002], 30);
-    assert_eq!(counts, counted(&[("8001", 10), ("8002", 20)]));
+    let (counts, _open) = count_by_backend(route, &[8001, 8002], 30);
+    assert_eq!(counts, expected_counts(&[("8001", 10), ("8002", 20)]));
 }
 
 #[test]
-fn a_source_stays_with_its_back_end() {
+fn a_source_address_stays_with_its_backend() {
     let route = "a.test=10.91.2.2:8001,10.91.2.2:8002,10.91.2.2:8003;balance=source";
-    let (counts, _open) = spread(route, &[8001, 8002, 8003], 12);
+    let (counts, _open) = count_by_backend(route, &[8001, 8002, 8003], 12);
     assert_eq!(counts.values().collect::<Vec<_>>(), [&12]);
 }
 
 /// No client sees a back end die: the next one answers, and the dead one is soon left alone.
 #[test]
-fn a_killed_back_end_costs_no_client_anything_and_comes_back() {
+fn health_checks_remove_and_restore_a_failed_backend() {
     let lab = Lab::new();
     let (one, two) = (("8001", backend(8001)), ("8002", backend(8002)));
     let mut first = Some(openssl(&lab, one.1, "a.test", &["-rev"]));
     let _second = openssl(&lab, two.1, "a.test", &["-rev"]);
     let route = "a.test=10.91.2.2:8001,10.91.2.2:8002;check=tls;check_interval=100ms";
-    let agent = Agent::start(&lab, &["--route", route]).may_warn();
+    let agent = Agent::start(&lab, &["--route", route]).allow_warnings();
     let ask = |times: usize| {
         (0..times)
             .map(|_| {
-                let said = s_client(&lab, "a.test", "hello\nCLOSE\n", &["-quiet"]);
-                assert!(said.contains("olleh"), "{said}");
-                agent.record()["backend"].as_str().unwrap().to_owned()
+                let output = s_client(&lab, "a.test", "hello\nCLOSE\n", &["-quiet"]);
+                assert!(output.contains("olleh"), "{output}");
+                agent.next_record()["backend"].as_str().unwrap().to_owned()
             })
             .collect::<Vec<_>>()
     };
@@ -90,63 +95,63 @@ fn a_killed_back_end_costs_no_client_anything_and_comes_back() {
     assert!(ask(6).iter().any(|backend| backend.ends_with(one.0)));
     drop(first.take());
     ask(6);
-    until("the checks to notice", || (up(one.0) == 0.0).then_some(()));
+    wait_until("the checks to notice", || (up(one.0) == 0.0).then_some(()));
     assert!(ask(4).iter().all(|backend| backend.ends_with(two.0)));
     first = Some(openssl(&lab, one.1, "a.test", &["-rev"]));
-    until("the checks to notice", || (up(one.0) == 1.0).then_some(()));
+    wait_until("the checks to notice", || (up(one.0) == 1.0).then_some(()));
     assert!(ask(6).iter().any(|backend| backend.ends_with(one.0)));
 
     // A stopped process still accepts; only the handshake of a check finds out.
     let pid = Pid::from_raw(first.as_ref().unwrap().pid().cast_signed()).unwrap();
     kill_process(pid, Signal::STOP).unwrap();
-    until("the checks to notice", || (up(one.0) == 0.0).then_some(()));
+    wait_until("the checks to notice", || (up(one.0) == 0.0).then_some(()));
     assert!(ask(4).iter().all(|backend| backend.ends_with(two.0)));
     kill_process(pid, Signal::CONT).unwrap();
-    until("the checks to notice", || (up(one.0) == 1.0).then_some(()));
+    wait_until("the checks to notice", || (up(one.0) == 1.0).then_some(()));
     assert!(agent.log().contains("back end is down: its checks fail"));
 }
 
 /// Without checks, dials teach: after three failures in a row the dead one is tried last.
 #[test]
-fn a_back_end_that_refuses_is_ejected_and_a_reload_does_not_forget() {
+fn the_ejection_of_a_refusing_backend_survives_a_reload() {
     let lab = Lab::new();
     let listener = listen(&lab, backend(8002));
-    let file = lab.folder().join("snisplit.toml");
-    std::fs::write(&file, text("")).unwrap();
-    let agent = Agent::start_from(&lab, &file, &[]).may_warn();
-    let hello = Hello::new().sni(b"a.test").bytes();
+    let file = lab.dir().join("snisplit.toml");
+    std::fs::write(&file, config_text("")).unwrap();
+    let agent = Agent::start_with_config(&lab, &file, &[]).allow_warnings();
+    let hello = ClientHello::new().sni(b"a.test").encode();
     let ask = || {
         let client = connect(&lab, agent::address());
         write(&client, &hello);
-        finish(&client);
+        shutdown_write(&client);
         assert_eq!(read_all(&accept(&listener)), hello);
-        agent.record();
+        agent.next_record();
     };
     let failures = "snisplit_dial_failures_total{backend=\"10.91.2.2:8001\"}";
     let up = "snisplit_backend_up{backend=\"10.91.2.2:8001\"}";
-    until("the ejection", || {
+    wait_until("the ejection", || {
         ask();
         (agent.metric(&lab, failures) == 3.0).then_some(())
     });
     assert_eq!(agent.metric(&lab, up), 0.0);
-    std::fs::write(&file, text(", \"b.test\"")).unwrap();
+    std::fs::write(&file, config_text(", \"b.test\"")).unwrap();
     agent.signal(Signal::HUP);
-    until("the reload", || (agent.logged("reloaded") == 1).then_some(()));
+    wait_until("the reload", || (agent.log_count("reloaded") == 1).then_some(()));
     (0..8).for_each(|_| ask());
     assert_eq!(agent.metric(&lab, failures), 3.0, "left alone, also after a reload");
     assert!(agent.log().contains("back end does not answer; others go first"));
     // The only one left is tried, ejected or not.
-    stop(listener);
+    stop_listening(listener);
     let client = connect(&lab, agent::address());
     write(&client, &hello);
-    let heard = ending(&client);
-    let record = agent.record();
-    assert_eq!(heard, (vec![21, 3, 3, 0, 2, 2, 80], Ok(())), "{record}");
+    let received = read_to_end_or_error(&client);
+    let record = agent.next_record();
+    assert_eq!(received, (vec![21, 3, 3, 0, 2, 2, 80], Ok(())), "{record}");
     assert_eq!(agent.metric(&lab, failures), 4.0);
 }
 
 /// Bytes of the first packet behind the SYN, for each connection to this port; `None` where that one ends it.
-fn firsts(all: &[(etherparse::TcpHeader, usize)], port: u16) -> Vec<Option<usize>> {
+fn first_payload_lengths(all: &[(etherparse::TcpHeader, usize)], port: u16) -> Vec<Option<usize>> {
     let of = all.iter().filter(|(tcp, _)| tcp.destination_port == port && !tcp.syn);
     let first =
         |(tcp, len): &(etherparse::TcpHeader, usize)| (!tcp.fin && !tcp.rst).then_some(*len);
@@ -159,12 +164,12 @@ fn firsts(all: &[(etherparse::TcpHeader, usize)], port: u16) -> Vec<Option<usize
 /// answer to the SYN has arrived. A check has nothing else to say. One of several is enough: what takes longer
 /// than 200 ms is acknowledged alone.
 #[test]
-fn the_first_bytes_acknowledge_the_back_ends_answer() {
-    let hello = |name| Hello::new().sni(name).bytes();
+fn the_first_payload_acknowledges_the_syn_ack() {
+    let hello = |name| ClientHello::new().sni(name).encode();
     for engine in ENGINES {
         let lab = Lab::new();
         let [plain, proxied, checks] = [8001, 8002, 8003].map(|port| listen(&lab, backend(port)));
-        let capture = Capture::start(&lab, Side::Backends, "inout");
+        let capture = Capture::start(&lab, CapturePoint::Backends, "inout");
         let routes = [
             "a.test=10.91.2.2:8001",
             "b.test=10.91.2.2:8002;send_proxy=v2",
@@ -173,28 +178,28 @@ fn the_first_bytes_acknowledge_the_back_ends_answer() {
         let routes = routes.map(|route| ["--route", route]).concat();
         let _agent = Agent::start(&lab, &[&["--engine", engine][..], &routes].concat());
         let _checked = accept(&checks);
-        let _flows = [(); 4].map(|()| begin(&lab, agent::address(), &plain));
+        let _flows = [(); 4].map(|()| connect_offloaded(&lab, agent::address(), &plain));
         let headers = [(); 4].map(|()| {
             let client = connect(&lab, agent::address());
             write(&client, &hello(b"b.test"));
             let behind = accept(&proxied);
-            let rest = read_some(&behind, PROXY_V2)[PROXY_V2 - 1];
-            read_some(&behind, usize::from(rest) + hello(b"b.test").len());
-            PROXY_V2 + usize::from(rest)
+            let rest = read_exact(&behind, PROXY_V2_PREFIX_LEN)[PROXY_V2_PREFIX_LEN - 1];
+            read_exact(&behind, usize::from(rest) + hello(b"b.test").len());
+            PROXY_V2_PREFIX_LEN + usize::from(rest)
         });
         let all = capture.segments(&lab);
         for (port, want) in [(8001, hello(b"a.test").len()), (8002, headers[0]), (8003, 0)] {
-            let found = firsts(&all, port);
+            let found = first_payload_lengths(&all, port);
             assert!(found.contains(&Some(want)), "{engine}, {port}: {found:?}, not {want}");
         }
     }
 }
 
 /// Bytes of a PROXY header, version 2, up to the addresses; the last one says how many are behind it.
-const PROXY_V2: usize = 16;
+const PROXY_V2_PREFIX_LEN: usize = 16;
 
 /// A file with one route, `more` behind its name.
-fn text(more: &str) -> String {
+fn config_text(more: &str) -> String {
     format!(
         "[[listener]]\naddress = \"0.0.0.0:443\"\n[[route]]\nsni = [\"a.test\"{more}]\n\
          backends = [\"10.91.2.2:8001\", \"10.91.2.2:8002\"]\n"

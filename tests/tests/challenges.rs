@@ -5,59 +5,60 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 
 use snisplit_tests::agent::Agent;
-use snisplit_tests::dns::{self, Dns, TSIG};
+use snisplit_tests::dns::{self, DnsServer, TSIG};
 use snisplit_tests::lab::Lab;
-use snisplit_tests::pebble::{self, Pebble, Terms};
-use snisplit_tests::peer::{Peer, nginx_plain, written};
-use snisplit_tests::tenant::lego_by;
-use snisplit_tests::wait::until;
+use snisplit_tests::pebble::{self, Pebble, PebbleConfig};
+use snisplit_tests::peer::{ServerProcess, nginx_plain, write_file};
+use snisplit_tests::tenant::lego_with_challenge;
+use snisplit_tests::wait::wait_until;
 
 const HTTP: [&str; 2] = ["--http", "0.0.0.0:80"];
 const FRONT: [&str; 2] = ["--terminate", "front.test=10.91.2.2:8080;challenge=http-01"];
 
-fn scene(flags: &[&str]) -> (Lab, Pebble, Peer, Agent) {
+fn start_with_http01(flags: &[&str]) -> (Lab, Pebble, ServerProcess, Agent) {
     let lab = Lab::new();
-    lab.route_through();
+    lab.route_via_proxy();
     let pebble = Pebble::start(&lab);
-    let behind = nginx_plain(&lab, 8080, "plain nginx here");
-    let acme = pebble::flags(&lab);
+    let backend = nginx_plain(&lab, 8080, "plain nginx here");
+    let acme = pebble::acme_flags(&lab);
     let acme: Vec<&str> = acme.iter().map(String::as_str).collect();
     let agent = Agent::start(&lab, &[&acme[..], &HTTP, &FRONT, flags].concat());
-    (lab, pebble, behind, agent)
+    (lab, pebble, backend, agent)
 }
 
 /// `lego --http` on this port of the back ends.
-fn lego(lab: &Lab, pebble: &Pebble, port: u16, name: &str) -> Result<(), String> {
-    lego_by(lab, pebble, "http", port, &[name])
+fn lego_http01(lab: &Lab, pebble: &Pebble, port: u16, name: &str) -> Result<(), String> {
+    lego_with_challenge(lab, pebble, "http", port, &[name])
 }
 
 #[test]
-fn http_01_for_ourselves_and_for_the_owner_behind_us() {
+fn http_01_is_answered_by_the_agent_or_by_the_owner_of_the_name() {
     let owner = "a.test=10.91.2.2:8001;http_backends=10.91.2.2:8081";
     let rest = "*=10.91.2.2:8004;http_backends=10.91.2.2:8084";
-    let (lab, pebble, _behind, agent) = scene(&["--route", owner, "--route", rest]);
-    pebble.comes_to_vouch(&lab, "front.test");
-    lego(&lab, &pebble, 8081, "a.test").unwrap();
+    let (lab, pebble, _backend, agent) = start_with_http01(&["--route", owner, "--route", rest]);
+    pebble.wait_for_certificate(&lab, "front.test");
+    lego_http01(&lab, &pebble, 8081, "a.test").unwrap();
     // The catch-all gets nobody's certificate this way either.
     for (name, reason) in
         [("victim.test", "catch_all"), ("a.test", "owner"), ("front.test", "no_challenge_pending")]
     {
-        let said = lego(&lab, &pebble, 8084, name).expect_err(name);
-        assert!(said.contains("acme:error"), "{said}");
+        let output = lego_http01(&lab, &pebble, 8084, name).expect_err(name);
+        assert!(output.contains("acme:error"), "{output}");
         let log = agent.log();
-        let mut told = log.lines().filter(|line| line.contains(&format!("sni=\"{name}\"")));
-        let last = told.next_back().unwrap();
+        let mut decisions = log.lines().filter(|line| line.contains(&format!("sni=\"{name}\"")));
+        let last = decisions.next_back().unwrap();
         assert!(last.contains(&format!("reason=\"{reason}\" by=\"http-01\"")), "{last}");
     }
 }
 
 #[test]
-fn everything_else_on_port_80_is_sent_to_https() {
-    let (lab, _pebble, _behind, _agent) = scene(&["--route", "a.test=10.91.2.2:8001"]);
+fn other_requests_on_port_80_are_redirected_to_https() {
+    let (lab, _pebble, _backend, _agent) = start_with_http01(&["--route", "a.test=10.91.2.2:8001"]);
     let ask = |url: &str, more: &[&str]| {
         let mut curl = Command::new("curl");
         curl.args(["-s", "-m", "10", "-w", "%{http_code} %{redirect_url}", "--connect-to"]);
-        let done = lab.client(|| curl.arg("::10.91.1.1:80").args(more).arg(url).output()).unwrap();
+        let done =
+            lab.in_client(|| curl.arg("::10.91.1.1:80").args(more).arg(url).output()).unwrap();
         String::from_utf8(done.stdout).unwrap()
     };
     assert_eq!(ask("http://a.test/x?y=z", &[]), "308 https://a.test/x?y=z");
@@ -73,7 +74,7 @@ fn everything_else_on_port_80_is_sent_to_https() {
 }
 
 /// An agent with a certificate for a whole zone, whose records this provider writes.
-fn wild(lab: &Lab, pebble: &Pebble, provider: &str) -> Agent {
+fn start_wildcard_agent(lab: &Lab, pebble: &Pebble, provider: &str) -> Agent {
     let config = format!(
         "nameservers = [\"{dns}\"]\n[[listener]]\naddress = \"0.0.0.0:443\"\n\
          [[terminate]]\nsni = [\"*.wild.test\", \"wild.test\"]\nbackends = [\"10.91.2.2:8080\"]\n\
@@ -83,43 +84,43 @@ fn wild(lab: &Lab, pebble: &Pebble, provider: &str) -> Agent {
         dns = dns::address(),
         directory = pebble.directory(),
         ca = pebble.ca_file().display(),
-        folder = lab.folder().display(),
+        folder = lab.dir().display(),
     );
-    Agent::start_from(lab, &written(lab, "snisplit.toml", &config), &[])
+    Agent::start_with_config(lab, &write_file(lab, "snisplit.toml", &config), &[])
 }
 
-fn dns_scene() -> (Lab, Dns, Pebble, Peer) {
+fn start_dns_and_ca() -> (Lab, DnsServer, Pebble, ServerProcess) {
     let lab = Lab::new();
-    lab.route_through();
-    let dns = Dns::start(&lab, "wild.test");
-    let terms = Terms { name_server: Some(dns::address()), ..Terms::default() };
+    lab.route_via_proxy();
+    let dns = DnsServer::start(&lab, "wild.test");
+    let terms = PebbleConfig { name_server: Some(dns::address()), ..PebbleConfig::default() };
     let pebble = Pebble::start_with(&lab, terms);
-    let behind = nginx_plain(&lab, 8080, "plain nginx here");
-    (lab, dns, pebble, behind)
+    let backend = nginx_plain(&lab, 8080, "plain nginx here");
+    (lab, dns, pebble, backend)
 }
 
 #[test]
-fn a_wildcard_by_dynamic_updates_signed_with_tsig() {
-    let (lab, dns, pebble, _behind) = dns_scene();
+fn a_wildcard_is_issued_by_dynamic_updates_signed_with_tsig() {
+    let (lab, dns, pebble, _backend) = start_dns_and_ca();
     let server = format!("provider = \"rfc2136\"\nserver = \"{}\"\n", dns::address());
     let key = format!("tsig_name = \"{}\"\ntsig_secret = \"{}\"", TSIG.0, TSIG.1);
-    let agent = wild(&lab, &pebble, &(server + &key));
+    let agent = start_wildcard_agent(&lab, &pebble, &(server + &key));
     for name in ["any.wild.test", "wild.test"] {
-        let certificate = pebble.comes_to_vouch(&lab, name);
-        let names = certificate.print(&lab, &["-ext", "subjectAltName"]);
+        let certificate = pebble.wait_for_certificate(&lab, name);
+        let names = certificate.x509_text(&lab, &["-ext", "subjectAltName"]);
         assert!(names.contains("DNS:*.wild.test, DNS:wild.test"), "{names}");
     }
-    assert!(!dns.zone().contains("_acme-challenge"), "cleaned up: {}", dns.zone());
-    assert_eq!(agent.logged("ACME validation"), 0, "nothing to answer here");
+    assert!(!dns.read_zone().contains("_acme-challenge"), "cleaned up: {}", dns.read_zone());
+    assert_eq!(agent.log_count("ACME validation"), 0, "nothing to answer here");
 }
 
 #[test]
-fn a_wrong_key_is_refused_and_said_so() {
-    let (lab, _dns, pebble, _behind) = dns_scene();
+fn a_wrong_tsig_key_is_refused_and_logged() {
+    let (lab, _dns, pebble, _backend) = start_dns_and_ca();
     let server = format!("provider = \"rfc2136\"\nserver = \"{}\"\n", dns::address());
     let key = format!("tsig_name = \"{}\"\ntsig_secret = \"d3Jvbmcgc2VjcmV0\"", TSIG.0);
-    let agent = wild(&lab, &pebble, &(server + &key)).may_warn();
-    until("the refusal", || agent.log().contains("WARN no certificate").then_some(()));
+    let agent = start_wildcard_agent(&lab, &pebble, &(server + &key)).allow_warnings();
+    wait_until("the refusal", || agent.log().contains("WARN no certificate").then_some(()));
     let log = agent.log();
     assert!(
         log.contains("dns-01: cannot present the TXT record of _acme-challenge.wild.test"),
@@ -129,23 +130,23 @@ fn a_wrong_key_is_refused_and_said_so() {
 
 /// A program after lego's convention, and a name that leads to another one by CNAME.
 #[test]
-fn a_wildcard_by_a_program_where_the_cname_leads() {
-    let (lab, dns, pebble, _behind) = dns_scene();
-    dns.set("_acme-challenge", 60, "CNAME", &["validation.wild.test."]);
+fn the_dns_program_updates_the_target_of_a_cname() {
+    let (lab, dns, pebble, _backend) = start_dns_and_ca();
+    dns.set_records("_acme-challenge", 60, "CNAME", &["validation.wild.test."]);
     let script = format!(
         "#!/bin/sh\nset -e\nname=${{2%.wild.test.}}\ncase \"$1\" in present) verb=zone-set ttl=60;; \
          *) verb=zone-unset ttl=;; esac\nk() {{ knotc -b -s {socket} \"$@\"; }}\n\
          k zone-begin wild.test\nk $verb wild.test \"$name\" $ttl TXT \"\\\"$3\\\"\"\n\
          k zone-commit wild.test\necho \"$1 $2\" >> {folder}/calls\n",
         socket = dns.control_socket(),
-        folder = lab.folder().display()
+        folder = lab.dir().display()
     );
-    let program = written(&lab, "update-dns", &script);
+    let program = write_file(&lab, "update-dns", &script);
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
     let provider = format!("provider = \"exec\"\nprogram = \"{}\"", program.display());
-    let _agent = wild(&lab, &pebble, &provider);
-    pebble.comes_to_vouch(&lab, "x.wild.test");
-    let calls = std::fs::read_to_string(lab.folder().join("calls")).unwrap();
+    let _agent = start_wildcard_agent(&lab, &pebble, &provider);
+    pebble.wait_for_certificate(&lab, "x.wild.test");
+    let calls = std::fs::read_to_string(lab.dir().join("calls")).unwrap();
     let all = |verb: &str| calls.matches(&format!("{verb} validation.wild.test.")).count();
     assert_eq!((all("present"), all("cleanup")), (2, 2), "{calls}");
 }

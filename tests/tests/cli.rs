@@ -8,27 +8,27 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
-use snisplit_tests::agent::binary;
+use snisplit_tests::agent::binary_path;
 use snisplit_tests::lab::Lab;
-use snisplit_tests::wait::until;
+use snisplit_tests::wait::wait_until;
 
-fn folder(name: &str) -> PathBuf {
+fn test_dir(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
 }
 
-fn snisplit(words: &[&str]) -> Output {
-    let mut command = Command::new(binary());
-    command.args(words).current_dir(folder("configs")).env("NO_COLOR", "1").output().unwrap()
+fn run_snisplit(words: &[&str]) -> Output {
+    let mut command = Command::new(binary_path());
+    command.args(words).current_dir(test_dir("configs")).env("NO_COLOR", "1").output().unwrap()
 }
 
-fn said(output: &Output) -> String {
+fn output_text(output: &Output) -> String {
     let text = [&output.stdout[..], &output.stderr].concat();
     String::from_utf8(text).unwrap()
 }
 
 #[track_caller]
 fn matches_snapshot(name: &str, text: &str) {
-    let path = folder("snapshots").join(name);
+    let path = test_dir("snapshots").join(name);
     if std::env::var_os("SNISPLIT_BLESS").is_some() {
         fs::write(&path, text).unwrap();
     }
@@ -40,7 +40,7 @@ fn matches_snapshot(name: &str, text: &str) {
 #[test]
 fn broken_configs_get_errors_that_help() {
     let mut all = String::new();
-    let mut names: Vec<_> = fs::read_dir(folder("configs"))
+    let mut names: Vec<_> = fs::read_dir(test_dir("configs"))
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .filter(|name| name.starts_with("bad-"))
@@ -49,14 +49,14 @@ fn broken_configs_get_errors_that_help() {
     assert!(names.len() >= 15, "{names:?}");
     let mut errors = std::collections::BTreeSet::new();
     for name in &names {
-        let output = snisplit(&["check", name]);
+        let output = run_snisplit(&["check", name]);
         assert_eq!(output.status.code(), Some(1), "{name}");
-        let text = said(&output);
+        let text = output_text(&output);
         assert!(text.starts_with(name.as_str()), "{text}");
         errors.insert(text.replace(name, "FILE"));
         all += &text;
     }
-    all += &said(&snisplit(&["check", "there-is-none.toml"]));
+    all += &output_text(&run_snisplit(&["check", "there-is-none.toml"]));
     matches_snapshot("check.txt", &all);
     assert_eq!(errors.len(), names.len(), "each error is its own");
 }
@@ -64,13 +64,13 @@ fn broken_configs_get_errors_that_help() {
 #[test]
 fn good_configs_pass() {
     for name in ["good-full.toml", "good-least.toml"] {
-        let output = snisplit(&["check", name]);
-        assert!(output.status.success(), "{}", said(&output));
+        let output = run_snisplit(&["check", name]);
+        assert!(output.status.success(), "{}", output_text(&output));
     }
 }
 
 #[test]
-fn explain_says_route_line_decision_and_why() {
+fn explain_prints_route_line_decision_and_reason() {
     let mut all = String::new();
     for words in [
         &["--sni", "a.test", "--alpn", "h2"][..],
@@ -87,13 +87,13 @@ fn explain_says_route_line_decision_and_why() {
         &["--sni", "x.b.test"],
         &["--sni", "a.test."],
         &[],
-        &["--hello", "../greetings/chromium.bin"],
-        &["--hello", "../greetings/openssl-acme.bin"],
+        &["--hello", "../client_hellos/chromium.bin"],
+        &["--hello", "../client_hellos/openssl-acme.bin"],
         &["--hello", "good-least.toml"],
         &["--sni", "a.test", "--engine", "copy", "--route", "a.test=[::1]:1;acme=refuse"],
     ] {
-        let output = snisplit(&[&["explain", "--config", "good-full.toml"], words].concat());
-        all += &format!("$ snisplit explain {}\n{}\n", words.join(" "), said(&output));
+        let output = run_snisplit(&[&["explain", "--config", "good-full.toml"], words].concat());
+        all += &format!("$ snisplit explain {}\n{}\n", words.join(" "), output_text(&output));
     }
     matches_snapshot("explain.txt", &all);
 }
@@ -111,9 +111,9 @@ fn wrong_flags_are_named() {
         &["--listen", "[::]:443", "--terminate", "a.test=127.0.0.1:80;acme=auto"],
         &["--engine", "warp", "--drain", "soon", "--hello-bytes", "12"],
     ] {
-        let output = snisplit(&[&["run"], words].concat());
+        let output = run_snisplit(&[&["run"], words].concat());
         assert_eq!(output.status.code(), Some(1));
-        all += &format!("$ snisplit run {}\n{}\n", words.join(" "), said(&output));
+        all += &format!("$ snisplit run {}\n{}\n", words.join(" "), output_text(&output));
     }
     matches_snapshot("flags.txt", &all);
 }
@@ -122,42 +122,43 @@ fn wrong_flags_are_named() {
 #[test]
 fn doctor_loads_and_runs_the_kernel_program() {
     let lab = Lab::new();
-    let mut command = Command::new(binary());
+    let mut command = Command::new(binary_path());
     command.args(["doctor", "--ebpf-log", "debug"]).env("NO_COLOR", "1");
-    let output = lab.proxy(|| command.output()).unwrap();
-    let text = said(&output);
+    let output = lab.in_proxy(|| command.output()).unwrap();
+    let text = output_text(&output);
     assert!(output.status.success(), "{text}");
     assert!(text.contains("ok    engine sockmap   flows over loopback"), "{text}");
     assert!(text.contains("DEBUG end of stream"), "the kernel program's own log: {text}");
     assert!(text.contains("ok    engine splice"), "{text}");
     assert!(text.contains("ok    engine packet    attaches; 2 interface(s)"), "{text}");
 
-    let mut quiet = Command::new(binary());
-    let output = lab.proxy(|| quiet.arg("doctor").output()).unwrap();
-    assert!(!said(&output).contains("DEBUG"), "off by default");
+    let mut quiet = Command::new(binary_path());
+    let output = lab.in_proxy(|| quiet.arg("doctor").output()).unwrap();
+    assert!(!output_text(&output).contains("DEBUG"), "off by default");
 
-    lab.drop_at_proxy(&["in tcp dport 1 drop"]);
-    let text = said(&lab.proxy(|| Command::new(binary()).arg("doctor").output()).unwrap());
+    lab.set_drop_rules(&["in tcp dport 1 drop"]);
+    let text =
+        output_text(&lab.in_proxy(|| Command::new(binary_path()).arg("doctor").output()).unwrap());
     assert!(text.contains("go past the rules of netfilter (1 table(s) here)"), "{text}");
 }
 
 /// A process that was stopped or frozen hears of it from the verifier, which leaves off.
 #[test]
-fn programs_are_loaded_although_the_process_is_stopped_meanwhile() {
+fn an_interrupted_program_load_is_retried() {
     let lab = Lab::new();
-    let mut command = Command::new(binary());
+    let mut command = Command::new(binary_path());
     command.arg("doctor").stdout(Stdio::piped()).stderr(Stdio::piped());
-    let child = lab.proxy(|| command.spawn()).unwrap();
+    let child = lab.in_proxy(|| command.spawn()).unwrap();
     let signal = |signal| kill_process(Pid::from_child(&child), signal).unwrap();
     let mut interrupted = 0;
-    until("the verifier to be interrupted four times", || {
+    wait_until("the verifier to be interrupted four times", || {
         signal(Signal::STOP);
-        let is_loading = until("the process to stop", || stopped_while_loading(child.id()));
+        let is_loading = wait_until("the process to stop", || stopped_while_loading(child.id()));
         signal(Signal::CONT);
         interrupted += usize::from(is_loading);
         (interrupted == 4).then_some(())
     });
-    let text = said(&child.wait_with_output().unwrap());
+    let text = output_text(&child.wait_with_output().unwrap());
     assert!(text.contains("ok    engine sockmap"), "{text}");
     assert!(text.contains("ok    engine packet"), "{text}");
 }
@@ -173,13 +174,13 @@ fn stopped_while_loading(pid: u32) -> Option<bool> {
 }
 
 #[test]
-fn doctor_says_why_not() {
+fn doctor_reports_missing_privileges() {
     let lab = Lab::new();
     let mut command = Command::new("setpriv");
     let powerless = ["--bounding-set", "-all", "--inh-caps", "-all", "--reuid", "65534"];
-    command.args(powerless).args(["--clear-groups", &binary(), "doctor"]);
-    let output = lab.proxy(|| command.output()).unwrap();
-    let text = said(&output);
+    command.args(powerless).args(["--clear-groups", &binary_path(), "doctor"]);
+    let output = lab.in_proxy(|| command.output()).unwrap();
+    let text = output_text(&output);
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(text.contains("NO    engine sockmap"), "{text}");
     assert!(text.contains("CAP_BPF"), "{text}");

@@ -6,20 +6,22 @@ use std::time::Instant;
 
 use serde_json::Value;
 use snisplit_tests::agent::{self, Agent};
-use snisplit_tests::hello::Hello;
+use snisplit_tests::client_hello::ClientHello;
 use snisplit_tests::lab::{Lab, backend};
-use snisplit_tests::stream::{accept, connect, ending, finish, listen, read_all, read_some, write};
-use snisplit_tests::wait::until;
+use snisplit_tests::stream::{
+    accept, connect, listen, read_all, read_exact, read_to_end_or_error, shutdown_write, write,
+};
+use snisplit_tests::wait::wait_until;
 
-const TURNED_AWAY: [u8; 7] = [21, 3, 3, 0, 2, 2, 80];
+const INTERNAL_ERROR_ALERT: [u8; 7] = [21, 3, 3, 0, 2, 2, 80];
 
-struct Scene {
+struct Setup {
     agent: Agent,
     listener: TcpListener,
     lab: Lab,
 }
 
-impl Scene {
+impl Setup {
     fn new(flags: &[&str]) -> Self {
         let lab = Lab::new();
         let route = ["--route", "a.test=10.91.2.2:8001"];
@@ -29,23 +31,23 @@ impl Scene {
     }
 
     /// A flow that has begun: client and back end.
-    fn flow(&self, hello: &Hello) -> (TcpStream, TcpStream) {
+    fn open_flow(&self, hello: &ClientHello) -> (TcpStream, TcpStream) {
         let client = connect(&self.lab, agent::address());
-        write(&client, &hello.bytes());
+        write(&client, &hello.encode());
         let backend = accept(&self.listener);
-        assert_eq!(read_some(&backend, hello.bytes().len()), hello.bytes());
+        assert_eq!(read_exact(&backend, hello.encode().len()), hello.encode());
         (client, backend)
     }
 
     /// A connection that is turned away, for this reason.
     #[track_caller]
-    fn turned_away(&self, bytes: &[u8], reason: &str) -> Value {
+    fn assert_rejected(&self, bytes: &[u8], reason: &str) -> Value {
         let client = connect(&self.lab, agent::address());
         // A hello may meet a socket that is closed already, and then a reset meets the alert.
         let _closed_already = std::io::Write::write_all(&mut &client, bytes);
-        let (heard, end) = ending(&client);
-        assert!(heard == TURNED_AWAY || end.is_err(), "{heard:?}");
-        let record = self.agent.record();
+        let (received, end) = read_to_end_or_error(&client);
+        assert!(received == INTERNAL_ERROR_ALERT || end.is_err(), "{received:?}");
+        let record = self.agent.next_record();
         assert_eq!(record["reason"], reason, "{record}");
         let counted = format!("snisplit_refused_total{{reason=\"{reason}\"}}");
         assert!(self.agent.metric(&self.lab, &counted) >= 1.0);
@@ -53,100 +55,100 @@ impl Scene {
     }
 
     /// Ends a flow in order and takes its record.
-    fn end(&self, (client, backend): (TcpStream, TcpStream)) {
-        finish(&client);
+    fn end_flow(&self, (client, backend): (TcpStream, TcpStream)) {
+        shutdown_write(&client);
         assert_eq!(read_all(&backend), b"");
-        finish(&backend);
+        shutdown_write(&backend);
         assert_eq!(read_all(&client), b"");
-        assert_eq!(self.agent.record()["outcome"], "closed");
+        assert_eq!(self.agent.next_record()["outcome"], "closed");
     }
 }
 
-fn plain() -> Hello {
-    Hello::new().sni(b"a.test")
+fn client_hello() -> ClientHello {
+    ClientHello::new().sni(b"a.test")
 }
 
 #[test]
-fn max_connections_counts_all_and_lets_in_again() {
-    let scene = Scene::new(&["--max-connections", "2"]);
-    let (one, two) = (scene.flow(&plain()), scene.flow(&plain()));
-    scene.turned_away(b"", "max_connections");
-    scene.end(one);
-    let three = scene.flow(&plain());
-    scene.turned_away(b"", "max_connections");
-    scene.end(two);
-    scene.end(three);
+fn max_connections_is_enforced_and_released() {
+    let setup = Setup::new(&["--max-connections", "2"]);
+    let (one, two) = (setup.open_flow(&client_hello()), setup.open_flow(&client_hello()));
+    setup.assert_rejected(b"", "max_connections");
+    setup.end_flow(one);
+    let three = setup.open_flow(&client_hello());
+    setup.assert_rejected(b"", "max_connections");
+    setup.end_flow(two);
+    setup.end_flow(three);
 }
 
 #[test]
-fn per_source_counts_flows_but_no_validations() {
-    let scene = Scene::new(&["--per-source", "1"]);
-    let flow = scene.flow(&plain());
-    scene.turned_away(&plain().bytes(), "per_source");
-    let validation = plain().alpn(&["acme-tls/1"]);
-    let validations = [0; 3].map(|_| scene.flow(&validation));
-    scene.turned_away(&plain().bytes(), "per_source");
-    validations.into_iter().for_each(|validation| scene.end(validation));
-    scene.end(flow);
-    scene.end(scene.flow(&plain()));
+fn the_limit_per_source_excludes_validations() {
+    let setup = Setup::new(&["--per-source", "1"]);
+    let flow = setup.open_flow(&client_hello());
+    setup.assert_rejected(&client_hello().encode(), "per_source");
+    let validation = client_hello().alpn(&["acme-tls/1"]);
+    let validations = [0; 3].map(|_| setup.open_flow(&validation));
+    setup.assert_rejected(&client_hello().encode(), "per_source");
+    validations.into_iter().for_each(|validation| setup.end_flow(validation));
+    setup.end_flow(flow);
+    setup.end_flow(setup.open_flow(&client_hello()));
 }
 
 #[test]
-fn silent_connections_have_a_cap_of_their_own() {
-    let scene = Scene::new(&["--max-peeking", "3", "--per-source", "100"]);
-    let flows = [0; 5].map(|_| scene.flow(&plain()));
+fn pending_handshakes_have_a_limit_of_their_own() {
+    let setup = Setup::new(&["--max-peeking", "3", "--per-source", "100"]);
+    let flows = [0; 5].map(|_| setup.open_flow(&client_hello()));
     // One of the four is too many; which one, is the scheduler's business.
-    let silent = [0; 4].map(|_| connect(&scene.lab, agent::address()));
-    assert_eq!(scene.agent.record()["reason"], "max_peeking");
+    let silent = [0; 4].map(|_| connect(&setup.lab, agent::address()));
+    assert_eq!(setup.agent.next_record()["reason"], "max_peeking");
     drop(silent);
-    flows.into_iter().for_each(|flow| scene.end_quietly(flow));
+    flows.into_iter().for_each(|flow| setup.end_flow_among_others(flow));
 }
 
-impl Scene {
+impl Setup {
     /// Ends a flow among others whose records come in between.
-    fn end_quietly(&self, (client, backend): (TcpStream, TcpStream)) {
-        finish(&client);
-        finish(&backend);
+    fn end_flow_among_others(&self, (client, backend): (TcpStream, TcpStream)) {
+        shutdown_write(&client);
+        shutdown_write(&backend);
         assert_eq!((read_all(&backend), read_all(&client)), (vec![], vec![]));
-        self.agent.record_of("a.test");
+        self.agent.next_record_for("a.test");
     }
 }
 
 #[test]
 fn accept_rate_is_a_token_bucket() {
-    let scene = Scene::new(&["--accept-rate", "3"]);
+    let setup = Setup::new(&["--accept-rate", "3"]);
     let begun = Instant::now();
     let reasons: Vec<Value> = (0..20)
         .map(|_| {
-            let client = connect(&scene.lab, agent::address());
-            finish(&client);
+            let client = connect(&setup.lab, agent::address());
+            shutdown_write(&client);
             read_all(&client);
-            scene.agent.record()["reason"].clone()
+            setup.agent.next_record()["reason"].clone()
         })
         .collect();
-    let turned_away = reasons.iter().filter(|reason| **reason == "accept_rate").count();
-    let let_in = reasons.iter().filter(|reason| reason.is_null()).count();
-    assert_eq!(turned_away + let_in, reasons.len(), "{reasons:?}");
+    let rejected = reasons.iter().filter(|reason| **reason == "accept_rate").count();
+    let accepted = reasons.iter().filter(|reason| reason.is_null()).count();
+    assert_eq!(rejected + accepted, reasons.len(), "{reasons:?}");
     // As many as the bucket holds, and those for which it has been filled again meanwhile.
     let most = 3 + (begun.elapsed().as_secs_f64() * 3.0) as usize;
-    assert!((3..=most).contains(&let_in), "{let_in} of {most}: {reasons:?}");
-    until("a token", || {
-        let client = connect(&scene.lab, agent::address());
-        finish(&client);
+    assert!((3..=most).contains(&accepted), "{accepted} of {most}: {reasons:?}");
+    wait_until("a token", || {
+        let client = connect(&setup.lab, agent::address());
+        shutdown_write(&client);
         read_all(&client);
-        scene.agent.record()["reason"].is_null().then_some(())
+        setup.agent.next_record()["reason"].is_null().then_some(())
     });
 }
 
 /// A route that leads back to the agent is cut at the first turn.
 #[test]
-fn a_loop_is_noticed() {
-    let scene = Scene::new(&["--route", "loop.test=10.91.1.1:443"]);
-    let client = connect(&scene.lab, agent::address());
-    write(&client, &Hello::new().sni(b"loop.test").bytes());
-    finish(&client);
-    assert_eq!(read_all(&client), TURNED_AWAY);
-    let mut records = [scene.agent.record(), scene.agent.record()];
+fn a_connection_loop_is_rejected() {
+    let setup = Setup::new(&["--route", "loop.test=10.91.1.1:443"]);
+    let client = connect(&setup.lab, agent::address());
+    write(&client, &ClientHello::new().sni(b"loop.test").encode());
+    shutdown_write(&client);
+    assert_eq!(read_all(&client), INTERNAL_ERROR_ALERT);
+    let mut records = [setup.agent.next_record(), setup.agent.next_record()];
     records.sort_by_key(|record| record["reason"] != "loop");
     let [inner, outer] = records;
     assert_eq!(inner["reason"], "loop", "{inner}");
@@ -155,28 +157,28 @@ fn a_loop_is_noticed() {
 }
 
 #[test]
-fn back_ends_outside_the_allowed_networks_are_not_dialled() {
-    let scene = Scene::new(&["--backends-allowed", "192.0.2.0/24"]);
-    scene.listener.set_nonblocking(true).unwrap();
-    let client = connect(&scene.lab, agent::address());
-    write(&client, &plain().bytes());
-    assert_eq!(read_all(&client), TURNED_AWAY);
-    assert_eq!(scene.agent.record()["reason"], "no_backend");
-    assert_eq!(scene.listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+fn backends_outside_the_allowed_networks_are_not_connected() {
+    let setup = Setup::new(&["--backends-allowed", "192.0.2.0/24"]);
+    setup.listener.set_nonblocking(true).unwrap();
+    let client = connect(&setup.lab, agent::address());
+    write(&client, &client_hello().encode());
+    assert_eq!(read_all(&client), INTERNAL_ERROR_ALERT);
+    assert_eq!(setup.agent.next_record()["reason"], "no_backend");
+    assert_eq!(setup.listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
 }
 
 #[test]
 fn an_idle_flow_is_reset_and_a_busy_one_is_not() {
-    let scene = Scene::new(&["--idle-timeout", "1s"]);
-    let (client, backend) = scene.flow(&plain());
+    let setup = Setup::new(&["--idle-timeout", "1s"]);
+    let (client, backend) = setup.open_flow(&client_hello());
     let begun = Instant::now();
     while begun.elapsed().as_millis() < 2_500 {
         write(&client, b"busy");
-        assert_eq!(read_some(&backend, 4), b"busy");
-        snisplit_tests::wait::pass(std::time::Duration::from_millis(50));
+        assert_eq!(read_exact(&backend, 4), b"busy");
+        snisplit_tests::wait::sleep_for(std::time::Duration::from_millis(50));
     }
     for side in [&client, &backend] {
-        assert_eq!(ending(side), (vec![], Err(ErrorKind::ConnectionReset)));
+        assert_eq!(read_to_end_or_error(side), (vec![], Err(ErrorKind::ConnectionReset)));
     }
-    assert_eq!(scene.agent.record()["outcome"], "idle");
+    assert_eq!(setup.agent.next_record()["outcome"], "idle");
 }

@@ -5,31 +5,31 @@ use std::process::Command;
 
 use rustix::thread::{CpuSet, sched_getcpu, sched_setaffinity};
 use snisplit_tests::agent::{self, Agent};
-use snisplit_tests::capture::{Capture, Side};
-use snisplit_tests::hello::Hello;
-use snisplit_tests::kernel::{count, packets};
+use snisplit_tests::capture::{Capture, CapturePoint};
+use snisplit_tests::client_hello::ClientHello;
+use snisplit_tests::kernel::{packet_counter, proc_net_counter};
 use snisplit_tests::lab::{Lab, backend};
-use snisplit_tests::spliced::{begin, carry};
+use snisplit_tests::offloaded_flow::{connect_offloaded, transfer_both_ways};
 use snisplit_tests::stream::listen;
 
 /// The place of what is dropped because it is marked, in `abi::packet::Fate`.
-const MARKED: usize = 8;
+const ECN_DROPPED: usize = 8;
 
-fn split(lab: &Lab) -> (Agent, TcpListener) {
-    let told = ["--engine", "packet", "--route", "a.test=10.91.2.2:8001"];
-    (Agent::start(lab, &told), listen(lab, backend(8001)))
+fn start_agent_and_listener(lab: &Lab) -> (Agent, TcpListener) {
+    let args = ["--engine", "packet", "--route", "a.test=10.91.2.2:8001"];
+    (Agent::start(lab, &args), listen(lab, backend(8001)))
 }
 
 /// Keeps this thread, and those that it begins, to one core: a sender that changes its CPU has one of its
 /// segments overtake another on the way.
-fn stay() {
+fn pin_to_current_core() {
     let mut core = CpuSet::new();
     core.set(sched_getcpu());
     sched_setaffinity(None, &core).unwrap();
 }
 
 /// Data and ends of one direction behind the first `skipped` bytes, one after the other: where, and how much.
-fn pieces(
+fn data_segments(
     all: &[(etherparse::TcpHeader, usize)],
     to: u16,
     skipped: u32,
@@ -47,55 +47,55 @@ fn pieces(
 /// What one end sends arrives at the other in the same pieces, each once and in the same order, and nothing
 /// else does.
 #[test]
-fn each_piece_arrives_once_and_in_order() {
+fn each_segment_arrives_once_and_in_order() {
     let lab = Lab::new();
-    let (agent, listener) = split(&lab);
-    let sides = [Side::Client, Side::Backends];
+    let (agent, listener) = start_agent_and_listener(&lab);
+    let sides = [CapturePoint::Client, CapturePoint::Backends];
     let [near, far] = sides.map(|side| Capture::start(&lab, side, "inout"));
-    stay();
-    let flow = begin(&lab, agent::address(), &listener);
+    pin_to_current_core();
+    let flow = connect_offloaded(&lab, agent::address(), &listener);
     let our_port = flow.0.local_addr().unwrap().port();
-    carry(&flow, 3_000_000);
-    let record = agent.record();
+    transfer_both_ways(&flow, 3_000_000);
+    let record = agent.next_record();
     assert_eq!((&record["engine"], &record["outcome"]), (&"packet".into(), &"closed".into()));
     let (near, far) = (near.segments(&lab), far.segments(&lab));
-    let hello = Hello::new().sni(b"a.test").bytes().len();
+    let hello = ClientHello::new().sni(b"a.test").encode().len();
     // The hello went from socket to socket.
-    let sent = pieces(&near, agent::PORT, hello as u32);
+    let sent = data_segments(&near, agent::PORT, hello as u32);
     assert!(sent.len() > 20, "{sent:?}");
-    assert_eq!(sent, pieces(&far, 8001, hello as u32));
+    assert_eq!(sent, data_segments(&far, 8001, hello as u32));
     let from_backend = far.iter().find(|(tcp, _)| tcp.destination_port == 8001).unwrap();
-    let sent = pieces(&far, from_backend.0.source_port, 0);
+    let sent = data_segments(&far, from_backend.0.source_port, 0);
     assert!(sent.len() > 20, "{sent:?}");
-    assert_eq!(sent, pieces(&near, our_port, 0));
+    assert_eq!(sent, data_segments(&near, our_port, 0));
 }
 
 /// Has every twentieth packet of the client's that may be marked be marked.
-fn mark_some(lab: &Lab) {
+fn mark_every_20th_packet(lab: &Lab) {
     let rules = "add table inet sp; add chain inet sp out { type filter hook output priority 0; }; \
                  add rule inet sp out tcp dport 443 ip ecn ect0 numgen inc mod 20 0 ip ecn set ce";
-    lab.client(|| assert!(Command::new("nft").arg(rules).status().unwrap().success()));
+    lab.in_client(|| assert!(Command::new("nft").arg(rules).status().unwrap().success()));
 }
 
 /// A mark of congestion reaches a back end that has ECN, and is a loss for one that has not. Either way
 /// the client hears of it, and every byte arrives.
 #[test]
-fn marks_on_the_way() {
+fn congestion_marks_reach_an_ecn_backend_and_drop_for_others() {
     for has_backend in [true, false] {
         let lab = Lab::new();
         let ask = || std::fs::write("/proc/sys/net/ipv4/tcp_ecn", "1").unwrap();
-        lab.client(ask);
+        lab.in_client(ask);
         if has_backend {
-            lab.proxy(ask);
+            lab.in_proxy(ask);
         }
-        let (agent, listener) = split(&lab);
-        let flow = begin(&lab, agent::address(), &listener);
-        mark_some(&lab);
-        carry(&flow, 3_000_000);
-        let record = agent.record();
+        let (agent, listener) = start_agent_and_listener(&lab);
+        let flow = connect_offloaded(&lab, agent::address(), &listener);
+        mark_every_20th_packet(&lab);
+        transfer_both_ways(&flow, 3_000_000);
+        let record = agent.next_record();
         assert_eq!((&record["engine"], &record["outcome"]), (&"packet".into(), &"closed".into()));
-        let dropped = packets(lab.names()[1], MARKED);
-        let heard = lab.backends(|| count("netstat", "IpExt", "InCEPkts"));
-        assert_eq!((heard > 0, dropped > 0), (has_backend, !has_backend));
+        let dropped = packet_counter(lab.namespace_names()[1], ECN_DROPPED);
+        let received = lab.in_backends(|| proc_net_counter("netstat", "IpExt", "InCEPkts"));
+        assert_eq!((received > 0, dropped > 0), (has_backend, !has_backend));
     }
 }

@@ -8,66 +8,68 @@ use std::process::Command;
 
 use rustix::process::Signal;
 use snisplit_tests::agent::{self, Agent};
-use snisplit_tests::kernel::{is_since, packets};
-use snisplit_tests::lab::{Lab, PROXY6, backend, has_nics};
-use snisplit_tests::line::has_ipv6;
-use snisplit_tests::segment::{parse, sack, segment, stamps, tag};
-use snisplit_tests::skip;
-use snisplit_tests::spliced::{Spliced, begin, carry};
+use snisplit_tests::kernel::{kernel_at_least, packet_counter};
+use snisplit_tests::lab::{Lab, PROXY6, backend, uses_nics};
+use snisplit_tests::link::has_ipv6;
+use snisplit_tests::offloaded_flow::{OffloadedFlow, connect_offloaded, transfer_both_ways};
+use snisplit_tests::record_skip;
+use snisplit_tests::segment::{
+    build_segment, parse_verified, sack_option, timestamps_option, with_vlan_tag,
+};
 use snisplit_tests::stream::listen;
 
 /// Why there is nothing to test.
-const OLDER: &str = "what a driver can, Linux says since 6.3";
+const SKIP_REASON: &str = "what a driver can, Linux says since 6.3";
 /// Places in `abi::packet::Fate`.
-const FORWARDED: usize = 0;
-const EARLY: usize = 9;
+const TC_FORWARDED: usize = 0;
+const XDP_FORWARDED: usize = 9;
 /// `TC_ACT_REDIRECT`, `XDP_REDIRECT` and `XDP_PASS`.
-const REDIRECTED: u64 = 7;
-const REDIRECTED_EARLY: u64 = 4;
-const PASSED: u64 = 2;
+const TC_ACT_REDIRECT: u64 = 7;
+const XDP_REDIRECT: u64 = 4;
+const XDP_PASS: u64 = 2;
 
-fn config(lab: &Lab, is_v6: bool, xdp: bool) -> PathBuf {
-    let file = lab.folder().join(format!("{xdp}.toml"));
+fn write_config(lab: &Lab, is_v6: bool, xdp: bool) -> PathBuf {
+    let file = lab.dir().join(format!("{xdp}.toml"));
     let listen = if has_ipv6() { "[::]" } else { "0.0.0.0" };
     let text = format!(
         "engine = \"packet\"\n[[listener]]\naddress = \"{listen}:{}\"\n[[route]]\n\
          sni = [\"a.test\"]\nbackends = [\"{}\"]\n[packet]\nxdp = {xdp}\n",
         agent::PORT,
-        Spliced::backend(is_v6)
+        OffloadedFlow::backend_address(is_v6)
     );
     fs::write(&file, text).unwrap();
     file
 }
 
-fn started(lab: &Lab, is_v6: bool, xdp: bool) -> Agent {
-    Agent::start_from(lab, &config(lab, is_v6, xdp), &[])
+fn start_agent(lab: &Lab, is_v6: bool, xdp: bool) -> Agent {
+    Agent::start_with_config(lab, &write_config(lab, is_v6, xdp), &[])
 }
 
 /// How many packets were translated: by the drivers, and by the programs behind them.
-fn translated(lab: &Lab) -> [u64; 2] {
-    [EARLY, FORWARDED].map(|fate| packets(lab.names()[1], fate))
+fn translated_packets(lab: &Lab) -> [u64; 2] {
+    [XDP_FORWARDED, TC_FORWARDED].map(|fate| packet_counter(lab.namespace_names()[1], fate))
 }
 
 #[test]
-fn flows_are_carried_by_the_drivers() {
-    if !is_since(6, 3) {
-        return skip(OLDER);
+fn flows_are_forwarded_by_xdp() {
+    if !kernel_at_least(6, 3) {
+        return record_skip(SKIP_REASON);
     }
     for is_v6 in [false, true].into_iter().filter(|is_v6| !is_v6 || has_ipv6()) {
-        let lab = Lab::with_drivers();
-        let agent = started(&lab, is_v6, true);
-        let listener = listen(&lab, Spliced::backend(is_v6).parse().unwrap());
+        let lab = Lab::with_xdp_drivers();
+        let agent = start_agent(&lab, is_v6, true);
+        let listener = listen(&lab, OffloadedFlow::backend_address(is_v6).parse().unwrap());
         let at = if is_v6 { (PROXY6, agent::PORT).into() } else { agent::address() };
-        let pairs: Vec<_> = (0..3).map(|_| begin(&lab, at, &listener)).collect();
+        let pairs: Vec<_> = (0..3).map(|_| connect_offloaded(&lab, at, &listener)).collect();
         for pair in &pairs {
-            carry(pair, 1_000_000);
-            let record = agent.record();
+            transfer_both_ways(pair, 1_000_000);
+            let record = agent.next_record();
             assert_eq!(
                 (&record["outcome"], &record["engine"]),
                 (&"closed".into(), &"packet".into())
             );
         }
-        let [early, late] = translated(&lab);
+        let [early, late] = translated_packets(&lab);
         // The packet that a flow is taken over with is not the driver's.
         assert!(early > 3 * 2 * 1_000_000 / 1_500 && late < 20, "{early} {late}");
     }
@@ -76,42 +78,50 @@ fn flows_are_carried_by_the_drivers() {
 /// What the driver's program makes of a packet is what the other one makes of it, and what is out of the
 /// ordinary it leaves to that one.
 #[test]
-fn the_same_translation() {
-    if !is_since(6, 3) {
-        return skip(OLDER);
+fn xdp_and_tc_translate_alike() {
+    if !kernel_at_least(6, 3) {
+        return record_skip(SKIP_REASON);
     }
     for is_v6 in [false, true].into_iter().filter(|is_v6| !is_v6 || has_ipv6()) {
-        let lab = Lab::with_drivers();
-        let agent = started(&lab, is_v6, true);
-        let scene = Spliced::by(lab, agent, Spliced::backend(is_v6).parse().unwrap());
-        let early = scene.program("sni_xdp");
+        let lab = Lab::with_xdp_drivers();
+        let agent = start_agent(&lab, is_v6, true);
+        let flow = OffloadedFlow::with_agent(
+            lab,
+            agent,
+            OffloadedFlow::backend_address(is_v6).parse().unwrap(),
+        );
+        let early = flow.program_id("sni_xdp");
         let all = [
             vec![],
-            [vec![1, 1], stamps(5, 6)].concat(),
-            [vec![1], stamps(5, 6), vec![0]].concat(),
-            [vec![1], sack(&[7, 8]), vec![0]].concat(),
-            [vec![1, 1], stamps(5, 6), vec![1, 1], sack(&[1, 2, 3, 4])].concat(),
+            [vec![1, 1], timestamps_option(5, 6)].concat(),
+            [vec![1], timestamps_option(5, 6), vec![0]].concat(),
+            [vec![1], sack_option(&[7, 8]), vec![0]].concat(),
+            [vec![1, 1], timestamps_option(5, 6), vec![1, 1], sack_option(&[1, 2, 3, 4])].concat(),
         ];
-        for way in ["up", "down"] {
-            let [ends, _] = scene.ends(way);
-            let numbers = (scene.of(way, "snd_nxt"), 1, 1_000);
+        for direction in ["up", "down"] {
+            let [ends, _] = flow.tuples(direction);
+            let numbers = (flow.field(direction, "snd_nxt"), 1, 1_000);
             for (options, payload) in all.iter().zip([&b""[..], b"odd", &[7; 1_400], b"", b"1"]) {
-                let packet = segment(ends, numbers, options, payload);
-                let (answer, wanted) = scene.run(&packet, None);
-                let (answer_early, got) = scene.run_by(&early, &packet, None);
-                assert_eq!((answer, answer_early), (REDIRECTED, REDIRECTED_EARLY));
+                let packet = build_segment(ends, numbers, options, payload);
+                let (answer, wanted) = flow.test_run(&packet, None);
+                let (answer_early, got) = flow.test_run_program(&early, &packet, None);
+                assert_eq!((answer, answer_early), (TC_ACT_REDIRECT, XDP_REDIRECT));
                 // Frames' addresses too.
-                assert_eq!(got, wanted, "{way} {options:?}");
-                assert_eq!(parse(&got).3, payload, "its sums are right");
+                assert_eq!(got, wanted, "{direction} {options:?}");
+                assert_eq!(parse_verified(&got).3, payload, "its sums are right");
             }
-            let mut last = segment(ends, numbers, &[], b"x");
+            let mut last = build_segment(ends, numbers, &[], b"x");
             last[if is_v6 { 21 } else { 22 }] = 1;
-            let large = segment(ends, numbers, &[], &[7; 1_600]);
-            let stranger = segment((ends.1, ends.0), numbers, &[], b"x");
-            let unfinished = unsummed(segment(ends, numbers, &[], b"x"));
-            let tagged = tag(&segment(ends, numbers, &[], b"x"));
+            let large = build_segment(ends, numbers, &[], &[7; 1_600]);
+            let stranger = build_segment((ends.1, ends.0), numbers, &[], b"x");
+            let unfinished = with_partial_checksum(build_segment(ends, numbers, &[], b"x"));
+            let tagged = with_vlan_tag(&build_segment(ends, numbers, &[], b"x"));
             for packet in [&last, &large, &stranger, &unfinished, &tagged] {
-                assert_eq!(scene.run_by(&early, packet, None), (PASSED, packet.clone()), "{way}");
+                assert_eq!(
+                    flow.test_run_program(&early, packet, None),
+                    (XDP_PASS, packet.clone()),
+                    "{direction}"
+                );
             }
         }
     }
@@ -119,28 +129,32 @@ fn the_same_translation() {
 
 /// A jumbo frame that fills several of the driver's buffers: not every driver takes one from another.
 #[test]
-fn frames_in_several_buffers_pass() {
-    if !is_since(6, 3) {
-        return skip(OLDER);
+fn multi_buffer_frames_pass_to_the_stack() {
+    if !kernel_at_least(6, 3) {
+        return record_skip(SKIP_REASON);
     }
-    let lab = Lab::with_drivers();
-    let agent = started(&lab, false, true);
-    let scene = Spliced::by(lab, agent, Spliced::backend(false).parse().unwrap());
+    let lab = Lab::with_xdp_drivers();
+    let agent = start_agent(&lab, false, true);
+    let flow = OffloadedFlow::with_agent(
+        lab,
+        agent,
+        OffloadedFlow::backend_address(false).parse().unwrap(),
+    );
     for link in ["to-1002", "to-2002"] {
         let words = ["link", "set", "dev", link, "mtu", "9000"];
-        let done = scene.lab.proxy(|| Command::new("ip").args(words).status());
+        let done = flow.lab.in_proxy(|| Command::new("ip").args(words).status());
         assert!(done.unwrap().success());
     }
-    let early = scene.program("sni_xdp");
-    let [ends, _] = scene.ends("up");
-    for (bytes, answer) in [(3_000, REDIRECTED_EARLY), (6_000, PASSED)] {
-        let packet = segment(ends, (scene.of("up", "snd_nxt"), 1, 9), &[], &vec![7; bytes]);
-        assert_eq!(scene.run_by(&early, &packet, None).0, answer, "{bytes}");
+    let early = flow.program_id("sni_xdp");
+    let [ends, _] = flow.tuples("up");
+    for (bytes, answer) in [(3_000, XDP_REDIRECT), (6_000, XDP_PASS)] {
+        let packet = build_segment(ends, (flow.field("up", "snd_nxt"), 1, 9), &[], &vec![7; bytes]);
+        assert_eq!(flow.test_run_program(&early, &packet, None).0, answer, "{bytes}");
     }
 }
 
 /// Leaves the checksum to a device, as a virtual machine does: all but the pseudo-header is missing.
-fn unsummed(mut packet: Vec<u8>) -> Vec<u8> {
+fn with_partial_checksum(mut packet: Vec<u8>) -> Vec<u8> {
     let (tcp, addresses) = if packet[12] == 0x86 { (54, 22..54) } else { (34, 26..34) };
     let length = (packet.len() - tcp) as u16;
     let halves = packet[addresses].chunks(2).map(|half| u16::from_be_bytes([half[0], half[1]]));
@@ -154,52 +168,53 @@ fn unsummed(mut packet: Vec<u8>) -> Vec<u8> {
 
 /// The driver's program outlives the agent too, and comes and goes between agents.
 #[test]
-fn flows_outlive_their_agent_in_the_driver() {
-    if !is_since(6, 3) {
-        return skip(OLDER);
+fn xdp_flows_survive_their_agent() {
+    if !kernel_at_least(6, 3) {
+        return record_skip(SKIP_REASON);
     }
-    let lab = Lab::with_drivers();
+    let lab = Lab::with_xdp_drivers();
     let listener = listen(&lab, backend(8001));
     let is_in_driver = |number: u32| {
-        fs::exists(format!("/sys/fs/bpf/snisplit/{}/early_{number}", lab.names()[1])).unwrap()
+        fs::exists(format!("/sys/fs/bpf/snisplit/{}/early_{number}", lab.namespace_names()[1]))
+            .unwrap()
     };
     let mut pairs: Vec<_> = Vec::new();
-    let mut running = started(&lab, false, true);
+    let mut running = start_agent(&lab, false, true);
     for xdp in [true, false, true] {
-        pairs.extend((0..3).map(|_| begin(&lab, agent::address(), &listener)));
+        pairs.extend((0..3).map(|_| connect_offloaded(&lab, agent::address(), &listener)));
         running.signal(Signal::KILL);
-        drop(running.may_warn());
-        running = started(&lab, false, xdp);
-        let before = translated(&lab);
-        carry(&pairs.pop().unwrap(), 300_000);
-        assert_eq!(running.record()["outcome"], "closed");
-        let after = translated(&lab);
+        drop(running.allow_warnings());
+        running = start_agent(&lab, false, xdp);
+        let before = translated_packets(&lab);
+        transfer_both_ways(&pairs.pop().unwrap(), 300_000);
+        assert_eq!(running.next_record()["outcome"], "closed");
+        let after = translated_packets(&lab);
         let [early, late] = [0, 1].map(|n| after[n] - before[n]);
-        match has_nics() {
+        match uses_nics() {
             // Behind their driver packets come merged.
             true => assert!(early + late > 10 && (early > late) == xdp, "{early} {late}"),
             false => assert_eq!([early, late].map(|packets| packets > 200), [xdp, !xdp]),
         }
     }
     for pair in &pairs {
-        carry(pair, 100_000);
-        assert_eq!(running.record()["outcome"], "closed");
+        transfer_both_ways(pair, 100_000);
+        assert_eq!(running.next_record()["outcome"], "closed");
     }
     running.signal(Signal::TERM);
-    assert!(running.exit().success());
+    assert!(running.wait_for_exit().success());
     assert!((0..100).all(|number| !is_in_driver(number)), "it takes its programs with it");
 }
 
 /// A veth takes frames of others only while its other end has XDP too: there the other programs do it.
 #[test]
-fn where_no_driver_can() {
+fn interfaces_without_xdp_redirect_use_tc() {
     let lab = Lab::new();
-    let agent = started(&lab, false, true).may_warn();
-    assert_eq!(agent.logged("packet.xdp: not in this driver: a veth"), 2);
-    assert_eq!(agent.logged("WARN packet.xdp: no interface can have it"), 1);
-    let pair = begin(&lab, agent::address(), &listen(&lab, backend(8001)));
-    carry(&pair, 300_000);
-    assert_eq!(agent.record()["engine"], "packet");
-    let [early, late] = translated(&lab);
+    let agent = start_agent(&lab, false, true).allow_warnings();
+    assert_eq!(agent.log_count("packet.xdp: not in this driver: a veth"), 2);
+    assert_eq!(agent.log_count("WARN packet.xdp: no interface can have it"), 1);
+    let pair = connect_offloaded(&lab, agent::address(), &listen(&lab, backend(8001)));
+    transfer_both_ways(&pair, 300_000);
+    assert_eq!(agent.next_record()["engine"], "packet");
+    let [early, late] = translated_packets(&lab);
     assert!(early == 0 && late > 0, "{early} {late}");
 }

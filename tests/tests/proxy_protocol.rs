@@ -4,11 +4,13 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::process::Command;
 
 use snisplit_tests::agent::{self, Agent};
+use snisplit_tests::client_hello::ClientHello;
 use snisplit_tests::flow::ENGINES;
-use snisplit_tests::hello::Hello;
 use snisplit_tests::lab::{Lab, backend};
-use snisplit_tests::peer::{Peer, curl, haproxy, identity, nginx_behind_proxy, written};
-use snisplit_tests::stream::{accept, connect, finish, listen, read_all, write};
+use snisplit_tests::peer::{
+    ServerProcess, create_identity, curl, haproxy, nginx_with_proxy_protocol, write_file,
+};
+use snisplit_tests::stream::{accept, connect, listen, read_all, shutdown_write, write};
 
 const V1: &[u8] = b"PROXY TCP4 192.0.2.7 192.0.2.8 4711 443\r\n";
 const V2: &[u8] =
@@ -16,7 +18,7 @@ const V2: &[u8] =
 const LOCAL: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x20\x00\x00\x00";
 
 /// An agent that demands headers from the client's network, before a back end of our own.
-fn demanding(flags: &[&str]) -> (Agent, TcpListener, Lab) {
+fn start_requiring_header(flags: &[&str]) -> (Agent, TcpListener, Lab) {
     let lab = Lab::new();
     let always = ["--proxy-protocol-from", "10.91.1.0/24"];
     let agent = Agent::start(&lab, &[&always[..], flags].concat());
@@ -25,18 +27,18 @@ fn demanding(flags: &[&str]) -> (Agent, TcpListener, Lab) {
 }
 
 #[test]
-fn headers_from_a_trusted_proxy_in_any_cut() {
-    let (agent, listener, lab) = demanding(&["--route", "a.test=10.91.2.2:8001"]);
-    let hello = Hello::new().sni(b"a.test").bytes();
+fn headers_of_a_trusted_proxy_are_read_in_any_chunking() {
+    let (agent, listener, lab) = start_requiring_header(&["--route", "a.test=10.91.2.2:8001"]);
+    let hello = ClientHello::new().sni(b"a.test").encode();
     for (header, client) in [(V1, "192.0.2.7:4711"), (V2, "192.0.2.7:4711"), (LOCAL, "10.91.1.2:")]
     {
         for size in [1, 5, 1000] {
             let stream = connect(&lab, agent::address());
             let bytes = [header, &hello].concat();
             bytes.chunks(size).for_each(|part| write(&stream, part));
-            finish(&stream);
+            shutdown_write(&stream);
             assert_eq!(read_all(&accept(&listener)), hello, "the header is for us alone");
-            let record = agent.record();
+            let record = agent.next_record();
             assert!(record["client"].as_str().unwrap().starts_with(client), "{record}");
             assert!(record["proxy"].as_str().unwrap().starts_with("10.91.1.2:"), "{record}");
         }
@@ -48,15 +50,15 @@ fn a_header_is_mandatory_from_some_and_forbidden_to_others() {
     let refused = |agent: &Agent, lab: &Lab, bytes: &[u8], reason: &str| {
         let stream = connect(lab, agent::address());
         write(&stream, bytes);
-        finish(&stream);
+        shutdown_write(&stream);
         assert_eq!(read_all(&stream), [21, 3, 3, 0, 2, 2, 10], "{reason}");
-        assert_eq!(agent.record()["reason"], reason);
+        assert_eq!(agent.next_record()["reason"], reason);
         let counted = format!("snisplit_refused_total{{reason=\"{reason}\"}}");
         assert!(agent.metric(lab, &counted) >= 1.0);
     };
-    let hello = Hello::new().sni(b"a.test").bytes();
+    let hello = ClientHello::new().sni(b"a.test").encode();
     let route = ["--route", "a.test=10.91.2.2:8001"];
-    let (agent, _listener, lab) = demanding(&route);
+    let (agent, _listener, lab) = start_requiring_header(&route);
     refused(&agent, &lab, &hello, "proxy_header_missing");
     refused(&agent, &lab, b"PROXY TCP4 nonsense\r\n", "proxy_header_malformed");
     refused(&agent, &lab, b"\r\n\r\n\0\r\nQUIT\n\x21\x11\xff\xff", "proxy_header_too_long");
@@ -70,27 +72,27 @@ fn a_header_is_mandatory_from_some_and_forbidden_to_others() {
 }
 
 #[test]
-fn nginx_behind_us_learns_the_client() {
+fn an_nginx_backend_learns_the_client_address() {
     for version in ["v1", "v2"] {
         let lab = Lab::new();
-        let _nginx = nginx_behind_proxy(&lab, 8001, "a.test");
+        let _nginx = nginx_with_proxy_protocol(&lab, 8001, "a.test");
         let route = format!("a.test=10.91.2.2:8001;send_proxy={version}");
         for engine in ENGINES {
             let agent = Agent::start(&lab, &["--engine", engine, "--route", &route]);
             let done = curl(&lab, "https://a.test/", &[]);
             assert_eq!(String::from_utf8_lossy(&done.stdout), "10.91.1.2", "{done:?}");
-            agent.record();
+            agent.next_record();
         }
     }
 }
 
 /// HAProxy checks the CRC32c, and shows the server name that version 2 carries.
 #[test]
-fn haproxy_behind_us_learns_the_server_name_too() {
+fn a_haproxy_backend_learns_the_server_name_too() {
     let lab = Lab::new();
-    let id = identity(&lab, "a.test");
+    let id = create_identity(&lab, "a.test");
     let pem = [id.cert, id.key].map(|file| std::fs::read_to_string(file).unwrap()).concat();
-    let pem = written(&lab, "both.pem", &pem);
+    let pem = write_file(&lab, "both.pem", &pem);
     let config = format!(
         "frontend f\n mode http\n bind {} accept-proxy ssl crt {}\n http-request return \
          status 200 content-type text/plain lf-string \"%[src] %[fc_pp_authority]\"\n",
@@ -101,12 +103,12 @@ fn haproxy_behind_us_learns_the_server_name_too() {
     let agent = Agent::start(&lab, &["--route", "a.test=10.91.2.2:8001;send_proxy=v2"]);
     let done = curl(&lab, "https://a.test/", &[]);
     assert_eq!(String::from_utf8_lossy(&done.stdout), "10.91.1.2 a.test", "{done:?}");
-    agent.record();
+    agent.next_record();
 }
 
 /// curl -> HAProxy or nginx -> snisplit -> nginx: the last one learns the first one's address.
 #[test]
-fn real_proxies_before_us_and_nginx_behind() {
+fn the_client_address_passes_through_two_proxies() {
     let lab = Lab::new();
     let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let front = |port, send: &str| {
@@ -116,7 +118,7 @@ fn real_proxies_before_us_and_nginx_behind() {
             agent::address()
         )
     };
-    let _nginx = nginx_behind_proxy(&lab, 8001, "a.test");
+    let _nginx = nginx_with_proxy_protocol(&lab, 8001, "a.test");
     let agent = Agent::start(
         &lab,
         &["--proxy-protocol-from", "10.91.1.2", "--route", "a.test=10.91.2.2:8001;send_proxy=v2"],
@@ -129,16 +131,20 @@ fn real_proxies_before_us_and_nginx_behind() {
          stream {{ server {{ listen 127.0.0.1:9003; proxy_pass {}; proxy_protocol on; }} }}",
         agent::address()
     );
-    let file = written(&lab, "front.conf", &stream);
+    let file = write_file(&lab, "front.conf", &stream);
     let mut nginx = Command::new("nginx");
-    let _front = Peer::start_before(&lab, local(9003), nginx.arg("-c").arg(file).args(["-p", "."]));
+    let _front = ServerProcess::start_at_client(
+        &lab,
+        local(9003),
+        nginx.arg("-c").arg(file).args(["-p", "."]),
+    );
     for port in [9001, 9002, 9003] {
         let mut curl = Command::new("curl");
         curl.args(["-sSk", "-m", "20", "--interface", "127.0.0.77", "--resolve"]);
         curl.arg(format!("a.test:{port}:127.0.0.1")).arg(format!("https://a.test:{port}/"));
-        let done = lab.client(|| curl.output()).unwrap();
+        let done = lab.in_client(|| curl.output()).unwrap();
         assert_eq!(String::from_utf8_lossy(&done.stdout), "127.0.0.77", "{port} {done:?}");
-        let record = agent.record_of("a.test");
+        let record = agent.next_record_for("a.test");
         assert!(record["client"].as_str().unwrap().starts_with("127.0.0.77:"), "{record}");
     }
 }

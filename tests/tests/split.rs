@@ -5,13 +5,13 @@ use std::process::{Command, Stdio};
 use snisplit_tests::agent::{self, Agent};
 use snisplit_tests::flow::ENGINES;
 use snisplit_tests::lab::{BACKEND6, CLIENT, Lab, PROXY6, backend};
-use snisplit_tests::line::has_ipv6;
+use snisplit_tests::link::has_ipv6;
 use snisplit_tests::peer::{caddy, curl, nginx, openssl, s_client, traefik};
-use snisplit_tests::skip;
-use snisplit_tests::wait::until;
+use snisplit_tests::record_skip;
+use snisplit_tests::wait::wait_until;
 
 #[test]
-fn four_kinds_of_back_end_by_name() {
+fn each_server_name_reaches_its_backend() {
     let lab = Lab::new();
     let _servers = [
         nginx(&lab, 8001, "nginx.test", "nginx here"),
@@ -26,12 +26,12 @@ fn four_kinds_of_back_end_by_name() {
     for engine in ENGINES {
         let agent = Agent::start(&lab, &[&flags[..], &["--engine", engine]].concat());
         for version in ["1.2", "1.3"] {
-            each_answers(&lab, &agent, engine, version);
+            assert_each_answers(&lab, &agent, engine, version);
         }
     }
 }
 
-fn each_answers(lab: &Lab, agent: &Agent, engine: &str, version: &str) {
+fn assert_each_answers(lab: &Lab, agent: &Agent, engine: &str, version: &str) {
     let least = format!("--tlsv{version}");
     for (name, port, answer) in [
         ("nginx.test", 443, "nginx here"),
@@ -41,15 +41,15 @@ fn each_answers(lab: &Lab, agent: &Agent, engine: &str, version: &str) {
         let url = format!("https://{name}:{port}/");
         let done = curl(lab, &url, &["--tls-max", version, &least]);
         assert_eq!(String::from_utf8_lossy(&done.stdout), answer, "{name} {version} {done:?}");
-        let record = agent.record();
+        let record = agent.next_record();
         assert_eq!((&record["sni"], &record["engine"]), (&name.into(), &engine.into()));
         let client = record["client"].as_str().unwrap();
         assert!(client.starts_with(&format!("{CLIENT}:")), "{record}");
     }
     let only = format!("-tls{}", version.replace('.', "_"));
-    let said = s_client(lab, "other.test", "hello\nCLOSE\n", &[&only, "-quiet"]);
-    assert!(said.contains("olleh"), "{said}");
-    assert_eq!(agent.record()["route"], "*.test");
+    let output = s_client(lab, "other.test", "hello\nCLOSE\n", &[&only, "-quiet"]);
+    assert!(output.contains("olleh"), "{output}");
+    assert_eq!(agent.next_record()["route"], "*.test");
 }
 
 #[test]
@@ -57,34 +57,34 @@ fn a_name_without_a_route_is_refused_with_alert_112() {
     let lab = Lab::new();
     let agent = Agent::start(&lab, &["--route", "a.test=10.91.2.2:8001"]);
     for flags in [&[][..], &["-tls1_2"], &["-tls1_3"]] {
-        let said = s_client(&lab, "b.test", "", flags);
-        assert!(said.contains("alert number 112"), "{said}");
-        assert_eq!(agent.record()["alert"], "unrecognized_name");
+        let output = s_client(&lab, "b.test", "", flags);
+        assert!(output.contains("alert number 112"), "{output}");
+        assert_eq!(agent.next_record()["alert"], "unrecognized_name");
     }
     let done = curl(&lab, "https://b.test/", &[]);
     assert_eq!(done.status.code(), Some(35), "{done:?}");
     assert!(String::from_utf8_lossy(&done.stderr).contains("unrecognized name"), "{done:?}");
-    agent.record();
+    agent.next_record();
     let mut gnutls = Command::new("gnutls-cli");
     gnutls.args(["--insecure", "--sni-hostname", "b.test", "10.91.1.1"]);
-    let done = lab.client(|| gnutls.output()).unwrap();
-    let said = String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned();
-    assert!(said.contains("name") && said.contains("not recognized"), "{said}");
+    let done = lab.in_client(|| gnutls.output()).unwrap();
+    let output = String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned();
+    assert!(output.contains("name") && output.contains("not recognized"), "{output}");
 }
 
 #[test]
-fn ipv6_on_both_sides() {
+fn ipv6_works_on_both_sides() {
     if !has_ipv6() {
-        return skip("this kernel has no IPv6");
+        return record_skip("this kernel has no IPv6");
     }
     let lab = Lab::new();
     let _server = openssl(&lab, (BACKEND6, 8001).into(), "six.test", &["-www"]);
     let agent = Agent::start(&lab, &["--route", "six.test=[fd91:2::2]:8001"]);
     let mut six = Command::new("curl");
     six.args(["-sSk", "-m", "20", "-6", "--resolve", &format!("six.test:443:[{PROXY6}]")]);
-    let done = lab.client(|| six.arg("https://six.test/").output()).unwrap();
+    let done = lab.in_client(|| six.arg("https://six.test/").output()).unwrap();
     assert!(String::from_utf8_lossy(&done.stdout).contains("s_server"), "{done:?}");
-    let record = agent.record();
+    let record = agent.next_record();
     assert_eq!(record["backend"], "[fd91:2::2]:8001");
     assert!(record["client"].as_str().unwrap().starts_with("[fd91:1::2]:"), "{record}");
 }
@@ -96,18 +96,18 @@ fn early_data_reaches_the_back_end() {
     let server = openssl(&lab, backend(8001), "a.test", &["-early_data", "-no_anti_replay"]);
     for engine in ENGINES {
         let agent = Agent::start(&lab, &["--engine", engine, "--route", "a.test=10.91.2.2:8001"]);
-        let session = lab.folder().join(format!("session-{engine}"));
+        let session = lab.dir().join(format!("session-{engine}"));
         let session = session.to_str().unwrap();
         get_session(&lab, session);
-        agent.record();
-        let early = lab.folder().join("early");
+        agent.next_record();
+        let early = lab.dir().join("early");
         let words = format!("early by {engine}\n");
         std::fs::write(&early, &words).unwrap();
         let with = ["-tls1_3", "-sess_in", session, "-early_data", early.to_str().unwrap()];
-        let said = s_client(&lab, "a.test", "late\nQ\n", &with);
-        assert!(said.contains("Early data was accepted"), "{said}\n{}", server.log());
+        let output = s_client(&lab, "a.test", "late\nQ\n", &with);
+        assert!(output.contains("Early data was accepted"), "{output}\n{}", server.log());
         assert!(server.log().contains(&words), "{}", server.log());
-        agent.record();
+        agent.next_record();
     }
 }
 
@@ -117,23 +117,25 @@ fn get_session(lab: &Lab, session: &str) {
     command.args(["s_client", "-tls1_3", "-servername", "a.test", "-sess_out", session]);
     command.args(["-connect", &agent::address().to_string()]);
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-    let mut client = lab.client(|| command.spawn()).unwrap();
-    until("the session ticket", || std::fs::read(session).ok().filter(|file| !file.is_empty()));
+    let mut client = lab.in_client(|| command.spawn()).unwrap();
+    wait_until("the session ticket", || {
+        std::fs::read(session).ok().filter(|file| !file.is_empty())
+    });
     drop(client.stdin.take());
     client.wait().unwrap();
 }
 
 #[test]
-fn a_dead_back_end_is_passed_over_and_none_left_is_an_alert() {
+fn a_dead_backend_is_skipped_and_no_backend_is_an_alert() {
     let lab = Lab::new();
     let _server = openssl(&lab, backend(8001), "a.test", &["-rev"]);
     let route = "a.test=10.91.2.2:8009,10.91.2.2:8001";
     let dead = "dead.test=10.91.2.2:8009";
-    let agent = Agent::start(&lab, &["--route", route, "--route", dead]).may_warn();
+    let agent = Agent::start(&lab, &["--route", route, "--route", dead]).allow_warnings();
     for _ in 0..6 {
-        let said = s_client(&lab, "a.test", "hello\nCLOSE\n", &["-quiet"]);
-        assert!(said.contains("olleh"), "{said}");
-        assert_eq!(agent.record()["backend"], "10.91.2.2:8001");
+        let output = s_client(&lab, "a.test", "hello\nCLOSE\n", &["-quiet"]);
+        assert!(output.contains("olleh"), "{output}");
+        assert_eq!(agent.next_record()["backend"], "10.91.2.2:8001");
     }
     let tried = "snisplit_dial_failures_total{backend=\"10.91.2.2:8009\"}";
     assert_eq!(
@@ -141,7 +143,7 @@ fn a_dead_back_end_is_passed_over_and_none_left_is_an_alert() {
         3.0,
         "round-robin starts at the dead one every other time"
     );
-    let said = s_client(&lab, "dead.test", "", &[]);
-    assert!(said.contains("alert number 80"), "{said}");
-    assert_eq!(agent.record()["reason"], "no_backend");
+    let output = s_client(&lab, "dead.test", "", &[]);
+    assert!(output.contains("alert number 80"), "{output}");
+    assert_eq!(agent.next_record()["reason"], "no_backend");
 }

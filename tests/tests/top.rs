@@ -4,14 +4,14 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use snisplit_tests::agent::binary;
+use snisplit_tests::agent::binary_path;
 use snisplit_tests::flow::Flow;
-use snisplit_tests::stream::{read_some, write};
+use snisplit_tests::stream::{read_exact, write};
 
 /// What it shows in one look.
-fn look(instance: &str) -> Vec<Vec<String>> {
+fn run_top_once(instance: &str) -> Vec<Vec<String>> {
     let words = ["top", "--instance", instance, "--interval", "300ms", "--times", "1"];
-    let done = Command::new(binary()).args(words).output().unwrap();
+    let done = Command::new(binary_path()).args(words).output().unwrap();
     assert!(done.status.success(), "{done:?}");
     let text = String::from_utf8(done.stdout).unwrap();
     let words = |line: &str| line.split_whitespace().map(String::from).collect();
@@ -23,17 +23,17 @@ fn the_busiest_flow_comes_first() {
     for engine in ["sockmap", "packet"] {
         let instance = format!("sp-top-{engine}");
         let flow = Flow::open_with(engine, &["--instance", &instance]);
-        let (busy, server) = flow.another();
+        let (busy, server) = flow.connect_another();
         let chunk = [7; 64 * 1024];
         let is_over = AtomicBool::new(false);
         let shown = thread::scope(|scope| {
             scope.spawn(|| {
                 while !is_over.load(Ordering::Relaxed) {
                     write(&busy, &chunk);
-                    read_some(&server, chunk.len());
+                    read_exact(&server, chunk.len());
                 }
             });
-            let shown = look(&instance);
+            let shown = run_top_once(&instance);
             is_over.store(true, Ordering::Relaxed);
             shown
         });
@@ -50,8 +50,9 @@ fn the_busiest_flow_comes_first() {
 }
 
 #[test]
-fn without_pins_it_says_so() {
-    let done = Command::new(binary()).args(["top", "--instance", "sp-nobody"]).output().unwrap();
-    let said = String::from_utf8_lossy(&done.stderr).into_owned();
-    assert!(!done.status.success() && said.contains("nothing is pinned there"), "{said}");
+fn missing_pins_are_reported() {
+    let done =
+        Command::new(binary_path()).args(["top", "--instance", "sp-nobody"]).output().unwrap();
+    let output = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert!(!done.status.success() && output.contains("nothing is pinned there"), "{output}");
 }

@@ -4,55 +4,57 @@
 use std::net::{IpAddr, SocketAddr};
 use std::process::{Command, Output};
 
-use snisplit_tests::agent::{self, Agent, PORT, binary};
+use snisplit_tests::agent::{self, Agent, PORT, binary_path};
+use snisplit_tests::client_hello::ClientHello;
 use snisplit_tests::flow::ENGINES;
-use snisplit_tests::hello::Hello;
 use snisplit_tests::lab::{BACKEND6, CLIENT, Lab, PROXY6, backend};
-use snisplit_tests::line::has_ipv6;
-use snisplit_tests::stream::{accept, connect, finish, listen, read_all, read_some, write};
+use snisplit_tests::link::has_ipv6;
+use snisplit_tests::stream::{
+    accept, connect, listen, read_all, read_exact, shutdown_write, write,
+};
 
-const BOTH: &str = "a.test=10.91.2.2:8001,[fd91:2::2]:8001;source=client";
+const DUAL_STACK_ROUTE: &str = "a.test=10.91.2.2:8001,[fd91:2::2]:8001;source=client";
 
-fn net(lab: &Lab, verb: &str, flags: &[&str]) -> Output {
-    let mut command = Command::new(binary());
+fn run_net(lab: &Lab, verb: &str, flags: &[&str]) -> Output {
+    let mut command = Command::new(binary_path());
     command.args(["net", verb]).args(flags);
-    lab.proxy(|| command.output()).unwrap()
+    lab.in_proxy(|| command.output()).unwrap()
 }
 
-fn text(output: &Output) -> String {
+fn output_text(output: &Output) -> String {
     [&output.stdout, &output.stderr].map(|out| String::from_utf8_lossy(out).into_owned()).concat()
 }
 
 #[test]
-fn a_back_end_sees_the_client_itself() {
+fn a_backend_sees_the_clients_own_address() {
     let lab = Lab::new();
-    lab.route_through();
-    let flags = ["--listen", "[::]:443", "--route", BOTH];
-    let missing = net(&lab, "check", &flags);
-    assert_eq!(missing.status.code(), Some(1), "{}", text(&missing));
-    assert!(text(&missing).contains("NO    ip route add local default dev lo table 1443"));
-    assert!(net(&lab, "apply", &flags).status.success());
-    let there = net(&lab, "check", &flags);
-    assert!(there.status.success(), "{}", text(&there));
-    assert_eq!(text(&net(&lab, "apply", &flags)), "", "there is nothing left to do");
+    lab.route_via_proxy();
+    let flags = ["--listen", "[::]:443", "--route", DUAL_STACK_ROUTE];
+    let missing = run_net(&lab, "check", &flags);
+    assert_eq!(missing.status.code(), Some(1), "{}", output_text(&missing));
+    assert!(output_text(&missing).contains("NO    ip route add local default dev lo table 1443"));
+    assert!(run_net(&lab, "apply", &flags).status.success());
+    let there = run_net(&lab, "check", &flags);
+    assert!(there.status.success(), "{}", output_text(&there));
+    assert_eq!(output_text(&run_net(&lab, "apply", &flags)), "", "there is nothing left to do");
 
     for engine in ENGINES {
-        let agent = Agent::start(&lab, &["--engine", engine, "--route", BOTH]);
-        for way in ways() {
+        let agent = Agent::start(&lab, &["--engine", engine, "--route", DUAL_STACK_ROUTE]);
+        for case in family_cases() {
             // Nobody else's address is one that packets could be sent from.
             let by = if engine == "packet" { "splice" } else { engine };
-            flow(&lab, &agent, by, way);
+            check_flow(&lab, &agent, by, case);
         }
     }
-    assert!(net(&lab, "remove", &[]).status.success());
-    let gone = net(&lab, "check", &flags);
-    assert_eq!(text(&gone).matches("NO    ip").count(), 4, "{}", text(&gone));
+    assert!(run_net(&lab, "remove", &[]).status.success());
+    let gone = run_net(&lab, "check", &flags);
+    assert_eq!(output_text(&gone).matches("NO    ip").count(), 4, "{}", output_text(&gone));
 }
 
-type Way = (SocketAddr, SocketAddr, IpAddr);
+type FamilyCase = (SocketAddr, SocketAddr, IpAddr);
 
 /// For each family: where the agent is, where the back end, and who the client.
-fn ways() -> Vec<Way> {
+fn family_cases() -> Vec<FamilyCase> {
     let mut ways = vec![(agent::address(), backend(8001), IpAddr::V4(CLIENT))];
     if has_ipv6() {
         let to = SocketAddr::new(IpAddr::V6(PROXY6), PORT);
@@ -62,38 +64,38 @@ fn ways() -> Vec<Way> {
     ways
 }
 
-fn flow(lab: &Lab, agent: &Agent, engine: &str, (to, back, client): Way) {
+fn check_flow(lab: &Lab, agent: &Agent, engine: &str, (to, back, client): FamilyCase) {
     let listener = listen(lab, back);
     let stream = connect(lab, to);
-    let hello = Hello::new().sni(b"a.test").bytes();
+    let hello = ClientHello::new().sni(b"a.test").encode();
     write(&stream, &hello);
     let server = accept(&listener);
     assert_eq!(server.peer_addr().unwrap().ip(), client);
-    assert_eq!(read_some(&server, hello.len()), hello);
+    assert_eq!(read_exact(&server, hello.len()), hello);
     let answer = vec![7; 1 << 20];
     std::thread::scope(|scope| {
         scope.spawn(|| {
             write(&server, &answer);
-            finish(&server);
+            shutdown_write(&server);
         });
         assert_eq!(read_all(&stream), answer);
     });
-    finish(&stream);
+    shutdown_write(&stream);
     assert_eq!(read_all(&server), b"");
-    let record = agent.record();
+    let record = agent.next_record();
     assert_eq!((&record["outcome"], &record["engine"]), (&"closed".into(), &engine.into()));
     assert_eq!(record["backend"], back.to_string(), "the one of the client's own family");
 }
 
 #[test]
-fn the_agent_says_at_its_start_what_is_missing() {
+fn missing_routing_is_logged_at_start() {
     let lab = Lab::new();
     let route = "a.test=10.91.2.2:8001;source=client";
-    let agent = Agent::start(&lab, &["--route", route]).may_warn();
-    assert_eq!(agent.logged("is missing; `snisplit net apply` adds it"), 2, "{}", agent.log());
+    let agent = Agent::start(&lab, &["--route", route]).allow_warnings();
+    assert_eq!(agent.log_count("is missing; `snisplit net apply` adds it"), 2, "{}", agent.log());
     // What another configuration needed goes with the next `apply`.
     let other = ["--listen", "[::]:443", "--route", "a.test=10.91.2.2:8002;source=client"];
-    assert!(net(&lab, "apply", &["--listen", "[::]:443", "--route", route]).status.success());
-    let changed = text(&net(&lab, "apply", &other));
+    assert!(run_net(&lab, "apply", &["--listen", "[::]:443", "--route", route]).status.success());
+    let changed = output_text(&run_net(&lab, "apply", &other));
     assert!(changed.contains("removed  ip rule") && changed.contains("sport 8002"), "{changed}");
 }

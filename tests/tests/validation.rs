@@ -7,33 +7,35 @@ use snisplit_tests::agent::{self, Agent};
 use snisplit_tests::lab::Lab;
 use snisplit_tests::pebble::{self, Pebble};
 use snisplit_tests::peer::nginx_plain;
-use snisplit_tests::stream::{connect, ending};
-use snisplit_tests::tls::{Cut, client, finish, greet};
-use snisplit_tests::wait::until;
+use snisplit_tests::stream::{connect, read_to_end_or_error};
+use snisplit_tests::tls::{
+    Chunking, client_connection, handshake_and_read_to_end, send_client_hello,
+};
+use snisplit_tests::wait::wait_until;
 
 const ACME: &[&str] = &["acme-tls/1"];
 
-struct Scene {
+struct Setup {
     agent: Agent,
     lab: Lab,
 }
 
-impl Scene {
+impl Setup {
     /// The certificate that a validation of this name is answered with, or the TLS error, and what
     /// the server says behind it.
-    fn validate(&self, name: &str, alpn: &[&str], cut: Cut) -> std::io::Result<Vec<u8>> {
+    fn validate(&self, name: &str, alpn: &[&str], cut: Chunking) -> std::io::Result<Vec<u8>> {
         let stream = connect(&self.lab, agent::address());
-        let mut tls = client(name, alpn);
-        greet(&mut tls, &stream, cut);
-        let said = finish(&mut tls, &stream)?;
-        assert_eq!(said, b"", "no application data");
+        let mut tls = client_connection(name, alpn);
+        send_client_hello(&mut tls, &stream, cut);
+        let output = handshake_and_read_to_end(&mut tls, &stream)?;
+        assert_eq!(output, b"", "no application data");
         assert_eq!(tls.alpn_protocol(), Some(&b"acme-tls/1"[..]));
         Ok(tls.peer_certificates().unwrap()[0].to_vec())
     }
 
     /// What openssl says of it.
-    fn print(&self, der: &[u8]) -> String {
-        let file = self.lab.folder().join("challenge.der");
+    fn certificate_text(&self, der: &[u8]) -> String {
+        let file = self.lab.dir().join("challenge.der");
         std::fs::write(&file, der).unwrap();
         let mut command = Command::new("openssl");
         command.args(["x509", "-inform", "der", "-noout", "-text", "-in"]).arg(file);
@@ -41,24 +43,24 @@ impl Scene {
     }
 
     /// A validation that is opened and not finished.
-    fn who_stays_is_cut_off(&self) {
+    fn assert_unfinished_validation_is_reset(&self) {
         let stream = connect(&self.lab, agent::address());
-        let mut tls = client("front.test", ACME);
-        greet(&mut tls, &stream, Cut::Whole);
-        let (flight, end) = ending(&stream);
+        let mut tls = client_connection("front.test", ACME);
+        send_client_hello(&mut tls, &stream, Chunking::Whole);
+        let (flight, end) = read_to_end_or_error(&stream);
         assert!(flight.starts_with(&[22, 3, 3]), "the server's flight");
         assert_eq!(end, Err(ErrorKind::ConnectionReset));
-        let record = self.agent.record_of("front.test");
+        let record = self.agent.next_record_for("front.test");
         assert_eq!(record["outcome"], "handshake_failed", "{record}");
         assert!(record["duration"].as_f64().unwrap() < 4.0, "{record}");
     }
 
     #[track_caller]
-    fn refused(&self, name: &str, alpn: &[&str], cut: Cut, reason: &str) {
+    fn assert_refused(&self, name: &str, alpn: &[&str], cut: Chunking, reason: &str) {
         let error = self.validate(name, alpn, cut).unwrap_err();
         assert!(error.to_string().contains("UnrecognisedName"), "{error}");
         let record = loop {
-            let record = self.agent.record_of(name);
+            let record = self.agent.next_record_for(name);
             if record["outcome"] == "refused" && record["alpn"] == serde_json::json!(alpn) {
                 break record;
             }
@@ -68,42 +70,44 @@ impl Scene {
 }
 
 #[test]
-fn exactly_this_name_and_this_protocol_in_any_cut() {
+fn a_validation_is_answered_only_for_its_exact_name_and_alpn() {
     let lab = Lab::new();
-    let _behind = nginx_plain(&lab, 8080, "plain nginx here");
+    let _backend = nginx_plain(&lab, 8080, "plain nginx here");
     let pebble = Pebble::start(&lab);
-    pebble.hold_up();
-    let acme = pebble::flags(&lab);
+    pebble.pause_validation();
+    let acme = pebble::acme_flags(&lab);
     let mut flags: Vec<&str> = acme.iter().map(String::as_str).collect();
     flags.extend(["--terminate", "front.test=10.91.2.2:8080", "--route", "*=10.91.2.2:8004"]);
-    let agent = Agent::start(&lab, &flags).may_warn();
-    let scene = Scene { agent, lab };
-    let refusals = || scene.agent.log().matches("WARN no certificate").count();
-    let renew =
-        || std::fs::write(pebble::folder(&scene.lab, "front.test").join("renew"), "").unwrap();
+    let agent = Agent::start(&lab, &flags).allow_warnings();
+    let setup = Setup { agent, lab };
+    let refusals = || setup.agent.log().matches("WARN no certificate").count();
+    let renew = || {
+        std::fs::write(pebble::certificate_dir(&setup.lab, "front.test").join("renew"), "").unwrap()
+    };
     // An order lasts as long as the CA waits for its name server, two seconds; the first one's are nearly over
     // once the agent has tried its engines.
-    until("the first refusal", || (refusals() == 1).then_some(()));
+    wait_until("the first refusal", || (refusals() == 1).then_some(()));
     renew();
-    let certificate = until("the order", || scene.validate("front.test", ACME, Cut::Whole).ok());
-    let text = scene.print(&certificate);
+    let certificate =
+        wait_until("the order", || setup.validate("front.test", ACME, Chunking::Whole).ok());
+    let text = setup.certificate_text(&certificate);
     assert!(text.contains("1.3.6.1.5.5.7.1.31: critical"), "{text}");
     assert!(text.contains("DNS:front.test\n"), "{text}");
-    while scene.agent.record_of("front.test")["outcome"] != "answered" {}
+    while setup.agent.next_record_for("front.test")["outcome"] != "answered" {}
 
-    for cut in [Cut::Segments, Cut::Records] {
-        assert_eq!(scene.validate("front.test", ACME, cut).unwrap(), certificate, "{cut:?}");
-        assert_eq!(scene.agent.record_of("front.test")["outcome"], "answered");
+    for cut in [Chunking::BytePerSegment, Chunking::BytePerRecord] {
+        assert_eq!(setup.validate("front.test", ACME, cut).unwrap(), certificate, "{cut:?}");
+        assert_eq!(setup.agent.next_record_for("front.test")["outcome"], "answered");
         // Any other list is ordinary traffic, to a name that has no certificate yet.
-        scene.refused("front.test", &["h2", "acme-tls/1"], cut, "no_certificate");
-        scene.refused("front.test", &["acme-tls/1", "h2"], cut, "no_certificate");
-        scene.refused("sub.front.test", ACME, cut, "catch_all");
+        setup.assert_refused("front.test", &["h2", "acme-tls/1"], cut, "no_certificate");
+        setup.assert_refused("front.test", &["acme-tls/1", "h2"], cut, "no_certificate");
+        setup.assert_refused("sub.front.test", ACME, cut, "catch_all");
     }
-    scene.who_stays_is_cut_off();
+    setup.assert_unfinished_validation_is_reset();
     // Held up like this, the CA says no; asked again, it says yes.
-    until("the refusal", || (refusals() == 2).then_some(()));
-    pebble.let_go();
+    wait_until("the refusal", || (refusals() == 2).then_some(()));
+    pebble.resume_validation();
     renew();
-    pebble.comes_to_vouch(&scene.lab, "front.test");
-    scene.refused("front.test", ACME, Cut::Records, "no_challenge_pending");
+    pebble.wait_for_certificate(&setup.lab, "front.test");
+    setup.assert_refused("front.test", ACME, Chunking::BytePerRecord, "no_challenge_pending");
 }

@@ -27,7 +27,7 @@ pub(crate) fn run(target: &str, seconds: u64) -> Result<()> {
     )
 }
 
-/// The first four bytes of a `hello` input say where to cut it.
+/// The first four bytes of a `client_hello` input say where to cut it.
 fn seed(target: &str) -> Result<()> {
     let corpus = root().join("tests/fuzz/corpus").join(target);
     fs::create_dir_all(&corpus)?;
@@ -35,7 +35,7 @@ fn seed(target: &str) -> Result<()> {
         let table = "x.a.test\n* b.test\n*.a.test a.test\nx.a.test\n";
         return Ok(fs::write(corpus.join("seed"), table)?);
     }
-    for entry in fs::read_dir(root().join("tests/greetings"))? {
+    for entry in fs::read_dir(root().join("tests/client_hellos"))? {
         let path = entry?.path();
         if path.extension().is_some_and(|extension| extension == "bin") {
             let name = path.file_name().context("a file has a name")?;

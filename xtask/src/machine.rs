@@ -13,7 +13,7 @@ use crate::setup;
 use crate::suite::{AT_ONCE, Total, build_agent, of_root};
 
 /// How much longer than here things may take there.
-const PATIENCE: &str = "SNISPLIT_PATIENCE=15";
+const PATIENCE: &str = "SNISPLIT_TIMEOUT_FACTOR=15";
 
 /// Of the NICs that it has: the first two are joined, and the others.
 const NICS: [&str; 4] =

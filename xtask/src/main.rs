@@ -60,9 +60,9 @@ enum Verb {
         #[arg(long, value_delimiter = ',')]
         only: Vec<String>,
     },
-    /// Fuzz a target of tests/fuzz, seeded with the recorded greetings
+    /// Fuzz a target of tests/fuzz, seeded with the recorded client hellos
     Fuzz {
-        /// hello, routes or proxy_protocol
+        /// client_hello, routes or proxy_protocol
         target: String,
         /// How long
         #[arg(long, default_value_t = 600)]

@@ -23,23 +23,23 @@ const ENGINES_NAMED: [&str; 22] = [
     "bpftool",
     "cli",
     "engines",
-    "lasting",
+    "handover",
     "leaks",
-    "overlap",
+    "retransmissions",
     "packet",
     "packet_capture",
-    "packet_gone",
+    "packet_reclaim",
     "packet_hooks",
     "packet_pins",
-    "packet_silence",
-    "packet_sums",
-    "packet_table",
+    "packet_dead_peer",
+    "packet_checksum",
+    "packet_translate",
     "packet_tls",
     "packet_vlan",
     "packet_wire",
     "packet_xdp",
-    "slow",
-    "storm",
+    "backpressure",
+    "stress",
     "top",
 ];
 
@@ -102,7 +102,7 @@ fn names_engines(executable: &Path) -> bool {
     ENGINES_NAMED.contains(&file(executable))
 }
 
-/// `…/deps/storm-0123456789abcdef` is of `storm`.
+/// `…/deps/stress-0123456789abcdef` is of `stress`.
 fn file(executable: &Path) -> &str {
     let name = executable.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     name.rsplit_once('-').map_or(name, |(file, _hash)| file)

@@ -8,18 +8,18 @@ use snisplit_tests::peer::{caddy, nginx};
 
 fn main() {
     let lab = Lab::new();
-    let [client, proxy, backends] = lab.names();
+    let [client, proxy, backends] = lab.namespace_names();
     let _servers = [
         nginx(&lab, 8001, "a.test", "nginx here\\n"),
         caddy(&lab, 8002, "b.test", "Caddy here\\n"),
     ];
     let routes = ["--route", "a.test=10.91.2.2:8001", "--route", "b.test=10.91.2.2:8002"];
-    let agent = Agent::start(&lab, &routes).may_warn();
+    let agent = Agent::start(&lab, &routes).allow_warnings();
     println!("namespaces  {client} (you), {proxy} (snisplit, pid {}), {backends}", agent.pid());
     println!("routes      a.test -> nginx, b.test -> Caddy");
     println!("try         curl -k --connect-to ::{} https://a.test/", agent::address());
     println!("            ip netns exec {proxy} curl -s 127.0.0.1:9901/metrics");
     println!("leave       exit");
     let mut shell = Command::new("bash");
-    let _whatever_it_ended_with = lab.client(|| shell.arg("--norc").status()).unwrap();
+    let _whatever_it_ended_with = lab.in_client(|| shell.arg("--norc").status()).unwrap();
 }

@@ -7,12 +7,12 @@ use std::process::{Child, Command, Stdio};
 use rustix::process::{Pid, Signal, kill_process};
 use snisplit_tests::agent::{self, Agent};
 use snisplit_tests::lab::{Lab, PROXY, backend};
-use snisplit_tests::peer::{packaged, written};
-use snisplit_tests::wait::until;
+use snisplit_tests::peer::{packaged_program, write_file};
+use snisplit_tests::wait::wait_until;
 
-use crate::OWN;
-use crate::links::{DIRECT, Leftover, Translation, assert_clear};
-use crate::load::reply;
+use crate::PACKET_ENGINE_PORTS;
+use crate::links::{DIRECT_BACKEND, NatRules, PacketProgramsGuard, assert_no_programs};
+use crate::load::complete_connection;
 use crate::redirect::Redirect;
 
 /// In the order of the tables.
@@ -31,20 +31,20 @@ pub(crate) const ALL: [&str; 11] = [
 ];
 
 /// Those that are compared with a cable. The cable beside itself shows what that is worth.
-pub(crate) const BESIDE: [&str; 4] = ["packet", "redirect", "forward", "direct"];
+pub(crate) const COMPARED_WITH_DIRECT: [&str; 4] = ["packet", "redirect", "forward", "direct"];
 
 /// Those of these names, or all.
-pub(crate) fn chosen(all: &[&'static str], names: &[String]) -> Vec<&'static str> {
+pub(crate) fn selected(all: &[&'static str], names: &[String]) -> Vec<&'static str> {
     let is_chosen = |name: &&str| names.is_empty() || names.iter().any(|one| one == name);
     all.iter().copied().filter(is_chosen).collect()
 }
 
-pub(crate) fn is_one(name: &str) -> bool {
-    ALL.contains(&name) || BESIDE.contains(&name)
+pub(crate) fn is_candidate(name: &str) -> bool {
+    ALL.contains(&name) || COMPARED_WITH_DIRECT.contains(&name)
 }
 
 /// Where `forward` listens.
-const NAT: u16 = 8443;
+const NAT_PORT: u16 = 8443;
 
 /// What stands between client and back end; dropping it ends it.
 pub(crate) enum Candidate {
@@ -56,12 +56,12 @@ pub(crate) enum Candidate {
     },
     /// The kernel forwards packets, with both addresses translated (nftables).
     Forward {
-        _until_dropped: Translation,
+        _until_dropped: NatRules,
     },
     Agent {
         agent: Agent,
         /// Behind its agent, as the fields are.
-        _until_dropped: Option<Leftover>,
+        _until_dropped: Option<PacketProgramsGuard>,
     },
     Peer(Child),
 }
@@ -69,33 +69,34 @@ pub(crate) enum Candidate {
 impl Candidate {
     /// Starts one in front of this port of the back end, and waits until it brings answers.
     pub(crate) fn start(lab: &Lab, name: &str, port: u16, hello: &[u8]) -> Self {
-        assert_clear(lab);
-        let candidate = Self::begin(lab, name, port);
+        assert_no_programs(lab);
+        let candidate = Self::create(lab, name, port);
         let to = candidate.address(port);
-        until(name, || lab.client(|| reply(to, hello)).ok());
+        wait_until(name, || lab.in_client(|| complete_connection(to, hello)).ok());
         candidate
     }
 
-    fn begin(lab: &Lab, name: &str, port: u16) -> Self {
-        let haproxy = |more| Self::Peer(begin(lab, haproxy(lab, port, more)));
+    fn create(lab: &Lab, name: &str, port: u16) -> Self {
+        let haproxy = |more| Self::Peer(spawn(lab, haproxy(lab, port, more)));
         match name {
             "direct" => Self::Direct,
             "redirect" => Self::Redirect { _until_dropped: Redirect::start(lab) },
             "forward" => {
-                Self::Forward { _until_dropped: Translation::start(lab, NAT, backend(port)) }
+                Self::Forward { _until_dropped: NatRules::start(lab, NAT_PORT, backend(port)) }
             }
             "haproxy" => haproxy(""),
             "haproxy-splice" => haproxy(" option splice-auto\n"),
-            "nginx" => Self::Peer(begin(lab, nginx(lab, port))),
-            "traefik" => Self::Peer(begin(lab, traefik(lab, port))),
+            "nginx" => Self::Peer(spawn(lab, nginx(lab, port))),
+            "traefik" => Self::Peer(spawn(lab, traefik(lab, port))),
             engine => {
                 let route = format!("a.test={}", backend(port));
-                let config = lab.folder().join("bench.toml");
-                std::fs::write(&config, format!("[packet]\nports = \"{OWN}\"\n")).unwrap();
-                let told = ["--config", config.to_str().unwrap(), "--per-source", "20000"];
-                let flags = [&["--engine", engine, "--route", &route][..], &told].concat();
-                let agent = Agent::start_plain(lab, &flags);
-                let leftover = (engine == "packet").then(|| Leftover::of(lab));
+                let config = lab.dir().join("bench.toml");
+                std::fs::write(&config, format!("[packet]\nports = \"{PACKET_ENGINE_PORTS}\"\n"))
+                    .unwrap();
+                let more_args = ["--config", config.to_str().unwrap(), "--per-source", "20000"];
+                let flags = [&["--engine", engine, "--route", &route][..], &more_args].concat();
+                let agent = Agent::start_without_telemetry(lab, &flags);
+                let leftover = (engine == "packet").then(|| PacketProgramsGuard::new(lab));
                 Self::Agent { agent, _until_dropped: leftover }
             }
         }
@@ -104,9 +105,9 @@ impl Candidate {
     /// Where the client goes.
     pub(crate) fn address(&self, port: u16) -> SocketAddr {
         match self {
-            Self::Direct => (IpAddr::V4(DIRECT), port).into(),
+            Self::Direct => (IpAddr::V4(DIRECT_BACKEND), port).into(),
             Self::Redirect { .. } => (IpAddr::V4(PROXY), port).into(),
-            Self::Forward { .. } => (IpAddr::V4(PROXY), NAT).into(),
+            Self::Forward { .. } => (IpAddr::V4(PROXY), NAT_PORT).into(),
             Self::Agent { .. } | Self::Peer(_) => agent::address(),
         }
     }
@@ -131,9 +132,9 @@ impl Drop for Candidate {
     }
 }
 
-fn begin(lab: &Lab, mut command: Command) -> Child {
-    command.stdout(Stdio::null()).stderr(Stdio::null()).current_dir(lab.folder());
-    lab.proxy(|| command.spawn()).unwrap()
+fn spawn(lab: &Lab, mut command: Command) -> Child {
+    command.stdout(Stdio::null()).stderr(Stdio::null()).current_dir(lab.dir());
+    lab.in_proxy(|| command.spawn()).unwrap()
 }
 
 /// As its manual routes by SNI.
@@ -149,12 +150,12 @@ fn haproxy(lab: &Lab, port: u16, more: &str) -> Command {
         backend(port)
     );
     let mut command = Command::new("haproxy");
-    command.arg("-db").arg("-f").arg(written(lab, "haproxy.cfg", &config));
+    command.arg("-db").arg("-f").arg(write_file(lab, "haproxy.cfg", &config));
     command
 }
 
 fn nginx(lab: &Lab, port: u16) -> Command {
-    let folder = lab.folder().display();
+    let folder = lab.dir().display();
     let config = format!(
         "load_module /usr/lib/nginx/modules/ngx_stream_module.so;\n\
          daemon off; user root; worker_processes auto; worker_rlimit_nofile 20000;\n\
@@ -166,7 +167,7 @@ fn nginx(lab: &Lab, port: u16) -> Command {
         agent::PORT,
     );
     let mut command = Command::new("nginx");
-    command.arg("-c").arg(written(lab, "nginx.conf", &config)).arg("-p").arg(lab.folder());
+    command.arg("-c").arg(write_file(lab, "nginx.conf", &config)).arg("-p").arg(lab.dir());
     command
 }
 
@@ -177,8 +178,9 @@ fn traefik(lab: &Lab, port: u16) -> Command {
          address: '{}'\n",
         backend(port)
     );
-    let mut command = Command::new(packaged("traefik"));
-    command.arg(format!("--providers.file.filename={}", written(lab, "t.yml", &config).display()));
+    let mut command = Command::new(packaged_program("traefik"));
+    command
+        .arg(format!("--providers.file.filename={}", write_file(lab, "t.yml", &config).display()));
     command.arg(format!("--entrypoints.web.address={PROXY}:{}", agent::PORT));
     command.args(["--entrypoints.web.transport.respondingtimeouts.readtimeout=0"]);
     command.args(["--global.checknewversion=false", "--global.sendanonymoususage=false"]);

@@ -12,11 +12,11 @@ use serde_json::{Value, json};
 use snisplit_tests::lab::Lab;
 
 use crate::candidate::Candidate;
-use crate::load::{SMALL, ask};
+use crate::load::{SMALL_MESSAGE_LEN, send_request};
 
 /// As many as 20,000 descriptors, the hard limit of many a machine, leave room for.
 const FLOWS: usize = 8_000;
-const FIRST: usize = 400;
+const WARM_UP_FLOWS: usize = 400;
 const PORT: u16 = 8002;
 
 /// Bytes for each flow, by candidate.
@@ -37,7 +37,7 @@ pub(crate) fn run(lab: &Lab, hello: &[u8], candidates: &[&str]) -> Value {
         let all = candidates.iter().map(one).collect();
         over.store(true, Ordering::Relaxed);
         // Lets accept return.
-        let last = lab.backends(|| ask(([127, 0, 0, 1], PORT).into(), hello, b'i'));
+        let last = lab.in_backends(|| send_request(([127, 0, 0, 1], PORT).into(), hello, b'i'));
         drop(last);
         all
     });
@@ -45,42 +45,50 @@ pub(crate) fn run(lab: &Lab, hello: &[u8], candidates: &[&str]) -> Value {
 }
 
 fn measure(lab: &Lab, candidate: &Candidate, hello: &[u8]) -> [f64; 2] {
-    let memory = || [candidate.pid().map_or(0, resident), kernel_memory()];
+    let memory = || [candidate.pid().map_or(0, resident_bytes), kernel_memory()];
     let to = candidate.address(PORT);
     // What the first ones need (arenas, tables) belongs to none of them.
-    let first = lab.client(|| crowd(to, hello, FIRST));
+    let first = lab.in_client(|| open_idle_flows(to, hello, WARM_UP_FLOWS));
     let before = memory();
-    let rest = lab.client(|| crowd(to, hello, FLOWS));
+    let rest = lab.in_client(|| open_idle_flows(to, hello, FLOWS));
     let after = memory();
     drop((first, rest));
     [0, 1].map(|kind| (after[kind] as f64 - before[kind] as f64) / FLOWS as f64)
 }
 
 /// In the client's namespace.
-fn crowd(to: SocketAddr, hello: &[u8], flows: usize) -> Vec<TcpStream> {
+fn open_idle_flows(to: SocketAddr, hello: &[u8], flows: usize) -> Vec<TcpStream> {
     let connect = |_| {
-        let mut stream = ask(to, hello, b'i').unwrap();
-        stream.read_exact(&mut [0; SMALL]).unwrap();
+        let mut stream = send_request(to, hello, b'i').unwrap();
+        stream.read_exact(&mut [0; SMALL_MESSAGE_LEN]).unwrap();
         stream
     };
     (0..flows).map(connect).collect()
 }
 
 /// Answers, and keeps the connection where the client does.
-fn serve(listener: &TcpListener, hello: usize, kept: &Mutex<Vec<TcpStream>>, over: &AtomicBool) {
-    let mut first = vec![0; hello + 9];
+fn serve(
+    listener: &TcpListener,
+    hello_len: usize,
+    open_streams: &Mutex<Vec<TcpStream>>,
+    over: &AtomicBool,
+) {
+    let mut first = vec![0; hello_len + 9];
     while !over.load(Ordering::Relaxed) {
         let (mut stream, _) = listener.accept().unwrap();
-        if stream.read_exact(&mut first).and_then(|()| stream.write_all(&[0; SMALL])).is_ok()
-            && first[hello] == b'i'
+        if stream
+            .read_exact(&mut first)
+            .and_then(|()| stream.write_all(&[0; SMALL_MESSAGE_LEN]))
+            .is_ok()
+            && first[hello_len] == b'i'
         {
-            kept.lock().unwrap().push(stream);
+            open_streams.lock().unwrap().push(stream);
         }
     }
 }
 
 /// Bytes of memory that a process and its children hold.
-fn resident(pid: u32) -> u64 {
+fn resident_bytes(pid: u32) -> u64 {
     let of = |pid: u32| {
         let statm = fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
         let pages = statm.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok());

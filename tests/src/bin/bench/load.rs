@@ -7,16 +7,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::places;
+use crate::cpu_pinning;
 use crate::window::{WARM_UP, Window};
 
 /// Bytes of a small message, and of a reply.
-pub(crate) const SMALL: usize = 64;
+pub(crate) const SMALL_MESSAGE_LEN: usize = 64;
 /// Bytes of a large message.
-pub(crate) const LARGE: usize = 16 * 1024;
+pub(crate) const LARGE_MESSAGE_LEN: usize = 16 * 1024;
 
 /// Until an agent, which gets little of two cores that are busy, is done with what began 64 flows.
-const SETTLING: Duration = Duration::from_millis(300);
+const TAKEOVER_WARM_UP: Duration = Duration::from_millis(300);
 
 /// What the client asks for behind its hello, in nine bytes of one letter.
 #[derive(Clone, Copy)]
@@ -24,7 +24,7 @@ pub(crate) enum Load {
     /// Connect, hello, 64 bytes of reply, close; so many at once.
     Connections(usize),
     /// So many bytes up, and as many down once they are there, again and again; so many at once.
-    Exchanges(usize, usize),
+    RequestResponse(usize, usize),
     /// A stream down, so many at once.
     Down(usize),
     /// A stream up, so many at once.
@@ -34,10 +34,10 @@ pub(crate) enum Load {
 impl Load {
     pub(crate) const ALL: [Self; 11] = [
         Self::Connections(32),
-        Self::Exchanges(SMALL, 1),
-        Self::Exchanges(SMALL, 64),
-        Self::Exchanges(LARGE, 1),
-        Self::Exchanges(LARGE, 64),
+        Self::RequestResponse(SMALL_MESSAGE_LEN, 1),
+        Self::RequestResponse(SMALL_MESSAGE_LEN, 64),
+        Self::RequestResponse(LARGE_MESSAGE_LEN, 1),
+        Self::RequestResponse(LARGE_MESSAGE_LEN, 64),
         Self::Down(1),
         Self::Down(8),
         Self::Down(64),
@@ -47,7 +47,7 @@ impl Load {
     ];
 
     /// Those whose names contain one of these words, or all.
-    pub(crate) fn chosen(words: &[String]) -> impl Iterator<Item = Self> {
+    pub(crate) fn matching(words: &[String]) -> impl Iterator<Item = Self> {
         let is_chosen = |name: &str| words.is_empty() || words.iter().any(|it| name.contains(it));
         Self::ALL.into_iter().filter(move |load| is_chosen(&load.name()))
     }
@@ -55,8 +55,8 @@ impl Load {
     pub(crate) fn name(self) -> String {
         match self {
             Self::Connections(n) => format!("connections, {n} at once"),
-            Self::Exchanges(SMALL, n) => format!("64 B to and fro, {n} flow(s)"),
-            Self::Exchanges(_, n) => format!("16 KB to and fro, {n} flow(s)"),
+            Self::RequestResponse(SMALL_MESSAGE_LEN, n) => format!("64 B to and fro, {n} flow(s)"),
+            Self::RequestResponse(_, n) => format!("16 KB to and fro, {n} flow(s)"),
             Self::Down(n) => format!("{n} flow(s) down"),
             Self::Up(n) => format!("{n} flow(s) up"),
         }
@@ -64,39 +64,39 @@ impl Load {
 
     pub(crate) fn unit(self) -> &'static str {
         match self {
-            Self::Connections(_) | Self::Exchanges(..) => "/s",
+            Self::Connections(_) | Self::RequestResponse(..) => "/s",
             Self::Down(_) | Self::Up(_) => "Gbit/s",
         }
     }
 
     /// How long its connections work before that counts.
     pub(crate) fn warm_up(self) -> Duration {
-        if self.is_exchange() { SETTLING } else { WARM_UP }
+        if self.is_request_response() { TAKEOVER_WARM_UP } else { WARM_UP }
     }
 
-    pub(crate) fn is_exchange(self) -> bool {
-        matches!(self, Self::Exchanges(..))
+    pub(crate) fn is_request_response(self) -> bool {
+        matches!(self, Self::RequestResponse(..))
     }
 
     pub(crate) fn flows(self) -> usize {
         match self {
-            Self::Connections(n) | Self::Exchanges(_, n) | Self::Down(n) | Self::Up(n) => n,
+            Self::Connections(n) | Self::RequestResponse(_, n) | Self::Down(n) | Self::Up(n) => n,
         }
     }
 }
 
 /// Threads of the back end, each with one connection at a time. As many flows as there are in a load stand on each
 /// of two ways where these take turns.
-const SERVERS: usize = 2 * 64;
+const SERVER_THREADS: usize = 2 * 64;
 
 /// A back end that answers raw bytes behind a hello of so many bytes.
-pub(crate) fn serve(listener: &TcpListener, hello: usize) {
+pub(crate) fn serve(listener: &TcpListener, hello_len: usize) {
     thread::scope(|scope| {
-        for _ in 0..SERVERS {
+        for _ in 0..SERVER_THREADS {
             scope.spawn(|| {
                 let mut buffer = vec![0; 256 * 1024];
                 for stream in listener.incoming().flatten() {
-                    let _peer_left = answer(stream, hello, &mut buffer);
+                    let _peer_left = serve_connection(stream, hello_len, &mut buffer);
                 }
             });
         }
@@ -104,16 +104,16 @@ pub(crate) fn serve(listener: &TcpListener, hello: usize) {
 }
 
 /// A peer that leaves ends the stream; that is how a measurement stops.
-fn answer(mut stream: TcpStream, hello: usize, buffer: &mut [u8]) -> io::Result<()> {
-    places::take(1);
+fn serve_connection(mut stream: TcpStream, hello_len: usize, buffer: &mut [u8]) -> io::Result<()> {
+    cpu_pinning::pin_thread(1);
     stream.set_nodelay(true)?;
-    stream.read_exact(&mut buffer[..hello + 9])?;
-    let kind = buffer[hello];
+    stream.read_exact(&mut buffer[..hello_len + 9])?;
+    let kind = buffer[hello_len];
     // As a ServerHello does: what follows begins when both have spoken.
-    stream.write_all(&buffer[..SMALL])?;
+    stream.write_all(&buffer[..SMALL_MESSAGE_LEN])?;
     match kind {
         b'e' | b'E' => {
-            let message = if kind == b'e' { SMALL } else { LARGE };
+            let message = if kind == b'e' { SMALL_MESSAGE_LEN } else { LARGE_MESSAGE_LEN };
             loop {
                 stream.read_exact(&mut buffer[..message])?;
                 stream.write_all(&buffer[..message])?;
@@ -132,22 +132,22 @@ fn answer(mut stream: TcpStream, hello: usize, buffer: &mut [u8]) -> io::Result<
 }
 
 /// A connection of a load that goes on, once it is answered.
-pub(crate) fn open(load: Load, to: SocketAddr, hello: &[u8]) -> Option<TcpStream> {
+pub(crate) fn open_flow(load: Load, to: SocketAddr, hello: &[u8]) -> Option<TcpStream> {
     let kind = match load {
         Load::Connections(_) => return None,
-        Load::Exchanges(SMALL, _) => b'e',
-        Load::Exchanges(..) => b'E',
+        Load::RequestResponse(SMALL_MESSAGE_LEN, _) => b'e',
+        Load::RequestResponse(..) => b'E',
         Load::Down(_) => b'd',
         Load::Up(_) => b'u',
     };
-    let mut stream = ask(to, hello, kind).unwrap();
-    stream.read_exact(&mut [0; SMALL]).unwrap();
+    let mut stream = send_request(to, hello, kind).unwrap();
+    stream.read_exact(&mut [0; SMALL_MESSAGE_LEN]).unwrap();
     Some(stream)
 }
 
 /// Works until the window's end, on that connection or on one after the other; what was done within it, and how
 /// long each exchange took.
-pub(crate) fn drive(
+pub(crate) fn generate_load(
     load: Load,
     stream: Option<&TcpStream>,
     next: impl Fn(),
@@ -155,10 +155,10 @@ pub(crate) fn drive(
     (done, times): (&AtomicU64, &Mutex<Vec<u32>>),
 ) {
     let mut buffer = vec![0; 256 * 1024];
-    if let (Load::Exchanges(size, _), Some(stream)) = (load, stream) {
-        let own_times = exchange(stream, &mut buffer[..size], window);
-        done.fetch_add(own_times.len() as u64, Ordering::Relaxed);
-        times.lock().unwrap().extend(own_times);
+    if let (Load::RequestResponse(size, _), Some(stream)) = (load, stream) {
+        let latencies = request_response(stream, &mut buffer[..size], window);
+        done.fetch_add(latencies.len() as u64, Ordering::Relaxed);
+        times.lock().unwrap().extend(latencies);
         return;
     }
     let mut step = || match (load, stream) {
@@ -181,7 +181,7 @@ pub(crate) fn drive(
 
 /// Sends a message and waits for as much, again and again; how long each took, in ns. Each begins where the one
 /// before ended, so that no time is left out in which this thread waits for a core.
-fn exchange(mut stream: &TcpStream, message: &mut [u8], window: &Window) -> Vec<u32> {
+fn request_response(mut stream: &TcpStream, message: &mut [u8], window: &Window) -> Vec<u32> {
     let (mut times, mut begun) = (Vec::new(), Instant::now());
     while !window.is_over(begun) {
         stream.write_all(message).unwrap();
@@ -196,14 +196,14 @@ fn exchange(mut stream: &TcpStream, message: &mut [u8], window: &Window) -> Vec<
 }
 
 /// A connection from its beginning to its end.
-pub(crate) fn reply(to: SocketAddr, hello: &[u8]) -> io::Result<()> {
+pub(crate) fn complete_connection(to: SocketAddr, hello: &[u8]) -> io::Result<()> {
     let mut reply = Vec::new();
-    ask(to, hello, b'c')?.read_to_end(&mut reply)?;
-    if reply.len() == SMALL { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    send_request(to, hello, b'c')?.read_to_end(&mut reply)?;
+    if reply.len() == SMALL_MESSAGE_LEN { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
 }
 
 /// A connection that has said what it wants.
-pub(crate) fn ask(to: SocketAddr, hello: &[u8], kind: u8) -> io::Result<TcpStream> {
+pub(crate) fn send_request(to: SocketAddr, hello: &[u8], kind: u8) -> io::Result<TcpStream> {
     let mut stream = TcpStream::connect(to)?;
     stream.set_nodelay(true)?;
     stream.write_all(&[hello, &[kind; 9]].concat())?;

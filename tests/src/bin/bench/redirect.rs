@@ -24,25 +24,25 @@ pub(crate) struct Redirect {
 
 impl Redirect {
     pub(crate) fn start(lab: &Lab) -> Self {
-        let backends = lab.names()[2].to_owned();
-        let programs = lab.proxy(|| {
+        let backends = lab.namespace_names()[2].to_owned();
+        let programs = lab.in_proxy(|| {
             [["to-1002", "to-2002"], ["to-2002", "to-1002"]].map(|[from, to]| attach(from, to))
         });
         // Or it asks for its router in the name of an address that is the router's as well.
-        lab.backends(|| fs::write("/proc/sys/net/ipv4/conf/all/arp_announce", "2")).unwrap();
-        own(&backends, "add");
+        lab.in_backends(|| fs::write("/proc/sys/net/ipv4/conf/all/arp_announce", "2")).unwrap();
+        set_proxy_address(&backends, "add");
         Self { _until_dropped: programs, backends }
     }
 }
 
 impl Drop for Redirect {
     fn drop(&mut self) {
-        own(&self.backends, "del");
+        set_proxy_address(&self.backends, "del");
     }
 }
 
 /// Has the back ends own the proxy's address, or no longer.
-fn own(backends: &str, verb: &str) {
+fn set_proxy_address(backends: &str, verb: &str) {
     ip(&format!("-n {backends} addr {verb} {PROXY}/32 dev lo"));
     ip(&format!("-n {backends} route {verb} {CLIENT}/32 via 10.91.2.1"));
 }
@@ -51,17 +51,18 @@ fn own(backends: &str, verb: &str) {
 fn attach(from: &str, to: &str) -> Ebpf {
     let any_socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
     let peer_of = name_to_index(any_socket, to).unwrap();
-    let mut loaded = Ebpf::load(&compiled(peer_of)).unwrap();
-    let program: &mut SchedClassifier = loaded.program_mut(NAME).unwrap().try_into().unwrap();
+    let mut loaded = Ebpf::load(&build_object(peer_of)).unwrap();
+    let program: &mut SchedClassifier =
+        loaded.program_mut(PROGRAM_NAME).unwrap().try_into().unwrap();
     program.load().unwrap();
     program.attach(from, TcAttachType::Ingress).unwrap();
     loaded
 }
 
-const NAME: &str = "redirect";
+const PROGRAM_NAME: &str = "redirect";
 
 /// The program as an object file.
-fn compiled(peer_of: u32) -> Vec<u8> {
+fn build_object(peer_of: u32) -> Vec<u8> {
     let mut object = Object::new(BinaryFormat::Elf, Architecture::Bpf, Endianness::Little);
     let section = |object: &mut Object<'_>, name: &str, kind, data: &[u8]| {
         let section = object.add_section(Vec::new(), name.into(), kind);
@@ -72,7 +73,7 @@ fn compiled(peer_of: u32) -> Vec<u8> {
     let classifier = section(&mut object, "classifier", SectionKind::Text, &code);
     section(&mut object, "license", SectionKind::Data, b"GPL\0");
     object.add_symbol(Symbol {
-        name: NAME.into(),
+        name: PROGRAM_NAME.into(),
         value: 0,
         size: code.len() as u64,
         kind: SymbolKind::Text,

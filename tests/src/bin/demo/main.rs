@@ -38,52 +38,56 @@ fn main() {
     ];
     let mut sessions = Vec::new();
     for engine in ["splice", "copy"] {
-        sessions.extend(by_engine(&lab, engine));
+        sessions.extend(run_with_engine(&lab, engine));
     }
-    two_tier::tell();
-    summary(&sessions);
+    two_tier::run();
+    print_summary(&sessions);
 }
 
 /// The same story on one engine; the records of what happened.
-fn by_engine(lab: &Lab, engine: &str) -> Vec<Value> {
+fn run_with_engine(lab: &Lab, engine: &str) -> Vec<Value> {
     println!("== snisplit run --engine {engine} {}", ROUTES.join(" "));
     let mut agent = Agent::start(lab, &[&ROUTES[..], &["--engine", engine]].concat());
-    let mut told = Vec::new();
+    let mut records = Vec::new();
     for (name, port, answer) in [("a.test", 443, "nginx here"), ("b.test", 8002, "Caddy here")] {
         for version in ["1.2", "1.3"] {
             let tls = format!("--tlsv{version}");
             let done = curl(lab, &format!("https://{name}:{port}/"), &[&tls, "--tls-max", version]);
-            told.push(tell(&format!("curl, TLS {version}, {name}"), &said(&done), &agent));
-            assert_eq!(said(&done), answer, "{done:?}");
+            records.push(print_connection(
+                &format!("curl, TLS {version}, {name}"),
+                &stdout_text(&done),
+                &agent,
+            ));
+            assert_eq!(stdout_text(&done), answer, "{done:?}");
         }
     }
     let reversed = s_client(lab, "c.test", "stressed\nCLOSE\n", &["-quiet"]);
     let reversed = reversed.lines().next().unwrap_or_default().to_owned();
-    told.push(tell("openssl s_client, c.test", &reversed, &agent));
+    records.push(print_connection("openssl s_client, c.test", &reversed, &agent));
     assert_eq!(reversed, "desserts");
 
     println!("   ACME (RFC 8737): a validation goes to the owner of the name, or nowhere");
     for name in ["www.a.test", "victim.test"] {
         let alpn = ["-alpn", "acme-tls/1"];
-        let said = s_client(lab, name, "Q\n", &alpn);
-        let certificate = said.lines().find(|line| line.starts_with("subject="));
-        let alert = said.lines().find_map(|line| line.split_once("SSL alert number "));
+        let output = s_client(lab, name, "Q\n", &alpn);
+        let certificate = output.lines().find(|line| line.starts_with("subject="));
+        let alert = output.lines().find_map(|line| line.split_once("SSL alert number "));
         let answer = match (certificate, alert) {
             (_, Some((_, number))) => format!("alert {number}"),
             (Some(subject), None) => format!("certificate {subject}"),
-            (None, None) => panic!("{said}"),
+            (None, None) => panic!("{output}"),
         };
-        assert_eq!(answer.starts_with("alert 112"), name == "victim.test", "{said}");
-        told.push(tell(&format!("validation of {name}"), &answer, &agent));
+        assert_eq!(answer.starts_with("alert 112"), name == "victim.test", "{output}");
+        records.push(print_connection(&format!("validation of {name}"), &answer, &agent));
     }
     agent.signal(Signal::TERM);
-    assert!(agent.exit().success());
+    assert!(agent.wait_for_exit().success());
     println!("   SIGTERM: drained and gone\n");
-    told
+    records
 }
 
-fn tell(what: &str, answer: &str, agent: &Agent) -> Value {
-    let record = agent.record();
+fn print_connection(what: &str, answer: &str, agent: &Agent) -> Value {
+    let record = agent.next_record();
     let text = |key: &str| record[key].as_str().unwrap_or("-").to_owned();
     let how = match record["alert"].as_str() {
         Some(alert) => format!("refused with {alert} ({})", text("reason")),
@@ -99,11 +103,11 @@ fn tell(what: &str, answer: &str, agent: &Agent) -> Value {
     record
 }
 
-fn said(done: &Output) -> String {
+fn stdout_text(done: &Output) -> String {
     String::from_utf8_lossy(&done.stdout).into_owned()
 }
 
-fn summary(sessions: &[Value]) {
+fn print_summary(sessions: &[Value]) {
     let refused = sessions.iter().filter(|record| record["outcome"] == "refused").count();
     let bytes = |key: &str| sessions.iter().filter_map(|record| record[key].as_u64()).sum::<u64>();
     println!("{} real TLS connections through {}:", sessions.len(), agent::address());

@@ -2,18 +2,18 @@
 //! smaller packets than the hosts beyond know.
 
 use crate::lab::Lab;
-use crate::line::has_ipv6;
-use crate::namespace::{Namespace, await_ipv6, ip};
+use crate::link::has_ipv6;
+use crate::namespace::{Namespace, ip, wait_for_ipv6};
 
 /// A host beyond: 10.91.3.2 and fd91:3::2.
 #[derive(Debug)]
-pub struct Beyond(Namespace);
+pub struct FarNetwork(Namespace);
 
-impl Beyond {
+impl FarNetwork {
     /// Lays the way there.
     pub fn new(lab: &Lab, mtu: u16) -> Self {
         let far = Namespace::new("f");
-        let [_, proxy, router] = lab.names();
+        let [_, proxy, router] = lab.namespace_names();
         let ends = ["link", "add", "to-far", "type", "veth", "peer", "name", "to-router", "netns"];
         ip(&[&["-n", router][..], &ends, &[far.name()]].concat());
         ip(&["-n", router, "link", "set", "to-far", "up"]);
@@ -35,11 +35,11 @@ impl Beyond {
             ip(&["-n", far.name(), family, "route", "add", "default", "via", gateway]);
         }
         if has_ipv6() {
-            far.run(|| await_ipv6("to-router", 2));
-            lab.backends(|| await_ipv6("to-far", 1));
+            far.run(|| wait_for_ipv6("to-router", 2));
+            lab.in_backends(|| wait_for_ipv6("to-far", 1));
         }
         ip(&["-n", router, "link", "set", "to-far", "mtu", &mtu.to_string()]);
-        lab.backends(|| {
+        lab.in_backends(|| {
             for switch in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
                 let _no_ipv6 = std::fs::write(format!("/proc/sys/net/{switch}"), "1");
             }

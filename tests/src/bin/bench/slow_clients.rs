@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use snisplit_tests::agent::{self, Agent};
-use snisplit_tests::hello::Hello;
+use snisplit_tests::client_hello::ClientHello;
 use snisplit_tests::lab::Lab;
-use snisplit_tests::wait::{pass, until};
+use snisplit_tests::wait::{sleep_for, wait_until};
 
 use crate::load::Load;
-use crate::measured::measure;
+use crate::measurement::measure;
 
-const BAD: usize = 10_000;
+const SLOW_CLIENTS: usize = 10_000;
 const LOAD: Load = Load::Connections(32);
 
 pub(crate) fn run(lab: &Lab, hello: &[u8], rounds: u64, time: Duration) -> Value {
@@ -24,29 +24,32 @@ pub(crate) fn run(lab: &Lab, hello: &[u8], rounds: u64, time: Duration) -> Value
 }
 
 fn round(lab: &Lab, hello: &[u8], time: Duration) -> Value {
-    let patient = ["--hello-timeout", "5m", "--max-peeking", "20000", "--per-source", "20000"];
+    let limits = ["--hello-timeout", "5m", "--max-peeking", "20000", "--per-source", "20000"];
     let route = ["--route", "a.test=10.91.2.2:8001"];
-    let agent = Agent::start_plain(lab, &[&patient[..], &route].concat());
+    let agent = Agent::start_without_telemetry(lab, &[&limits[..], &route].concat());
     let rate = || measure(lab, LOAD, (agent::address(), hello), time).rate(LOAD);
-    let (quiet, before) = (rate(), agent.resident());
-    let crowd = gather(lab);
-    until("the agent to have let them all in", || {
-        (agent.descriptors("socket:") > BAD).then_some(())
+    let (quiet, before) = (rate(), agent.resident_bytes());
+    let slow_clients = connect_slow_clients(lab);
+    wait_until("the agent to have let them all in", || {
+        (agent.open_descriptors("socket:") > SLOW_CLIENTS).then_some(())
     });
     let over = AtomicBool::new(false);
-    let besieged = thread::scope(|scope| {
-        scope.spawn(|| drip(&crowd, &over));
-        let besieged = rate();
+    let rate_under_attack = thread::scope(|scope| {
+        scope.spawn(|| send_slowly(&slow_clients, &over));
+        let rate_under_attack = rate();
         over.store(true, Ordering::Relaxed);
-        besieged
+        rate_under_attack
     });
-    let memory = agent.resident();
-    println!("{BAD} bad clients: {quiet:.0} -> {besieged:.0} /s, {} MB", memory >> 20);
-    json!({ "quiet": quiet, "besieged": besieged, "resident_quiet": before, "resident": memory })
+    let memory = agent.resident_bytes();
+    println!(
+        "{SLOW_CLIENTS} bad clients: {quiet:.0} -> {rate_under_attack:.0} /s, {} MB",
+        memory >> 20
+    );
+    json!({ "quiet": quiet, "besieged": rate_under_attack, "resident_quiet": before, "resident": memory })
 }
 
-fn gather(lab: &Lab) -> Vec<TcpStream> {
-    let giant = Hello::new().sni(b"a.test").padded(60_000).bytes();
+fn connect_slow_clients(lab: &Lab) -> Vec<TcpStream> {
+    let giant = ClientHello::new().sni(b"a.test").padded_to(60_000).encode();
     let connect = |number| {
         let mut stream = TcpStream::connect(agent::address()).unwrap();
         if number % 3 == 2 {
@@ -56,21 +59,21 @@ fn gather(lab: &Lab) -> Vec<TcpStream> {
         }
         stream
     };
-    lab.client(|| (0..BAD).map(connect).collect())
+    lab.in_client(|| (0..SLOW_CLIENTS).map(connect).collect())
 }
 
 /// A byte a second for each second one in three.
-fn drip(crowd: &[TcpStream], over: &AtomicBool) {
-    let hello = Hello::new().sni(b"a.test").padded(4_000).bytes();
+fn send_slowly(slow_clients: &[TcpStream], over: &AtomicBool) {
+    let hello = ClientHello::new().sni(b"a.test").padded_to(4_000).encode();
     for byte in hello.chunks(1) {
-        for mut stream in crowd.iter().skip(1).step_by(3) {
+        for mut stream in slow_clients.iter().skip(1).step_by(3) {
             let _full_buffer = stream.write(byte);
         }
         for _ in 0..20 {
             if over.load(Ordering::Relaxed) {
                 return;
             }
-            pass(Duration::from_millis(50));
+            sleep_for(Duration::from_millis(50));
         }
     }
 }

@@ -6,27 +6,31 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::Command;
 
-use crate::namespace::{Namespace, await_ipv6, ip};
-use crate::wait::until;
+use crate::namespace::{Namespace, ip, wait_for_ipv6};
+use crate::wait::wait_until;
 
 /// Where a link ends.
-pub(crate) struct End<'n> {
+pub(crate) struct LinkEnd<'n> {
     pub(crate) namespace: &'n Namespace,
-    pub(crate) link: &'n str,
+    pub(crate) interface: &'n str,
 }
 
 /// A good line.
-pub(crate) fn veth([left, right]: [End<'_>; 2]) {
-    let peer = ["type", "veth", "peer", "name", right.link, "netns", right.namespace.name()];
-    ip(&[&["-n", left.namespace.name(), "link", "add", left.link][..], &peer].concat());
+pub(crate) fn create_veth([left, right]: [LinkEnd<'_>; 2]) {
+    let peer = ["type", "veth", "peer", "name", right.interface, "netns", right.namespace.name()];
+    ip(&[&["-n", left.namespace.name(), "link", "add", left.interface][..], &peer].concat());
 }
 
 /// A good line whose links put a tag on what they send by it, and take off what they receive with that tag.
 /// No two lines have the same one.
-pub(crate) fn vlan(ends: [End<'_>; 2]) {
-    let (_, tag) = ends[0].link.split_once('-').unwrap();
-    let trunks = ends.map(|End { namespace, link }| (namespace, link, link.replace("to", "trunk")));
-    veth(trunks.each_ref().map(|(namespace, _, trunk)| End { namespace, link: trunk }));
+pub(crate) fn create_vlan(ends: [LinkEnd<'_>; 2]) {
+    let (_, tag) = ends[0].interface.split_once('-').unwrap();
+    let trunks = ends.map(|LinkEnd { namespace, interface: link }| {
+        (namespace, link, link.replace("to", "trunk"))
+    });
+    create_veth(
+        trunks.each_ref().map(|(namespace, _, trunk)| LinkEnd { namespace, interface: trunk }),
+    );
     for (namespace, link, trunk) in &trunks {
         let name = namespace.name();
         ip(&["-n", name, "link", "set", trunk, "up"]);
@@ -37,12 +41,12 @@ pub(crate) fn vlan(ends: [End<'_>; 2]) {
 
 /// An end that is a NIC, known by its address. When its namespace goes, the kernel takes it back here, a
 /// little later, with its MTU and with what a killed agent has left in its driver.
-pub(crate) fn nic(End { namespace, link }: End<'_>, address: &str) {
+pub(crate) fn move_nic(LinkEnd { namespace, interface: link }: LinkEnd<'_>, address: &str) {
     let is_it = |name: &OsStr| {
         let path = Path::new("/sys/class/net").join(name).join("address");
         fs::read_to_string(path).is_ok_and(|text| text.trim() == address)
     };
-    let name = until("a NIC of that address", || {
+    let name = wait_until("a NIC of that address", || {
         let links = fs::read_dir("/sys/class/net").unwrap().flatten();
         links.map(|link| link.file_name()).find(|name| is_it(name))
     });
@@ -66,14 +70,14 @@ pub fn has_vlan() -> bool {
 }
 
 /// A link, which `lay` lays; `number` is what tells the ends' IPv6 addresses apart.
-pub(crate) fn join(
+pub(crate) fn link_namespaces(
     left: (&Namespace, Ipv4Addr, u16),
     right: (&Namespace, Ipv4Addr, u16),
-    lay: &mut impl FnMut([End<'_>; 2]),
+    create_link: &mut impl FnMut([LinkEnd<'_>; 2]),
 ) {
     let (left_name, right_name) = (format!("to-{:x}", right.2), format!("to-{:x}", left.2));
-    let end = |namespace, link| End { namespace, link };
-    lay([end(left.0, &left_name), end(right.0, &right_name)]);
+    let end = |namespace, link| LinkEnd { namespace, interface: link };
+    create_link([end(left.0, &left_name), end(right.0, &right_name)]);
     for ((namespace, v4, number), link) in [(left, &left_name), (right, &right_name)] {
         let v6 = format!("fd91:{}::{}/64", number >> 12, number & 0xf);
         let name = namespace.name();
@@ -84,8 +88,8 @@ pub(crate) fn join(
         ip(&["-n", name, "link", "set", link, "up"]);
     }
     if has_ipv6() {
-        left.0.run(|| await_ipv6(&left_name, (left.2 & 0xf) as u8));
-        right.0.run(|| await_ipv6(&right_name, (right.2 & 0xf) as u8));
+        left.0.run(|| wait_for_ipv6(&left_name, (left.2 & 0xf) as u8));
+        right.0.run(|| wait_for_ipv6(&right_name, (right.2 & 0xf) as u8));
     }
 }
 

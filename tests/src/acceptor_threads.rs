@@ -8,17 +8,17 @@ use crate::agent::Agent;
 
 /// Whether the agent's one flow is watched by the thread that accepted it. `None` while its two sockets are not
 /// watched by just one.
-pub fn is_where_it_was_accepted(agent: &Agent) -> Option<bool> {
-    let both = sockets(agent, ESTABLISHED);
+pub fn is_on_acceptor_thread(agent: &Agent) -> Option<bool> {
+    let both = socket_inodes(agent, ESTABLISHED);
     assert_eq!(both.len(), 2, "the sockets of one flow: {both:?}");
     let [watched]: [BTreeSet<u64>; 1] =
-        Vec::from_iter(watched_with(agent, &both)).try_into().ok()?;
-    watched.is_superset(&both).then(|| !watched.is_disjoint(&sockets(agent, LISTEN)))
+        Vec::from_iter(epoll_sets_with(agent, &both)).try_into().ok()?;
+    watched.is_superset(&both).then(|| !watched.is_disjoint(&socket_inodes(agent, LISTEN)))
 }
 
 /// What each epoll instance watches that watches any of these sockets, by inodes (proc_pid_fdinfo(5)). An
 /// instance may have several descriptors.
-fn watched_with(agent: &Agent, sockets: &BTreeSet<u64>) -> BTreeSet<BTreeSet<u64>> {
+fn epoll_sets_with(agent: &Agent, sockets: &BTreeSet<u64>) -> BTreeSet<BTreeSet<u64>> {
     let process = format!("/proc/{}/fdinfo", agent.pid());
     let descriptors = fs::read_dir(process).unwrap().map(|one| one.unwrap().path());
     let watched = |descriptor: PathBuf| {
@@ -30,7 +30,7 @@ fn watched_with(agent: &Agent, sockets: &BTreeSet<u64>) -> BTreeSet<BTreeSet<u64
 }
 
 /// Inodes of the TCP sockets in this state that are not of loopback, as the admin port is.
-fn sockets(agent: &Agent, state: &str) -> BTreeSet<u64> {
+fn socket_inodes(agent: &Agent, state: &str) -> BTreeSet<u64> {
     let table = |name| fs::read_to_string(format!("/proc/{}/net/{name}", agent.pid())).unwrap();
     let lines = table("tcp") + &table("tcp6");
     let fields = lines.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());

@@ -1,40 +1,40 @@
-//! Client greetings: recorded from real clients, and of our own making where no client would.
+//! Client hellos: recorded from real clients, and of our own making where no client would.
 
 use std::fs;
 use std::path::PathBuf;
 
 /// A recorded greeting: the bytes of a real client's first flight.
 #[derive(Debug)]
-pub struct Greeting {
+pub struct RecordedClientHello {
     /// The client, such as `chromium`.
     pub client: String,
     /// What it sent to the name `a.test`.
     pub bytes: Vec<u8>,
 }
 
-/// All greetings in `tests/greetings`; `tests/greetings/README.md` says where they come from.
-pub fn recorded() -> Vec<Greeting> {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("greetings");
-    let mut greetings: Vec<_> = fs::read_dir(folder)
+/// All client hellos in `tests/client_hellos`; `tests/client_hellos/README.md` says where they come from.
+pub fn recorded_client_hellos() -> Vec<RecordedClientHello> {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("client_hellos");
+    let mut hellos: Vec<_> = fs::read_dir(folder)
         .unwrap()
         .map(|entry| entry.unwrap().path())
         .filter(|path| path.extension().is_some_and(|extension| extension == "bin"))
-        .map(|path| Greeting {
+        .map(|path| RecordedClientHello {
             client: path.file_stem().unwrap().to_string_lossy().into_owned(),
             bytes: fs::read(&path).unwrap(),
         })
         .collect();
-    greetings.sort_by(|a, b| a.client.cmp(&b.client));
-    greetings
+    hellos.sort_by(|a, b| a.client.cmp(&b.client));
+    hellos
 }
 
 /// A ClientHello of our own making.
 #[derive(Clone, Debug)]
-pub struct Hello {
+pub struct ClientHello {
     extensions: Vec<u8>,
 }
 
-impl Hello {
+impl ClientHello {
     /// No extensions yet.
     pub const fn new() -> Self {
         Self { extensions: Vec::new() }
@@ -64,8 +64,8 @@ impl Hello {
     }
 
     /// Pads the handshake message (without its header) to this many bytes.
-    pub fn padded(self, size: usize) -> Self {
-        let now = self.message().len() - 4;
+    pub fn padded_to(self, size: usize) -> Self {
+        let now = self.handshake_message().len() - 4;
         let mut padded = self;
         let mut left = size - now;
         // One extension holds 65,535 bytes at most; several kinds are needed for a long one.
@@ -83,7 +83,7 @@ impl Hello {
     }
 
     /// The handshake message.
-    pub fn message(&self) -> Vec<u8> {
+    pub fn handshake_message(&self) -> Vec<u8> {
         let mut body = vec![3, 3];
         body.extend([0x5a; 32]);
         body.extend([0, 0, 2, 0x13, 1, 1, 0]);
@@ -94,24 +94,24 @@ impl Hello {
     }
 
     /// In records of at most so many bytes.
-    pub fn records(&self, size: usize) -> Vec<u8> {
-        records(&self.message(), size)
+    pub fn fragmented(&self, size: usize) -> Vec<u8> {
+        encode_records(&self.handshake_message(), size)
     }
 
     /// In as few records as there can be.
-    pub fn bytes(&self) -> Vec<u8> {
-        self.records(16_384)
+    pub fn encode(&self) -> Vec<u8> {
+        self.fragmented(16_384)
     }
 }
 
-impl Default for Hello {
+impl Default for ClientHello {
     fn default() -> Self {
         Self::new()
     }
 }
 
 /// Puts a handshake message into records of at most so many bytes.
-pub fn records(message: &[u8], size: usize) -> Vec<u8> {
+pub fn encode_records(message: &[u8], size: usize) -> Vec<u8> {
     let record = |part: &[u8]| [&[22, 3, 1], &len16(part.len())[..], part].concat();
     message.chunks(size).flat_map(record).collect()
 }

@@ -1,5 +1,5 @@
-//! Records the greetings in `tests/greetings`: starts each real client against a listener of ours
-//! and keeps its first flight. `tests/greetings/README.md` has the command.
+//! Records the client hellos in `tests/client_hellos`: starts each real client against a listener of ours
+//! and keeps its first flight. `tests/client_hellos/README.md` has the command.
 
 use std::fs;
 use std::io::Read;
@@ -13,7 +13,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process_group};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
-use snisplit_tests::wait::until;
+use snisplit_tests::wait::wait_until;
 
 const PORT: u16 = 8443;
 const URL: &str = "https://a.test:8443/";
@@ -25,25 +25,25 @@ const PYTHON: &str = "import socket,ssl; c=ssl.create_default_context(); \
     c.wrap_socket(socket.create_connection(('127.0.0.1',8443)),server_hostname='a.test')";
 
 fn main() {
-    let folder = std::env::args().nth(1).expect("usage: record-greetings FOLDER");
+    let folder = std::env::args().nth(1).expect("usage: record-client-hellos FOLDER");
     let folder = Path::new(&folder);
     let listener = TcpListener::bind(("127.0.0.1", PORT)).expect("run me in a namespace of my own");
     fs::create_dir_all("/tmp/sp-firefox").unwrap();
-    for (client, words) in clients() {
+    for (client, words) in client_commands() {
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
         command.env("HOME", "/tmp/sp-firefox").process_group(0);
-        let child = Running(command.spawn().expect("the client"));
-        keep(folder, client, &listener);
+        let child = ChildGuard(command.spawn().expect("the client"));
+        record_client_hello(folder, client, &listener);
         drop(child);
     }
-    let greeting = std::thread::spawn(greet_with_rustls);
-    keep(folder, "rustls", &listener);
-    greeting.join().unwrap();
+    let rustls_client = std::thread::spawn(connect_with_rustls);
+    record_client_hello(folder, "rustls", &listener);
+    rustls_client.join().unwrap();
 }
 
 /// Each client and how to make it greet us.
-fn clients() -> [(&'static str, Vec<String>); 8] {
+fn client_commands() -> [(&'static str, Vec<String>); 8] {
     let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
     let peer = "127.0.0.1:8443";
     [
@@ -74,9 +74,9 @@ fn clients() -> [(&'static str, Vec<String>); 8] {
     ]
 }
 
-struct Running(Child);
+struct ChildGuard(Child);
 
-impl Drop for Running {
+impl Drop for ChildGuard {
     fn drop(&mut self) {
         // Browsers are families of processes.
         let _gone_already = kill_process_group(Pid::from_child(&self.0), Signal::KILL);
@@ -85,9 +85,9 @@ impl Drop for Running {
 }
 
 /// A client's first flight ends when it waits for an answer.
-fn keep(folder: &Path, client: &str, listener: &TcpListener) {
+fn record_client_hello(folder: &Path, client: &str, listener: &TcpListener) {
     listener.set_nonblocking(true).unwrap();
-    let (mut stream, _) = until(client, || listener.accept().ok());
+    let (mut stream, _) = wait_until(client, || listener.accept().ok());
     stream.set_nonblocking(false).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
     let mut bytes = Vec::new();
@@ -100,7 +100,7 @@ fn keep(folder: &Path, client: &str, listener: &TcpListener) {
     while listener.accept().is_ok() {}
 }
 
-fn greet_with_rustls() {
+fn connect_with_rustls() {
     let mut config = ClientConfig::builder()
         .with_root_certificates(RootCertStore::empty())
         .with_no_client_auth();
