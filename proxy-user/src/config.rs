@@ -14,7 +14,7 @@ use snisplit_common::decide::AcmeBypass;
 use snisplit_common::route_table::RouteTable;
 
 use crate::engine::EngineChoice;
-use crate::observe::access_log::AccessLogFormat;
+use crate::telemetry::access_log::AccessLogFormat;
 
 pub mod acme;
 mod validate;

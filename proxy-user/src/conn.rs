@@ -16,8 +16,8 @@ use tokio_util::task::TaskTracker;
 use crate::certs::CertStore;
 use crate::config::{Config, Listener, Starttls};
 use crate::engine::{EngineSelector, FlowCounters};
-use crate::observe::record::Telemetry;
-use crate::observe::{AcmeLog, Metrics, Outcome, Record};
+use crate::telemetry::record::Telemetry;
+use crate::telemetry::{AcmeLog, Metrics, Outcome, Record};
 
 pub(crate) mod accept;
 pub(crate) mod admission;

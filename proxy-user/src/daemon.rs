@@ -27,15 +27,15 @@ use crate::conn::select::Backends;
 use crate::conn::resolve::Resolver;
 use crate::engine::{EngineChoice, EngineSelector};
 use crate::net;
-use crate::observe::record::Telemetry;
-use crate::observe::{AccessLog, AcmeLog, Metrics, admin};
+use crate::telemetry::record::Telemetry;
+use crate::telemetry::{AccessLog, AcmeLog, Metrics, admin};
 
 mod certificates;
 mod health_check;
 mod engines;
 mod listeners;
 mod reload;
-mod watch;
+mod config_watcher;
 
 use certificates::CertificateSources;
 use health_check::HealthChecker;
@@ -154,8 +154,8 @@ impl ConfigSource {
         Ok(Config::load(self.path.as_deref(), &self.overrides)?)
     }
 
-    fn watcher(&self) -> watch::ConfigWatcher {
-        watch::ConfigWatcher::new(self.path.clone().filter(|_| self.watch))
+    fn watcher(&self) -> config_watcher::ConfigWatcher {
+        config_watcher::ConfigWatcher::new(self.path.clone().filter(|_| self.watch))
     }
 }
 

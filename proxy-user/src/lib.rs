@@ -22,6 +22,6 @@ mod conn;
 mod dns;
 mod engine;
 mod bpf;
-mod observe;
+mod telemetry;
 mod instance;
 mod sys;

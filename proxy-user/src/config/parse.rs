@@ -12,7 +12,7 @@ use snisplit_common::proxy_protocol::Version;
 use snisplit_common::server_name::{Pattern, ServerName};
 
 use crate::engine::EngineChoice;
-use crate::observe::access_log::AccessLogFormat;
+use crate::telemetry::access_log::AccessLogFormat;
 
 use super::{Backend, HealthCheckKind, BackendAddr, SourceAddress, Starttls};
 

@@ -22,7 +22,7 @@ use super::Shared;
 use super::connect::Connector;
 use crate::certs::CertStore;
 use crate::config::{Config, Route};
-use crate::observe::metrics::AcmeLabels;
+use crate::telemetry::metrics::AcmeLabels;
 
 const ACME_HTTP01_PREFIX: &str = "/.well-known/acme-challenge/";
 /// Connections at once; more wait in the kernel's queue.

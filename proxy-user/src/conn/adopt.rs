@@ -9,7 +9,7 @@ use super::Shared;
 use super::offloaded::{OffloadedConn, run_offloaded};
 use crate::engine::FlowCounters;
 use crate::engine::packet::AdoptedFlow;
-use crate::observe::{BackendEndpoint, Record};
+use crate::telemetry::{BackendEndpoint, Record};
 
 /// Takes all of them in. Before the first connection: its port must not be one of theirs.
 pub(crate) fn adopt_flows(shared: &Arc<Shared>, tasks: &TaskTracker) {

@@ -17,8 +17,8 @@ use super::first_byte::HelloProbe;
 use crate::config::{Backend, BackendAddr, Route};
 use crate::engine::Socket;
 use crate::engine::packet::TakeoverParams;
-use crate::observe::metrics;
-use crate::observe::{Metrics, BackendEndpoint};
+use crate::telemetry::metrics;
+use crate::telemetry::{Metrics, BackendEndpoint};
 
 /// No back end of the route answered.
 pub(super) struct NoBackend;

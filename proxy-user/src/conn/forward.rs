@@ -16,8 +16,8 @@ use super::{ConnContext, reject, record_fields, proxy_header};
 use crate::config::{Route, SourceAddress};
 use crate::engine::packet::ClientEndpoint;
 use crate::engine::{CarryResult, EngineObserver, SocketPair, EngineKind};
-use crate::observe::metrics::{DeclinedLabels, HandoverLabels};
-use crate::observe::{Metrics, Outcome, Record};
+use crate::telemetry::metrics::{DeclinedLabels, HandoverLabels};
+use crate::telemetry::{Metrics, Outcome, Record};
 
 pub(super) async fn forward(
     client: TcpStream,

@@ -12,7 +12,7 @@ use super::terminate::PendingTermination;
 use crate::config::Config;
 use crate::engine::packet::OffloadedFlow;
 use crate::engine::{FlowEnd, Handover, FlowCounters, EngineKind};
-use crate::observe::{Outcome, Record};
+use crate::telemetry::{Outcome, Record};
 
 /// What becomes of a connection.
 pub(super) enum NextStep {

@@ -5,7 +5,7 @@ use snisplit_common::proxy_protocol::encode;
 use tokio::net::TcpStream;
 
 use crate::config::Route;
-use crate::observe::Record;
+use crate::telemetry::Record;
 
 /// The header to send, empty for none. It tells the addresses that a trusted proxy told us, else the
 /// connection's own; ACME validations get it like all others.

@@ -8,8 +8,8 @@ use snisplit_common::proxy_protocol::Header;
 
 use super::certificate_view::TlsMaterial;
 use crate::config::Route;
-use crate::observe::metrics::AcmeLabels;
-use crate::observe::{AcmeLog, Record};
+use crate::telemetry::metrics::AcmeLabels;
+use crate::telemetry::{AcmeLog, Record};
 
 /// A trusted proxy says who the client is.
 pub(super) fn set_proxy_header(header: &Header, record: &mut Record) {

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use super::preamble::PreambleError;
 use crate::engine::set_graceful_close;
-use crate::observe::{Outcome, Record};
+use crate::telemetry::{Outcome, Record};
 
 /// How long a refused client may take to close its side.
 const LINGERING_TIMEOUT: Duration = Duration::from_secs(1);

@@ -15,8 +15,8 @@ use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use crate::dns;
-use crate::observe::Metrics;
-use crate::observe::metrics;
+use crate::telemetry::Metrics;
+use crate::telemetry::metrics;
 
 /// How long to wait for a name server where a former answer would do.
 const STALE_ANSWER_TIMEOUT: Duration = Duration::from_millis(200);

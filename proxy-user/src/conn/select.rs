@@ -11,8 +11,8 @@ use snisplit_common::health::{BackendHealth, Transition};
 use tracing::{info, warn};
 
 use crate::config::{Backend, Config, Route};
-use crate::observe::Metrics;
-use crate::observe::metrics;
+use crate::telemetry::Metrics;
+use crate::telemetry::metrics;
 
 /// All back ends that a configuration names, by the address that it gives.
 #[derive(Debug)]

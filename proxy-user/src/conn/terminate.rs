@@ -18,7 +18,7 @@ use super::dialer::{BackendConn, BackendPreamble, StarttlsReplay};
 use super::{ConnContext, Shared, reject, forward, proxy_header};
 use crate::config::Terminate;
 use crate::engine::{FlowEnd, Socket, rebind_to_runtime, set_graceful_close};
-use crate::observe::{Outcome, Record};
+use crate::telemetry::{Outcome, Record};
 
 /// How long a validation may take; there is one round trip to wait for, and what stays longer is no
 /// CA (CVE-2026-22045 was the lack of this in Traefik).

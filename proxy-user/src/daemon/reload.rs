@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use super::{Services, ConfigSource};
 use crate::config::{Config, Route};
 use crate::conn::Shared;
-use crate::observe::metrics::ReloadLabels;
+use crate::telemetry::metrics::ReloadLabels;
 
 /// Reads the configuration again and says what became of it.
 pub(super) fn reload(source: &ConfigSource, shared: &Shared, services: &mut Services, trigger: &str) {
