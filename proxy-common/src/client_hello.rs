@@ -86,9 +86,9 @@ impl ClientHelloError {
         match self {
             Self::NotTls => "not_tls",
             Self::UnexpectedMessage => "unexpected_message",
-            Self::InvalidRecordLength => "bad_record",
-            Self::TooLong => "hello_too_long",
-            Self::Malformed => "malformed_hello",
+            Self::InvalidRecordLength => "invalid_record_length",
+            Self::TooLong => "client_hello_too_long",
+            Self::Malformed => "malformed_client_hello",
             Self::DuplicateExtension => "duplicate_extension",
         }
     }

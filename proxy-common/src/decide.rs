@@ -123,7 +123,7 @@ pub enum DecisionReason {
     RouteBackend,
     /// The route says `acme = "local"`.
     RouteLocal,
-    /// The route says `acme = "refuse"`.
+    /// The route says `acme = "reject"`.
     RouteReject,
     /// `acme_bypass = "never"`.
     BypassNever,

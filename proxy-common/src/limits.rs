@@ -6,11 +6,11 @@ use core::time::Duration;
 /// The default bound on a ClientHello, bytes of its handshake message (design §4).
 pub const DEFAULT_MAX_CLIENT_HELLO_LEN: usize = 65_536;
 
-/// The most that `hello_bytes` may be set to: the receive queue must hold the whole hello, in
+/// The most that `max_client_hello_bytes` may be set to: the receive queue must hold the whole hello, in
 /// records of one byte each if the client likes, and `tcp_rmem[2]` is 6 MiB by default.
 pub const MAX_CLIENT_HELLO_LEN_CEILING: usize = 262_144;
 
-/// Bytes of the connection that a hello of `hello_bytes` can take: every byte in a record of its
+/// Bytes of the connection that a hello of `max_client_hello_bytes` can take: every byte in a record of its
 /// own, header included, and the message's header likewise.
 pub const fn max_client_hello_wire_len(client_hello_len: usize) -> usize {
     (client_hello_len + 4) * 6

@@ -43,7 +43,7 @@ impl MatchKind {
         match self {
             Self::Exact => "exact",
             Self::Wildcard => "wildcard",
-            Self::Default => "default",
+            Self::Default => "catch_all",
         }
     }
 }

@@ -127,7 +127,8 @@ fn detach_if_backlogged(
     let backlog = (flow.redirected_bytes as u32).wrapping_sub(written).wrapping_add(fresh);
     flow.avg_skb_len_x16 =
         flow.avg_skb_len_x16 - flow.avg_skb_len_x16 / SKB_LEN_EWMA_WEIGHT + fresh;
-    let skb_count = u64::from(backlog) / u64::from(flow.avg_skb_len_x16 / SKB_LEN_EWMA_WEIGHT).max(1);
+    let skb_count =
+        u64::from(backlog) / u64::from(flow.avg_skb_len_x16 / SKB_LEN_EWMA_WEIGHT).max(1);
     let state = match u64::from(backlog) + skb_count * SKB_TRUESIZE_OVERHEAD {
         0..=BACKLOG_SOFT_LIMIT => return Ok(()),
         0..=BACKLOG_HARD_LIMIT => DirectionState::Detaching,

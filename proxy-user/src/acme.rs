@@ -16,14 +16,14 @@ use tokio::task::JoinHandle;
 use crate::certs::CertStore;
 use crate::config::terminate::{CertificateSource, Challenge};
 use crate::config::{AcmeConfig, Config, Terminate};
-use http_client::RetryAfter;
 use certificate_task::CertificateTask;
+use http_client::RetryAfter;
 use store::StateStore;
 
 mod account;
+mod certificate_task;
 mod dns01;
 mod http_client;
-mod certificate_task;
 mod order;
 pub(crate) mod status;
 pub(crate) mod store;
@@ -62,7 +62,11 @@ impl CertificateManager {
     /// Keeps the certificates that a configuration wants ordered, and no others. Fails, changing
     /// nothing, if the state cannot be opened.
     pub(crate) fn apply(&mut self, config: &Config) -> Result<()> {
-        let specs: Vec<CertificateSpec> = config.terminates.iter().filter_map(|one| CertificateSpec::from_terminate(one)).collect();
+        let specs: Vec<CertificateSpec> = config
+            .terminates
+            .iter()
+            .filter_map(|one| CertificateSpec::from_terminate(one))
+            .collect();
         let context = match &config.acme {
             Some(acme) if !specs.is_empty() => Some(self.open_context(acme, &config.nameservers)?),
             Some(_) | None => None,
@@ -92,7 +96,11 @@ impl CertificateManager {
     }
 
     /// The one that is open, if it is for the same.
-    fn open_context(&self, acme: &AcmeConfig, nameservers: &[SocketAddr]) -> Result<Arc<AcmeContext>> {
+    fn open_context(
+        &self,
+        acme: &AcmeConfig,
+        nameservers: &[SocketAddr],
+    ) -> Result<Arc<AcmeContext>> {
         let current = self.context.as_ref();
         if let Some(context) = current
             && context.config == *acme

@@ -24,17 +24,17 @@ use tracing::level_filters::LevelFilter;
 use crate::sys;
 
 pub(crate) mod address;
-mod error;
-mod codec;
 mod btf_offsets;
-pub(crate) mod packet;
-mod load_retry;
+mod codec;
+mod error;
 pub(crate) mod inspect;
+mod load_retry;
+pub(crate) mod packet;
 mod route_names;
 
-pub(crate) use error::BpfError;
-use codec::{FlowBytes, MapValue as _, encode};
 use btf_offsets::SockmapOffsets;
+use codec::{FlowBytes, MapValue as _, encode};
+pub(crate) use error::BpfError;
 use route_names::RouteNames;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/snisplit-ebpf"));
@@ -89,7 +89,8 @@ impl SockmapProgram {
         pins: Option<&Path>,
     ) -> Result<(Self, SockmapEvents), BpfError> {
         let level = ebpf_log_level(level);
-        let SockmapOffsets { skb_seq, write_seq, copied_seq } = SockmapOffsets::from_running_kernel()?;
+        let SockmapOffsets { skb_seq, write_seq, copied_seq } =
+            SockmapOffsets::from_running_kernel()?;
         let mut loader = EbpfLoader::new();
         for (name, folder) in PINNED_MAPS.iter().zip(pins.into_iter().cycle()) {
             loader.map_pin_path(name, folder.join(name));
@@ -150,7 +151,11 @@ impl SockmapProgram {
     }
 
     /// Notes a direction before its socket becomes a source.
-    pub(crate) fn insert_flow_entry(&self, cookie: u64, flow: DirectionEntry) -> Result<(), BpfError> {
+    pub(crate) fn insert_flow_entry(
+        &self,
+        cookie: u64,
+        flow: DirectionEntry,
+    ) -> Result<(), BpfError> {
         Ok(self.maps().flows.insert(cookie, encode(&flow), 0)?)
     }
 

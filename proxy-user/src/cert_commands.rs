@@ -26,7 +26,8 @@ pub fn list(config: &Config) -> Result<String> {
 
 /// Asks the running agent, or the next one, to renew the certificate of a name.
 pub fn renew(config: &Config, name: &str) -> Result<()> {
-    let has_name = |one: &&Arc<Terminate>| one.route.names.iter().any(|own| own.to_string() == name);
+    let has_name =
+        |one: &&Arc<Terminate>| one.route.names.iter().any(|own| own.to_string() == name);
     let Some(terminate) = config.terminates.iter().find(has_name) else {
         bail!("no [[terminate]] has \"{name}\"");
     };
@@ -78,7 +79,8 @@ fn describe(config: &Config, terminate: &Terminate) -> Result<String> {
     }
     if let Some(CertificateStatus { next, last_error, .. }) = status {
         let next_order = from_unix_seconds(next);
-        let words = if next_order <= SystemTime::now() { "now".into() } else { format_time(next_order) };
+        let words =
+            if next_order <= SystemTime::now() { "now".into() } else { format_time(next_order) };
         line("next order", &words);
         line("last error", last_error.as_deref().unwrap_or("none"));
     }

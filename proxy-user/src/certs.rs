@@ -79,7 +79,9 @@ impl CertStore {
             let label = one.route.label.clone();
             let entry = match previous.get(&label) {
                 Some(unchanged) if unchanged.alpn == one.alpn => Arc::clone(unchanged),
-                other => Arc::new(build_served_name(one, other.map(|other| Arc::clone(&other.cert)))?),
+                other => {
+                    Arc::new(build_served_name(one, other.map(|other| Arc::clone(&other.cert)))?)
+                }
             };
             served.insert(label, entry);
         }
@@ -95,7 +97,11 @@ impl CertStore {
     }
 
     /// How to terminate ordinary traffic to a name, once there is a certificate for it.
-    pub(crate) fn server_config(&self, label: &str, name: &ServerName) -> Option<Arc<ServerConfig>> {
+    pub(crate) fn server_config(
+        &self,
+        label: &str,
+        name: &ServerName,
+    ) -> Option<Arc<ServerConfig>> {
         let served = self.0.served.load();
         let served = served.get(label)?;
         let installed = served.cert.0.load();
@@ -105,14 +111,19 @@ impl CertStore {
     /// The first names of those that have no certificate yet.
     pub(crate) fn missing(&self) -> Vec<String> {
         let served = self.0.served.load();
-        let without_certificate = served.iter().filter(|(_, served)| served.cert.0.load().is_none());
+        let without_certificate =
+            served.iter().filter(|(_, served)| served.cert.0.load().is_none());
         let mut labels: Vec<String> = without_certificate.map(|(label, _)| label.clone()).collect();
         labels.sort();
         labels
     }
 
     /// Answers TLS-ALPN-01 validations of a name.
-    pub(crate) fn add_tls_challenge(&self, name: &ServerName, config: ServerConfig) -> ChallengeGuard {
+    pub(crate) fn add_tls_challenge(
+        &self,
+        name: &ServerName,
+        config: ServerConfig,
+    ) -> ChallengeGuard {
         lock(&self.0.tls_challenges).insert(name.clone(), Arc::new(config));
         ChallengeGuard { store: self.clone(), key: ChallengeKey::Tls(name.clone()) }
     }
@@ -123,7 +134,12 @@ impl CertStore {
     }
 
     /// Answers HTTP-01 validations of a name.
-    pub(crate) fn add_http_challenge(&self, name: &ServerName, token: &str, key_authorization: &str) -> ChallengeGuard {
+    pub(crate) fn add_http_challenge(
+        &self,
+        name: &ServerName,
+        token: &str,
+        key_authorization: &str,
+    ) -> ChallengeGuard {
         let key = (name.clone(), token.to_owned());
         lock(&self.0.http_challenges).insert(key.clone(), key_authorization.to_owned());
         ChallengeGuard { store: self.clone(), key: ChallengeKey::Http(key.0, key.1) }
@@ -135,7 +151,10 @@ impl CertStore {
     }
 }
 
-fn build_served_name(terminate: &Terminate, cert: Option<Arc<SwappableCert>>) -> Result<ServedName, rustls::Error> {
+fn build_served_name(
+    terminate: &Terminate,
+    cert: Option<Arc<SwappableCert>>,
+) -> Result<ServedName, rustls::Error> {
     let cert = cert.unwrap_or_default();
     let builder = ServerConfig::builder_with_provider(Arc::new(default_provider()))
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?;

@@ -18,14 +18,34 @@ pub struct Cli {
 
     /// Log level on standard error: off, error, warn, info, debug or trace. Names and addresses
     /// of clients appear from debug on
-    #[arg(long, global = true, default_value = "info", env = "SNISPLIT_LOG", value_name = "LEVEL")]
+    #[arg(
+        long,
+        global = true,
+        default_value = "info",
+        env = "SNISPLIT_LOG_LEVEL",
+        value_name = "LEVEL"
+    )]
     pub log_level: LevelFilter,
+
+    /// Form of what `status` and `flows` print; the other verbs print text
+    #[arg(long, global = true, value_enum, default_value_t, value_name = "FORM")]
+    pub output: OutputFormat,
+}
+
+/// Form of what a verb prints on standard output.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum OutputFormat {
+    /// Lines for people
+    #[default]
+    Text,
+    /// One JSON document
+    Json,
 }
 
 /// The verbs.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Accept and forward connections until SIGTERM; a second one cuts what still runs. SIGHUP
+    /// Accept and forward connections until SIGTERM; a second signal resets what still runs. SIGHUP
     /// reloads the file
     Run {
         #[allow(missing_docs, reason = "clap would take it for a help text")]
@@ -36,14 +56,11 @@ pub enum Command {
         #[arg(long)]
         watch: bool,
     },
-    /// Say whether a config file is right, and if not, all that is wrong with it
-    Check {
-        /// The TOML file
-        file: PathBuf,
-    },
-    /// Say what would happen to a connection, and why
+    /// Validate a configuration and list all that is wrong with it
+    Check(ConfigArgs),
+    /// Show how a connection would be routed, and why
     Explain(ExplainArgs),
-    /// Say which certificates there are, until when, and what went wrong with them
+    /// Show the certificates: issuer, end, next order, last error
     #[command(args_conflicts_with_subcommands = true)]
     Certs {
         #[allow(missing_docs, reason = "clap would take it for a help text")]
@@ -54,17 +71,17 @@ pub enum Command {
         #[command(flatten)]
         config_args: Box<ConfigArgs>,
     },
-    /// Look after the routing rules that back ends with `source = "client"` need
+    /// Manage the policy routing that `source_address = "client"` needs
     Net {
         #[allow(missing_docs, reason = "clap would take it for a help text")]
         #[command(subcommand)]
         command: NetCommand,
     },
-    /// Say whether an agent runs, with which engine, and what it has in the kernel. Works while the
-    /// agent is stopped or hangs, and fails if none runs
+    /// Show whether an agent runs, its engine and what it has in the kernel. Works while the agent is
+    /// stopped or hangs; exits with 1 if none runs
     Status(InstanceArgs),
-    /// List the flows that the kernel carries: addresses, route, bytes, age. Those that splice or
-    /// copy carries are in the metrics and, when they end, in the access log
+    /// List the offloaded flows: addresses, route, bytes, age. Flows of splice and copy are in the
+    /// metrics and, when they end, in the access log
     #[command(args_conflicts_with_subcommands = true)]
     Flows {
         #[allow(missing_docs, reason = "clap would take it for a help text")]
@@ -75,22 +92,22 @@ pub enum Command {
         #[command(flatten)]
         instance_args: InstanceArgs,
     },
-    /// Show the flows that the kernel carries and what they move now, again and again, those first that
-    /// move most; ended by Ctrl-C
+    /// Watch the offloaded flows live, the busiest first, until Ctrl-C
     Top {
-        /// Its name (`instance` in its configuration)
+        /// Name of the agent (`instance` in its configuration)
         #[arg(long, default_value = crate::config::DEFAULT_INSTANCE, value_name = "NAME")]
         instance: String,
 
-        /// Time between looks
+        /// Time between two readings
         #[arg(long, default_value = "1s", value_parser = humantime::parse_duration, value_name = "TIME")]
         interval: Duration,
 
-        /// How many looks; without end unless it is given
+        /// Number of readings [default: no end]
         #[arg(long, value_name = "N")]
         count: Option<u64>,
     },
-    /// Say what this host can do, and for each "no", the reason
+    /// Test what this host can do, and show the reason for each "no". Loads programs and attaches
+    /// them to the loopback interface for a moment
     Doctor {
         /// Log level of the kernel programs while they are tried: off, error, warn, info, debug
         #[arg(long, default_value = "off", value_name = "LEVEL")]
@@ -101,7 +118,7 @@ pub enum Command {
 /// What to do with certificates.
 #[derive(Debug, Subcommand)]
 pub enum CertsCommand {
-    /// Ask the agent to renew the certificate of a name now
+    /// Renew the certificate of a name: a running agent orders within two seconds
     Renew {
         /// One of its names
         name: String,
@@ -115,38 +132,37 @@ pub enum CertsCommand {
 /// What to do with the routing rules.
 #[derive(Debug, Subcommand)]
 pub enum NetCommand {
-    /// Say which are there and which are missing, each as the ip(8) command that adds it
+    /// Show which rules are there and which are missing, each as the ip(8) command that adds it
     Check(ConfigArgs),
-    /// Add the missing ones, and remove those that are no longer needed
+    /// Add the missing rules, and remove those that no back end needs
     Apply(ConfigArgs),
-    /// Remove all of them
+    /// Remove all rules
     Remove,
 }
 
 /// What to do with flows.
 #[derive(Debug, Subcommand)]
 pub enum FlowsCommand {
-    /// Reset flows of the packet engine, both peers, by the client's address. The agent does it within
-    /// a second
+    /// Reset flows of the packet engine, both peers, by the client's address, within a second
     Reset {
         /// The client, as `flows` shows it: ADDRESS:PORT, or an ADDRESS for all of its flows
         client: String,
 
-        /// Its name (`instance` in its configuration)
+        /// Name of the agent (`instance` in its configuration)
         #[arg(long, default_value = crate::config::DEFAULT_INSTANCE, value_name = "NAME")]
         instance: String,
     },
-    /// Take over the flows of the packet engine that an agent of an older version has left behind: they run
-    /// on, and the next agent adopts them. Not while an agent of that name runs
+    /// Convert the flows of the packet engine that an agent of an older version left: they run on, and
+    /// the next agent adopts them. Fails while an agent of that name runs
     Migrate {
-        /// Its name (`instance` in its configuration)
+        /// Name of the agent (`instance` in its configuration)
         #[arg(long, default_value = crate::config::DEFAULT_INSTANCE, value_name = "NAME")]
         instance: String,
     },
-    /// End the flows of the packet engine that an agent has left behind: with a reset for both peers,
-    /// and nothing of it stays in the kernel. Not while an agent of that name runs
+    /// Reset the flows of the packet engine that an agent left, both peers, and remove all of it from
+    /// the kernel. Fails while an agent of that name runs
     Purge {
-        /// Its name (`instance` in its configuration)
+        /// Name of the agent (`instance` in its configuration)
         #[arg(long, default_value = crate::config::DEFAULT_INSTANCE, value_name = "NAME")]
         instance: String,
     },
@@ -155,13 +171,9 @@ pub enum FlowsCommand {
 /// Which agent.
 #[derive(clap::Args, Debug)]
 pub struct InstanceArgs {
-    /// Its name (`instance` in its configuration)
+    /// Name of the agent (`instance` in its configuration)
     #[arg(long, default_value = crate::config::DEFAULT_INSTANCE, value_name = "NAME")]
     pub instance: String,
-
-    /// Answer in JSON
-    #[arg(long)]
-    pub json: bool,
 }
 
 /// Where the configuration comes from.
@@ -180,11 +192,11 @@ pub struct ConfigArgs {
 #[derive(clap::Args, Debug)]
 pub struct ExplainArgs {
     /// The server name that the client sends
-    #[arg(long, value_name = "NAME", conflicts_with = "hello")]
+    #[arg(long, value_name = "NAME", conflicts_with = "client_hello")]
     pub sni: Option<String>,
 
     /// A protocol that the client offers, such as h2 or acme-tls/1; may be repeated
-    #[arg(long, value_name = "PROTOCOL", conflicts_with = "hello")]
+    #[arg(long, value_name = "PROTOCOL", conflicts_with = "client_hello")]
     pub alpn: Vec<String>,
 
     /// A file with the bytes of a connection from its first one on, such as a capture has them

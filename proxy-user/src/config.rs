@@ -17,23 +17,23 @@ use crate::engine::EngineChoice;
 use crate::telemetry::access_log::AccessLogFormat;
 
 pub mod acme;
-mod validate;
+mod diagnostic;
 mod file;
 mod flags;
 mod limits;
 mod packet;
-mod diagnostic;
+mod parse;
 mod route;
 mod route_table;
 pub mod terminate;
-mod parse;
+mod validate;
 
 pub use acme::AcmeConfig;
+pub use diagnostic::ConfigErrors;
 pub use flags::Overrides;
 pub use limits::Limits;
 pub use packet::PacketConfig;
-pub use diagnostic::ConfigErrors;
-pub use route::{Backend, HealthCheckKind, BackendAddr, Route, SourceAddress};
+pub use route::{Backend, BackendAddr, HealthCheckKind, Route, SourceAddress};
 pub use terminate::Terminate;
 
 /// Everything `run` needs to know.
@@ -76,7 +76,7 @@ pub struct Config {
 pub struct Listener {
     /// `address`
     pub address: SocketAddr,
-    /// `hello_timeout`: from accept to a whole hello.
+    /// `client_hello_timeout`: from accept to a whole hello.
     pub client_hello_timeout: Duration,
     /// `proxy_protocol_from`: who must send a PROXY header; all others must not.
     pub proxy_protocol_from: Vec<IpNet>,

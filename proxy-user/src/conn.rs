@@ -20,31 +20,31 @@ use crate::telemetry::record::Telemetry;
 use crate::telemetry::{AcmeLog, Metrics, Outcome, Record};
 
 pub(crate) mod accept;
+pub(crate) mod acceptor_threads;
+pub(crate) mod acme_http;
 pub(crate) mod admission;
 pub(crate) mod adopt;
-mod offloaded;
-pub(crate) mod select;
-mod reject;
+pub(crate) mod certificate_view;
 pub(crate) mod connect;
-pub(crate) mod acceptor_threads;
 mod dialer;
-mod forward;
-pub(crate) mod acme_http;
-mod record_fields;
 mod first_byte;
+mod forward;
+mod offloaded;
 mod preamble;
 mod proxy_header;
-pub(crate) mod certificate_view;
+mod record_fields;
+mod reject;
 pub(crate) mod resolve;
+pub(crate) mod select;
 mod terminate;
 
 use admission::ConnectionLimiter;
-use offloaded::{Session, OffloadedConn, NextStep, run_handover, run_offloaded};
-use select::Backends;
+use certificate_view::{CertificateView, TlsMaterial};
 use dialer::StarttlsReplay;
+use offloaded::{NextStep, OffloadedConn, Session, run_handover, run_offloaded};
 use preamble::{PreambleError, PreambleReader};
-use certificate_view::{TlsMaterial, CertificateView};
 use resolve::Resolver;
+use select::Backends;
 use terminate::PendingTermination;
 
 /// What every connection of the agent shares.
@@ -91,7 +91,8 @@ pub(crate) async fn serve(
     (shared, tasks): (Arc<Shared>, TaskTracker),
 ) {
     let record = Record::open(Arc::clone(&shared.telemetry), client_addr, listen_addr);
-    let mut session = Session { config: shared.config.load_full(), counters: Arc::default(), record };
+    let mut session =
+        Session { config: shared.config.load_full(), counters: Arc::default(), record };
     let Session { config, counters, record } = &mut session;
     let context = ConnContext { config, shared: &shared, counters };
     let next_step = tokio::select! {
@@ -105,14 +106,25 @@ pub(crate) async fn serve(
         NextStep::Offloaded(flow, permits) => {
             let Session { config, counters, record } = session;
             let idle_timeout = config.limits.idle_timeout;
-            let offloaded = OffloadedConn { flow, _permits: Some(permits), counters, idle_timeout, record };
+            let offloaded =
+                OffloadedConn { flow, _permits: Some(permits), counters, idle_timeout, record };
             tasks.spawn(run_offloaded(offloaded, Arc::clone(&shared)));
         }
         NextStep::Handover(handover, permits) => {
-            tasks.spawn_on(run_handover(session, (handover, permits), Arc::clone(&shared)), main_runtime);
+            tasks.spawn_on(
+                run_handover(session, (handover, permits), Arc::clone(&shared)),
+                main_runtime,
+            );
         }
         NextStep::Terminate(termination, connection_permit) => {
-            tasks.spawn_on(terminate::run_termination(session, (termination, connection_permit), Arc::clone(&shared)), main_runtime);
+            tasks.spawn_on(
+                terminate::run_termination(
+                    session,
+                    (termination, connection_permit),
+                    Arc::clone(&shared),
+                ),
+                main_runtime,
+            );
         }
     }
 }
@@ -123,18 +135,24 @@ async fn handle(client: TcpStream, context: ConnContext<'_>, record: &mut Record
     let listener = config.listener_or_default(record.entry.listener);
     let client_addr = record.entry.client;
     let is_trusted_proxy = listener.requires_proxy_header(client_addr.ip());
-    let (connection_permit, handshake_permit) = match shared.limiter.acquire(client_addr, is_trusted_proxy, &config.limits) {
-        Ok(permits) => permits,
-        Err(reason) => return reject::reject_immediately(client, reason, record).into(),
-    };
+    let (connection_permit, handshake_permit) =
+        match shared.limiter.acquire(client_addr, is_trusted_proxy, &config.limits) {
+            Ok(permits) => permits,
+            Err(reason) => return reject::reject_immediately(client, reason, record).into(),
+        };
     let mut reader = PreambleReader::new(&client, listener.client_hello_timeout);
-    let (hello, replay) = match Box::pin(read_client_preamble(&mut reader, &listener, config, record)).await {
-        Ok(preamble) => preamble,
-        Err(error) => return Box::pin(reject::close_without_hello(client, error, record)).await.into(),
-    };
+    let (hello, replay) =
+        match Box::pin(read_client_preamble(&mut reader, &listener, config, record)).await {
+            Ok(preamble) => preamble,
+            Err(error) => {
+                return Box::pin(reject::close_without_hello(client, error, record)).await.into();
+            }
+        };
     drop((reader, handshake_permit));
     if shared.limiter.is_loop(client_addr) {
-        return Box::pin(reject::reject_with_alert(client, Alert::InternalError, "loop", record)).await.into();
+        return Box::pin(reject::reject_with_alert(client, Alert::InternalError, "loop", record))
+            .await
+            .into();
     }
     record_fields::set_client_hello(&hello, record);
     let certificates = CertificateView { config, cert_store: &shared.cert_store };
@@ -146,14 +164,25 @@ async fn handle(client: TcpStream, context: ConnContext<'_>, record: &mut Record
         }
         Action::Terminate(TlsMaterial::Certificate(terminate, tls_config)) => {
             let handshake_timeout = listener.client_hello_timeout;
-            return NextStep::Terminate(Box::new(PendingTermination { client, hello, terminate, tls_config, handshake_timeout }), connection_permit);
+            return NextStep::Terminate(
+                Box::new(PendingTermination {
+                    client,
+                    hello,
+                    terminate,
+                    tls_config,
+                    handshake_timeout,
+                }),
+                connection_permit,
+            );
         }
         Action::Reject(alert) => {
-            Box::pin(reject::reject_with_alert(client, alert, decision.reason.label(), record)).await
+            Box::pin(reject::reject_with_alert(client, alert, decision.reason.label(), record))
+                .await
         }
         Action::Forward(route) => {
             let preamble = (hello, replay);
-            return forward::forward(client, preamble, route, context, (record, connection_permit)).await;
+            return forward::forward(client, preamble, route, context, (record, connection_permit))
+                .await;
         }
     };
     outcome.into()

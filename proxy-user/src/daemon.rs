@@ -23,19 +23,19 @@ use crate::config::{Config, Overrides};
 use crate::conn::Shared;
 use crate::conn::admission::ConnectionLimiter;
 use crate::conn::adopt;
-use crate::conn::select::Backends;
 use crate::conn::resolve::Resolver;
+use crate::conn::select::Backends;
 use crate::engine::{EngineChoice, EngineSelector};
 use crate::net;
 use crate::telemetry::record::Telemetry;
 use crate::telemetry::{AccessLog, AcmeLog, Metrics, admin};
 
 mod certificates;
-mod health_check;
+mod config_watcher;
 mod engines;
+mod health_check;
 mod listeners;
 mod reload;
-mod config_watcher;
 
 use certificates::CertificateSources;
 use health_check::HealthChecker;

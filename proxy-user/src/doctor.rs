@@ -14,10 +14,10 @@ use snisplit_common::limits::max_connections_for_nofile;
 use tokio::runtime::Runtime;
 use tracing::level_filters::LevelFilter;
 
-use crate::config::PacketConfig;
-use crate::engine::self_test;
 use crate::bpf;
 use crate::bpf::packet::{AttachTarget, PacketPrograms};
+use crate::config::PacketConfig;
+use crate::engine::self_test;
 use crate::net::host::{self, Interface};
 
 /// How an answer bears on running the agent.
@@ -49,7 +49,10 @@ pub fn run(ebpf_log: LevelFilter) -> Result<ExitCode> {
         ("engine splice", from_result(check_splice(), "bytes went socket to pipe to socket")),
         (
             "BTF",
-            check_file("/sys/kernel/btf/vmlinux", "the kernel is built without CONFIG_DEBUG_INFO_BTF"),
+            check_file(
+                "/sys/kernel/btf/vmlinux",
+                "the kernel is built without CONFIG_DEBUG_INFO_BTF",
+            ),
         ),
         ("bpffs", check_bpffs()),
         ("engine sockmap", check_sockmap(ebpf_log)),
@@ -98,7 +101,9 @@ fn check_open_files() -> (CheckStatus, String) {
 fn check_ipv6() -> (CheckStatus, String) {
     match TcpListener::bind((Ipv6Addr::LOCALHOST, 0)) {
         Ok(_) => (CheckStatus::Ok, "[::1] binds".into()),
-        Err(error) => (CheckStatus::Warn, format!("[::1] does not bind: {error}; listen on IPv4 only")),
+        Err(error) => {
+            (CheckStatus::Warn, format!("[::1] does not bind: {error}; listen on IPv4 only"))
+        }
     }
 }
 
@@ -133,7 +138,8 @@ fn current_thread_runtime() -> Result<Runtime> {
 
 /// Flows over loopback, through all that some kernel does wrongly (`engine::probe`).
 fn check_sockmap(level: LevelFilter) -> (CheckStatus, String) {
-    let tried = current_thread_runtime().and_then(|runtime| runtime.block_on(self_test::load_and_test(level, None)));
+    let tried = current_thread_runtime()
+        .and_then(|runtime| runtime.block_on(self_test::load_and_test(level, None)));
     let done = "flows over loopback: trimmed, bounded behind a slow reader, half-closed, counted";
     match (tried, self_test::known_kernel_bug()) {
         (Ok(_), None) => (CheckStatus::Ok, done.into()),
@@ -150,7 +156,12 @@ fn check_packet() -> (CheckStatus, String) {
     let tried = current_thread_runtime()
         .and_then(|runtime| {
             let _entered = runtime.enter();
-            let loopback = AttachTarget { name: "lo".into(), ifindex: 1, peer_in_other_netns: false, use_xdp: false };
+            let loopback = AttachTarget {
+                name: "lo".into(),
+                ifindex: 1,
+                peer_in_other_netns: false,
+                use_xdp: false,
+            };
             let place = (&[loopback][..], defaults.hook);
             let loaded = PacketPrograms::load(place, None).map(drop);
             loaded.context("the programs do not go to an interface")
@@ -162,7 +173,10 @@ fn check_packet() -> (CheckStatus, String) {
         (Ok(links), None | Some(0)) => {
             let supports_xdp = |link: &&Interface| host::xdp_unsupported_reason(link).is_none();
             let (all, xdp) = (links.len(), links.iter().filter(supports_xdp).count());
-            (CheckStatus::Ok, format!("attaches; {all} interface(s) for it, {xdp} with drivers for XDP"))
+            (
+                CheckStatus::Ok,
+                format!("attaches; {all} interface(s) for it, {xdp} with drivers for XDP"),
+            )
         }
         (Ok(_), Some(tables)) => (
             CheckStatus::Warn,

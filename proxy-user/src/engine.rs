@@ -17,22 +17,22 @@ use tokio::time::{Instant, sleep};
 
 use crate::sys;
 
-pub(crate) mod copy;
 mod carry_result;
-mod flow_end;
-mod selector;
 mod classifier;
+pub(crate) mod copy;
+mod flow_end;
 pub(crate) mod packet;
+mod selector;
 pub(crate) mod self_test;
-mod transfer;
 mod socket;
 pub(crate) mod sockmap;
 pub(crate) mod splice;
+mod transfer;
 
 use carry_result::StepResult;
 pub(crate) use carry_result::{CarryResult, Handover};
 pub(crate) use flow_end::FlowEnd;
-pub(crate) use selector::{EngineChoice, EngineSelector, EngineObserver};
+pub(crate) use selector::{EngineChoice, EngineObserver, EngineSelector};
 pub(crate) use socket::{Socket, TcpTimeouts, rebind_to_runtime};
 
 /// How long bytes on their way to the surviving peer may take before the reset follows them.
@@ -156,7 +156,11 @@ impl SocketPair {
 
     /// The same, for whoever waits on this runtime.
     fn rebind_to_runtime(self) -> std::io::Result<Self> {
-        Ok(Self { client: self.client.rebind_to_runtime()?, backend: self.backend.rebind_to_runtime()?, ..self })
+        Ok(Self {
+            client: self.client.rebind_to_runtime()?,
+            backend: self.backend.rebind_to_runtime()?,
+            ..self
+        })
     }
 
     /// An engine takes the flow.
@@ -202,7 +206,8 @@ impl FlowCounters {
 
     /// Bytes up and down.
     pub(crate) fn totals(&self) -> (u64, u64) {
-        let (up, down) = self.kernel_counters().as_ref().map_or((0, 0), |KernelCounters(count)| count());
+        let (up, down) =
+            self.kernel_counters().as_ref().map_or((0, 0), |KernelCounters(count)| count());
         (up + self.bytes_up.load(Ordering::Relaxed), down + self.bytes_down.load(Ordering::Relaxed))
     }
 
@@ -211,7 +216,10 @@ impl FlowCounters {
     }
 
     /// Reads `count` too, up and down, until the answer is dropped.
-    fn attach_kernel_counters(&self, count: impl Fn() -> (u64, u64) + Send + 'static) -> CounterGuard<'_> {
+    fn attach_kernel_counters(
+        &self,
+        count: impl Fn() -> (u64, u64) + Send + 'static,
+    ) -> CounterGuard<'_> {
         *self.kernel_counters() = Some(KernelCounters(Box::new(count)));
         CounterGuard(self)
     }

@@ -46,7 +46,8 @@ pub fn explain(config: &Config, args: &ExplainArgs) -> Result<String> {
     };
     write_line(&mut out, "server name", &describe_server_name(&hello.sni));
     write_line(&mut out, "ALPN", &describe_alpn(&hello));
-    let decision = decide(&hello, &config.routes, config.acme_bypass, &AllCertificatesReady(config));
+    let decision =
+        decide(&hello, &config.routes, config.acme_bypass, &AllCertificatesReady(config));
     write_line(&mut out, "route", &describe_route(config, &hello, &decision));
     write_line(&mut out, "decision", &describe_action(&decision));
     write_line(&mut out, "because", decision.reason.description());
@@ -55,7 +56,8 @@ pub fn explain(config: &Config, args: &ExplainArgs) -> Result<String> {
     }
     if !hello.is_acme_validation() {
         let validation = ClientHello { alpn: vec![b"acme-tls/1".to_vec()], ..hello };
-        let decision = decide(&validation, &config.routes, config.acme_bypass, &AllCertificatesReady(config));
+        let decision =
+            decide(&validation, &config.routes, config.acme_bypass, &AllCertificatesReady(config));
         let words = format!("{}: {}", describe_action(&decision), decision.reason.description());
         write_line(&mut out, "ACME validation", &words);
     }

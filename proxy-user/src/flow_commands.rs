@@ -9,11 +9,11 @@ use anyhow::{Context as _, Result, bail};
 use rustix::fs::{FlockOperation, flock};
 use snisplit_common::abi::packet::FlowState;
 
-use crate::engine::packet::send_resets;
 use crate::bpf::address::peer_and_local;
+use crate::bpf::inspect::{PinnedState, remove_tuples, request_resets};
 use crate::bpf::packet::{detach_all, migrate as migrate_pins};
-use crate::bpf::inspect::{PinnedState, request_resets, remove_tuples};
 use crate::bpf::pin_dir;
+use crate::engine::packet::send_resets;
 
 /// The pins of an instance whose agent does not run, nor will while the file is open.
 fn lock_stopped_instance(instance: &str) -> Result<(PathBuf, File)> {
@@ -32,7 +32,9 @@ pub fn migrate(instance: &str) -> Result<String> {
     let from_version = migrate_pins(&folder)?;
     let place = folder.display();
     let flows = PinnedState::read(&folder)?.packet.map_or(0, |packet| packet.flows.len());
-    Ok(format!("{place}: {flows} flows, of packet ABI version {from_version}, can go on with this snisplit"))
+    Ok(format!(
+        "{place}: {flows} flows, of packet ABI version {from_version}, can go on with this snisplit"
+    ))
 }
 
 /// Ends the flows of an instance and removes its pins; what to say of it.

@@ -5,23 +5,23 @@
 
 #![deny(unsafe_code)]
 
+pub mod cert_commands;
 pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod doctor;
 pub mod explain;
-pub mod cert_commands;
 pub mod flow_commands;
 pub mod net;
 pub mod status;
 
 mod acme;
+mod bpf;
 mod certs;
-mod file_stamp;
 mod conn;
 mod dns;
 mod engine;
-mod bpf;
-mod telemetry;
+mod file_stamp;
 mod instance;
 mod sys;
+mod telemetry;

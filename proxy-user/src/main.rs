@@ -2,16 +2,19 @@
 
 use std::fmt::Display;
 use std::io::IsTerminal;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
 use mimalloc::MiMalloc;
 use serde::Serialize;
-use snisplit::cli::{CertsCommand, Cli, FlowsCommand, InstanceArgs, NetCommand, ConfigArgs, Command};
-use snisplit::config::{Config, Overrides, ConfigErrors};
+use snisplit::cli::{
+    CertsCommand, Cli, Command, ConfigArgs, FlowsCommand, InstanceArgs, NetCommand, OutputFormat,
+};
+use snisplit::config::{Config, ConfigErrors};
 use snisplit::daemon::ConfigSource;
 use snisplit::status::{FlowList, Status};
-use snisplit::{daemon, doctor, explain, cert_commands, flow_commands, net, status};
+use snisplit::{cert_commands, daemon, doctor, explain, flow_commands, net, status};
 use tracing::level_filters::LevelFilter;
 
 /// A short connection makes some forty allocations, and glibc's took 3 to 4 % of its time.
@@ -26,7 +29,7 @@ fn main() -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .init();
-    match run_command(cli.command) {
+    match run_command(cli.command, cli.output) {
         Ok(code) => code,
         Err(error) => {
             match error.downcast_ref::<ConfigErrors>() {
@@ -43,7 +46,7 @@ fn effective_log_level(cli: &Cli) -> LevelFilter {
     match cli.command {
         Command::Doctor { ebpf_log_level: ebpf_log } => cli.log_level.max(ebpf_log),
         Command::Run { .. }
-        | Command::Check { .. }
+        | Command::Check(_)
         | Command::Explain(_)
         | Command::Certs { .. }
         | Command::Net { .. }
@@ -53,37 +56,46 @@ fn effective_log_level(cli: &Cli) -> LevelFilter {
     }
 }
 
-fn run_command(command: Command) -> anyhow::Result<ExitCode> {
+fn run_command(command: Command, output: OutputFormat) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run { config_args: setup, watch } => {
             let ConfigArgs { config: path, overrides } = setup;
             daemon::run(&ConfigSource { path, overrides, watch })?;
         }
-        Command::Check { file } => {
-            let config = Config::load(Some(&file), &Overrides::default())?;
-            println!("{}: ok, {}", file.display(), explain::summary(&config));
+        Command::Check(config_args) => {
+            let config = load_config(&config_args)?;
+            let source = config_args.config.as_deref().unwrap_or(Path::new("flags"));
+            println!("{}: ok, {}", source.display(), explain::summary(&config));
         }
         Command::Explain(args) => {
             let config = load_config(&args.config_args)?;
             print!("{}", explain::explain(&config, &args)?);
         }
-        Command::Certs { command: Some(CertsCommand::Renew { name, config_args: setup }), .. } => {
+        Command::Certs {
+            command: Some(CertsCommand::Renew { name, config_args: setup }), ..
+        } => {
             cert_commands::renew(&load_config(&setup)?, &name)?;
         }
-        Command::Certs { command: None, config_args: setup } => print!("{}", cert_commands::list(&load_config(&setup)?)?),
-        Command::Net { command: NetCommand::Check(setup) } => return net::check(&load_config(&setup)?),
+        Command::Certs { command: None, config_args: setup } => {
+            print!("{}", cert_commands::list(&load_config(&setup)?)?)
+        }
+        Command::Net { command: NetCommand::Check(setup) } => {
+            return net::check(&load_config(&setup)?);
+        }
         Command::Net { command: NetCommand::Apply(setup) } => net::apply(&load_config(&setup)?)?,
         Command::Net { command: NetCommand::Remove } => net::remove()?,
-        Command::Status(InstanceArgs { instance, json }) => {
+        Command::Status(InstanceArgs { instance }) => {
             let status = Status::read(&instance)?;
-            print_output(&status, json)?;
+            print_output(&status, output)?;
             return Ok(if status.is_running() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
         Command::Flows { command: Some(verb), .. } => println!("{}", run_flows_command(verb)?),
-        Command::Flows { command: None, instance_args: InstanceArgs { instance, json } } => {
-            print_output(&FlowList::read(&instance)?, json)?;
+        Command::Flows { command: None, instance_args: InstanceArgs { instance } } => {
+            print_output(&FlowList::read(&instance)?, output)?;
         }
-        Command::Top { instance, interval, count: times } => status::top(&instance, interval, times)?,
+        Command::Top { instance, interval, count: times } => {
+            status::top(&instance, interval, times)?
+        }
         Command::Doctor { ebpf_log_level: ebpf_log } => return doctor::run(ebpf_log),
     }
     Ok(ExitCode::SUCCESS)
@@ -91,16 +103,18 @@ fn run_command(command: Command) -> anyhow::Result<ExitCode> {
 
 fn run_flows_command(command: FlowsCommand) -> anyhow::Result<String> {
     match command {
-        FlowsCommand::Reset { client, instance } => flow_commands::request_reset(&instance, &client),
+        FlowsCommand::Reset { client, instance } => {
+            flow_commands::request_reset(&instance, &client)
+        }
         FlowsCommand::Migrate { instance } => flow_commands::migrate(&instance),
         FlowsCommand::Purge { instance } => flow_commands::purge(&instance),
     }
 }
 
-fn print_output<T: Display + Serialize>(value: &T, json: bool) -> anyhow::Result<()> {
-    match json {
-        true => println!("{}", serde_json::to_string_pretty(value)?),
-        false => print!("{value}"),
+fn print_output<T: Display + Serialize>(value: &T, output: OutputFormat) -> anyhow::Result<()> {
+    match output {
+        OutputFormat::Json => println!("{}", serde_json::to_string_pretty(value)?),
+        OutputFormat::Text => print!("{value}"),
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The way back from back ends that see a client's own address (`source = "client"`).
+//! The way back from back ends that see a client's own address (`source_address = "client"`).
 //!
 //! Such a back end answers to the client's address. Its packets must come through this host (that is
 //! the operator's routing) and then be taken in here rather than forwarded: for each back end one
@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result};
 use socket2::{Domain, Protocol, Socket, Type};
 use tracing::warn;
 
-use crate::config::{Config, BackendAddr, SourceAddress};
+use crate::config::{BackendAddr, Config, SourceAddress};
 use crate::sys;
 
 pub(crate) mod host;
@@ -58,7 +58,7 @@ pub fn check(config: &Config) -> Result<ExitCode> {
     let present = netlink::installed().context("cannot read the routing rules")?;
     let desired = desired_items(config);
     if desired.is_empty() {
-        println!("no route says source = \"client\": nothing is needed");
+        println!("no route says source_address = \"client\": nothing is needed");
     }
     for item in &desired {
         let status = if present.contains(item) { "ok" } else { "NO" };
@@ -111,24 +111,28 @@ pub(crate) fn warn_if_missing(config: &Config) {
     }
     match netlink::installed() {
         Ok(present) => desired.difference(&present).for_each(|item| {
-            warn!("source = \"client\": `{item}` is missing; `snisplit net apply` adds it");
+            warn!("source_address = \"client\": `{item}` is missing; `snisplit net apply` adds it");
         }),
-        Err(error) => warn!(%error, "source = \"client\": cannot read the routing rules"),
+        Err(error) => warn!(%error, "source_address = \"client\": cannot read the routing rules"),
     }
     if let Err(error) = check_ip_transparent() {
-        warn!(%error, "source = \"client\": IP_TRANSPARENT needs CAP_NET_ADMIN");
+        warn!(%error, "source_address = \"client\": IP_TRANSPARENT needs CAP_NET_ADMIN");
     }
 }
 
 fn desired_items(config: &Config) -> BTreeSet<RoutingItem> {
-    let transparent = config.all_routes().filter(|route| route.source_address == SourceAddress::Client);
-    let addresses =
-        transparent.flat_map(|route| &route.backends).filter_map(|backend| match &backend.address {
+    let transparent =
+        config.all_routes().filter(|route| route.source_address == SourceAddress::Client);
+    let addresses = transparent.flat_map(|route| &route.backends).filter_map(|backend| {
+        match &backend.address {
             BackendAddr::Ip(address) => Some(*address),
             BackendAddr::Host(..) | BackendAddr::Unix(_) => None,
-        });
+        }
+    });
     addresses
-        .flat_map(|backend| [RoutingItem::Rule(backend), RoutingItem::Route { is_v6: backend.is_ipv6() }])
+        .flat_map(|backend| {
+            [RoutingItem::Rule(backend), RoutingItem::Route { is_v6: backend.is_ipv6() }]
+        })
         .collect()
 }
 

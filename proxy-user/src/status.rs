@@ -44,10 +44,12 @@ struct EngineStatus {
 impl Status {
     /// Asks.
     pub fn read(instance: &str) -> Result<Self> {
-        let agent = InstanceInfo::read_running(instance).context("the agent's note cannot be read")?;
+        let agent =
+            InstanceInfo::read_running(instance).context("the agent's note cannot be read")?;
         let PinnedState { sockmap, packet } = read_pinned(instance)?.unwrap_or_default();
         let sockmap = sockmap.as_ref().map(EngineStatus::from_sockmap);
-        let kernel = sockmap.into_iter().chain(packet.as_ref().map(EngineStatus::from_packet)).collect();
+        let kernel =
+            sockmap.into_iter().chain(packet.as_ref().map(EngineStatus::from_packet)).collect();
         Ok(Self { instance: instance.into(), agent, kernel })
     }
 
@@ -63,7 +65,8 @@ impl EngineStatus {
             let flows = pinned.flows.values().filter(|flow| flow.direction == direction);
             flows.map(total_bytes).sum()
         };
-        let words = SockmapCounter::ALL.iter().map(|(count, words)| (*words, pinned.counter(*count)));
+        let words =
+            SockmapCounter::ALL.iter().map(|(count, words)| (*words, pinned.counter(*count)));
         Self {
             engine: "sockmap",
             flows: pinned.flows.values().filter(|flow| flow.direction == Direction::Up).count(),

@@ -9,4 +9,4 @@ pub(crate) mod record;
 pub(crate) use access_log::AccessLog;
 pub(crate) use acme_log::AcmeLog;
 pub(crate) use metrics::Metrics;
-pub(crate) use record::{Outcome, BackendEndpoint, Record};
+pub(crate) use record::{BackendEndpoint, Outcome, Record};

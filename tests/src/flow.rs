@@ -91,7 +91,8 @@ impl Flow {
     #[track_caller]
     pub fn assert_record(&self, up: usize, down: usize, outcome: &str) {
         let record = self.agent.next_record();
-        let actual = (&record["engine"], &record["up"], &record["down"], &record["outcome"]);
+        let actual =
+            (&record["engine"], &record["bytes_up"], &record["bytes_down"], &record["outcome"]);
         let expected = (self.engine, up + self.hello_len, down + self.answer_len, outcome);
         assert_eq!(actual.0, expected.0, "{record}");
         assert_eq!((actual.1, actual.2), (&expected.1.into(), &expected.2.into()), "{record}");

@@ -48,7 +48,7 @@ pub fn transfer_both_ways((client, server): &(TcpStream, TcpStream), bytes: usiz
 /// Has the agent cut the flow of this client.
 pub fn reset_flow(lab: &Lab, client: &TcpStream) {
     let client = client.local_addr().unwrap().to_string();
-    let words = ["flows", "cut", &client, "--instance", lab.namespace_names()[1]];
+    let words = ["flows", "reset", &client, "--instance", lab.namespace_names()[1]];
     let done = Command::new(agent::binary_path()).args(words).output().unwrap();
     assert!(done.status.success(), "{done:?}");
 }

@@ -21,7 +21,7 @@ const MAX_STEPS_IN_FLIGHT: usize = 4;
 /// What the receiver says once a MiB, as HTTP/2 opens a window: bulk is no exchange for that.
 const WINDOW_UPDATE: &[u8] = b"go on";
 const STEPS_PER_UPDATE: usize = 16;
-const HANDOVERS: &str = "snisplit_engine_moved_total{engine=\"sockmap\"}";
+const HANDOVERS: &str = "snisplit_engine_handovers_total{engine=\"sockmap\"}";
 
 /// Bulk whose receiver keeps up, however slow the machine: else it might leave the kernel for that.
 fn download_without_backlog(flow: &Flow, at_half: impl Fn()) {
@@ -99,11 +99,11 @@ fn small_messages_move_to_sockmap_and_bulk_detaches() {
     let record = flow.agent.next_record();
     assert_eq!((&record["engine"], &record["outcome"]), (&"sockmap".into(), &"closed".into()));
     assert_eq!(
-        record["up"],
+        record["bytes_up"],
         exchanged + STEPS / STEPS_PER_UPDATE * WINDOW_UPDATE.len() + flow.hello_len,
         "{record}"
     );
-    assert_eq!(record["down"], exchanged + BULK, "{record}");
+    assert_eq!(record["bytes_down"], exchanged + BULK, "{record}");
     wait_until("its entries to be gone", || (entries() == 0).then_some(()));
 }
 
@@ -136,14 +136,14 @@ fn a_request_response_flow_moves_to_sockmap_and_stays() {
         assert_eq!((read_all(&flow.backend), read_all(&flow.client)), (vec![], vec![]));
         let record = flow.agent.next_record();
         assert_eq!((&record["engine"], &record["outcome"]), (&"sockmap".into(), &"closed".into()));
-        assert_eq!(record["up"], TIMES * question + flow.hello_len, "{record}");
-        assert_eq!(record["down"], TIMES * answer, "{record}");
+        assert_eq!(record["bytes_up"], TIMES * question + flow.hello_len, "{record}");
+        assert_eq!(record["bytes_down"], TIMES * answer, "{record}");
     }
 }
 
 fn run_json(verb: &str, instance: &str) -> (bool, Value) {
     let mut command = Command::new(binary_path());
-    let done = command.args([verb, "--instance", instance, "--json"]).output().unwrap();
+    let done = command.args([verb, "--instance", instance, "--output", "json"]).output().unwrap();
     let output = String::from_utf8_lossy(&done.stderr).into_owned();
     (done.status.success(), serde_json::from_slice(&done.stdout).unwrap_or(output.into()))
 }

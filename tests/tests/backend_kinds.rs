@@ -67,7 +67,7 @@ fn unix_sockets_forward_both_directions_and_half_closes() {
             let record = agent.next_record();
             assert_eq!((&record["outcome"], &record["engine"]), (&"closed".into(), &engine.into()));
             assert!(record["backend"].as_str().unwrap().starts_with("unix:/"), "{record}");
-            assert_eq!(record["down"], BYTES, "{record}");
+            assert_eq!(record["bytes_down"], BYTES, "{record}");
         });
     }
 }
@@ -146,7 +146,7 @@ fn a_failing_backend_fails_only_requests_in_flight() {
     let mut first = Some(nginx(&lab, 8001, "a.test", "nginx here"));
     let _second = nginx(&lab, 8002, "a.test", "nginx here");
     let route = "a.test=10.91.2.2:8001,10.91.2.2:8002;check=tls;check_interval=200ms";
-    let flags = ["--route", route, "--answer-timeout", "300ms"];
+    let flags = ["--route", route, "--first-byte-timeout", "300ms"];
     let agent = Agent::start(&lab, &flags).allow_warnings();
     let is_up = |value: f64| {
         let name = "snisplit_backend_up{backend=\"10.91.2.2:8001\"}";
@@ -192,7 +192,7 @@ fn failures_outside<'r>(requests: &'r [Request], instants: &[Instant]) -> Vec<&'
     beyond
 }
 
-/// Without checks too, a hanging back end costs no more than `answer_timeout`, and its hello is told
+/// Without checks too, a hanging back end costs no more than `first_byte_timeout`, and its hello is told
 /// to the next one, with the bytes behind it, once.
 #[test]
 fn a_silent_backend_is_skipped() {
@@ -201,7 +201,7 @@ fn a_silent_backend_is_skipped() {
     let talks = snisplit_tests::stream::listen(&lab, snisplit_tests::lab::backend(8002));
     for engine in ENGINES {
         let route = "a.test=10.91.2.2:8001,10.91.2.2:8002";
-        let flags = ["--engine", engine, "--route", route, "--answer-timeout", "200ms"];
+        let flags = ["--engine", engine, "--route", route, "--first-byte-timeout", "200ms"];
         let agent = Agent::start(&lab, &flags);
         let client = connect(&lab, agent::address());
         let hello = ClientHello::new().sni(b"a.test").encode();
@@ -219,9 +219,9 @@ fn a_silent_backend_is_skipped() {
         shutdown_write(&backend);
         assert_eq!(read_all(&client), b"");
         let record = agent.next_record();
-        assert_eq!(record["up"], hello.len() + 10, "{record}");
+        assert_eq!(record["bytes_up"], hello.len() + 10, "{record}");
         assert_eq!(record["backend"], "10.91.2.2:8002");
-        let failures = "snisplit_dial_failures_total{backend=\"10.91.2.2:8001\"}";
+        let failures = "snisplit_backend_connect_failures_total{backend=\"10.91.2.2:8001\"}";
         assert_eq!(agent.metric(&lab, failures), 1.0);
     }
 }

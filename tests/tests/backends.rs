@@ -59,14 +59,14 @@ fn round_robin_follows_weights() {
 
 #[test]
 fn least_connections_follows_weights() {
-    let route = "a.test=10.91.2.2:8001,10.91.2.2:8002 weight=2;balance=least-connections";
+    let route = "a.test=10.91.2.2:8001,10.91.2.2:8002 weight=2;balance=least_connections";
     let (counts, _open) = count_by_backend(route, &[8001, 8002], 30);
     assert_eq!(counts, expected_counts(&[("8001", 10), ("8002", 20)]));
 }
 
 #[test]
 fn a_source_address_stays_with_its_backend() {
-    let route = "a.test=10.91.2.2:8001,10.91.2.2:8002,10.91.2.2:8003;balance=source";
+    let route = "a.test=10.91.2.2:8001,10.91.2.2:8002,10.91.2.2:8003;balance=source_hash";
     let (counts, _open) = count_by_backend(route, &[8001, 8002, 8003], 12);
     assert_eq!(counts.values().collect::<Vec<_>>(), [&12]);
 }
@@ -127,7 +127,7 @@ fn the_ejection_of_a_refusing_backend_survives_a_reload() {
         assert_eq!(read_all(&accept(&listener)), hello);
         agent.next_record();
     };
-    let failures = "snisplit_dial_failures_total{backend=\"10.91.2.2:8001\"}";
+    let failures = "snisplit_backend_connect_failures_total{backend=\"10.91.2.2:8001\"}";
     let up = "snisplit_backend_up{backend=\"10.91.2.2:8001\"}";
     wait_until("the ejection", || {
         ask();

@@ -39,9 +39,11 @@ fn http_01_is_answered_by_the_agent_or_by_the_owner_of_the_name() {
     pebble.wait_for_certificate(&lab, "front.test");
     lego_http01(&lab, &pebble, 8081, "a.test").unwrap();
     // The catch-all gets nobody's certificate this way either.
-    for (name, reason) in
-        [("victim.test", "catch_all"), ("a.test", "owner"), ("front.test", "no_challenge_pending")]
-    {
+    for (name, reason) in [
+        ("victim.test", "catch_all"),
+        ("a.test", "name_owner"),
+        ("front.test", "no_challenge_pending"),
+    ] {
         let output = lego_http01(&lab, &pebble, 8084, name).expect_err(name);
         assert!(output.contains("acme:error"), "{output}");
         let log = agent.log();

@@ -49,14 +49,14 @@ fn broken_configs_get_errors_that_help() {
     assert!(names.len() >= 15, "{names:?}");
     let mut errors = std::collections::BTreeSet::new();
     for name in &names {
-        let output = run_snisplit(&["check", name]);
+        let output = run_snisplit(&["check", "-c", name]);
         assert_eq!(output.status.code(), Some(1), "{name}");
         let text = output_text(&output);
         assert!(text.starts_with(name.as_str()), "{text}");
         errors.insert(text.replace(name, "FILE"));
         all += &text;
     }
-    all += &output_text(&run_snisplit(&["check", "there-is-none.toml"]));
+    all += &output_text(&run_snisplit(&["check", "-c", "there-is-none.toml"]));
     matches_snapshot("check.txt", &all);
     assert_eq!(errors.len(), names.len(), "each error is its own");
 }
@@ -64,7 +64,7 @@ fn broken_configs_get_errors_that_help() {
 #[test]
 fn good_configs_pass() {
     for name in ["good-full.toml", "good-least.toml"] {
-        let output = run_snisplit(&["check", name]);
+        let output = run_snisplit(&["check", "-c", name]);
         assert!(output.status.success(), "{}", output_text(&output));
     }
 }
@@ -87,10 +87,10 @@ fn explain_prints_route_line_decision_and_reason() {
         &["--sni", "x.b.test"],
         &["--sni", "a.test."],
         &[],
-        &["--hello", "../client_hellos/chromium.bin"],
-        &["--hello", "../client_hellos/openssl-acme.bin"],
-        &["--hello", "good-least.toml"],
-        &["--sni", "a.test", "--engine", "copy", "--route", "a.test=[::1]:1;acme=refuse"],
+        &["--client-hello", "../client_hellos/chromium.bin"],
+        &["--client-hello", "../client_hellos/openssl-acme.bin"],
+        &["--client-hello", "good-least.toml"],
+        &["--sni", "a.test", "--engine", "copy", "--route", "a.test=[::1]:1;acme=reject"],
     ] {
         let output = run_snisplit(&[&["explain", "--config", "good-full.toml"], words].concat());
         all += &format!("$ snisplit explain {}\n{}\n", words.join(" "), output_text(&output));
@@ -109,7 +109,7 @@ fn wrong_flags_are_named() {
         &["--listen", "[::]:443", "--route", "a.test=h:1", "--route", "b.test,a.test=h:2"],
         &["--listen", "[::]:443", "--terminate", "a.test=127.0.0.1:80"],
         &["--listen", "[::]:443", "--terminate", "a.test=127.0.0.1:80;acme=auto"],
-        &["--engine", "warp", "--drain", "soon", "--hello-bytes", "12"],
+        &["--engine", "warp", "--drain-timeout", "soon", "--max-client-hello-bytes", "12"],
     ] {
         let output = run_snisplit(&[&["run"], words].concat());
         assert_eq!(output.status.code(), Some(1));
@@ -123,7 +123,7 @@ fn wrong_flags_are_named() {
 fn doctor_loads_and_runs_the_kernel_program() {
     let lab = Lab::new();
     let mut command = Command::new(binary_path());
-    command.args(["doctor", "--ebpf-log", "debug"]).env("NO_COLOR", "1");
+    command.args(["doctor", "--ebpf-log-level", "debug"]).env("NO_COLOR", "1");
     let output = lab.in_proxy(|| command.output()).unwrap();
     let text = output_text(&output);
     assert!(output.status.success(), "{text}");

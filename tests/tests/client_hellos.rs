@@ -76,7 +76,7 @@ fn recorded_client_hellos_are_routed_in_any_chunking() {
     for recording in recordings {
         let bytes = &recording.bytes[..];
         let record = setup.check(unsplit(bytes), Destination::A);
-        assert!(record["hello_bytes"].as_u64().unwrap() <= bytes.len() as u64);
+        assert!(record["client_hello_bytes"].as_u64().unwrap() <= bytes.len() as u64);
         setup.check(bytes.split_inclusive(|b| b % 7 == 0), Destination::A);
         setup.check(
             bytes.split_at_checked(1).map(|(first, rest)| [first, rest]).unwrap(),
@@ -87,7 +87,11 @@ fn recorded_client_hellos_are_routed_in_any_chunking() {
         for size in [1, 32, 100] {
             let cut = encode_records(&message, size);
             let record = setup.check(unsplit(&cut), Destination::A);
-            assert_eq!(record["hello_records"], message.len().div_ceil(size), "{recording:?}");
+            assert_eq!(
+                record["client_hello_records"],
+                message.len().div_ceil(size),
+                "{recording:?}"
+            );
         }
     }
 }
@@ -131,7 +135,7 @@ fn client_hellos_up_to_64_kib_are_routed() {
     setup.check(unsplit(&longest.fragmented(1)), Destination::A);
     let too_long = ClientHello::new().sni(b"a.test").padded_to(65_537);
     let record = setup.check(unsplit(&too_long.encode()), Destination::Alert(50));
-    assert_eq!(record["reason"], "hello_too_long");
+    assert_eq!(record["reason"], "client_hello_too_long");
 }
 
 #[test]
@@ -153,7 +157,7 @@ fn server_names_are_validated_and_compared_without_case() {
     setup.check(unsplit(&ClientHello::new().encode()), Destination::Other);
     for bad in [&b"a.test."[..], b"", b"a.test\0.evil.test", b"10.91.1.1", "ä.test".as_bytes()] {
         let record = setup.check(unsplit(&named(bad)), Destination::Alert(112));
-        assert_eq!(record["reason"], "bad_server_name");
+        assert_eq!(record["reason"], "invalid_server_name");
     }
 }
 
@@ -162,7 +166,7 @@ fn acme_validations_go_to_the_owner_and_nobody_else() {
     let setup = Setup::new(&[]);
     let validation = |name: &[u8]| ClientHello::new().sni(name).alpn(&["acme-tls/1"]);
     for cut in [validation(b"a.test").encode(), validation(b"a.test").fragmented(1)] {
-        assert_eq!(setup.check(unsplit(&cut), Destination::A)["reason"], "owner");
+        assert_eq!(setup.check(unsplit(&cut), Destination::A)["reason"], "name_owner");
         setup.check(cut.chunks(1), Destination::A);
     }
     let hijack = validation(b"b.test");
@@ -185,8 +189,7 @@ fn acme_validations_go_to_the_owner_and_nobody_else() {
             Destination::Other,
         );
     }
-    let counted =
-        "snisplit_acme_decisions_total{class=\"default\",decision=\"refuse\",reason=\"catch_all\"}";
+    let counted = "snisplit_acme_validations_total{class=\"default\",decision=\"refuse\",reason=\"catch_all\"}";
     assert_eq!(setup.agent.metric(&setup.lab, counted), 2.0);
     let message =
         "ACME validation sni=\"b.test\" class=\"default\" decision=\"refuse\" reason=\"catch_all\"";
@@ -204,25 +207,25 @@ fn invalid_client_hellos_get_an_alert_and_a_counter() {
         (b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n", 10, "not_tls"),
         (b"SSH-2.0-x\r\n", 10, "not_tls"),
         (b"\x80\x2e\x01\x03\x01", 10, "not_tls"),
-        (b"\x16\x03\x01\xff\xff", 22, "bad_record"),
+        (b"\x16\x03\x01\xff\xff", 22, "invalid_record_length"),
         (b"\x16\x03\x01\x00\x04\x0e\x00\x00\x00", 10, "unexpected_message"),
         (&twice, 47, "duplicate_extension"),
-        (&broken, 50, "malformed_hello"),
+        (&broken, 50, "malformed_client_hello"),
     ];
     for (bytes, alert, reason) in rows {
         assert_eq!(setup.check(unsplit(bytes), Destination::Alert(alert))["reason"], reason);
-        let counted = format!("snisplit_refused_total{{reason=\"{reason}\"}}");
+        let counted = format!("snisplit_connections_rejected_total{{reason=\"{reason}\"}}");
         assert!(setup.agent.metric(&setup.lab, &counted) >= 1.0, "{reason}");
     }
 }
 
 #[test]
 fn the_client_hello_timeout_is_absolute_and_waiting_uses_no_cpu() {
-    let setup = Setup::new(&["--hello-timeout", "1s"]);
+    let setup = Setup::new(&["--client-hello-timeout", "1s"]);
     let silent = connect(&setup.lab, agent::address());
     assert_eq!(read_all(&silent), [21, 3, 3, 0, 2, 2, 40]);
     drop(silent);
-    assert_eq!(setup.agent.next_record()["reason"], "silent");
+    assert_eq!(setup.agent.next_record()["reason"], "no_data");
 
     let before = setup.agent.cpu_time();
     let dripping = connect(&setup.lab, agent::address());
@@ -233,12 +236,12 @@ fn the_client_hello_timeout_is_absolute_and_waiting_uses_no_cpu() {
         let _cut_off = (&dripping).write_all(single_bytes.next().unwrap());
         setup.agent.next_record_within(std::time::Duration::from_millis(5))
     });
-    assert_eq!(record["reason"], "hello_timeout");
-    assert!((0.9..4.0).contains(&record["duration"].as_f64().unwrap()), "{record}");
+    assert_eq!(record["reason"], "client_hello_timeout");
+    assert!((0.9..4.0).contains(&record["duration_seconds"].as_f64().unwrap()), "{record}");
 
     let partial = connect(&setup.lab, agent::address());
     write(&partial, &hello[..40]);
-    assert_eq!(setup.agent.next_record()["reason"], "hello_timeout");
+    assert_eq!(setup.agent.next_record()["reason"], "client_hello_timeout");
     let spent = setup.agent.cpu_time() - before;
     assert!(spent.as_millis() < 500, "{spent:?} of CPU for two seconds of waiting");
 }
@@ -253,10 +256,10 @@ fn a_client_that_closes_before_its_client_hello_is_complete() {
         (read_all(&client), setup.agent.next_record())
     };
     let (received, record) = send_and_close(b"");
-    assert_eq!((received, &record["outcome"]), (vec![], &"client_gone".into()));
+    assert_eq!((received, &record["outcome"]), (vec![], &"client_closed".into()));
     for part in [&b"\x16"[..], b"\x16\x03\x01\x02\x00\x01"] {
         let (received, record) = send_and_close(part);
         assert_eq!(received, [21, 3, 3, 0, 2, 2, 50]);
-        assert_eq!(record["reason"], "truncated_hello");
+        assert_eq!(record["reason"], "truncated_client_hello");
     }
 }

@@ -121,7 +121,7 @@ fn a_client_reset_reaches_the_backend_after_the_bytes() {
         assert_eq!(read_to_end_or_error(&backend), (vec![], Err(ErrorKind::ConnectionReset)));
         let record = agent.next_record();
         assert_eq!(
-            (&record["outcome"], &record["up"]),
+            (&record["outcome"], &record["bytes_up"]),
             (&"client_reset".into(), &(hello + 10).into())
         );
         assert_eq!(record["engine"], engine);
@@ -179,7 +179,7 @@ fn a_reset_after_an_acknowledged_fin_loses_no_bytes() {
         assert_eq!(read_to_end_or_error(&backend), (sent.clone(), Ok(())));
         let record = agent.next_record();
         assert_eq!(record["outcome"], "client_reset", "{record}");
-        assert_eq!(record["up"], sent.len() + hello, "{record}");
+        assert_eq!(record["bytes_up"], sent.len() + hello, "{record}");
     });
 }
 

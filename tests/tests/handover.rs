@@ -54,7 +54,7 @@ fn a_reset_reaches_the_other_side() {
         assert_eq!(read_to_end_or_error(&backend), (vec![], Err(ErrorKind::ConnectionReset)));
         let record = agent.next_record();
         assert_eq!(record["outcome"], "client_reset", "{record}");
-        assert_eq!(record["up"], hello + exchanged, "{record}");
+        assert_eq!(record["bytes_up"], hello + exchanged, "{record}");
     });
     for_each_engine(&[], |flow, exchanged| {
         let Flow { client, backend, agent, answer_len: answer, .. } = flow;
@@ -62,7 +62,7 @@ fn a_reset_reaches_the_other_side() {
         assert_eq!(read_to_end_or_error(&client), (vec![], Err(ErrorKind::ConnectionReset)));
         let record = agent.next_record();
         assert_eq!(record["outcome"], "backend_reset", "{record}");
-        assert_eq!(record["down"], answer + exchanged, "{record}");
+        assert_eq!(record["bytes_down"], answer + exchanged, "{record}");
     });
 }
 
@@ -72,13 +72,13 @@ fn an_idle_flow_is_reset() {
         for side in [&flow.client, &flow.backend] {
             assert_eq!(read_to_end_or_error(side), (vec![], Err(ErrorKind::ConnectionReset)));
         }
-        flow.assert_record(exchanged, exchanged, "idle");
+        flow.assert_record(exchanged, exchanged, "idle_timeout");
     });
 }
 
 #[test]
 fn a_flow_is_reset_after_the_drain_timeout() {
-    for_each_engine(&["--drain", "1s"], |mut flow, exchanged| {
+    for_each_engine(&["--drain-timeout", "1s"], |mut flow, exchanged| {
         flow.agent.signal(Signal::TERM);
         wait_until("it to drain", || flow.agent.log().contains("stopping").then_some(()));
         write(&flow.client, b"still here");
@@ -86,7 +86,7 @@ fn a_flow_is_reset_after_the_drain_timeout() {
         for side in [&flow.client, &flow.backend] {
             assert_eq!(read_to_end_or_error(side), (vec![], Err(ErrorKind::ConnectionReset)));
         }
-        flow.assert_record(exchanged + 10, exchanged, "cut");
+        flow.assert_record(exchanged + 10, exchanged, "shutdown");
         assert!(flow.agent.wait_for_exit().success());
     });
 }

@@ -49,7 +49,7 @@ impl Setup {
         assert!(received == INTERNAL_ERROR_ALERT || end.is_err(), "{received:?}");
         let record = self.agent.next_record();
         assert_eq!(record["reason"], reason, "{record}");
-        let counted = format!("snisplit_refused_total{{reason=\"{reason}\"}}");
+        let counted = format!("snisplit_connections_rejected_total{{reason=\"{reason}\"}}");
         assert!(self.agent.metric(&self.lab, &counted) >= 1.0);
         record
     }
@@ -82,12 +82,12 @@ fn max_connections_is_enforced_and_released() {
 
 #[test]
 fn the_limit_per_source_excludes_validations() {
-    let setup = Setup::new(&["--per-source", "1"]);
+    let setup = Setup::new(&["--max-connections-per-source", "1"]);
     let flow = setup.open_flow(&client_hello());
-    setup.assert_rejected(&client_hello().encode(), "per_source");
+    setup.assert_rejected(&client_hello().encode(), "max_connections_per_source");
     let validation = client_hello().alpn(&["acme-tls/1"]);
     let validations = [0; 3].map(|_| setup.open_flow(&validation));
-    setup.assert_rejected(&client_hello().encode(), "per_source");
+    setup.assert_rejected(&client_hello().encode(), "max_connections_per_source");
     validations.into_iter().for_each(|validation| setup.end_flow(validation));
     setup.end_flow(flow);
     setup.end_flow(setup.open_flow(&client_hello()));
@@ -95,11 +95,12 @@ fn the_limit_per_source_excludes_validations() {
 
 #[test]
 fn pending_handshakes_have_a_limit_of_their_own() {
-    let setup = Setup::new(&["--max-peeking", "3", "--per-source", "100"]);
+    let setup =
+        Setup::new(&["--max-pending-handshakes", "3", "--max-connections-per-source", "100"]);
     let flows = [0; 5].map(|_| setup.open_flow(&client_hello()));
     // One of the four is too many; which one, is the scheduler's business.
     let silent = [0; 4].map(|_| connect(&setup.lab, agent::address()));
-    assert_eq!(setup.agent.next_record()["reason"], "max_peeking");
+    assert_eq!(setup.agent.next_record()["reason"], "max_pending_handshakes");
     drop(silent);
     flows.into_iter().for_each(|flow| setup.end_flow_among_others(flow));
 }
@@ -180,5 +181,5 @@ fn an_idle_flow_is_reset_and_a_busy_one_is_not() {
     for side in [&client, &backend] {
         assert_eq!(read_to_end_or_error(side), (vec![], Err(ErrorKind::ConnectionReset)));
     }
-    assert_eq!(setup.agent.next_record()["outcome"], "idle");
+    assert_eq!(setup.agent.next_record()["outcome"], "idle_timeout");
 }

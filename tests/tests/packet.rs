@@ -60,7 +60,11 @@ fn flows_survive_their_agent_and_the_next_agent_adopts_them() {
             (&"closed".into(), &"adopted".into(), &"a.test".into(), &"packet".into()),
             "{record}"
         );
-        assert_eq!((&record["up"], &record["down"]), (&4.into(), &(sent + 6).into()), "{record}");
+        assert_eq!(
+            (&record["bytes_up"], &record["bytes_down"]),
+            (&4.into(), &(sent + 6).into()),
+            "{record}"
+        );
     }
 }
 
@@ -89,7 +93,7 @@ fn end_flow(client: &TcpStream, backend: &TcpStream) {
 /// SIGTERM, and the drain is over: both peers hear of it, although no socket is there to say so.
 #[test]
 fn the_drain_timeout_resets_both_peers() {
-    let flow = Flow::open_with("packet", &["--drain", "100ms"]);
+    let flow = Flow::open_with("packet", &["--drain-timeout", "100ms"]);
     let Flow { client, backend, agent, .. } = &flow;
     write(client, b"in between");
     assert_eq!(read_exact(backend, 10), b"in between");
@@ -97,7 +101,7 @@ fn the_drain_timeout_resets_both_peers() {
     for side in [client, backend] {
         assert_eq!(read_to_end_or_error(side), (vec![], Err(ErrorKind::ConnectionReset)));
     }
-    flow.assert_record(10, 0, "cut");
+    flow.assert_record(10, 0, "shutdown");
 }
 
 #[test]
@@ -106,7 +110,7 @@ fn an_idle_flow_is_reset() {
     for side in [&flow.client, &flow.backend] {
         assert_eq!(read_to_end_or_error(side), (vec![], Err(ErrorKind::ConnectionReset)));
     }
-    flow.assert_record(0, 0, "idle");
+    flow.assert_record(0, 0, "idle_timeout");
 }
 
 #[test]

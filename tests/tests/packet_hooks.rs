@@ -125,7 +125,7 @@ fn purging_an_instance_removes_its_filters() {
     let agent = start_agent(&lab, "clsact", 0);
     let _pair = connect_offloaded(&lab, agent::address(), &listener);
     agent.signal(Signal::KILL);
-    let drop = ["flows", "drop", "--instance", &instance];
+    let drop = ["flows", "purge", "--instance", &instance];
     let ask = || Command::new(agent::binary_path()).args(drop).output().unwrap();
     wait_until("the agent to be dead", || lab.in_proxy(ask).status.success().then_some(()));
     assert_eq!(count_attachments(&lab), (0, 0));

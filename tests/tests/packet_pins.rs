@@ -18,7 +18,7 @@ fn run_command(words: &[&str]) -> Output {
 }
 
 fn run_json(words: &[&str]) -> Value {
-    let done = run_command(&[words, &["--json"]].concat());
+    let done = run_command(&[words, &["--output", "json"]].concat());
     serde_json::from_slice(&done.stdout).unwrap_or_else(|_| panic!("{done:?}"))
 }
 
@@ -60,7 +60,7 @@ fn flows_status_and_bpftool_show_a_flow() {
     assert_eq!(read_all(client), b"");
     flow.assert_record(2, 4, "closed");
     let flows = run_json(&["flows", "--instance", instance]);
-    assert_eq!(flows[0]["up_state"], "ended", "kept for what is repeated");
+    assert_eq!(flows[0]["up_state"], "half_closed", "kept for what is repeated");
 }
 
 #[test]
@@ -68,7 +68,7 @@ fn flows_of_a_dead_agent_are_purged_on_request() {
     let instance = "sp-left";
     let flow = Flow::open_with("packet", &["--instance", instance]);
     let Flow { client, backend, agent, .. } = &flow;
-    let drop = ["flows", "drop", "--instance", instance];
+    let drop = ["flows", "purge", "--instance", instance];
     let refused = run_command(&drop);
     assert!(!refused.status.success());
     let output = String::from_utf8_lossy(&refused.stderr).into_owned();
@@ -91,15 +91,15 @@ fn a_flow_is_reset_on_request() {
     let flow = Flow::open_with("packet", &["--instance", instance]);
     let (other, other_backend) = flow.connect_another();
     let client = flow.client.local_addr().unwrap().to_string();
-    let done = run_command(&["flows", "cut", &client, "--instance", instance]);
+    let done = run_command(&["flows", "reset", &client, "--instance", instance]);
     assert!(String::from_utf8_lossy(&done.stdout).starts_with("1 flows will be cut"), "{done:?}");
     for side in [&flow.client, &flow.backend] {
         assert_eq!(read_to_end_or_error(side), (vec![], Err(ErrorKind::ConnectionReset)));
     }
-    flow.assert_record(0, 0, "cut");
+    flow.assert_record(0, 0, "operator_reset");
     write(&other, b"not this one");
     assert_eq!(read_exact(&other_backend, 12), b"not this one");
-    let done = run_command(&["flows", "cut", &client, "--instance", instance]);
+    let done = run_command(&["flows", "reset", &client, "--instance", instance]);
     let output = String::from_utf8_lossy(&done.stderr).into_owned();
     assert!(!done.status.success() && output.contains("no flow of"), "{output}");
 }

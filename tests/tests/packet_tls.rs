@@ -87,7 +87,7 @@ fn serve(listener: &TcpListener, config: &Arc<ServerConfig>, over: &AtomicBool) 
 
 fn run_sessions(loss_percent: u64, xdp: bool) {
     let lab = Lab::impaired(Impairment::lossy(loss_percent));
-    let long_timeouts = ["--hello-timeout", "20s", "--dial-timeout", "20s"];
+    let long_timeouts = ["--client-hello-timeout", "20s", "--connect-timeout", "20s"];
     let config = lab.dir().join("snisplit.toml");
     fs::write(&config, format!("[packet]\nxdp = {xdp}\n")).unwrap();
     let args = ["--engine", "packet", "--route", "a.test=10.91.2.2:8001", "--config"];

@@ -156,7 +156,7 @@ fn assert_ends_in_order(agent: &Agent, (client, backend): (&TcpStream, &TcpStrea
         assert_eq!(read_all(other), b"");
     }
     let record = agent.next_record();
-    assert_eq!((&record["outcome"], &record["up"]), (&"closed".into(), &(before + 2).into()));
+    assert_eq!((&record["outcome"], &record["bytes_up"]), (&"closed".into(), &(before + 2).into()));
 }
 
 /// An agent of another ABI does not touch what it does not understand, and says what can be done.
@@ -191,6 +191,6 @@ fn pins_of_another_version_are_refused() {
     assert!(output.contains("cannot listen on 10.9.9.9:1"), "{output}");
     write(&flow.backend, b"and here");
     assert_eq!(read_exact(&flow.client, 8), b"and here");
-    let done = flow.lab().in_proxy(|| run_command(&["flows", "drop", "--instance", instance]));
+    let done = flow.lab().in_proxy(|| run_command(&["flows", "purge", "--instance", instance]));
     assert!(done.status.success(), "{done:?}");
 }

@@ -23,7 +23,7 @@ fn flows_over_vlans_are_forwarded() {
             let pair = connect_offloaded(&lab, at, &listener);
             transfer_both_ways(&pair, 3_000_000);
             let record = agent.next_record();
-            let fields = (&record["engine"], &record["outcome"], &record["down"]);
+            let fields = (&record["engine"], &record["outcome"], &record["bytes_down"]);
             assert_eq!(
                 fields,
                 (&"packet".into(), &"closed".into(), &3_000_006.into()),

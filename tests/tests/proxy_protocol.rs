@@ -53,7 +53,7 @@ fn a_header_is_mandatory_from_some_and_forbidden_to_others() {
         shutdown_write(&stream);
         assert_eq!(read_all(&stream), [21, 3, 3, 0, 2, 2, 10], "{reason}");
         assert_eq!(agent.next_record()["reason"], reason);
-        let counted = format!("snisplit_refused_total{{reason=\"{reason}\"}}");
+        let counted = format!("snisplit_connections_rejected_total{{reason=\"{reason}\"}}");
         assert!(agent.metric(lab, &counted) >= 1.0);
     };
     let hello = ClientHello::new().sni(b"a.test").encode();

@@ -100,7 +100,7 @@ fn a_broken_file_changes_nothing_and_says_why() {
     let a = listen(&setup.lab, backend(8001));
     let agent = Agent::start_with_config(&setup.lab, &setup.path, &[]).allow_warnings();
     let good = fs::read_to_string(&setup.path).unwrap();
-    let failed = "snisplit_reloads_total{result=\"failed\"}";
+    let failed = "snisplit_config_reloads_total{result=\"failed\"}";
     let taken = "[[listener]]\naddress = \"127.0.0.1:9901\"\n";
     for (count, broken, why) in [
         (1.0, good.replace("sni", "sin"), "unknown field `sin`"),

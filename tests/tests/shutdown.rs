@@ -55,7 +55,7 @@ fn sigterm_lets_running_flows_end() {
 #[test]
 fn flows_are_reset_after_the_drain_timeout() {
     let lab = Lab::new();
-    let mut agent = Agent::start(&lab, &[&ROUTE[..], &["--drain", "300ms"]].concat());
+    let mut agent = Agent::start(&lab, &[&ROUTE[..], &["--drain-timeout", "300ms"]].concat());
     let listener = listen(&lab, backend(8001));
     let (client, backend) = open_flow(&lab, &listener);
     agent.signal(Signal::TERM);
@@ -63,7 +63,7 @@ fn flows_are_reset_after_the_drain_timeout() {
         assert_eq!(read_to_end_or_error(side), (vec![], Err(ErrorKind::ConnectionReset)));
     }
     let record = agent.next_record_for("a.test");
-    assert_eq!(record["outcome"], "cut");
+    assert_eq!(record["outcome"], "shutdown");
     assert_eq!(record["engine"], agent::default_engine());
     assert!(agent.wait_for_exit().success());
 }
@@ -78,7 +78,7 @@ fn a_second_sigterm_resets_flows_at_once() {
     wait_until_connections_are_refused(&lab);
     agent.signal(Signal::TERM);
     assert_eq!(read_to_end_or_error(&client).1, Err(ErrorKind::ConnectionReset));
-    assert_eq!(agent.next_record_for("a.test")["outcome"], "cut");
+    assert_eq!(agent.next_record_for("a.test")["outcome"], "shutdown");
     assert!(agent.wait_for_exit().success());
 }
 

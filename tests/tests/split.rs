@@ -137,7 +137,7 @@ fn a_dead_backend_is_skipped_and_no_backend_is_an_alert() {
         assert!(output.contains("olleh"), "{output}");
         assert_eq!(agent.next_record()["backend"], "10.91.2.2:8001");
     }
-    let tried = "snisplit_dial_failures_total{backend=\"10.91.2.2:8009\"}";
+    let tried = "snisplit_backend_connect_failures_total{backend=\"10.91.2.2:8009\"}";
     assert_eq!(
         agent.metric(&lab, tried),
         3.0,

@@ -27,7 +27,7 @@ use snisplit_tests::wait::{default_timeout, is_slow_machine, sleep_for, wait_unt
 const CONCURRENT_CLIENTS: usize = 24;
 
 /// A SYN that is lost three times is late by 7 s.
-const LONG_TIMEOUTS: [&str; 4] = ["--hello-timeout", "20s", "--dial-timeout", "20s"];
+const LONG_TIMEOUTS: [&str; 4] = ["--client-hello-timeout", "20s", "--connect-timeout", "20s"];
 
 /// How much longer than usual nothing may come. A peer that begins with a retransmission timeout of seconds,
 /// because its SYN-ACK was late, and loses what it repeats, is silent for half a minute now and then.
@@ -172,7 +172,7 @@ fn check_result(
     if ["sockmap", "auto"].contains(&engine) {
         let instance = lab.namespace_names()[1];
         let [trimmed, doubtful, unreadable] = [5, 6, 7].map(|slot| sockmap_counter(instance, slot));
-        let moved = agent.metric(lab, "snisplit_engine_moved_total{engine=\"sockmap\"}");
+        let moved = agent.metric(lab, "snisplit_engine_handovers_total{engine=\"sockmap\"}");
         eprintln!("{engine}: {flows} flows, {moved} moved, {trimmed} buffers were trimmed");
         assert_eq!((doubtful, unreadable), (0, 0), "no flow was in doubt");
         match engine == "sockmap" || moved > 0.0 {

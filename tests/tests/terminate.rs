@@ -78,7 +78,7 @@ fn curl_and_nginx_with_both_versions_of_tls() {
         );
         assert_eq!(
             (&record["route"], &record["reason"]),
-            (&"front.test".into(), &"own_name".into())
+            (&"front.test".into(), &"managed_name".into())
         );
     }
     let output = s_client(&setup.lab, "other.test", "", &[]);
@@ -133,7 +133,7 @@ fn half_closes_pass_both_ways_and_every_byte_arrives() {
     tls.sock.shutdown(Shutdown::Both).unwrap();
     let record = setup.agent.next_record();
     assert_eq!(record["outcome"], "closed", "{record}");
-    let moved = (record["up"].as_u64().unwrap(), record["down"].as_u64().unwrap());
+    let moved = (record["bytes_up"].as_u64().unwrap(), record["bytes_down"].as_u64().unwrap());
     assert_eq!(moved, (3_000_000, 3_000_000), "plaintext bytes");
 }
 
@@ -176,7 +176,7 @@ fn the_backend_receives_a_proxy_header_before_the_plaintext() {
 
 #[test]
 fn missing_backends_and_failed_handshakes_are_recorded() {
-    let setup = Setup::new("", &["--hello-timeout", "1s", "--dial-timeout", "1s"]);
+    let setup = Setup::new("", &["--client-hello-timeout", "1s", "--connect-timeout", "1s"]);
     let mut tls = setup.connect(setup.config(&[]));
     tls.write_all(b"anybody?").unwrap();
     let _gone = tls.read(&mut [0; 8]).unwrap_err();

@@ -10,7 +10,7 @@ use snisplit_tests::stream::{read_exact, write};
 
 /// What it shows in one look.
 fn run_top_once(instance: &str) -> Vec<Vec<String>> {
-    let words = ["top", "--instance", instance, "--interval", "300ms", "--times", "1"];
+    let words = ["top", "--instance", instance, "--interval", "300ms", "--count", "1"];
     let done = Command::new(binary_path()).args(words).output().unwrap();
     assert!(done.status.success(), "{done:?}");
     let text = String::from_utf8(done.stdout).unwrap();

@@ -1,4 +1,4 @@
-//! `source = "client"`: the back end sees the client's own address, once `snisplit net` has set up
+//! `source_address = "client"`: the back end sees the client's own address, once `snisplit net` has set up
 //! the way back.
 
 use std::net::{IpAddr, SocketAddr};
@@ -13,7 +13,7 @@ use snisplit_tests::stream::{
     accept, connect, listen, read_all, read_exact, shutdown_write, write,
 };
 
-const DUAL_STACK_ROUTE: &str = "a.test=10.91.2.2:8001,[fd91:2::2]:8001;source=client";
+const DUAL_STACK_ROUTE: &str = "a.test=10.91.2.2:8001,[fd91:2::2]:8001;source_address=client";
 
 fn run_net(lab: &Lab, verb: &str, flags: &[&str]) -> Output {
     let mut command = Command::new(binary_path());
@@ -90,11 +90,11 @@ fn check_flow(lab: &Lab, agent: &Agent, engine: &str, (to, back, client): Family
 #[test]
 fn missing_routing_is_logged_at_start() {
     let lab = Lab::new();
-    let route = "a.test=10.91.2.2:8001;source=client";
+    let route = "a.test=10.91.2.2:8001;source_address=client";
     let agent = Agent::start(&lab, &["--route", route]).allow_warnings();
     assert_eq!(agent.log_count("is missing; `snisplit net apply` adds it"), 2, "{}", agent.log());
     // What another configuration needed goes with the next `apply`.
-    let other = ["--listen", "[::]:443", "--route", "a.test=10.91.2.2:8002;source=client"];
+    let other = ["--listen", "[::]:443", "--route", "a.test=10.91.2.2:8002;source_address=client"];
     assert!(run_net(&lab, "apply", &["--listen", "[::]:443", "--route", route]).status.success());
     let changed = output_text(&run_net(&lab, "apply", &other));
     assert!(changed.contains("removed  ip rule") && changed.contains("sport 8002"), "{changed}");

@@ -106,11 +106,11 @@ fn a_tenant_with_the_catch_all_gets_no_certificate_of_others() {
     let _owner = openssl(&setup.lab, backend(8001), "a.test", &["-alpn", "h2"]);
     setup.pebble.wait_for_certificate(&setup.lab, "front.test");
     for (name, decision, reason) in [
-        ("victim.test", "refuse", "catch_all"),
-        ("mail.a.test", "refuse", "catch_all"),
-        ("a.test", "forward", "owner"),
-        ("x.wild.test", "forward", "owner"),
-        ("front.test", "refuse", "no_challenge_pending"),
+        ("victim.test", "reject", "catch_all"),
+        ("mail.a.test", "reject", "catch_all"),
+        ("a.test", "forward", "name_owner"),
+        ("x.wild.test", "forward", "name_owner"),
+        ("front.test", "reject", "no_challenge_pending"),
     ] {
         let asked = lego(&setup.lab, &setup.pebble, 8004, &[name]);
         let output = asked.expect_err(name);

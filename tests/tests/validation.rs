@@ -52,7 +52,7 @@ impl Setup {
         assert_eq!(end, Err(ErrorKind::ConnectionReset));
         let record = self.agent.next_record_for("front.test");
         assert_eq!(record["outcome"], "handshake_failed", "{record}");
-        assert!(record["duration"].as_f64().unwrap() < 4.0, "{record}");
+        assert!(record["duration_seconds"].as_f64().unwrap() < 4.0, "{record}");
     }
 
     #[track_caller]
@@ -61,7 +61,7 @@ impl Setup {
         assert!(error.to_string().contains("UnrecognisedName"), "{error}");
         let record = loop {
             let record = self.agent.next_record_for(name);
-            if record["outcome"] == "refused" && record["alpn"] == serde_json::json!(alpn) {
+            if record["outcome"] == "rejected" && record["alpn"] == serde_json::json!(alpn) {
                 break record;
             }
         };
@@ -93,11 +93,11 @@ fn a_validation_is_answered_only_for_its_exact_name_and_alpn() {
     let text = setup.certificate_text(&certificate);
     assert!(text.contains("1.3.6.1.5.5.7.1.31: critical"), "{text}");
     assert!(text.contains("DNS:front.test\n"), "{text}");
-    while setup.agent.next_record_for("front.test")["outcome"] != "answered" {}
+    while setup.agent.next_record_for("front.test")["outcome"] != "challenge_answered" {}
 
     for cut in [Chunking::BytePerSegment, Chunking::BytePerRecord] {
         assert_eq!(setup.validate("front.test", ACME, cut).unwrap(), certificate, "{cut:?}");
-        assert_eq!(setup.agent.next_record_for("front.test")["outcome"], "answered");
+        assert_eq!(setup.agent.next_record_for("front.test")["outcome"], "challenge_answered");
         // Any other list is ordinary traffic, to a name that has no certificate yet.
         setup.assert_refused("front.test", &["h2", "acme-tls/1"], cut, "no_certificate");
         setup.assert_refused("front.test", &["acme-tls/1", "h2"], cut, "no_certificate");

@@ -7,7 +7,7 @@ impl NameClass {
     pub const fn label(self) -> &'static str {
         match self {
             Self::Nameless => "nameless",
-            Self::Managed => "own",
+            Self::Managed => "managed",
             Self::Routed(kind) => kind.label(),
             Self::Unrouted => "unrouted",
         }
@@ -19,18 +19,18 @@ impl DecisionReason {
     pub const fn label(self) -> &'static str {
         match self {
             Self::Route => "route",
-            Self::ManagedName => "own_name",
+            Self::ManagedName => "managed_name",
             Self::NoCertificate => "no_certificate",
             Self::NoRoute => "no_route",
             Self::NoServerName => "no_server_name",
-            Self::InvalidServerName => "bad_server_name",
+            Self::InvalidServerName => "invalid_server_name",
             Self::ChallengePending => "challenge_pending",
             Self::NoChallengePending => "no_challenge_pending",
-            Self::NameOwner => "owner",
+            Self::NameOwner => "name_owner",
             Self::CatchAll => "catch_all",
             Self::RouteBackend => "route_backend",
             Self::RouteLocal => "route_local",
-            Self::RouteReject => "route_refuse",
+            Self::RouteReject => "route_reject",
             Self::BypassNever => "bypass_never",
             Self::BypassAlways => "bypass_always",
         }
@@ -42,7 +42,7 @@ impl DecisionReason {
             Self::Route => "no other route is more specific",
             Self::ManagedName => "this agent holds the certificate of this name",
             Self::NoCertificate => "this agent manages the name but has no certificate for it yet",
-            Self::NoRoute => "no route names it and there is no default route (sni = [\"*\"])",
+            Self::NoRoute => "no route names it and there is no catch-all route (sni = [\"*\"])",
             Self::NoServerName => "the client sent no server name",
             Self::InvalidServerName => "what the client sent as a server name is none",
             Self::ChallengePending => "this agent has an order under way for exactly this name",
@@ -51,13 +51,13 @@ impl DecisionReason {
             }
             Self::NameOwner => "the back end of the route that names it owns the name",
             Self::CatchAll => {
-                "only the default route takes this name, and a catch-all owns no name; \
+                "only the catch-all route takes this name, and a catch-all owns no name; \
                  acme = \"backend\" on that route would let its back end get certificates for \
                  names of others"
             }
             Self::RouteBackend => "the route says acme = \"backend\"",
             Self::RouteLocal => "the route says acme = \"local\" and no order of ours is under way",
-            Self::RouteReject => "the route says acme = \"refuse\"",
+            Self::RouteReject => "the route says acme = \"reject\"",
             Self::BypassNever => "acme_bypass = \"never\" keeps validations from all back ends",
             Self::BypassAlways => {
                 "acme_bypass = \"always\" lets catch-all routes answer for any name"

@@ -90,6 +90,10 @@ impl Checksum {
     /// With a change of the rest.
     #[inline(always)]
     pub(crate) fn updated(&self, change: ChecksumDiff) -> u16 {
-        if self.is_complete && !self.is_ambiguous { change.apply_to_checksum(self.value) } else { self.value }
+        if self.is_complete && !self.is_ambiguous {
+            change.apply_to_checksum(self.value)
+        } else {
+            self.value
+        }
     }
 }

@@ -13,7 +13,7 @@ use aya_ebpf::helpers::generated::{
 };
 use aya_ebpf::programs::{TcContext, XdpContext};
 
-use crate::checksum::{ChecksumDiff, Checksum, is_equal_sum};
+use crate::checksum::{Checksum, ChecksumDiff, is_equal_sum};
 
 pub(crate) trait Frame: EbpfContext {
     /// Copies from the frame.
@@ -174,7 +174,8 @@ impl Frame for TcContext {
     #[inline(always)]
     fn csum_update(&self, change: ChecksumDiff) {
         // SAFETY: takes the context that the kernel gave us, and a number. It fails where there is no sum.
-        let _no_checksum_complete = unsafe { bpf_csum_update(self.skb.skb, change.fold32() as u32) };
+        let _no_checksum_complete =
+            unsafe { bpf_csum_update(self.skb.skb, change.fold32() as u32) };
     }
 }
 

@@ -119,7 +119,8 @@ impl Segment {
             self.is_translatable = 0;
             return Some(());
         }
-        (self.options_len, self.payload_len) = (tcp_header_len - TCP_HLEN, ip_payload_len - tcp_header_len);
+        (self.options_len, self.payload_len) =
+            (tcp_header_len - TCP_HLEN, ip_payload_len - tcp_header_len);
         Some(())
     }
 
@@ -136,7 +137,11 @@ impl Segment {
         }
         let ip_header_len = u32::from(ip.version_ihl & 0xf) * 4;
         self.tcp_offset = ETH_HLEN + ip_header_len;
-        self.tcp = if self.tcp_offset == TCP_OFFSET_V4 { linear.get(TCP_OFFSET_V4) } else { ctx.load(self.tcp_offset)? };
+        self.tcp = if self.tcp_offset == TCP_OFFSET_V4 {
+            linear.get(TCP_OFFSET_V4)
+        } else {
+            ctx.load(self.tcp_offset)?
+        };
         store_v4_mapped(&mut self.tuple.source, ip.source);
         store_v4_mapped(&mut self.tuple.destination, ip.destination);
         (self.ttl, self.traffic_class) = (ip.ttl.into(), ip.tos.into());
@@ -160,7 +165,8 @@ impl Segment {
         self.tcp = linear.get(TCP_OFFSET_V6);
         store_addr(&mut self.tuple.source, ip.source);
         store_addr(&mut self.tuple.destination, ip.destination);
-        (self.ttl, self.traffic_class) = (ip.hop_limit.into(), u32::from_be(ip.version_tc_flow) >> 20 & 0xff);
+        (self.ttl, self.traffic_class) =
+            (ip.hop_limit.into(), u32::from_be(ip.version_tc_flow) >> 20 & 0xff);
         self.is_translatable = 1;
         match u32::from(u16::from_be(ip.payload_len)) {
             0 => Some(ctx.length().wrapping_sub(self.tcp_offset)),

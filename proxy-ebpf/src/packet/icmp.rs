@@ -6,17 +6,20 @@ use aya_ebpf::programs::TcContext;
 use snisplit_common::abi::Direction;
 use snisplit_common::abi::packet::{PacketCounter, Translation, Tuple};
 
-use crate::state;
-use crate::route::redirect;
+use crate::checksum::ChecksumDiff;
 use crate::frame::Frame;
-use crate::headers::{ETH_HLEN, Family, Ipv4Header, Ipv6Header, Segment, TcpHeader, family, store_v4_mapped, store_addr, from_v4_mapped, addr_words};
+use crate::headers::{
+    ETH_HLEN, Family, Ipv4Header, Ipv6Header, Segment, TcpHeader, addr_words, family,
+    from_v4_mapped, store_addr, store_v4_mapped,
+};
 use crate::lookup::find_flow;
 use crate::maps::count;
 use crate::options::REWRITE_FAILED;
-use crate::checksum::ChecksumDiff;
+use crate::route::redirect;
+use crate::scratch::Scratch;
+use crate::state;
 use crate::track::is_within;
 use crate::translate::IpHeader as _;
-use crate::scratch::Scratch;
 
 const IPPROTO_ICMP: u8 = 1;
 const IPPROTO_TCP: u8 = 6;
@@ -90,7 +93,8 @@ fn translate_error(ctx: &TcContext, scratch: &mut Scratch) -> Option<i32> {
         return None;
     }
     let next_hop = route_cache.get(ctx, family, sender)?;
-    let is_rewritten = Frame::store(ctx, 0, &next_hop.eth_addrs).is_some() && rewrite_error(ctx, quoted, translation, sender);
+    let is_rewritten = Frame::store(ctx, 0, &next_hop.eth_addrs).is_some()
+        && rewrite_error(ctx, quoted, translation, sender);
     count(if is_rewritten { PacketCounter::IcmpForwarded } else { PacketCounter::Malformed });
     Some(if is_rewritten { redirect(next_hop) } else { crate::TC_ACT_SHOT })
 }
@@ -131,7 +135,9 @@ fn parse_icmpv4(ctx: &TcContext, quoted: &mut Segment) -> bool {
 fn parse_icmpv6(ctx: &TcContext, quoted: &mut Segment) -> bool {
     let Ok(outer) = ctx.load::<Ipv6Header>(ETH_HLEN as usize) else { return false };
     let Ok(kind) = ctx.load::<u8>((ETH_HLEN + 40) as usize) else { return false };
-    if outer.next_header != IPPROTO_ICMPV6 || !(kind == ICMPV6_DEST_UNREACH || kind == ICMPV6_PKT_TOOBIG) {
+    if outer.next_header != IPPROTO_ICMPV6
+        || !(kind == ICMPV6_DEST_UNREACH || kind == ICMPV6_PKT_TOOBIG)
+    {
         return false;
     }
     let Ok(inner) = ctx.load::<Ipv6Header>(QUOTED_OFFSET_V6 as usize) else { return false };
@@ -142,7 +148,12 @@ fn parse_icmpv6(ctx: &TcContext, quoted: &mut Segment) -> bool {
 
 /// The quote becomes what `sender` has sent, and the error goes to it, from us.
 #[inline(always)]
-fn rewrite_error(ctx: &TcContext, quoted: &Segment, translation: &Translation, sender: &Tuple) -> bool {
+fn rewrite_error(
+    ctx: &TcContext,
+    quoted: &Segment,
+    translation: &Translation,
+    sender: &Tuple,
+) -> bool {
     let old = &quoted.tcp;
     let new = QuotedTcp {
         source: sender.source_port.to_be(),
@@ -182,8 +193,14 @@ fn rewrite_ipv4(ctx: &TcContext, quoted: &Segment, sender: &Tuple, change: u64) 
 fn rewrite_ipv6(ctx: &TcContext, quoted: &Segment, sender: &Tuple, ports: u64) -> bool {
     let mut change = ChecksumDiff::from_folded(ports);
     let inner = &quoted.tuple;
-    let is_quoted = replace_addr(ctx, QUOTED_OFFSET_V6 + 8, (&inner.destination, &sender.source), &mut change)
-        && replace_addr(ctx, QUOTED_OFFSET_V6 + 24, (&inner.source, &sender.destination), &mut change);
+    let is_quoted =
+        replace_addr(ctx, QUOTED_OFFSET_V6 + 8, (&inner.destination, &sender.source), &mut change)
+            && replace_addr(
+                ctx,
+                QUOTED_OFFSET_V6 + 24,
+                (&inner.source, &sender.destination),
+                &mut change,
+            );
     let Some(mut outer) = ctx.pull_linear(QUOTED_OFFSET_V6) else { return false };
     let addresses = Ipv6Header::address_diff(&outer, sender);
     let packet_diff = Ipv6Header::translate(&mut outer, sender, false, addresses);

@@ -3,9 +3,9 @@
 use snisplit_common::abi::Direction;
 use snisplit_common::abi::packet::{FlowEntry, FlowState, Tuple, TupleEntry};
 
-use crate::state;
 use crate::headers::addr_words;
 use crate::maps::{FLOWS, TUPLES};
+use crate::state;
 
 /// The flow whose packets arrive by a tuple. What is said of the tuple may be of another one already, once
 /// it has gone (`htab_elem_free`, kernel/bpf/hashtab.c); the flow knows better, whose record stays while a
@@ -47,7 +47,10 @@ impl TupleCacheEntry {
 
     #[inline(always)]
     const fn unpack(self) -> (u32, Direction) {
-        (self.slot_and_direction >> 1, if self.slot_and_direction & 1 == 0 { Direction::Up } else { Direction::Down })
+        (
+            self.slot_and_direction >> 1,
+            if self.slot_and_direction & 1 == 0 { Direction::Up } else { Direction::Down },
+        )
     }
 }
 
@@ -119,8 +122,8 @@ fn matches(flow: *const FlowEntry, direction: Direction, tuple: &Tuple) -> bool 
         let ([a, b, c, d], [e, f, g, h]) = (addr_words(one), addr_words(other));
         (a ^ e) | (b ^ f) | (c ^ g) | (d ^ h)
     };
-    let ports =
-        (expected.source_port ^ tuple.source_port) | (expected.destination_port ^ tuple.destination_port);
+    let ports = (expected.source_port ^ tuple.source_port)
+        | (expected.destination_port ^ tuple.destination_port);
     let differing_bits = address_bits_differing(&expected.source, &tuple.source)
         | address_bits_differing(&expected.destination, &tuple.destination)
         | u32::from(ports);

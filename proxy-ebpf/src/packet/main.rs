@@ -17,23 +17,23 @@ use snisplit_common::abi::packet::{
     ControlCommand, FallbackReason, FlowEntry, FlowState, PacketCounter, Tuple,
 };
 
-mod state;
-mod xdp;
-mod route;
+mod checksum;
 mod frame;
 mod headers;
 mod icmp;
 mod lookup;
 mod maps;
-mod syn_clamp;
 mod options;
+mod route;
+mod scratch;
 mod sockets;
-mod tcp_timestamps;
-mod checksum;
+mod state;
+mod syn_clamp;
 mod takeover;
+mod tcp_timestamps;
 mod track;
 mod translate;
-mod scratch;
+mod xdp;
 
 use headers::{ACK, FIN, RST, SYN};
 use lookup::{find_flow, flow_id};
@@ -51,7 +51,9 @@ fn sni_in(ctx: TcContext) -> i32 {
     if scratch.segment.parse(&ctx).is_none() {
         return icmp::forward_error(&ctx, scratch);
     }
-    let Some((direction, flow)) = scratch.tuple_cache.find_flow(&scratch.segment.tuple) else { return TCX_NEXT };
+    let Some((direction, flow)) = scratch.tuple_cache.find_flow(&scratch.segment.tuple) else {
+        return TCX_NEXT;
+    };
     let is_offloaded = match state::load(flow) {
         FlowState::Pending => try_take_over(&ctx, scratch, direction, flow),
         FlowState::TakingOver => {
@@ -149,7 +151,12 @@ fn evict_closed(tuple: &Tuple) {
 
 /// Whether the kernel has the flow now.
 #[inline(always)]
-fn try_take_over(ctx: &TcContext, scratch: &mut Scratch, direction: Direction, flow: *mut FlowEntry) -> bool {
+fn try_take_over(
+    ctx: &TcContext,
+    scratch: &mut Scratch,
+    direction: Direction,
+    flow: *mut FlowEntry,
+) -> bool {
     let segment = &scratch.segment;
     if segment.has_flags(RST) || segment.has_flags(FIN) {
         fall_back(flow, FallbackReason::FlowEnded);
@@ -163,7 +170,12 @@ fn try_take_over(ctx: &TcContext, scratch: &mut Scratch, direction: Direction, f
 
 /// Sends a segment on to the other peer.
 #[inline(always)]
-fn forward_segment(ctx: &TcContext, scratch: &mut Scratch, direction: Direction, flow: *mut FlowEntry) -> i32 {
+fn forward_segment(
+    ctx: &TcContext,
+    scratch: &mut Scratch,
+    direction: Direction,
+    flow: *mut FlowEntry,
+) -> i32 {
     let Scratch { segment, route_cache, .. } = scratch;
     if segment.is_translatable == 0 {
         count(PacketCounter::Malformed);

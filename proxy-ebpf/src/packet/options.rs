@@ -11,10 +11,10 @@ use snisplit_common::abi::packet::{
     CLAMP_MSS_MASK, CLAMP_NO_SACK, CLAMP_NO_TIMESTAMPS, Translation,
 };
 
+use crate::checksum::ChecksumDiff;
 use crate::frame::Frame;
 use crate::headers::MAX_OPTIONS_LEN;
 use crate::tcp_timestamps::OptionDelta;
-use crate::checksum::ChecksumDiff;
 
 const TCPOPT_EOL: u8 = 0;
 pub(crate) const TCPOPT_NOP: u8 = 1;
@@ -63,7 +63,12 @@ pub(crate) const REWRITE_FAILED: u64 = u64::MAX;
 
 /// Translates options where they lie; what that changes in the sum, or [`FAILED`].
 #[inline(never)]
-pub(crate) fn rewrite_options(ctx: &impl Frame, offset: u32, length: u32, translation: &Translation) -> u64 {
+pub(crate) fn rewrite_options(
+    ctx: &impl Frame,
+    offset: u32,
+    length: u32,
+    translation: &Translation,
+) -> u64 {
     let Some(options) = Options::read(ctx, offset, length) else { return REWRITE_FAILED };
     match options.translate(translation) {
         Some(change) if options.write(ctx, offset).is_some() => change.fold32(),

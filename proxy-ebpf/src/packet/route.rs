@@ -11,7 +11,7 @@ use aya_ebpf::helpers::generated::{
 use snisplit_common::abi::packet::{Tuple, XMIT_PEER};
 
 use crate::frame::Frame;
-use crate::headers::{Family, IPPROTO_TCP, from_v4_mapped, addr_words};
+use crate::headers::{Family, IPPROTO_TCP, addr_words, from_v4_mapped};
 use crate::maps::INTERFACES;
 
 /// linux/socket.h
@@ -65,11 +65,17 @@ impl RouteCache {
     /// The way to whoever's packets arrive by the tuple `to`. `None`: there is none. It holds until the
     /// next one is asked for.
     #[inline(always)]
-    pub(crate) fn get(&mut self, ctx: &impl Frame, family: Family, tuple: &Tuple) -> Option<&NextHop> {
+    pub(crate) fn get(
+        &mut self,
+        ctx: &impl Frame,
+        family: Family,
+        tuple: &Tuple,
+    ) -> Option<&NextHop> {
         let entry = self.0.get_mut(cache_index(tuple))?;
         // SAFETY: takes nothing and touches nothing; the kernel makes a load of it.
         let epoch = unsafe { bpf_jiffies64() } / ROUTE_CACHE_JIFFIES;
-        let is_found = entry.matches(epoch, family, tuple) || refresh(ctx, family, tuple, entry, epoch);
+        let is_found =
+            entry.matches(epoch, family, tuple) || refresh(ctx, family, tuple, entry, epoch);
         is_found.then_some(&entry.next_hop)
     }
 }
@@ -95,7 +101,13 @@ impl RouteCacheEntry {
 }
 
 #[inline(never)]
-fn refresh(ctx: &impl Frame, family: Family, tuple: &Tuple, entry: &mut RouteCacheEntry, epoch: u64) -> bool {
+fn refresh(
+    ctx: &impl Frame,
+    family: Family,
+    tuple: &Tuple,
+    entry: &mut RouteCacheEntry,
+    epoch: u64,
+) -> bool {
     entry.epoch = 0;
     if !query_fib(ctx, family, tuple, entry) {
         return false;

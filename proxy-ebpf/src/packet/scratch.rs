@@ -3,9 +3,9 @@
 use aya_ebpf::btf_maps::PerCpuArray;
 use aya_ebpf::macros::btf_map;
 
-use crate::route::RouteCache;
 use crate::headers::Segment;
 use crate::lookup::TupleCache;
+use crate::route::RouteCache;
 use crate::sockets::SockTuple;
 
 #[repr(C)]

@@ -10,7 +10,7 @@ use aya_ebpf::programs::TcContext;
 use aya_ebpf::{EbpfContext as _, Global};
 use snisplit_common::abi::packet::Tuple;
 
-use crate::headers::{Family, from_v4_mapped, addr_words};
+use crate::headers::{Family, addr_words, from_v4_mapped};
 
 macro_rules! offsets {
     ($($name:ident $what:literal;)*) => {

@@ -3,10 +3,10 @@
 
 use aya_ebpf::programs::TcContext;
 
+use crate::checksum::ChecksumDiff;
 use crate::headers::{Segment, TCP_HLEN, store_addr};
 use crate::maps::SYN_CLAMPS;
-use crate::options::{TCPOPT_NOP, Options};
-use crate::checksum::ChecksumDiff;
+use crate::options::{Options, TCPOPT_NOP};
 
 /// Where a header's checksum is.
 const TCP_CHECK_OFFSET: u32 = 16;

@@ -5,13 +5,13 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::programs::TcContext;
 use snisplit_common::abi::packet::{FallbackReason, FlowEntry, FlowState};
 
-use crate::state;
 use crate::headers::{ACK, TCP_HLEN};
 use crate::lookup::flow_id;
 use crate::maps::emit_state;
 use crate::options::Options;
-use crate::sockets::{SockSnapshot, snapshot};
 use crate::scratch::Scratch;
+use crate::sockets::{SockSnapshot, snapshot};
+use crate::state;
 
 /// What a receiver has room for as long as it has not said otherwise.
 const INITIAL_WINDOW: u32 = 1 << 20;
@@ -46,19 +46,23 @@ fn prepare_takeover(
     splice: &mut FlowEntry,
 ) -> Result<(), FallbackReason> {
     let Scratch { segment, route_cache, sock_tuple, .. } = work;
-    let client =
-        snapshot(ctx, sock_tuple, segment.family, &splice.client_tuple).ok_or(FallbackReason::NoSocket)?;
-    let backend =
-        snapshot(ctx, sock_tuple, segment.family, &splice.backend_tuple).ok_or(FallbackReason::NoSocket)?;
+    let client = snapshot(ctx, sock_tuple, segment.family, &splice.client_tuple)
+        .ok_or(FallbackReason::NoSocket)?;
+    let backend = snapshot(ctx, sock_tuple, segment.family, &splice.backend_tuple)
+        .ok_or(FallbackReason::NoSocket)?;
     if !(client.is_established && backend.is_established && segment.has_flags(ACK)) {
         return Err(FallbackReason::NotEstablished);
     }
     if !(client.is_ecn_idle && backend.is_ecn_idle) {
         return Err(FallbackReason::EcnPending);
     }
-    let acked_bytes = backend.write_seq.wrapping_sub(backend.snd_una).wrapping_add(backend.bytes_acked);
+    let acked_bytes =
+        backend.write_seq.wrapping_sub(backend.snd_una).wrapping_add(backend.bytes_acked);
     let is_client_drained = client.copied_seq == client.rcv_nxt && client.is_ofo_queue_empty;
-    if !is_client_drained || acked_bytes != splice.expected_acked || segment.ack() != backend.write_seq {
+    if !is_client_drained
+        || acked_bytes != splice.expected_acked
+        || segment.ack() != backend.write_seq
+    {
         return Err(FallbackReason::ClientBytesInFlight);
     }
     let is_backend_drained = backend.copied_seq == backend.rcv_nxt && backend.is_ofo_queue_empty;
@@ -67,14 +71,15 @@ fn prepare_takeover(
         return Err(FallbackReason::BackendBytesInFlight);
     }
     for tuple in [&splice.client_tuple, &splice.backend_tuple] {
-        let next_hop = route_cache.get(ctx, segment.family, tuple).ok_or(FallbackReason::NoRoute)?;
+        let next_hop =
+            route_cache.get(ctx, segment.family, tuple).ok_or(FallbackReason::NoRoute)?;
         // What comes back by that way must pass here.
         if next_hop.xmit == 0 {
             return Err(FallbackReason::NoRoute);
         }
     }
-    let options =
-        Options::read(ctx, segment.tcp_offset + TCP_HLEN, segment.options_len).ok_or(FallbackReason::NoSocket)?;
+    let options = Options::read(ctx, segment.tcp_offset + TCP_HLEN, segment.options_len)
+        .ok_or(FallbackReason::NoSocket)?;
     options.translate(&splice.to_client).ok_or(FallbackReason::NoSocket)?;
     set_sequence_deltas(splice, &client, &backend);
     set_timestamp_deltas(splice, &client, &backend, options.tsval().unwrap_or_default());
@@ -83,13 +88,7 @@ fn prepare_takeover(
 
 #[inline(always)]
 fn set_sequence_deltas(flow: &mut FlowEntry, client: &SockSnapshot, backend: &SockSnapshot) {
-    let FlowEntry {
-        to_backend,
-        to_client,
-        client_state,
-        backend_state,
-        ..
-    } = flow;
+    let FlowEntry { to_backend, to_client, client_state, backend_state, .. } = flow;
     to_backend.seq_delta = backend.write_seq.wrapping_sub(client.rcv_nxt);
     to_backend.ack_delta = backend.rcv_nxt.wrapping_sub(client.write_seq);
     to_client.seq_delta = client.write_seq.wrapping_sub(backend.rcv_nxt);
@@ -98,27 +97,28 @@ fn set_sequence_deltas(flow: &mut FlowEntry, client: &SockSnapshot, backend: &So
     (backend_state.snd_nxt, backend_state.acked_seq) = (backend.rcv_nxt, client.rcv_nxt);
     for peer in [client_state, backend_state] {
         peer.rcv_wnd_end = peer.acked_seq.wrapping_add(INITIAL_WINDOW);
-        (peer.valid_from, peer.valid_to) = (peer.snd_nxt, peer.snd_nxt.wrapping_add(INITIAL_WINDOW));
+        (peer.valid_from, peer.valid_to) =
+            (peer.snd_nxt, peer.snd_nxt.wrapping_add(INITIAL_WINDOW));
     }
 }
 
 /// Each receiver must see timestamps go on where our kernel's were: never back (RFC 7323 §5), and an
 /// echo of something that it sent.
 #[inline(always)]
-fn set_timestamp_deltas(flow: &mut FlowEntry, client: &SockSnapshot, backend: &SockSnapshot, backend_tsval: u32) {
+fn set_timestamp_deltas(
+    flow: &mut FlowEntry,
+    client: &SockSnapshot,
+    backend: &SockSnapshot,
+    backend_tsval: u32,
+) {
     // SAFETY: takes nothing and touches nothing.
     let now_ns = unsafe { bpf_ktime_get_ns() };
     let now_tsval = (now_ns / TS_TICK_NS) as u32;
-    let FlowEntry {
-        to_backend,
-        to_client,
-        client_state,
-        backend_state,
-        ..
-    } = flow;
+    let FlowEntry { to_backend, to_client, client_state, backend_state, .. } = flow;
     // Whoever says nothing from now on is silent since now.
     (client_state.last_seen_ns, backend_state.last_seen_ns) = (now_ns, now_ns);
-    to_backend.tsval_delta = now_tsval.wrapping_add(backend.ts_offset).wrapping_sub(client.ts_recent);
+    to_backend.tsval_delta =
+        now_tsval.wrapping_add(backend.ts_offset).wrapping_sub(client.ts_recent);
     to_client.tsval_delta = now_tsval.wrapping_add(client.ts_offset).wrapping_sub(backend_tsval);
     to_backend.tsecr_delta = to_client.tsval_delta.wrapping_neg();
     to_client.tsecr_delta = to_backend.tsval_delta.wrapping_neg();

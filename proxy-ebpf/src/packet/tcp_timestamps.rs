@@ -2,8 +2,8 @@
 
 use snisplit_common::abi::packet::Translation;
 
-use crate::options::{TCPOPT_NOP, TCPOPT_TIMESTAMP};
 use crate::checksum::ChecksumDiff;
+use crate::options::{TCPOPT_NOP, TCPOPT_TIMESTAMP};
 
 /// Bytes of options that are timestamps and nothing else, as RFC 7323 appendix A lays them out.
 pub(crate) const TS_ONLY_LEN: u32 = 12;

@@ -4,10 +4,10 @@
 use snisplit_common::abi::Direction;
 use snisplit_common::abi::packet::{FlowEntry, FlowEvent, FlowState, PeerState, Translation};
 
-use crate::state;
 use crate::headers::{ACK, FIN, RST, SYN, Segment};
 use crate::lookup::flow_id;
 use crate::maps::emit;
+use crate::state;
 
 /// How far back a segment may begin, at least: one that is sent again, or a probe.
 const MAX_OLD_BYTES: u32 = 1 << 16;
@@ -27,7 +27,12 @@ pub(crate) const fn is_within(number: u32, from: u32, to: u32) -> bool {
 /// Takes note of a segment. What a peer has said is written by its own packets only, but for a reset, which
 /// ends the flow.
 #[inline(always)]
-pub(crate) fn track_segment(segment: &Segment, direction: Direction, flow: *mut FlowEntry, now: u64) {
+pub(crate) fn track_segment(
+    segment: &Segment,
+    direction: Direction,
+    flow: *mut FlowEntry,
+    now: u64,
+) {
     // SAFETY: the entry lives until this program ends; a torn account is put right by the next packet.
     let entry = unsafe { &mut *flow };
     let (translation, own, other) = match direction {
@@ -49,7 +54,9 @@ pub(crate) fn track_segment(segment: &Segment, direction: Direction, flow: *mut 
         }
         return;
     }
-    if segment.tcp.flags & (SYN | ACK) != ACK || !record_segment(segment, translation, (own, other), now) {
+    if segment.tcp.flags & (SYN | ACK) != ACK
+        || !record_segment(segment, translation, (own, other), now)
+    {
         return;
     }
     let has_ended = |one: &PeerState, other: &PeerState| {
@@ -64,7 +71,11 @@ pub(crate) fn track_segment(segment: &Segment, direction: Direction, flow: *mut 
 /// RFC 5961 §4 has the receiver of such a SYN do: its answer makes a peer that knows nothing of the old
 /// connection reset it.
 #[inline(always)]
-pub(crate) fn make_challenge_ack(segment: &mut Segment, direction: Direction, flow: *mut FlowEntry) {
+pub(crate) fn make_challenge_ack(
+    segment: &mut Segment,
+    direction: Direction,
+    flow: *mut FlowEntry,
+) {
     // SAFETY: the entry lives until this program ends.
     let entry = unsafe { &mut *flow };
     let (translation, own, other) = match direction {
@@ -105,7 +116,12 @@ fn is_in_window(segment: &Segment, ack: u32, own: &PeerState) -> bool {
 
 /// The same, with a look.
 #[inline(always)]
-fn is_in_refreshed_window(segment: &Segment, ack: u32, own: &mut PeerState, other: &PeerState) -> bool {
+fn is_in_refreshed_window(
+    segment: &Segment,
+    ack: u32,
+    own: &mut PeerState,
+    other: &PeerState,
+) -> bool {
     if own.valid_from == own.valid_to {
         // `Said::unfollowed`.
         own.acked_bytes += u64::from(ack.wrapping_sub(own.acked_seq));

@@ -4,16 +4,16 @@ use core::mem::offset_of;
 
 use snisplit_common::abi::packet::{PacketCounter, Translation, Tuple};
 
-use crate::route::NextHop;
+use crate::checksum::ChecksumDiff;
 use crate::frame::{Frame, LinearData};
 use crate::headers::{
-    CWR, ECE, INET_ECN_MASK, ETH_P_IP, ETH_P_IPV6, ETH_HLEN, Family, Ipv4Header, Ipv6Header, Segment, TCP_HLEN, TCP_OFFSET_V4, TCP_OFFSET_V6, TcpHeader,
-    from_v4_mapped, addr_words,
+    CWR, ECE, ETH_HLEN, ETH_P_IP, ETH_P_IPV6, Family, INET_ECN_MASK, Ipv4Header, Ipv6Header,
+    Segment, TCP_HLEN, TCP_OFFSET_V4, TCP_OFFSET_V6, TcpHeader, addr_words, from_v4_mapped,
 };
 use crate::maps::count;
 use crate::options::{self, REWRITE_FAILED};
+use crate::route::NextHop;
 use crate::tcp_timestamps::{TS_ONLY_LEN, Timestamps};
-use crate::checksum::ChecksumDiff;
 
 /// Where `h_proto` is in an Ethernet header.
 const ETH_PROTO_OFFSET: u32 = 12;
@@ -36,8 +36,12 @@ pub(crate) fn translate(
     next_hop: &NextHop,
 ) -> bool {
     let rewritten = match segment.family {
-        Family::V4 => rewrite_headers::<Ipv4Header>(ctx, segment, (translation, receiver), next_hop),
-        Family::V6 => rewrite_headers::<Ipv6Header>(ctx, segment, (translation, receiver), next_hop),
+        Family::V4 => {
+            rewrite_headers::<Ipv4Header>(ctx, segment, (translation, receiver), next_hop)
+        }
+        Family::V6 => {
+            rewrite_headers::<Ipv6Header>(ctx, segment, (translation, receiver), next_hop)
+        }
     };
     rewritten.is_some()
 }
@@ -53,10 +57,12 @@ fn rewrite_headers<Ip: IpHeader>(
     let options_offset = Ip::TCP_OFFSET + TCP_HLEN;
     let addresses = Ip::address_diff(&ctx.pull_linear(options_offset)?, receiver).reduced();
     // Most segments have timestamps and nothing else, in the layout of RFC 7323 appendix A.
-    let has_only_timestamps = segment.options_len == TS_ONLY_LEN && ctx.peek::<Timestamps>(options_offset)?.is_only_option();
+    let has_only_timestamps = segment.options_len == TS_ONLY_LEN
+        && ctx.peek::<Timestamps>(options_offset)?.is_only_option();
     let mut change = ChecksumDiff::default();
     if segment.options_len > 0 && !has_only_timestamps {
-        let rewritten = options::rewrite_options(ctx, options_offset, segment.options_len, translation);
+        let rewritten =
+            options::rewrite_options(ctx, options_offset, segment.options_len, translation);
         if rewritten == REWRITE_FAILED {
             return None;
         }
@@ -73,7 +79,10 @@ fn rewrite_headers<Ip: IpHeader>(
     let packet_diff = Ip::translate(&mut linear, receiver, translation.strip_ecn != 0, addresses);
     if has_only_timestamps {
         let mut linear = ctx.linear(options_offset + TS_ONLY_LEN)?;
-        linear.set(options_offset, linear.get::<Timestamps>(options_offset).translated(translation, &mut change));
+        linear.set(
+            options_offset,
+            linear.get::<Timestamps>(options_offset).translated(translation, &mut change),
+        );
     }
     let old: [u32; 4] = linear.get(Ip::TCP_OFFSET);
     let new = tcp_header_words(segment, translation, receiver);
@@ -96,7 +105,10 @@ fn tcp_header_words(segment: &Segment, translation: &Translation, receiver: &Tup
         concat_u16(receiver.destination_port.to_be(), receiver.source_port.to_be()),
         u32::from_be(seq).wrapping_add(translation.seq_delta).to_be(),
         u32::from_be(ack).wrapping_add(translation.ack_delta).to_be(),
-        concat_u16(u16::from_ne_bytes([data_offset, flags]), rescale_window(u16::from_be(window), translation).to_be()),
+        concat_u16(
+            u16::from_ne_bytes([data_offset, flags]),
+            rescale_window(u16::from_be(window), translation).to_be(),
+        ),
     ]
 }
 
@@ -138,8 +150,14 @@ impl IpHeader for Ipv4Header {
     #[inline(always)]
     fn address_diff(front: &LinearData, to: &Tuple) -> ChecksumDiff {
         let mut change = ChecksumDiff::default();
-        change.add_u32(front.get(field_offset(offset_of!(Self, source))), from_v4_mapped(&to.destination));
-        change.add_u32(front.get(field_offset(offset_of!(Self, destination))), from_v4_mapped(&to.source));
+        change.add_u32(
+            front.get(field_offset(offset_of!(Self, source))),
+            from_v4_mapped(&to.destination),
+        );
+        change.add_u32(
+            front.get(field_offset(offset_of!(Self, destination))),
+            from_v4_mapped(&to.source),
+        );
         change
     }
 
@@ -154,7 +172,8 @@ impl IpHeader for Ipv4Header {
         header.add_u16(TTL_DECREMENT, 0);
         if ends_ecn {
             let service = field_offset(offset_of!(Self, tos));
-            let [old, new] = [front.get(service), front.get::<u8>(service) & !(INET_ECN_MASK as u8)];
+            let [old, new] =
+                [front.get(service), front.get::<u8>(service) & !(INET_ECN_MASK as u8)];
             front.set(service, new);
             header.add_u16(u16::from_ne_bytes([0, old]), u16::from_ne_bytes([0, new]));
         }
@@ -163,7 +182,10 @@ impl IpHeader for Ipv4Header {
         let [ttl, protocol, a, b] = front.get::<u32>(place).to_ne_bytes();
         let check = header.apply_to_checksum(u16::from_ne_bytes([a, b]));
         front.set(place, concat_u16(u16::from_ne_bytes([ttl.wrapping_sub(1), protocol]), check));
-        front.set(field_offset(offset_of!(Self, source)), [from_v4_mapped(&to.destination), from_v4_mapped(&to.source)]);
+        front.set(
+            field_offset(offset_of!(Self, source)),
+            [from_v4_mapped(&to.destination), from_v4_mapped(&to.source)],
+        );
         None
     }
 }

@@ -8,15 +8,17 @@ use aya_ebpf::programs::XdpContext;
 use snisplit_common::abi::Direction;
 use snisplit_common::abi::packet::{FlowEntry, PacketCounter, XMIT_XDP};
 
-use crate::state;
-use crate::route::NextHop;
-use crate::frame::Frame;
-use crate::headers::{ETH_HLEN, Family, IPPROTO_TCP, SYN, Segment, TCP_HLEN, from_v4_mapped, addr_words};
-use crate::maps::count;
 use crate::checksum::ChecksumDiff;
-use crate::track::track_segment;
-use crate::translate::{translate, apply_ecn};
+use crate::frame::Frame;
+use crate::headers::{
+    ETH_HLEN, Family, IPPROTO_TCP, SYN, Segment, TCP_HLEN, addr_words, from_v4_mapped,
+};
+use crate::maps::count;
+use crate::route::NextHop;
 use crate::scratch::Scratch;
+use crate::state;
+use crate::track::track_segment;
+use crate::translate::{apply_ecn, translate};
 
 #[xdp(frags)]
 fn sni_xdp(ctx: XdpContext) -> u32 {
@@ -25,9 +27,13 @@ fn sni_xdp(ctx: XdpContext) -> u32 {
         return XDP_PASS;
     }
     let segment = &scratch.segment;
-    let Some((direction, flow)) = scratch.tuple_cache.find_flow(&segment.tuple) else { return XDP_PASS };
-    let is_ordinary =
-        segment.is_translatable != 0 && !segment.has_flags(SYN) && segment.ttl > 1 && !is_checksum_partial(segment);
+    let Some((direction, flow)) = scratch.tuple_cache.find_flow(&segment.tuple) else {
+        return XDP_PASS;
+    };
+    let is_ordinary = segment.is_translatable != 0
+        && !segment.has_flags(SYN)
+        && segment.ttl > 1
+        && !is_checksum_partial(segment);
     match is_ordinary && state::load(flow).is_translated() {
         true => forward_frame(&ctx, scratch, direction, flow),
         false => XDP_PASS,
@@ -35,11 +41,18 @@ fn sni_xdp(ctx: XdpContext) -> u32 {
 }
 
 #[inline(never)]
-fn forward_frame(ctx: &XdpContext, scratch: &mut Scratch, direction: Direction, flow: *mut FlowEntry) -> u32 {
+fn forward_frame(
+    ctx: &XdpContext,
+    scratch: &mut Scratch,
+    direction: Direction,
+    flow: *mut FlowEntry,
+) -> u32 {
     let Scratch { segment, route_cache, .. } = scratch;
     // SAFETY: the entry lives until this program ends, and what is translated by does not change.
     let (translation, receiver) = unsafe { &*flow }.translation(direction);
-    let next_hop = route_cache.get(ctx, segment.family, receiver).filter(|next_hop| can_xmit(ctx, segment, next_hop));
+    let next_hop = route_cache
+        .get(ctx, segment.family, receiver)
+        .filter(|next_hop| can_xmit(ctx, segment, next_hop));
     let Some(next_hop) = next_hop else { return XDP_PASS };
     if !apply_ecn(segment, translation) {
         return XDP_DROP;
@@ -69,7 +82,9 @@ fn is_checksum_partial(segment: &Segment) -> bool {
     for address in [&segment.tuple.source, &segment.tuple.destination] {
         match segment.family {
             Family::V4 => pseudo_header.add_u32(!0, from_v4_mapped(address)),
-            Family::V6 => addr_words(address).into_iter().for_each(|word| pseudo_header.add_u32(!0, word)),
+            Family::V6 => {
+                addr_words(address).into_iter().for_each(|word| pseudo_header.add_u32(!0, word))
+            }
         }
     }
     pseudo_header.fold16() == segment.tcp.check
@@ -79,7 +94,8 @@ fn is_checksum_partial(segment: &Segment) -> bool {
 /// buffers not every driver does. Otherwise it would be dropped without a word (`xdp_do_redirect`).
 #[inline(always)]
 fn can_xmit(ctx: &XdpContext, segment: &Segment, next_hop: &NextHop) -> bool {
-    let length = segment.tcp_offset - ETH_HLEN + TCP_HLEN + segment.options_len + segment.payload_len;
+    let length =
+        segment.tcp_offset - ETH_HLEN + TCP_HLEN + segment.options_len + segment.payload_len;
     next_hop.xmit == XMIT_XDP
         && next_hop.is_resolved != 0
         && length <= next_hop.mtu

@@ -34,7 +34,11 @@ impl StoredAccount {
 /// Registering a key that the CA knows already gives the account that it has (RFC 8555 §7.3), so a
 /// crash between the CA's answer and ours to it makes no second one. With external account binding
 /// the library makes the key itself, and that instant stays.
-pub(super) async fn load_or_create(acme: &AcmeConfig, store: &StateStore, retry_after: &RetryAfter) -> Result<Account> {
+pub(super) async fn load_or_create(
+    acme: &AcmeConfig,
+    store: &StateStore,
+    retry_after: &RetryAfter,
+) -> Result<Account> {
     let http = AcmeHttpClient::new(acme.ca_file.as_deref(), retry_after.clone())?;
     let builder = Account::builder_with_http(Box::new(http));
     let mut stored = match (store::read_json::<StoredAccount>(&store.account_path())?, &acme.eab) {

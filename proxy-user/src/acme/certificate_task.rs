@@ -22,7 +22,8 @@ use crate::certs::pem;
 /// How often a wish to renew is looked for, and the clock.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the CA is asked for its wish, whatever it says (RFC 9773 §4.3.2).
-const ARI_POLL_BOUNDS: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(24 * 60 * 60));
+const ARI_POLL_BOUNDS: (Duration, Duration) =
+    (Duration::from_secs(60), Duration::from_secs(24 * 60 * 60));
 /// How often an order is gone on with at once when the CA minds nothing but a nonce.
 const MAX_BAD_NONCE_RETRIES: usize = 8;
 /// How long an order may take altogether.
@@ -59,7 +60,8 @@ impl CertificateTask {
     /// Serves the certificate on disk, if it is one for these names.
     fn install_stored(&mut self) -> Result<()> {
         let path = self.dir.certificate_path();
-        let Some((pair, info)) = store::read_or_set_aside(&path, |pem| pem::parse_pair(pem, pem))? else {
+        let Some((pair, info)) = store::read_or_set_aside(&path, |pem| pem::parse_pair(pem, pem))?
+        else {
             return Ok(());
         };
         let has_all_names = self.spec.names.iter().all(|name| info.names.contains(name));
@@ -117,7 +119,8 @@ impl CertificateTask {
                 self.renewal.suggested_window = None;
                 self.next_ari_poll = SystemTime::UNIX_EPOCH;
                 self.status.last_error = None;
-                let until = self.renewal.validity.map(|(_, until)| super::status::format_time(until));
+                let until =
+                    self.renewal.validity.map(|(_, until)| super::status::format_time(until));
                 info!(name = %self.spec.label, not_after = until, "certificate in use");
             }
             Err(error) => self.record_failure(&error),
@@ -140,7 +143,8 @@ impl CertificateTask {
     async fn order_once(&mut self) -> Result<()> {
         let AcmeContext { config: acme, cert_store, nameservers, .. } = &*self.context;
         let account = self.context.account().await?;
-        let dns_solver = acme.dns.as_ref().map(|dns| Dns01Solver::new(dns, nameservers)).transpose()?;
+        let dns_solver =
+            acme.dns.as_ref().map(|dns| Dns01Solver::new(dns, nameservers)).transpose()?;
         let old = self.leaf.clone();
         let has_ari_window = self.renewal.suggested_window.is_some();
         let replaces = old.as_ref().filter(|_| has_ari_window);
@@ -183,7 +187,9 @@ impl CertificateTask {
         self.status.last_error = Some(format!("{error:#}"));
         let name = &self.spec.label;
         match (kind, failure.count) {
-            (FailureKind::Unreachable, 2..) => info!(%name, next_attempt, "no certificate: {error:#}"),
+            (FailureKind::Unreachable, 2..) => {
+                info!(%name, next_attempt, "no certificate: {error:#}")
+            }
             (FailureKind::Unreachable | FailureKind::Rejected, _) => {
                 warn!(%name, next_attempt, "no certificate: {error:#}");
             }
@@ -192,7 +198,8 @@ impl CertificateTask {
 
     /// Tells `snisplit certs`, and whoever keeps this certificate next.
     fn write_status(&mut self, due: SystemTime) {
-        let status = CertificateStatus::new(&self.spec, due, &self.renewal, self.status.last_error.clone());
+        let status =
+            CertificateStatus::new(&self.spec, due, &self.renewal, self.status.last_error.clone());
         if status != self.status {
             if let Err(error) = store::write_json(&self.dir.status_path(), &status) {
                 warn!(name = %self.spec.label, "{error:#}");

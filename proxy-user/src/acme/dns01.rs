@@ -20,7 +20,7 @@ use tokio::process::Command;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::debug;
 
-use crate::config::acme::{HmacAlgorithm, Dns01Config, DnsProvider, TsigKey};
+use crate::config::acme::{Dns01Config, DnsProvider, HmacAlgorithm, TsigKey};
 use crate::dns;
 
 /// How long one exchange with a name server, or a run of the program, may take.

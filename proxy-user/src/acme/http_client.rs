@@ -48,7 +48,9 @@ pub(super) struct AcmeHttpClient {
 impl AcmeHttpClient {
     pub(super) fn new(ca_file: Option<&Path>, retry_after: RetryAfter) -> Result<Self> {
         let builder = match ca_file {
-            Some(path) => HttpsConnectorBuilder::new().with_tls_config(tls_config_with_roots(path)?),
+            Some(path) => {
+                HttpsConnectorBuilder::new().with_tls_config(tls_config_with_roots(path)?)
+            }
             None => HttpsConnectorBuilder::new()
                 .with_provider_and_native_roots(default_provider())
                 .context("the system has no root certificates (package ca-certificates)")?,
@@ -77,8 +79,9 @@ impl HttpClient for AcmeHttpClient {
     ) -> Pin<Box<dyn Future<Output = Result<BytesResponse, Error>> + Send>> {
         let (pending, retry_after) = (self.client.request(request), self.retry_after.clone());
         Box::pin(async move {
-            let answered =
-                timeout(REQUEST_TIMEOUT, pending).await.map_err(|late| Error::Other(late.into()))?;
+            let answered = timeout(REQUEST_TIMEOUT, pending)
+                .await
+                .map_err(|late| Error::Other(late.into()))?;
             let response = answered.map_err(|error| Error::Other(error.into()))?;
             let is_error =
                 response.status().is_client_error() || response.status().is_server_error();

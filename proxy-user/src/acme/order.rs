@@ -93,7 +93,9 @@ impl OrderContext<'_> {
                     }
                 }
                 Err(error) if is_bad_nonce(&error) => return Err(error.into()),
-                Err(Error::Api(problem)) => debug!(name = %spec.label, %problem, "the order is no more"),
+                Err(Error::Api(problem)) => {
+                    debug!(name = %spec.label, %problem, "the order is no more")
+                }
                 Err(error) => return Err(error.into()),
             }
         }
@@ -105,7 +107,8 @@ impl OrderContext<'_> {
         let order = match &self.replaces {
             None => self.account.new_order(&new()).await?,
             // "replaced already" and the like: the order itself may still be good.
-            Some(replaced) => match self.account.new_order(&new().replaces(replaced.clone())).await {
+            Some(replaced) => match self.account.new_order(&new().replaces(replaced.clone())).await
+            {
                 Ok(order) => order,
                 Err(error) if is_bad_nonce(&error) => return Err(error.into()),
                 Err(error) => {
@@ -121,7 +124,12 @@ impl OrderContext<'_> {
     }
 
     /// Puts up all answers, then asks the CA to look, then waits for what it finds.
-    async fn complete_authorizations(&self, order: &mut Order, spec: &CertificateSpec, active: &mut ActiveChallenges) -> Result<()> {
+    async fn complete_authorizations(
+        &self,
+        order: &mut Order,
+        spec: &CertificateSpec,
+        active: &mut ActiveChallenges,
+    ) -> Result<()> {
         let kind = match spec.challenge {
             Challenge::TlsAlpn01 => ChallengeType::TlsAlpn01,
             Challenge::Http01 => ChallengeType::Http01,
@@ -139,7 +147,14 @@ impl OrderContext<'_> {
                 bail!("the CA asks for {}, which was not ordered", challenge.identifier());
             };
             let key_authorization = challenge.key_authorization();
-            self.present_challenge(spec.challenge, name, &challenge.token, &key_authorization, active).await?;
+            self.present_challenge(
+                spec.challenge,
+                name,
+                &challenge.token,
+                &key_authorization,
+                active,
+            )
+            .await?;
         }
         if let Some(solver) = self.dns_solver {
             for written in &active.txt_records {
@@ -166,11 +181,13 @@ impl OrderContext<'_> {
         let host = || ServerName::parse(name.as_bytes()).map_err(anyhow::Error::msg);
         match challenge {
             Challenge::TlsAlpn01 => {
-                let server = challenge::tls_alpn01_config(&host()?, key_authorization.digest().as_ref())?;
+                let server =
+                    challenge::tls_alpn01_config(&host()?, key_authorization.digest().as_ref())?;
                 active.guards.push(self.cert_store.add_tls_challenge(&host()?, server));
             }
             Challenge::Http01 => {
-                let pending = self.cert_store.add_http_challenge(&host()?, token, key_authorization.as_str());
+                let pending =
+                    self.cert_store.add_http_challenge(&host()?, token, key_authorization.as_str());
                 active.guards.push(pending);
             }
             Challenge::Dns01 => {

@@ -65,7 +65,8 @@ impl StateStore {
     }
 
     fn lock(state_dir: &Path) -> Result<File> {
-        create_dir(state_dir).with_context(|| format!("acme.state_dir: {}", state_dir.display()))?;
+        create_dir(state_dir)
+            .with_context(|| format!("acme.state_dir: {}", state_dir.display()))?;
         let path = state_dir.join("lock");
         let lock = OpenOptions::new().create(true).append(true).read(true).mode(0o600).open(&path);
         let lock = lock.with_context(|| format!("acme.state_dir: {}", path.display()))?;

@@ -21,7 +21,10 @@ pub(crate) fn ingress_tuple(peer: SocketAddr, local: SocketAddr) -> Tuple {
 
 /// The peer, and this host.
 pub(crate) fn peer_and_local(tuple: &Tuple) -> (SocketAddr, SocketAddr) {
-    (socket_addr(tuple.source, tuple.source_port), socket_addr(tuple.destination, tuple.destination_port))
+    (
+        socket_addr(tuple.source, tuple.source_port),
+        socket_addr(tuple.destination, tuple.destination_port),
+    )
 }
 
 /// An address without its port.

@@ -153,7 +153,10 @@ mod tests {
             route_id: 17,
             direction_changes: 18,
         };
-        assert_eq!(DirectionEntry::read_from(&encode::<{ size_of::<DirectionEntry>() }>(&flow)), flow);
+        assert_eq!(
+            DirectionEntry::read_from(&encode::<{ size_of::<DirectionEntry>() }>(&flow)),
+            flow
+        );
         assert_eq!(
             DirectionEntry::read_from(&[0xff; size_of::<DirectionEntry>()]).state,
             DirectionState::Poisoned
@@ -178,6 +181,9 @@ mod tests {
             ..FlowEntry::default()
         };
         assert_eq!(FlowEntry::read_from(&encode::<{ size_of::<FlowEntry>() }>(&splice)), splice);
-        assert_eq!(FlowEntry::read_from(&[0xff; size_of::<FlowEntry>()]).state, FlowState::Fallback);
+        assert_eq!(
+            FlowEntry::read_from(&[0xff; size_of::<FlowEntry>()]).state,
+            FlowState::Fallback
+        );
     }
 }

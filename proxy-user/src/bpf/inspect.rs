@@ -14,7 +14,7 @@ use snisplit_common::abi::{
 };
 
 use super::BpfError;
-use super::codec::{FlowBytes, TupleEntryBytes, MapValue as _, FlowEntryBytes, TupleBytes};
+use super::codec::{FlowBytes, FlowEntryBytes, MapValue as _, TupleBytes, TupleEntryBytes};
 use super::packet::slots_by_flow;
 use super::route_names::{RouteNameBytes, decode_name};
 
@@ -86,7 +86,8 @@ impl PacketState {
             Map::Array(open_map(dir, PACKET_FLOWS_MAP)?).try_into()?;
         let tuples: HashMap<_, TupleBytes, TupleEntryBytes> =
             Map::HashMap(open_map(dir, PACKET_TUPLES_MAP)?).try_into()?;
-        let flow = |(flow_id, slot)| Some((flow_id, FlowEntry::read_from(&entries.get(&slot, 0).ok()?)));
+        let flow =
+            |(flow_id, slot)| Some((flow_id, FlowEntry::read_from(&entries.get(&slot, 0).ok()?)));
         // What stays with its sockets is theirs, and only waits to be erased; it may be another's by now.
         let is_current = |(number, splice): &(u64, FlowEntry)| {
             splice.id == *number && splice.state != FlowState::Fallback
@@ -148,7 +149,8 @@ pub(super) fn abi_version(dir: &Path, name: &str) -> Result<u32, BpfError> {
 }
 
 fn read_route_names(dir: &Path, name: &str) -> Result<BTreeMap<u32, String>, BpfError> {
-    let routes: HashMap<MapData, u32, RouteNameBytes> = Map::HashMap(open_map(dir, name)?).try_into()?;
+    let routes: HashMap<MapData, u32, RouteNameBytes> =
+        Map::HashMap(open_map(dir, name)?).try_into()?;
     Ok(routes.iter().flatten().map(|(key, name)| (key, decode_name(&name))).collect())
 }
 

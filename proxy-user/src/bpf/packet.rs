@@ -23,20 +23,20 @@ use super::codec::{MapValue as _, TupleBytes, encode};
 use super::route_names::RouteNames;
 use super::{BpfError, btf_offsets, inspect};
 
-mod xdp;
-mod events;
-mod tc;
-mod migrate;
 mod attach;
+mod events;
 mod flow_table;
+mod migrate;
 mod slot_allocator;
+mod tc;
+mod xdp;
 
-pub(crate) use events::FlowEvents;
-pub(crate) use tc::{Hook, AttachTarget};
-pub(crate) use migrate::migrate;
 pub(crate) use attach::detach_all;
+pub(crate) use events::FlowEvents;
 use flow_table::FlowTable;
 pub(super) use flow_table::slots_by_flow;
+pub(crate) use migrate::migrate;
+pub(crate) use tc::{AttachTarget, Hook};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/snisplit-packet"));
 
@@ -115,7 +115,16 @@ impl PacketPrograms {
         let (maps, loaded, interfaces) = (maps.into(), ebpf.into(), interfaces.into());
         let retired = Notify::new();
         Ok((
-            Self { flow_table, maps, interfaces, xdp_interfaces, counters, route_names, loaded, retired },
+            Self {
+                flow_table,
+                maps,
+                interfaces,
+                xdp_interfaces,
+                counters,
+                route_names,
+                loaded,
+                retired,
+            },
             events,
         ))
     }
@@ -136,8 +145,16 @@ impl PacketPrograms {
     }
 
     /// Changes what SYNs to this back end from this port of ours offer; 0 leaves them alone again.
-    pub(crate) fn set_syn_clamp(&self, backend: SocketAddr, local_port: u16, clamp: u32) -> Result<(), BpfError> {
-        let tuple = encode(&Tuple { destination: [0; 16], ..ingress_tuple(backend, ([0; 4], local_port).into()) });
+    pub(crate) fn set_syn_clamp(
+        &self,
+        backend: SocketAddr,
+        local_port: u16,
+        clamp: u32,
+    ) -> Result<(), BpfError> {
+        let tuple = encode(&Tuple {
+            destination: [0; 16],
+            ..ingress_tuple(backend, ([0; 4], local_port).into())
+        });
         let syn_clamps = &mut self.maps().syn_clamps;
         match clamp {
             0 => Ok(syn_clamps.remove(&tuple)?),

@@ -13,9 +13,9 @@ use tracing::{info, warn};
 
 use super::CertStore;
 use super::info::CertInfo;
-use crate::file_stamp::{FileStamp, read_stamp};
 use crate::config::terminate::CertificateSource;
 use crate::config::{Config, Terminate};
+use crate::file_stamp::{FileStamp, read_stamp};
 
 /// How often files are looked at.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
@@ -27,7 +27,8 @@ pub(crate) fn load(cert: &Path, key: &Path) -> Result<(CertifiedKey, CertInfo), 
     };
     let chain = read(cert)?;
     let secret = read(key)?;
-    parse_pair(&chain, &secret).map_err(|why| format!("{} and {}: {why}", cert.display(), key.display()))
+    parse_pair(&chain, &secret)
+        .map_err(|why| format!("{} and {}: {why}", cert.display(), key.display()))
 }
 
 /// The same from what the files hold.
@@ -97,7 +98,9 @@ impl CertFileWatcher {
     }
 
     fn poll(&mut self) {
-        for CertFilePair { label, cert, key, loaded: seen, rejected_once: doubted } in &mut self.files {
+        for CertFilePair { label, cert, key, loaded: seen, rejected_once: doubted } in
+            &mut self.files
+        {
             let current = read_stamp(cert).zip(read_stamp(key)).map(|(cert, key)| [cert, key]);
             if current.is_none() || *seen == current {
                 continue;

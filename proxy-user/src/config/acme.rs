@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use data_encoding::{BASE64, BASE64URL_NOPAD};
 
-use super::validate::{Located, Diagnostics};
 use super::diagnostic::Diagnostic;
+use super::validate::{Diagnostics, Located};
 use super::{Origin, parse};
 
 /// Where state is kept unless `state_dir` says otherwise.
@@ -112,7 +112,8 @@ pub(super) struct DraftDns {
 
 pub(super) fn build(draft: DraftAcme, diagnostics: &mut Diagnostics) -> Option<AcmeConfig> {
     let origin = draft.origin.clone();
-    let directory = diagnostics.parse_optional("acme.directory", draft.directory, |text| parse::https_url(&text));
+    let directory = diagnostics
+        .parse_optional("acme.directory", draft.directory, |text| parse::https_url(&text));
     if directory.is_none() && diagnostics.0.iter().all(|problem| problem.key != "acme.directory") {
         let text = "name the CA's directory, such as \
                     \"https://acme-v02.api.letsencrypt.org/directory\"; that agrees to its terms \
@@ -122,9 +123,12 @@ pub(super) fn build(draft: DraftAcme, diagnostics: &mut Diagnostics) -> Option<A
             None => Diagnostic::without_origin("acme.directory", text),
         });
     }
-    let contact = diagnostics.parse_all("acme.contact", draft.contact, |text| parse::contact_url(&text));
-    let ca_file = diagnostics.parse_optional("acme.ca_file", draft.ca_file, |text| parse::readable_file(&text));
-    let state_dir = diagnostics.parse_optional("acme.state_dir", draft.state_dir, |text| parse::absolute_path(&text));
+    let contact =
+        diagnostics.parse_all("acme.contact", draft.contact, |text| parse::contact_url(&text));
+    let ca_file = diagnostics
+        .parse_optional("acme.ca_file", draft.ca_file, |text| parse::readable_file(&text));
+    let state_dir = diagnostics
+        .parse_optional("acme.state_dir", draft.state_dir, |text| parse::absolute_path(&text));
     let eab = parse_eab(draft.eab_kid, draft.eab_hmac, diagnostics);
     Some(AcmeConfig {
         directory: directory?,
@@ -163,26 +167,35 @@ fn parse_eab(
 
 fn dns(draft: DraftDns, diagnostics: &mut Diagnostics) -> Option<Dns01Config> {
     let propagation_timeout = draft.propagation_timeout;
-    let propagation_timeout = diagnostics.parse_optional("acme.dns.propagation_timeout", propagation_timeout, |text| parse::duration(&text));
+    let propagation_timeout =
+        diagnostics.parse_optional("acme.dns.propagation_timeout", propagation_timeout, |text| {
+            parse::duration(&text)
+        });
     let origin = draft.provider.origin.clone();
     let mut report_missing = |key: &str, text: &str| {
         diagnostics.0.push(Diagnostic::at(&origin, &format!("acme.dns.{key}"), text));
     };
     let provider = match draft.provider.value.as_str() {
         "rfc2136" if draft.server.is_none() => {
-            report_missing("server", "rfc2136 needs the primary name server, such as \"10.0.0.53\"");
+            report_missing(
+                "server",
+                "rfc2136 needs the primary name server, such as \"10.0.0.53\"",
+            );
             None
         }
         "rfc2136" => {
-            let server =
-                diagnostics.parse_optional("acme.dns.server", draft.server, |text| parse::nameserver(&text));
+            let server = diagnostics
+                .parse_optional("acme.dns.server", draft.server, |text| parse::nameserver(&text));
             let key_parts = (draft.tsig_name, draft.tsig_secret);
             let tsig = tsig(key_parts, draft.tsig_algorithm, diagnostics);
             let zone = draft.zone.map(|zone| zone.value);
             server.map(|server| DnsProvider::Rfc2136 { server, zone, tsig })
         }
         "exec" if draft.program.is_none() => {
-            report_missing("program", "exec needs a program, such as \"/usr/local/bin/update-dns\"");
+            report_missing(
+                "program",
+                "exec needs a program, such as \"/usr/local/bin/update-dns\"",
+            );
             None
         }
         "exec" => diagnostics
@@ -194,7 +207,10 @@ fn dns(draft: DraftDns, diagnostics: &mut Diagnostics) -> Option<Dns01Config> {
             None
         }
     };
-    Some(Dns01Config { provider: provider?, propagation_timeout: propagation_timeout.unwrap_or(DEFAULT_PROPAGATION_TIMEOUT) })
+    Some(Dns01Config {
+        provider: provider?,
+        propagation_timeout: propagation_timeout.unwrap_or(DEFAULT_PROPAGATION_TIMEOUT),
+    })
 }
 
 fn tsig(
@@ -202,11 +218,15 @@ fn tsig(
     algorithm: Option<Located<String>>,
     diagnostics: &mut Diagnostics,
 ) -> Option<TsigKey> {
-    let algorithm = diagnostics.parse_optional("acme.dns.tsig_algorithm", algorithm, |text| match text.as_str() {
-        "hmac-sha256" => Ok(HmacAlgorithm::HmacSha256),
-        "hmac-sha384" => Ok(HmacAlgorithm::HmacSha384),
-        "hmac-sha512" => Ok(HmacAlgorithm::HmacSha512),
-        _ => Err(format!("\"{text}\" is unknown; one of hmac-sha256, hmac-sha384, hmac-sha512")),
+    let algorithm = diagnostics.parse_optional("acme.dns.tsig_algorithm", algorithm, |text| {
+        match text.as_str() {
+            "hmac-sha256" => Ok(HmacAlgorithm::HmacSha256),
+            "hmac-sha384" => Ok(HmacAlgorithm::HmacSha384),
+            "hmac-sha512" => Ok(HmacAlgorithm::HmacSha512),
+            _ => {
+                Err(format!("\"{text}\" is unknown; one of hmac-sha256, hmac-sha384, hmac-sha512"))
+            }
+        }
     });
     match key_parts {
         (None, None) => None,

@@ -8,16 +8,16 @@ use toml::Spanned;
 
 use super::Origin;
 use super::acme::{DraftAcme, DraftDns};
-use super::validate::{Draft, DraftListener, Located};
+use super::diagnostic::{ConfigErrors, Diagnostic};
 use super::limits::DraftLimits;
 use super::packet::DraftPacket;
-use super::diagnostic::{Diagnostic, ConfigErrors};
 use super::route_table::DraftRoute;
 use super::terminate::DraftTerminate;
+use super::validate::{Draft, DraftListener, Located};
 
 mod schema;
 
-use schema::{Acme, Dns, ConfigFile, Limits, Listener, Route, Terminate};
+use schema::{Acme, ConfigFile, Dns, Limits, Listener, Route, Terminate};
 
 /// Reads a file; a fault in its syntax or shape is one problem, since nothing behind it is certain.
 pub(super) fn read(path: &Path) -> Result<Draft, ConfigErrors> {
@@ -26,7 +26,8 @@ pub(super) fn read(path: &Path) -> Result<Draft, ConfigErrors> {
         ConfigErrors(vec![Diagnostic::without_origin(&path.display().to_string(), text)])
     })?;
     let source = SourceFile { path, text: &text };
-    let file: ConfigFile = toml::from_str(&text).map_err(|error| ConfigErrors(vec![source.syntax_diagnostic(&error)]))?;
+    let file: ConfigFile = toml::from_str(&text)
+        .map_err(|error| ConfigErrors(vec![source.syntax_diagnostic(&error)]))?;
     Ok(source.draft(file))
 }
 

@@ -6,8 +6,8 @@ use clap::Args;
 
 use super::Origin;
 use super::acme::DraftAcme;
-use super::validate::{Draft, DraftListener, Located};
 use super::limits::DraftLimits;
+use super::validate::{Draft, DraftListener, Located};
 
 mod route_syntax;
 
@@ -150,8 +150,12 @@ impl Overrides {
         set(&mut draft.instance, "--instance", self.instance.as_ref());
         set(&mut draft.engine, "--engine", self.engine.as_ref());
         set(&mut draft.acme_bypass, "--acme-bypass", self.acme_bypass.as_ref());
-        set(&mut draft.client_hello_timeout, "--hello-timeout", self.client_hello_timeout.as_ref());
-        set(&mut draft.drain_timeout, "--drain", self.drain_timeout.as_ref());
+        set(
+            &mut draft.client_hello_timeout,
+            "--client-hello-timeout",
+            self.client_hello_timeout.as_ref(),
+        );
+        set(&mut draft.drain_timeout, "--drain-timeout", self.drain_timeout.as_ref());
         set(&mut draft.admin, "--admin", self.admin.as_ref());
         set(&mut draft.access_log, "--access-log", self.access_log.as_ref());
         let format = self.access_log_format.as_ref();
@@ -202,15 +206,31 @@ impl Overrides {
 
 impl Overrides {
     fn apply_limits(&self, limits: &mut DraftLimits) {
-        set(&mut limits.connect_timeout, "--dial-timeout", self.connect_timeout.as_ref());
-        set(&mut limits.first_byte_timeout, "--answer-timeout", self.first_byte_timeout.as_ref());
+        set(&mut limits.connect_timeout, "--connect-timeout", self.connect_timeout.as_ref());
+        set(
+            &mut limits.first_byte_timeout,
+            "--first-byte-timeout",
+            self.first_byte_timeout.as_ref(),
+        );
         set(&mut limits.idle_timeout, "--idle-timeout", self.idle_timeout.as_ref());
         set(&mut limits.keepalive, "--keepalive", self.keepalive.as_ref());
         set(&mut limits.user_timeout, "--user-timeout", self.user_timeout.as_ref());
-        set(&mut limits.max_client_hello_bytes, "--hello-bytes", self.max_client_hello_bytes.as_ref());
+        set(
+            &mut limits.max_client_hello_bytes,
+            "--max-client-hello-bytes",
+            self.max_client_hello_bytes.as_ref(),
+        );
         set(&mut limits.max_connections, "--max-connections", self.max_connections.as_ref());
-        set(&mut limits.max_pending_handshakes, "--max-peeking", self.max_pending_handshakes.as_ref());
-        set(&mut limits.max_connections_per_source, "--per-source", self.max_connections_per_source.as_ref());
+        set(
+            &mut limits.max_pending_handshakes,
+            "--max-pending-handshakes",
+            self.max_pending_handshakes.as_ref(),
+        );
+        set(
+            &mut limits.max_connections_per_source,
+            "--max-connections-per-source",
+            self.max_connections_per_source.as_ref(),
+        );
         set(&mut limits.accept_rate, "--accept-rate", self.accept_rate.as_ref());
         if !self.backends_allowed.is_empty() {
             limits.backends_allowed = located_items("--backends-allowed", &self.backends_allowed);
@@ -235,5 +255,10 @@ fn set<T: Clone + Display>(target: &mut Option<Located<T>>, name: &str, value: O
 
 fn draft_listener(address: &String) -> DraftListener {
     let address = Located { origin: flag_origin("--listen", address), value: address.clone() };
-    DraftListener { address, client_hello_timeout: None, proxy_protocol_from: Vec::new(), starttls: None }
+    DraftListener {
+        address,
+        client_hello_timeout: None,
+        proxy_protocol_from: Vec::new(),
+        starttls: None,
+    }
 }

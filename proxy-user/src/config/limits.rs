@@ -6,25 +6,25 @@ use std::time::Duration;
 use ipnet::IpNet;
 use snisplit_common::limits::DEFAULT_MAX_CLIENT_HELLO_LEN;
 
-use super::validate::{Located, Diagnostics};
+use super::validate::{Diagnostics, Located};
 use super::{DEFAULT_CONNECT_TIMEOUT, parse};
 use crate::engine::TcpTimeouts;
 
 /// Bounds.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// `hello_bytes`: of the handshake message, without its header of 4.
+    /// `max_client_hello_bytes`: of the handshake message, without its header of 4.
     pub max_client_hello_bytes: usize,
-    /// `dial_timeout`: for each attempt.
+    /// `connect_timeout`: for each attempt.
     pub connect_timeout: Duration,
-    /// `answer_timeout`: how long a back end may be silent behind the hello while another one is
+    /// `first_byte_timeout`: how long a back end may be silent behind the hello while another one is
     /// left to try; `None` for `off`.
     pub first_byte_timeout: Option<Duration>,
     /// `max_connections`
     pub max_connections: usize,
-    /// `max_peeking`: connections that have not said their hello.
+    /// `max_pending_handshakes`: connections that have not said their hello.
     pub max_pending_handshakes: usize,
-    /// `per_source`: concurrent flows of an IPv4 address or an IPv6 /64.
+    /// `max_connections_per_source`: concurrent flows of an IPv4 address or an IPv6 /64.
     pub max_connections_per_source: usize,
     /// `accept_rate`: connections a second; 0 is no limit.
     pub accept_rate: u32,
@@ -88,20 +88,50 @@ pub(super) struct DraftLimits {
 pub(super) fn build(draft: DraftLimits, diagnostics: &mut Diagnostics) -> Limits {
     let mut limits = Limits::default();
     let mut parser = LimitParser(diagnostics);
-    parser.parse_into("hello_bytes", draft.max_client_hello_bytes, &mut limits.max_client_hello_bytes, parse::client_hello_bytes);
-    parser.parse_into("dial_timeout", draft.connect_timeout, &mut limits.connect_timeout, |t| parse::duration(&t));
+    parser.parse_into(
+        "max_client_hello_bytes",
+        draft.max_client_hello_bytes,
+        &mut limits.max_client_hello_bytes,
+        parse::client_hello_bytes,
+    );
+    parser.parse_into("connect_timeout", draft.connect_timeout, &mut limits.connect_timeout, |t| {
+        parse::duration(&t)
+    });
     let at_least = |least| move |n| parse::count(n, least);
-    parser.parse_into("max_connections", draft.max_connections, &mut limits.max_connections, at_least(1));
-    parser.parse_into("max_peeking", draft.max_pending_handshakes, &mut limits.max_pending_handshakes, at_least(1));
-    parser.parse_into("per_source", draft.max_connections_per_source, &mut limits.max_connections_per_source, at_least(1));
-    parser.parse_into("accept_rate", draft.accept_rate, &mut limits.accept_rate, |n| parse::count(n, 0));
+    parser.parse_into(
+        "max_connections",
+        draft.max_connections,
+        &mut limits.max_connections,
+        at_least(1),
+    );
+    parser.parse_into(
+        "max_pending_handshakes",
+        draft.max_pending_handshakes,
+        &mut limits.max_pending_handshakes,
+        at_least(1),
+    );
+    parser.parse_into(
+        "max_connections_per_source",
+        draft.max_connections_per_source,
+        &mut limits.max_connections_per_source,
+        at_least(1),
+    );
+    parser.parse_into("accept_rate", draft.accept_rate, &mut limits.accept_rate, |n| {
+        parse::count(n, 0)
+    });
     let off = |text: String| parse::duration_or_off(&text);
-    parser.parse_into("answer_timeout", draft.first_byte_timeout, &mut limits.first_byte_timeout, off);
+    parser.parse_into(
+        "first_byte_timeout",
+        draft.first_byte_timeout,
+        &mut limits.first_byte_timeout,
+        off,
+    );
     parser.parse_into("idle_timeout", draft.idle_timeout, &mut limits.idle_timeout, off);
     parser.parse_into("keepalive", draft.keepalive, &mut limits.keepalive, off);
     parser.parse_into("user_timeout", draft.user_timeout, &mut limits.user_timeout, off);
     let networks = draft.backends_allowed;
-    let allowed = diagnostics.parse_all("limits.backends_allowed", networks, |text| parse::network(&text));
+    let allowed =
+        diagnostics.parse_all("limits.backends_allowed", networks, |text| parse::network(&text));
     limits.backends_allowed = allowed.unwrap_or_default();
     limits
 }

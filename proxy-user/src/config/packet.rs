@@ -2,7 +2,7 @@
 
 use std::ops::RangeInclusive;
 
-use super::validate::{Located, Diagnostics};
+use super::validate::{Diagnostics, Located};
 use crate::engine::packet::Hook;
 
 /// Ports that Linux gives to nobody by itself (`net.ipv4.ip_local_port_range` begins at 32768).
@@ -23,7 +23,12 @@ pub struct PacketConfig {
 
 impl Default for PacketConfig {
     fn default() -> Self {
-        Self { interfaces: Vec::new(), ports: DEFAULT_PORTS, hook: Hook::best_supported(), xdp: false }
+        Self {
+            interfaces: Vec::new(),
+            ports: DEFAULT_PORTS,
+            hook: Hook::best_supported(),
+            xdp: false,
+        }
     }
 }
 
@@ -38,7 +43,8 @@ pub(super) struct DraftPacket {
 
 pub(super) fn build(draft: DraftPacket, diagnostics: &mut Diagnostics) -> PacketConfig {
     let default = PacketConfig::default();
-    let ports = diagnostics.parse_optional("packet.ports", draft.ports, |text| parse_port_range(&text));
+    let ports =
+        diagnostics.parse_optional("packet.ports", draft.ports, |text| parse_port_range(&text));
     let hook = diagnostics.parse_optional("packet.hook", draft.hook, |text| parse_hook(&text));
     PacketConfig {
         interfaces: draft.interfaces.into_iter().map(|item| item.value).collect(),

@@ -14,7 +14,7 @@ use snisplit_common::server_name::{Pattern, ServerName};
 use crate::engine::EngineChoice;
 use crate::telemetry::access_log::AccessLogFormat;
 
-use super::{Backend, HealthCheckKind, BackendAddr, SourceAddress, Starttls};
+use super::{Backend, BackendAddr, HealthCheckKind, SourceAddress, Starttls};
 
 /// A name that can be one of a folder.
 pub(super) fn instance(text: &str) -> Result<String, String> {
@@ -43,7 +43,7 @@ pub(super) fn acme_policy(text: &str) -> Result<AcmePolicy, String> {
         "auto" => Ok(AcmePolicy::Auto),
         "backend" => Ok(AcmePolicy::Backend),
         "local" => Ok(AcmePolicy::Local),
-        "refuse" => Ok(AcmePolicy::Reject),
+        "reject" => Ok(AcmePolicy::Reject),
         _ => Err(format!("\"{text}\" is unknown; one of auto, backend, local, refuse")),
     }
 }
@@ -65,7 +65,7 @@ pub(super) fn source_address(text: &str, backends: &[Backend]) -> Result<SourceA
         BackendAddr::Host(..) | BackendAddr::Unix(_) => false,
     };
     match (text, backends.iter().find(|backend| !is_remote_ip(backend))) {
-        ("own", _) => Ok(SourceAddress::Local),
+        ("local", _) => Ok(SourceAddress::Local),
         ("client", None) => Ok(SourceAddress::Client),
         ("client", Some(other)) => Err(format!(
             "\"client\" needs back ends on other hosts, by IP address; {other} is none"
@@ -222,9 +222,9 @@ pub(super) fn readable_file(text: &str) -> Result<PathBuf, String> {
 
 pub(super) fn balance(text: &str) -> Result<BalancePolicy, String> {
     match text {
-        "round-robin" => Ok(BalancePolicy::RoundRobin),
-        "least-connections" => Ok(BalancePolicy::LeastConnections),
-        "source" => Ok(BalancePolicy::SourceHash),
+        "round_robin" => Ok(BalancePolicy::RoundRobin),
+        "least_connections" => Ok(BalancePolicy::LeastConnections),
+        "source_hash" => Ok(BalancePolicy::SourceHash),
         _ => Err(format!("\"{text}\" is unknown; one of round-robin, least-connections, source")),
     }
 }

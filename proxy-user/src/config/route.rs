@@ -102,7 +102,8 @@ impl Route {
             && self.acme == other.acme
             && (self.send_proxy, self.source_address) == (other.send_proxy, other.source_address)
             && self.balance == other.balance
-            && (self.health_check, self.check_interval) == (other.health_check, other.check_interval)
+            && (self.health_check, self.check_interval)
+                == (other.health_check, other.check_interval)
             && (self.rise, self.fall, self.slow_start) == (other.rise, other.fall, other.slow_start)
     }
 

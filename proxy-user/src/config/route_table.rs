@@ -7,14 +7,22 @@ use std::time::Duration;
 use snisplit_common::route_table::RouteTable;
 use snisplit_common::server_name::Pattern;
 
-use super::validate::{Located, Diagnostics};
 use super::diagnostic::Diagnostic;
-use super::terminate::{self, DraftTerminate, AcmeCapabilities};
-use super::{DEFAULT_HEALTH_CHECK_INTERVAL, Origin, DEFAULT_RISE_FALL, Route, Terminate, parse};
+use super::terminate::{self, AcmeCapabilities, DraftTerminate};
+use super::validate::{Diagnostics, Located};
+use super::{DEFAULT_HEALTH_CHECK_INTERVAL, DEFAULT_RISE_FALL, Origin, Route, Terminate, parse};
 
 /// Keys of a route, and of what is terminated, that a flag can set too.
-const COMMON_KEYS: [&str; 8] =
-    ["send_proxy", "source", "balance", "check", "check_interval", "rise", "fall", "slow_start"];
+const COMMON_KEYS: [&str; 8] = [
+    "send_proxy",
+    "source_address",
+    "balance",
+    "check",
+    "check_interval",
+    "rise",
+    "fall",
+    "slow_start",
+];
 
 /// Of a route only, and of what is terminated only.
 const ROUTE_ONLY_KEYS: [&str; 2] = ["acme", "http_backends"];
@@ -137,22 +145,31 @@ pub(super) fn build_route(draft: DraftRoute, diagnostics: &mut Diagnostics) -> O
     let key = |name: &str| format!("{section}.{name}");
     report_missing(&draft, diagnostics);
     let names = diagnostics.parse_all(&key("sni"), draft.sni, |text| parse::pattern(&text));
-    let backends = diagnostics.parse_all(&key("backends"), draft.backends, |text| parse::backend(&text));
+    let backends =
+        diagnostics.parse_all(&key("backends"), draft.backends, |text| parse::backend(&text));
     let http = draft.http_backends;
-    let http_backends = diagnostics.parse_all(&key("http_backends"), http, |text| parse::backend(&text));
-    let acme = diagnostics.parse_optional(&key("acme"), draft.acme, |text| parse::acme_policy(&text));
-    let send_proxy = diagnostics.parse_optional(&key("send_proxy"), draft.send_proxy, |t| parse::send_proxy(&t));
-    let source_address = diagnostics.parse_optional(&key("source"), draft.source_address, |text| {
-        parse::source_address(&text, backends.as_deref().unwrap_or_default())
-    });
-    let balance = diagnostics.parse_optional(&key("balance"), draft.balance, |text| parse::balance(&text));
-    let health_check = diagnostics.parse_optional(&key("check"), draft.check, |text| parse::health_check_kind(&text));
+    let http_backends =
+        diagnostics.parse_all(&key("http_backends"), http, |text| parse::backend(&text));
+    let acme =
+        diagnostics.parse_optional(&key("acme"), draft.acme, |text| parse::acme_policy(&text));
+    let send_proxy =
+        diagnostics.parse_optional(&key("send_proxy"), draft.send_proxy, |t| parse::send_proxy(&t));
+    let source_address =
+        diagnostics.parse_optional(&key("source_address"), draft.source_address, |text| {
+            parse::source_address(&text, backends.as_deref().unwrap_or_default())
+        });
+    let balance =
+        diagnostics.parse_optional(&key("balance"), draft.balance, |text| parse::balance(&text));
+    let health_check = diagnostics
+        .parse_optional(&key("check"), draft.check, |text| parse::health_check_kind(&text));
     let interval =
-        diagnostics.parse_optional(&key("check_interval"), draft.check_interval, |text| parse::duration(&text));
+        diagnostics.parse_optional(&key("check_interval"), draft.check_interval, |text| {
+            parse::duration(&text)
+        });
     let rise = diagnostics.parse_optional(&key("rise"), draft.rise, |n| parse::count(n, 1));
     let fall = diagnostics.parse_optional(&key("fall"), draft.fall, |n| parse::count(n, 1));
-    let slow_start =
-        diagnostics.parse_optional(&key("slow_start"), draft.slow_start, |text| parse::duration_or_off(&text));
+    let slow_start = diagnostics
+        .parse_optional(&key("slow_start"), draft.slow_start, |text| parse::duration_or_off(&text));
     Some(Route {
         label: names.as_ref()?.first()?.to_string(),
         names: names?,

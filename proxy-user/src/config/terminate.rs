@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use snisplit_common::server_name::Pattern;
 
-use super::validate::{Draft, Located, Diagnostics};
 use super::diagnostic::Diagnostic;
 use super::route_table::{self, DraftRoute};
+use super::validate::{Diagnostics, Draft, Located};
 use super::{HealthCheckKind, Route, parse};
 use crate::certs::pem;
 
@@ -86,7 +86,11 @@ impl AcmeCapabilities {
     }
 }
 
-pub(super) fn build(draft: DraftTerminate, capabilities: AcmeCapabilities, diagnostics: &mut Diagnostics) -> Option<Terminate> {
+pub(super) fn build(
+    draft: DraftTerminate,
+    capabilities: AcmeCapabilities,
+    diagnostics: &mut Diagnostics,
+) -> Option<Terminate> {
     let DraftTerminate { route, challenge, cert, key, alpn } = draft;
     let origin = route.origin.clone();
     let check_origin = route.check.as_ref().map_or(&origin, |item| &item.origin).clone();
@@ -115,7 +119,8 @@ fn acme_certificate(
     diagnostics: &mut Diagnostics,
 ) -> CertificateSource {
     let origin = requested.as_ref().map_or(&route.origin, |item| &item.origin).clone();
-    let challenge = diagnostics.parse_optional("terminate.challenge", requested, |text| self::parse_challenge(&text));
+    let challenge = diagnostics
+        .parse_optional("terminate.challenge", requested, |text| self::parse_challenge(&text));
     let challenge = challenge.unwrap_or(Challenge::TlsAlpn01);
     let missing = missing_requirements(challenge, capabilities, &route.names);
     let problem = |text| Diagnostic::at(&origin, "terminate.challenge", text);
@@ -129,7 +134,8 @@ fn file_certificate(
     route: &Route,
     diagnostics: &mut Diagnostics,
 ) -> Option<CertificateSource> {
-    let mut report = |text: &str| diagnostics.0.push(Diagnostic::at(&route.origin, "terminate.cert", text));
+    let mut report =
+        |text: &str| diagnostics.0.push(Diagnostic::at(&route.origin, "terminate.cert", text));
     if challenge.is_some() {
         report("a certificate from files needs no challenge; remove one of the two");
     }
@@ -153,7 +159,11 @@ fn file_certificate(
 }
 
 /// What a challenge needs and has not.
-fn missing_requirements(challenge: Challenge, capabilities: AcmeCapabilities, names: &[Pattern]) -> Vec<String> {
+fn missing_requirements(
+    challenge: Challenge,
+    capabilities: AcmeCapabilities,
+    names: &[Pattern],
+) -> Vec<String> {
     let is_wild = |pattern: &&Pattern| matches!(pattern, Pattern::Wildcard(_));
     let wild = names.iter().find(is_wild).filter(|_| challenge != Challenge::Dns01);
     let wild = wild.map(|name| {

@@ -4,12 +4,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::acme::{self, DraftAcme};
+use super::diagnostic::{ConfigErrors, Diagnostic};
 use super::limits::{self, DraftLimits};
 use super::packet::{self, DraftPacket};
-use super::diagnostic::{Diagnostic, ConfigErrors};
 use super::route_table::{self, DraftRoute};
-use super::terminate::{DraftTerminate, AcmeCapabilities};
-use super::{Config, DEFAULT_DRAIN_TIMEOUT, DEFAULT_CLIENT_HELLO_TIMEOUT, DEFAULT_INSTANCE, Listener, Origin, parse};
+use super::terminate::{AcmeCapabilities, DraftTerminate};
+use super::{
+    Config, DEFAULT_CLIENT_HELLO_TIMEOUT, DEFAULT_DRAIN_TIMEOUT, DEFAULT_INSTANCE, Listener,
+    Origin, parse,
+};
 
 /// A value and where it was written.
 #[derive(Clone, Debug)]
@@ -51,17 +54,26 @@ pub(super) struct DraftListener {
 pub(super) fn build(draft: Draft) -> Result<Config, ConfigErrors> {
     let mut diagnostics = Diagnostics(Vec::new());
     let capabilities = AcmeCapabilities::from_draft(&draft);
-    let instance = diagnostics.parse_optional("instance", draft.instance, |text| parse::instance(&text));
+    let instance =
+        diagnostics.parse_optional("instance", draft.instance, |text| parse::instance(&text));
     let engine = diagnostics.parse_optional("engine", draft.engine, |text| parse::engine(&text));
-    let acme_bypass = diagnostics.parse_optional("acme_bypass", draft.acme_bypass, |t| parse::acme_bypass(&t));
-    let drain_timeout = diagnostics.parse_optional("drain", draft.drain_timeout, |text| parse::duration(&text));
+    let acme_bypass =
+        diagnostics.parse_optional("acme_bypass", draft.acme_bypass, |t| parse::acme_bypass(&t));
+    let drain_timeout = diagnostics
+        .parse_optional("drain_timeout", draft.drain_timeout, |text| parse::duration(&text));
     let format = draft.access_log_format;
-    let format = diagnostics.parse_optional("access_log_format", format, |text| parse::log_format(&text));
-    let nameservers = diagnostics.parse_all("nameservers", draft.nameservers, |text| parse::nameserver(&text));
-    let client_hello_timeout =
-        diagnostics.parse_optional("listener.hello_timeout", draft.client_hello_timeout, |text| parse::duration(&text));
+    let format =
+        diagnostics.parse_optional("access_log_format", format, |text| parse::log_format(&text));
+    let nameservers =
+        diagnostics.parse_all("nameservers", draft.nameservers, |text| parse::nameserver(&text));
+    let client_hello_timeout = diagnostics.parse_optional(
+        "listener.client_hello_timeout",
+        draft.client_hello_timeout,
+        |text| parse::duration(&text),
+    );
     let limits = limits::build(draft.limits, &mut diagnostics);
-    let admin = diagnostics.parse_optional("admin.address", draft.admin, |text| parse::address(&text));
+    let admin =
+        diagnostics.parse_optional("admin.address", draft.admin, |text| parse::address(&text));
     let listeners = listeners(draft.listeners, client_hello_timeout, &mut diagnostics);
     let packet = packet::build(draft.packet, &mut diagnostics);
     let acme = draft.acme.and_then(|acme| acme::build(acme, &mut diagnostics));
@@ -102,23 +114,38 @@ fn listeners(
         ));
     }
     let mut built: Vec<(Listener, Origin)> = Vec::new();
-    for DraftListener { address, client_hello_timeout: listener_timeout, proxy_protocol_from, starttls } in drafts {
+    for DraftListener {
+        address,
+        client_hello_timeout: listener_timeout,
+        proxy_protocol_from,
+        starttls,
+    } in drafts
+    {
         let origin = address.origin.clone();
         let client_hello_timeout =
-            diagnostics.parse_optional("listener.hello_timeout", listener_timeout, |text| parse::duration(&text));
-        let networks = diagnostics
-            .parse_all("listener.proxy_protocol_from", proxy_protocol_from, |text| parse::network(&text));
-        let starttls = diagnostics.parse_optional("listener.starttls", starttls, |text| parse::starttls(&text));
+            diagnostics.parse_optional("listener.client_hello_timeout", listener_timeout, |text| {
+                parse::duration(&text)
+            });
+        let networks =
+            diagnostics.parse_all("listener.proxy_protocol_from", proxy_protocol_from, |text| {
+                parse::network(&text)
+            });
+        let starttls = diagnostics
+            .parse_optional("listener.starttls", starttls, |text| parse::starttls(&text));
         let address = diagnostics.parse("listener.address", address, |text| parse::address(&text));
         let Some(address) = address else { continue };
         if let Some((_, first)) = built.iter().find(|(other, _)| other.address == address) {
             let text = format!("{address} is listened on twice, at {first} too; remove one");
             diagnostics.0.push(Diagnostic::at(&origin, "listener.address", text));
         }
-        let client_hello_timeout = flag_timeout.or(client_hello_timeout).unwrap_or(DEFAULT_CLIENT_HELLO_TIMEOUT);
+        let client_hello_timeout =
+            flag_timeout.or(client_hello_timeout).unwrap_or(DEFAULT_CLIENT_HELLO_TIMEOUT);
         let proxy_protocol_from = networks.unwrap_or_default();
         let starttls = starttls.unwrap_or_default();
-        built.push((Listener { address, client_hello_timeout, proxy_protocol_from, starttls }, origin));
+        built.push((
+            Listener { address, client_hello_timeout, proxy_protocol_from, starttls },
+            origin,
+        ));
     }
     built.into_iter().map(|(listener, _)| listener).collect()
 }

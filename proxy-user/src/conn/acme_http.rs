@@ -111,7 +111,7 @@ async fn serve_challenge(
     let (action, route) = match &decision.action {
         Action::Terminate(_) => ("terminate", None),
         Action::Forward(route) => ("forward", Some(route.label.as_str())),
-        Action::Reject(_) => ("refuse", None),
+        Action::Reject(_) => ("reject", None),
     };
     let (class, reason) = (decision.name_class.label(), decision.reason.label());
     let acme = AcmeLabels { class, action, reason };

@@ -78,12 +78,12 @@ impl ConnectionLimiter {
             return Err("max_connections");
         }
         if counts.pending_handshakes >= limits.max_pending_handshakes {
-            return Err("max_peeking");
+            return Err("max_pending_handshakes");
         }
         if let Some(source) = source {
             let pending = counts.pending_by_source.get(&source).copied().unwrap_or_default();
             if pending >= limits.max_connections_per_source.saturating_add(ACME_VALIDATION_BURST) {
-                return Err("per_source");
+                return Err("max_connections_per_source");
             }
         }
         if !counts.is_within_accept_rate(limits.accept_rate) {
@@ -98,12 +98,16 @@ impl ConnectionLimiter {
     }
 
     /// Counts a flow against its source.
-    pub(super) fn acquire_flow(&self, client: IpAddr, limits: &Limits) -> Result<FlowPermit, RejectReason> {
+    pub(super) fn acquire_flow(
+        &self,
+        client: IpAddr,
+        limits: &Limits,
+    ) -> Result<FlowPermit, RejectReason> {
         let source = SourcePrefix::from_address(client);
         let mut counts = self.lock();
         let flows = counts.flows_by_source.entry(source).or_default();
         if *flows >= limits.max_connections_per_source {
-            return Err("per_source");
+            return Err("max_connections_per_source");
         }
         *flows += 1;
         Ok(FlowPermit { limiter: self.clone(), source })

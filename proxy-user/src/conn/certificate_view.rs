@@ -34,7 +34,8 @@ impl CertificateLookup for CertificateView<'_> {
     fn managed_name(&self, name: &ServerName) -> Option<ManagedName<TlsMaterial>> {
         let route_match = self.config.terminates.lookup(Some(name))?;
         let tls_config = self.cert_store.server_config(&route_match.route.route.label, name);
-        let material = tls_config.map(|config| TlsMaterial::Certificate(Arc::clone(route_match.route), config));
+        let material = tls_config
+            .map(|config| TlsMaterial::Certificate(Arc::clone(route_match.route), config));
         Some(ManagedName { kind: route_match.kind, certificate: material })
     }
 }

@@ -9,7 +9,7 @@ use socket2::{Domain, Protocol, SockRef, Type};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::resolve::Resolver;
-use crate::config::{Backend, Limits, BackendAddr};
+use crate::config::{Backend, BackendAddr, Limits};
 use crate::engine::Socket;
 use crate::engine::packet::{ClientEndpoint, PacketEngine, TakeoverParams};
 use crate::sys;
@@ -19,7 +19,7 @@ use crate::sys;
 pub(crate) struct Connector<'c> {
     pub(crate) limits: &'c Limits,
     pub(crate) resolver: &'c Resolver,
-    /// The address to come from, which need not be ours (`source = "client"`).
+    /// The address to come from, which need not be ours (`source_address = "client"`).
     pub(crate) source_addr: Option<IpAddr>,
     /// For a flow that the packet engine may carry.
     pub(crate) offload: Option<OffloadableConnect<'c>>,
@@ -53,7 +53,13 @@ pub(crate) struct BackendSocket {
 impl<'c> Connector<'c> {
     /// Comes from an address and a port that the kernel chooses.
     pub(crate) const fn new(limits: &'c Limits, resolver: &'c Resolver) -> Self {
-        Self { limits, resolver, source_addr: None, offload: None, handshake_ack: HandshakeAck::Immediate }
+        Self {
+            limits,
+            resolver,
+            source_addr: None,
+            offload: None,
+            handshake_ack: HandshakeAck::Immediate,
+        }
     }
 
     /// Tries the addresses of a back end one after the other.
@@ -68,7 +74,8 @@ impl<'c> Connector<'c> {
         let mut last_error = io::Error::from(io::ErrorKind::NotFound);
         for address in addresses {
             if !self.limits.allows_backend(address.ip()) {
-                last_error = io::Error::other(format!("{address} is outside limits.backends_allowed"));
+                last_error =
+                    io::Error::other(format!("{address} is outside limits.backends_allowed"));
                 continue;
             }
             match self.connect_addr(address).await {
@@ -129,7 +136,8 @@ impl OffloadableConnect<'_> {
         for mut lease in (0..MAX_PORT_ATTEMPTS).map_while(|_| engine.lease_port(to)) {
             let socket = connector.new_tcp_socket(to)?;
             socket.set_reuse_address(true)?;
-            let unspecified = if to.is_ipv4() { IpAddr::V4(0.into()) } else { IpAddr::V6(0.into()) };
+            let unspecified =
+                if to.is_ipv4() { IpAddr::V4(0.into()) } else { IpAddr::V6(0.into()) };
             if socket.bind(&SocketAddr::new(unspecified, lease.port()).into()).is_err() {
                 continue;
             }
@@ -138,7 +146,12 @@ impl OffloadableConnect<'_> {
                 Ok(socket) => {
                     let local_addr = SockRef::from(&socket).local_addr()?.as_socket().unwrap_or(to);
                     let tcp_timeouts = connector.limits.tcp_timeouts();
-                    let takeover = Box::new(TakeoverParams { client: client_endpoint, local: local_addr, lease, tcp_timeouts });
+                    let takeover = Box::new(TakeoverParams {
+                        client: client_endpoint,
+                        local: local_addr,
+                        lease,
+                        tcp_timeouts,
+                    });
                     return Ok(Some(BackendSocket { socket, takeover: Some(takeover) }));
                 }
                 Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {}

@@ -11,14 +11,14 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use super::admission::{ConnectionLimiter, LoopGuard};
-use super::select::{Backends, SelectedBackend, ConnectionGuard};
 use super::connect::{self, Connector, HandshakeAck};
 use super::first_byte::HelloProbe;
+use super::select::{Backends, ConnectionGuard, SelectedBackend};
 use crate::config::{Backend, BackendAddr, Route};
 use crate::engine::Socket;
 use crate::engine::packet::TakeoverParams;
 use crate::telemetry::metrics;
-use crate::telemetry::{Metrics, BackendEndpoint};
+use crate::telemetry::{BackendEndpoint, Metrics};
 
 /// No back end of the route answered.
 pub(super) struct NoBackend;
@@ -45,7 +45,11 @@ pub(super) struct BackendPreamble<'p> {
 impl BackendPreamble<'_> {
     /// What a back end hears first.
     pub(super) fn handshake_ack(self) -> HandshakeAck {
-        if self.client_bytes_follow || self.has_bytes() { HandshakeAck::Piggybacked } else { HandshakeAck::Immediate }
+        if self.client_bytes_follow || self.has_bytes() {
+            HandshakeAck::Piggybacked
+        } else {
+            HandshakeAck::Immediate
+        }
     }
 
     /// Whether there is anything for a back end to hear.
@@ -70,7 +74,7 @@ pub(super) struct BackendConn {
 
 impl BackendDialer<'_> {
     /// Tries every address of every back end once, in the order that `balance` gives.
-    /// `dial_timeout` bounds each back end, name resolution included. The first to take `preface`
+    /// `connect_timeout` bounds each back end, name resolution included. The first to take `preface`
     /// is it.
     pub(super) async fn connect_any(
         &self,
@@ -105,12 +109,18 @@ impl BackendDialer<'_> {
 
     fn can_reach(&self, backend: &Backend) -> bool {
         match (self.connector.source_addr, &backend.address) {
-            (Some(source_addr), BackendAddr::Ip(backend_addr)) => source_addr.is_ipv4() == backend_addr.is_ipv4(),
+            (Some(source_addr), BackendAddr::Ip(backend_addr)) => {
+                source_addr.is_ipv4() == backend_addr.is_ipv4()
+            }
             (Some(_), BackendAddr::Host(..) | BackendAddr::Unix(_)) | (None, _) => true,
         }
     }
 
-    async fn connect_one(&self, selected: &SelectedBackend<'_>, preamble: BackendPreamble<'_>) -> io::Result<BackendConn> {
+    async fn connect_one(
+        &self,
+        selected: &SelectedBackend<'_>,
+        preamble: BackendPreamble<'_>,
+    ) -> io::Result<BackendConn> {
         let connecting = self.connect_with_preamble(selected, preamble);
         let mut backend_conn = timeout(self.connector.limits.connect_timeout, connecting).await??;
         if let Some(probe) = preamble.probe {
@@ -120,7 +130,11 @@ impl BackendDialer<'_> {
         Ok(backend_conn)
     }
 
-    async fn connect_with_preamble(&self, selected: &SelectedBackend<'_>, preamble: BackendPreamble<'_>) -> io::Result<BackendConn> {
+    async fn connect_with_preamble(
+        &self,
+        selected: &SelectedBackend<'_>,
+        preamble: BackendPreamble<'_>,
+    ) -> io::Result<BackendConn> {
         let connect::BackendSocket { mut socket, takeover } =
             self.connector.connect(selected.backend).await?;
         let addresses = match &takeover {
@@ -129,16 +143,25 @@ impl BackendDialer<'_> {
         };
         let (label, _loop_guard) = match addresses {
             None => (BackendEndpoint::Unix(selected.backend.to_string()), None),
-            Some((local_addr, peer_addr)) => {
-                (BackendEndpoint::Address(peer_addr), (local_addr.ip() == peer_addr.ip()).then(|| self.limiter.register_local_addr(local_addr)))
-            }
+            Some((local_addr, peer_addr)) => (
+                BackendEndpoint::Address(peer_addr),
+                (local_addr.ip() == peer_addr.ip())
+                    .then(|| self.limiter.register_local_addr(local_addr)),
+            ),
         };
         if preamble.has_bytes() {
             socket = socket.register()?;
             socket.write_all(preamble.proxy_header).await?;
             preamble.replay.send_to(&mut socket).await?;
         }
-        Ok(BackendConn { socket, takeover, label, bytes_sent: 0, _connection_guard: self.backends.track_connection(selected), _loop_guard })
+        Ok(BackendConn {
+            socket,
+            takeover,
+            label,
+            bytes_sent: 0,
+            _connection_guard: self.backends.track_connection(selected),
+            _loop_guard,
+        })
     }
 }
 

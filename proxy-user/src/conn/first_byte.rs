@@ -1,5 +1,5 @@
 //! Shows a back end the hello and waits for its answer, so that one that hangs costs a client no
-//! more than `answer_timeout`.
+//! more than `first_byte_timeout`.
 //!
 //! The client's own hello stays unread until a back end has answered it, so the next one can still
 //! have it. Early data behind it is shown to none before that: it must not arrive twice

@@ -7,15 +7,15 @@ use snisplit_common::alert::Alert;
 use snisplit_common::client_hello::ClientHello;
 use tokio::net::TcpStream;
 
-use super::admission::{FlowPermit, ConnectionPermit};
-use super::offloaded::{NextStep, Permits, outcome_from_end, with_idle_timeout};
+use super::admission::{ConnectionPermit, FlowPermit};
 use super::connect::{Connector, OffloadableConnect};
-use super::dialer::{BackendDialer, BackendConn, NoBackend, BackendPreamble, StarttlsReplay};
+use super::dialer::{BackendConn, BackendDialer, BackendPreamble, NoBackend, StarttlsReplay};
 use super::first_byte::HelloProbe;
-use super::{ConnContext, reject, record_fields, proxy_header};
+use super::offloaded::{NextStep, Permits, outcome_from_end, with_idle_timeout};
+use super::{ConnContext, proxy_header, record_fields, reject};
 use crate::config::{Route, SourceAddress};
 use crate::engine::packet::ClientEndpoint;
-use crate::engine::{CarryResult, EngineObserver, SocketPair, EngineKind};
+use crate::engine::{CarryResult, EngineKind, EngineObserver, SocketPair};
 use crate::telemetry::metrics::{DeclinedLabels, HandoverLabels};
 use crate::telemetry::{Metrics, Outcome, Record};
 
@@ -38,11 +38,16 @@ pub(super) async fn forward(
     let proxy_header = proxy_header::encode_header(route, &hello, &client, record);
     let new_probe = |timeout| HelloProbe { client: &client, hello_len: hello.wire_len, timeout };
     let probe = context.config.limits.first_byte_timeout.map(new_probe);
-    let preamble = BackendPreamble { proxy_header: &proxy_header, replay, probe, client_bytes_follow: true };
+    let preamble =
+        BackendPreamble { proxy_header: &proxy_header, replay, probe, client_bytes_follow: true };
     let engine = context.shared.engine_selector.packet_engine(context.config.engine);
     let addresses = (record.entry.proxy.unwrap_or(record.entry.client), record.entry.listener);
-    let offload = engine
-        .and_then(|engine| Some(OffloadableConnect { engine, client_endpoint: ClientEndpoint::new(&client, addresses).ok()? }));
+    let offload = engine.and_then(|engine| {
+        Some(OffloadableConnect {
+            engine,
+            client_endpoint: ClientEndpoint::new(&client, addresses).ok()?,
+        })
+    });
     match Box::pin(connect_backend(route, (preamble, offload), context, record)).await {
         Ok(backend_conn) => {
             drop((hello, proxy_header));
@@ -90,16 +95,24 @@ async fn run_engine(
     context: ConnContext<'_>,
     record: &mut Record,
 ) -> NextStep {
-    let BackendConn { socket, takeover, label, bytes_sent, _connection_guard, _loop_guard } = backend_conn;
-    let permits = Box::new(Permits { _connection_permit, _flow_permit, _connection_guard, _loop_guard });
+    let BackendConn { socket, takeover, label, bytes_sent, _connection_guard, _loop_guard } =
+        backend_conn;
+    let permits =
+        Box::new(Permits { _connection_permit, _flow_permit, _connection_guard, _loop_guard });
     record.entry.backend = Some(label);
     context.counters.add_bytes(bytes_sent, 0);
-    let Ok(socket_pair) = SocketPair::new(client, (socket, takeover), Arc::clone(context.counters)) else {
+    let Ok(socket_pair) = SocketPair::new(client, (socket, takeover), Arc::clone(context.counters))
+    else {
         return Outcome::ClientClosed.into();
     };
-    let relay =
-        context.shared.engine_selector.carry(context.config.engine, (socket_pair, &route.label), context.metrics());
-    match with_idle_timeout(Box::pin(relay), context.config.limits.idle_timeout, context.counters).await {
+    let relay = context.shared.engine_selector.carry(
+        context.config.engine,
+        (socket_pair, &route.label),
+        context.metrics(),
+    );
+    match with_idle_timeout(Box::pin(relay), context.config.limits.idle_timeout, context.counters)
+        .await
+    {
         Some(CarryResult::Offloaded(flow)) => NextStep::Offloaded(flow, permits),
         Some(CarryResult::Handover(handover)) => NextStep::Handover(handover, permits),
         Some(CarryResult::Finished(end)) => outcome_from_end(Some(end)).into(),

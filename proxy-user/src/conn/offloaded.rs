@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 use tokio::time::sleep;
 
 use super::Shared;
-use super::admission::{FlowPermit, LoopGuard, ConnectionPermit};
+use super::admission::{ConnectionPermit, FlowPermit, LoopGuard};
 use super::select::ConnectionGuard;
 use super::terminate::PendingTermination;
 use crate::config::Config;
 use crate::engine::packet::OffloadedFlow;
-use crate::engine::{FlowEnd, Handover, FlowCounters, EngineKind};
+use crate::engine::{EngineKind, FlowCounters, FlowEnd, Handover};
 use crate::telemetry::{Outcome, Record};
 
 /// What becomes of a connection.
@@ -53,7 +53,10 @@ pub(super) struct OffloadedConn {
 
 /// Waits for the end, and tells of it.
 #[expect(clippy::manual_async_fn, reason = "that would hold what it takes twice")]
-pub(super) fn run_offloaded(mut offloaded: OffloadedConn, shared: Arc<Shared>) -> impl Future<Output = ()> {
+pub(super) fn run_offloaded(
+    mut offloaded: OffloadedConn,
+    shared: Arc<Shared>,
+) -> impl Future<Output = ()> {
     async move {
         let OffloadedConn { record, counters, flow, idle_timeout, .. } = &mut offloaded;
         let outcome = tokio::select! {
@@ -90,7 +93,8 @@ pub(super) fn run_handover(
         let Config { engine, limits, .. } = &*session.config;
         let route = session.record.entry.route.clone().unwrap_or_default();
         let metrics = &shared.telemetry.metrics;
-        let relay = Box::pin(shared.engine_selector.carry_handover(*engine, (*handover, &route), metrics));
+        let relay =
+            Box::pin(shared.engine_selector.carry_handover(*engine, (*handover, &route), metrics));
         let outcome = tokio::select! {
             end = with_idle_timeout(relay, limits.idle_timeout, &session.counters) => outcome_from_end(end),
             () = shared.abort.cancelled() => Outcome::Shutdown,

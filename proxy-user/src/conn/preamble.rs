@@ -63,7 +63,9 @@ impl<'c> PreambleReader<'c> {
         let found = self.read_until(MAX_HEADER_LEN, |seen| match proxy_protocol::parse(seen) {
             proxy_protocol::ParseStatus::Incomplete { needed: need } => Continue(need),
             proxy_protocol::ParseStatus::Complete(header) => Break(Ok(header)),
-            proxy_protocol::ParseStatus::Invalid(error) => Break(Err(PreambleError::InvalidProxyHeader(error))),
+            proxy_protocol::ParseStatus::Invalid(error) => {
+                Break(Err(PreambleError::InvalidProxyHeader(error)))
+            }
         });
         let header = found.await?;
         self.consume(header.len)?;
@@ -74,12 +76,13 @@ impl<'c> PreambleReader<'c> {
     /// rather than just begin.
     pub(super) async fn answer_starttls(&mut self) -> Result<bool, PreambleError> {
         loop {
-            let reading = self.read_until(INITIAL_PEEK_LEN, |bytes| match starttls::parse_request(bytes) {
-                starttls::StarttlsStatus::Incomplete { needed: need } => Continue(need),
-                step @ (starttls::StarttlsStatus::SslRequest
-                | starttls::StarttlsStatus::GssEncRequest
-                | starttls::StarttlsStatus::Other) => Break(Ok(step)),
-            });
+            let reading =
+                self.read_until(INITIAL_PEEK_LEN, |bytes| match starttls::parse_request(bytes) {
+                    starttls::StarttlsStatus::Incomplete { needed: need } => Continue(need),
+                    step @ (starttls::StarttlsStatus::SslRequest
+                    | starttls::StarttlsStatus::GssEncRequest
+                    | starttls::StarttlsStatus::Other) => Break(Ok(step)),
+                });
             let request = reading.await?;
             if request == starttls::StarttlsStatus::Other {
                 return Ok(false);
@@ -88,7 +91,8 @@ impl<'c> PreambleReader<'c> {
             let is_tls = request == starttls::StarttlsStatus::SslRequest;
             let answer = if is_tls { starttls::SSL_ACCEPTED } else { starttls::SSL_REFUSED };
             // Nothing was sent before, so the buffer has room.
-            send(self.client, &[answer], SendFlags::NOSIGNAL).map_err(|_| PreambleError::ClientClosed)?;
+            send(self.client, &[answer], SendFlags::NOSIGNAL)
+                .map_err(|_| PreambleError::ClientClosed)?;
             if is_tls {
                 return Ok(true);
             }
@@ -105,7 +109,10 @@ impl<'c> PreambleReader<'c> {
     }
 
     /// The hello. `limit` bounds the handshake message in bytes.
-    pub(super) async fn read_client_hello(&mut self, limit: usize) -> Result<Box<ClientHello>, PreambleError> {
+    pub(super) async fn read_client_hello(
+        &mut self,
+        limit: usize,
+    ) -> Result<Box<ClientHello>, PreambleError> {
         let mut parser = ClientHelloParser::new(limit);
         let max_len = max_client_hello_wire_len(limit).max(INITIAL_PEEK_LEN);
         let found = self.read_until(max_len, |bytes| match parser.parse(bytes) {
@@ -116,7 +123,9 @@ impl<'c> PreambleReader<'c> {
             {
                 Break(Err(PreambleError::ProxyHeaderNotAllowed))
             }
-            client_hello::ParseStatus::Invalid(error) => Break(Err(PreambleError::InvalidClientHello(error))),
+            client_hello::ParseStatus::Invalid(error) => {
+                Break(Err(PreambleError::InvalidClientHello(error)))
+            }
         });
         found.await
     }
@@ -151,10 +160,13 @@ impl<'c> PreambleReader<'c> {
         loop {
             match result {
                 Ok(found) => return found,
-                Err(error) if error.kind() != WouldBlock => return Err(PreambleError::ClientClosed),
+                Err(error) if error.kind() != WouldBlock => {
+                    return Err(PreambleError::ClientClosed);
+                }
                 Err(_) => {}
             }
-            let ready = client.ready(Interest::READABLE).await.map_err(|_| PreambleError::ClientClosed)?;
+            let ready =
+                client.ready(Interest::READABLE).await.map_err(|_| PreambleError::ClientClosed)?;
             result = client.try_io(Interest::READABLE, || self.peek_and_parse(max_len, &mut parse));
             // Behind an end of stream nothing comes any more.
             if ready.is_read_closed() && result.as_ref().is_err_and(|e| e.kind() == WouldBlock) {
@@ -196,17 +208,23 @@ impl<'c> PreambleReader<'c> {
             heap_buf.resize((self.peeked_len + INITIAL_PEEK_LEN).min(max_len), 0);
         }
         loop {
-            let buf = if heap_buf.is_empty() { &mut stack_buf[..INITIAL_PEEK_LEN.min(max_len)] } else { &mut *heap_buf };
+            let buf = if heap_buf.is_empty() {
+                &mut stack_buf[..INITIAL_PEEK_LEN.min(max_len)]
+            } else {
+                &mut *heap_buf
+            };
             let room = buf.len();
             self.peeked_len =
-                rustix::io::retry_on_intr(
-                    || Ok(recv(self.client, &mut *buf, RecvFlags::PEEK)?.0),
-                )?;
+                rustix::io::retry_on_intr(|| Ok(recv(self.client, &mut *buf, RecvFlags::PEEK)?.0))?;
             if self.peeked_len < room || room >= max_len {
                 break;
             }
             heap_buf.resize((room * 2).min(max_len), 0);
         }
-        Ok(if heap_buf.is_empty() { &stack_buf[..self.peeked_len] } else { &heap_buf[..self.peeked_len] })
+        Ok(if heap_buf.is_empty() {
+            &stack_buf[..self.peeked_len]
+        } else {
+            &heap_buf[..self.peeked_len]
+        })
     }
 }

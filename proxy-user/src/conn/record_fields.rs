@@ -54,7 +54,7 @@ pub(super) fn set_decision(
             record.entry.route = Some(route.label.clone());
             "forward"
         }
-        Action::Reject(_) => "refuse",
+        Action::Reject(_) => "reject",
     };
     if hello.is_acme_validation() {
         let class = decision.name_class.label();

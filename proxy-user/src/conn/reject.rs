@@ -17,14 +17,22 @@ use crate::telemetry::{Outcome, Record};
 const LINGERING_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Ends a connection that brought no hello.
-pub(super) async fn close_without_hello(client: TcpStream, error: PreambleError, record: &mut Record) -> Outcome {
+pub(super) async fn close_without_hello(
+    client: TcpStream,
+    error: PreambleError,
+    record: &mut Record,
+) -> Outcome {
     let (alert, reason) = match error {
         PreambleError::InvalidClientHello(error) => (ClientHelloError::alert(error), error.label()),
         PreambleError::InvalidProxyHeader(error) => (Alert::UnexpectedMessage, error.label()),
-        PreambleError::ProxyHeaderNotAllowed => (Alert::UnexpectedMessage, "proxy_header_not_allowed"),
-        PreambleError::Timeout { received_any: true } => (Alert::HandshakeFailure, "hello_timeout"),
-        PreambleError::Timeout { received_any: false } => (Alert::HandshakeFailure, "silent"),
-        PreambleError::Truncated => (Alert::DecodeError, "truncated_hello"),
+        PreambleError::ProxyHeaderNotAllowed => {
+            (Alert::UnexpectedMessage, "proxy_header_not_allowed")
+        }
+        PreambleError::Timeout { received_any: true } => {
+            (Alert::HandshakeFailure, "client_hello_timeout")
+        }
+        PreambleError::Timeout { received_any: false } => (Alert::HandshakeFailure, "no_data"),
+        PreambleError::Truncated => (Alert::DecodeError, "truncated_client_hello"),
         PreambleError::ClientClosed => {
             set_graceful_close(&client);
             return Outcome::ClientClosed;
@@ -35,7 +43,11 @@ pub(super) async fn close_without_hello(client: TcpStream, error: PreambleError,
 
 /// Turns a connection away at the door. There may be many of these, so none is waited for: the
 /// alert arrives unless a hello is on its way already.
-pub(super) fn reject_immediately(client: TcpStream, reason: &'static str, record: &mut Record) -> Outcome {
+pub(super) fn reject_immediately(
+    client: TcpStream,
+    reason: &'static str,
+    record: &mut Record,
+) -> Outcome {
     let alert = Alert::InternalError;
     set_graceful_close(&client);
     let _send_result = send(&client, &alert.to_record(), SendFlags::NOSIGNAL);
@@ -70,8 +82,9 @@ pub(super) async fn reject_with_alert(
 async fn lingering_close(client: &TcpStream) {
     let mut discard_buf = [0; 4096];
     while client.readable().await.is_ok() {
-        let read = client
-            .try_io(Interest::READABLE, || Ok(recv(client, &mut discard_buf[..], RecvFlags::empty())?.0));
+        let read = client.try_io(Interest::READABLE, || {
+            Ok(recv(client, &mut discard_buf[..], RecvFlags::empty())?.0)
+        });
         match read {
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
             Ok(1..) => {}

@@ -93,7 +93,8 @@ impl ResolverState {
         let found = match self.resolver.load_full() {
             Some(resolver) => resolver.lookup_ip(host).await.map_err(|error| {
                 let has_no_records = error.is_no_records_found();
-                let kind = if has_no_records { io::ErrorKind::NotFound } else { io::ErrorKind::Other };
+                let kind =
+                    if has_no_records { io::ErrorKind::NotFound } else { io::ErrorKind::Other };
                 io::Error::new(kind, format!("{host}: {error}"))
             }),
             None => Err(io::Error::other("no name server is known")),
@@ -112,7 +113,10 @@ impl ResolverState {
     }
 
     fn serve_stale(&self, host: &str, cached: Vec<IpAddr>) -> Vec<IpAddr> {
-        self.metrics.dns_stale_answers.get_or_create(&metrics::HostLabels { host: host.to_owned() }).inc();
+        self.metrics
+            .dns_stale_answers
+            .get_or_create(&metrics::HostLabels { host: host.to_owned() })
+            .inc();
         cached
     }
 

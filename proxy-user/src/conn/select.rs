@@ -66,7 +66,11 @@ impl Backends {
     }
 
     /// The back ends of a route, the one to dial first in front.
-    pub(super) fn select_order<'r>(&self, route: &'r Route, client: IpAddr) -> Vec<SelectedBackend<'r>> {
+    pub(super) fn select_order<'r>(
+        &self,
+        route: &'r Route,
+        client: IpAddr,
+    ) -> Vec<SelectedBackend<'r>> {
         let now = self.now();
         let states: Vec<Arc<BackendState>> =
             route.backends.iter().map(|backend| self.entry(&backend.name)).collect();
@@ -106,7 +110,8 @@ impl Backends {
 
     /// A check was made.
     pub(crate) fn record_check(&self, backend: &Backend, succeeded: bool, rise_fall: (u32, u32)) {
-        let transition = self.entry(&backend.name).health().record_check(succeeded, rise_fall, self.now());
+        let transition =
+            self.entry(&backend.name).health().record_check(succeeded, rise_fall, self.now());
         self.log_transition(&backend.name, transition);
     }
 

@@ -13,9 +13,9 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::admission::ConnectionPermit;
-use super::offloaded::{Session, outcome_from_end, with_idle_timeout};
 use super::dialer::{BackendConn, BackendPreamble, StarttlsReplay};
-use super::{ConnContext, Shared, reject, forward, proxy_header};
+use super::offloaded::{Session, outcome_from_end, with_idle_timeout};
+use super::{ConnContext, Shared, forward, proxy_header, reject};
 use crate::config::Terminate;
 use crate::engine::{FlowEnd, Socket, rebind_to_runtime, set_graceful_close};
 use crate::telemetry::{Outcome, Record};
@@ -53,7 +53,7 @@ pub(super) struct PendingTermination {
     pub(super) hello: Box<ClientHello>,
     pub(super) terminate: Arc<Terminate>,
     pub(super) tls_config: Arc<ServerConfig>,
-    /// `hello_timeout`
+    /// `client_hello_timeout`
     pub(super) handshake_timeout: Duration,
 }
 
@@ -79,8 +79,13 @@ pub(super) fn run_termination(
 
 /// Terminates ordinary traffic to a name of our own. The back end is dialled once the handshake is
 /// done: it has no time for those who never finish one.
-async fn terminate(termination: PendingTermination, context: ConnContext<'_>, record: &mut Record) -> Outcome {
-    let PendingTermination { client, hello, terminate, tls_config, handshake_timeout } = termination;
+async fn terminate(
+    termination: PendingTermination,
+    context: ConnContext<'_>,
+    record: &mut Record,
+) -> Outcome {
+    let PendingTermination { client, hello, terminate, tls_config, handshake_timeout } =
+        termination;
     let Ok(client) = rebind_to_runtime(client) else { return Outcome::ClientClosed };
     let _flow_permit = match context.admit_flow(record) {
         Ok(permit) => permit,
@@ -93,9 +98,15 @@ async fn terminate(termination: PendingTermination, context: ConnContext<'_>, re
         return Outcome::HandshakeFailed;
     };
     // What the client says may wait for what the back end says.
-    let preamble =
-        BackendPreamble { proxy_header: &proxy_header, replay: StarttlsReplay::None, probe: None, client_bytes_follow: false };
-    let Ok(backend_conn) = forward::connect_backend(&terminate.route, (preamble, None), context, record).await else {
+    let preamble = BackendPreamble {
+        proxy_header: &proxy_header,
+        replay: StarttlsReplay::None,
+        probe: None,
+        client_bytes_follow: false,
+    };
+    let Ok(backend_conn) =
+        forward::connect_backend(&terminate.route, (preamble, None), context, record).await
+    else {
         record.entry.reason = Some("no_backend");
         return Outcome::Rejected("no_backend");
     };
@@ -106,7 +117,9 @@ async fn terminate(termination: PendingTermination, context: ConnContext<'_>, re
     }
     let add_bytes = |up, down| context.counters.add_bytes(up, down);
     let relay = Box::pin(proxy_plaintext(tls, socket, add_bytes));
-    outcome_from_end(with_idle_timeout(relay, context.config.limits.idle_timeout, context.counters).await)
+    outcome_from_end(
+        with_idle_timeout(relay, context.config.limits.idle_timeout, context.counters).await,
+    )
 }
 
 /// The handshake of ordinary traffic; rustls tells the client what is wrong with it.
@@ -131,15 +144,21 @@ async fn accept_tls(
 ///
 /// A `close_notify` ends a direction as a FIN does; a connection that ends without one was cut, and
 /// so is the other side (RFC 8446 §6.1).
-async fn proxy_plaintext(tls: TlsStream<TcpStream>, backend: Socket, add_bytes: impl Fn(usize, usize)) -> FlowEnd {
+async fn proxy_plaintext(
+    tls: TlsStream<TcpStream>,
+    backend: Socket,
+    add_bytes: impl Fn(usize, usize),
+) -> FlowEnd {
     let (from_client, to_client) = split(tls);
     let (from_backend, to_backend) = split(backend);
     let up = copy_direction(from_client, to_backend, |bytes| add_bytes(bytes, 0));
     let down = copy_direction(from_backend, to_client, |bytes| add_bytes(0, bytes));
-    let from_up =
-        async { up.await.map_err(|error| error.to_flow_end(FlowEnd::ClientReset, FlowEnd::BackendReset)) };
-    let from_down =
-        async { down.await.map_err(|error| error.to_flow_end(FlowEnd::BackendReset, FlowEnd::ClientReset)) };
+    let from_up = async {
+        up.await.map_err(|error| error.to_flow_end(FlowEnd::ClientReset, FlowEnd::BackendReset))
+    };
+    let from_down = async {
+        down.await.map_err(|error| error.to_flow_end(FlowEnd::BackendReset, FlowEnd::ClientReset))
+    };
     match tokio::try_join!(from_up, from_down) {
         Ok(((from_client, to_backend), (from_backend, to_client))) => {
             set_graceful_close(from_client.unsplit(to_client).get_ref().0);

@@ -19,7 +19,11 @@ pub(super) struct CertificateSources {
 
 impl CertificateSources {
     pub(super) fn new(cert_store: CertStore) -> Self {
-        Self { manager: CertificateManager::new(cert_store.clone()), cert_store, file_watcher: None }
+        Self {
+            manager: CertificateManager::new(cert_store.clone()),
+            cert_store,
+            file_watcher: None,
+        }
     }
 
     /// Serves and keeps what a configuration wants; `before` is what is served so far, and stays so

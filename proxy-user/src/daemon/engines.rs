@@ -14,11 +14,11 @@ use tokio::task;
 use tracing::level_filters::LevelFilter;
 use tracing::{info, warn};
 
+use crate::bpf;
 use crate::config::Config;
 use crate::conn::Shared;
-use crate::engine::{EngineChoice, EngineSelector, EngineKind, self_test};
-use crate::bpf;
-use crate::instance::{InstanceLock, InstanceInfo};
+use crate::engine::{EngineChoice, EngineKind, EngineSelector, self_test};
+use crate::instance::{InstanceInfo, InstanceLock};
 use crate::sys;
 
 mod packet;
@@ -42,7 +42,9 @@ impl EngineGuard {
 /// and says why where it does not; it cannot fail.
 pub(super) async fn load(config: &Config, ladder: &EngineSelector) -> Result<EngineGuard> {
     let (sockmap, pins) = match (config.engine, self_test::known_kernel_bug()) {
-        (EngineChoice::Only(EngineKind::Copy | EngineKind::Splice), _) => ("not asked for".into(), None),
+        (EngineChoice::Only(EngineKind::Copy | EngineKind::Splice), _) => {
+            ("not asked for".into(), None)
+        }
         (EngineChoice::Only(EngineKind::Packet), _) => {
             let pins = PinDir::acquire_with_flows(&config.instance)?;
             packet::load(config, ladder, pins.as_ref().map(|pins| pins.path.as_path()))

@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 
-use crate::config::{Backend, HealthCheckKind, Config, Route};
+use crate::config::{Backend, Config, HealthCheckKind, Route};
 use crate::conn::Shared;
 use crate::conn::connect::Connector;
 

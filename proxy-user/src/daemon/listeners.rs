@@ -51,8 +51,12 @@ impl Listeners {
     /// The packet engine and sockmap hear of their flows at home, so theirs begin there too.
     pub(super) fn new(shared: Arc<Shared>, tasks: TaskTracker) -> io::Result<Self> {
         let acceptor_runtimes = match shared.config.load().engine {
-            EngineChoice::Only(EngineKind::Packet | EngineKind::Sockmap) => vec![shared.main_runtime.clone()],
-            EngineChoice::Only(EngineKind::Copy | EngineKind::Splice) | EngineChoice::Auto => acceptor_threads::spawn_all()?,
+            EngineChoice::Only(EngineKind::Packet | EngineKind::Sockmap) => {
+                vec![shared.main_runtime.clone()]
+            }
+            EngineChoice::Only(EngineKind::Copy | EngineKind::Splice) | EngineChoice::Auto => {
+                acceptor_threads::spawn_all()?
+            }
         };
         Ok(Self { shared, tasks, acceptor_runtimes, accepting: HashMap::new() })
     }
@@ -65,15 +69,17 @@ impl Listeners {
         for &endpoint in endpoints.iter().filter(|door| !self.accepting.contains_key(door)) {
             let v6_only = is_v4_taken(endpoint.address(), &endpoints);
             let (key, bound) = match endpoint {
-                Endpoint::Tls(at) => {
-                    ("listener", accept::listen_tls(at, v6_only, &config.limits, &self.acceptor_runtimes))
-                }
+                Endpoint::Tls(at) => (
+                    "listener",
+                    accept::listen_tls(at, v6_only, &config.limits, &self.acceptor_runtimes),
+                ),
                 Endpoint::Http(at) => {
                     ("http", accept::listen_http(at, v6_only).map(|socket| vec![socket]))
                 }
             };
-            let sockets = bound
-                .with_context(|| format!("{key}.address: cannot listen on {}", endpoint.address()))?;
+            let sockets = bound.with_context(|| {
+                format!("{key}.address: cannot listen on {}", endpoint.address())
+            })?;
             added.push((endpoint, sockets));
         }
         let removed = self.accepting.keys().filter(|door| !endpoints.contains(door));

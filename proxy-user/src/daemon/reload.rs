@@ -9,13 +9,18 @@ use anyhow::{Result, bail};
 use snisplit_common::decide::AcmeBypass;
 use tracing::{info, warn};
 
-use super::{Services, ConfigSource};
+use super::{ConfigSource, Services};
 use crate::config::{Config, Route};
 use crate::conn::Shared;
 use crate::telemetry::metrics::ReloadLabels;
 
 /// Reads the configuration again and says what became of it.
-pub(super) fn reload(source: &ConfigSource, shared: &Shared, services: &mut Services, trigger: &str) {
+pub(super) fn reload(
+    source: &ConfigSource,
+    shared: &Shared,
+    services: &mut Services,
+    trigger: &str,
+) {
     if let Some(log) = &shared.telemetry.access_log {
         log.reopen();
     }

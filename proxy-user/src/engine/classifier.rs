@@ -85,7 +85,8 @@ impl TrafficClassifier {
 impl Sample {
     fn add(&mut self, peer: Peer, bytes: u64) {
         self.messages = self.messages.saturating_add(1);
-        self.direction_changes = self.direction_changes.saturating_add(u32::from(self.last_sender != Some(peer)));
+        self.direction_changes =
+            self.direction_changes.saturating_add(u32::from(self.last_sender != Some(peer)));
         self.last_sender = Some(peer);
         self.bytes[peer as usize] += bytes;
     }
@@ -94,19 +95,26 @@ impl Sample {
         let [up, down] = self.bytes;
         let is_small = up + down <= u64::from(self.messages) * SMALL_MESSAGE_LEN;
         // Every other one is a direction's own.
-        let is_alternating = up.max(down) <= u64::from(self.direction_changes.div_ceil(2)) * MAX_EXCHANGE_BYTES;
+        let is_alternating =
+            up.max(down) <= u64::from(self.direction_changes.div_ceil(2)) * MAX_EXCHANGE_BYTES;
         if is_small || is_alternating { TrafficClass::Interactive } else { TrafficClass::Bulk }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{TrafficClass, MAX_EXCHANGE_BYTES, TrafficClassifier, SMALL_MESSAGE_LEN, Peer, SAMPLE_MESSAGES};
+    use super::{
+        MAX_EXCHANGE_BYTES, Peer, SAMPLE_MESSAGES, SMALL_MESSAGE_LEN, TrafficClass,
+        TrafficClassifier,
+    };
 
     const MESSAGES: usize = SAMPLE_MESSAGES as usize;
 
     /// The message, from 1, at which a flow becomes ripe, and as what.
-    fn classified_at(classifier: &TrafficClassifier, messages: impl IntoIterator<Item = (Peer, u64)>) -> Option<(usize, TrafficClass)> {
+    fn classified_at(
+        classifier: &TrafficClassifier,
+        messages: impl IntoIterator<Item = (Peer, u64)>,
+    ) -> Option<(usize, TrafficClass)> {
         (1..).zip(messages).find_map(|(index, (side, bytes))| {
             classifier.on_received();
             classifier.on_sent(side, bytes as usize).map(|class| (index, class))
@@ -119,7 +127,8 @@ mod tests {
 
     /// Questions and answers, each answer in so many messages.
     fn exchanges(request: u64, response: u64, segments: usize) -> Vec<(Peer, u64)> {
-        let one = [vec![(Peer::Client, request)], vec![(Peer::Backend, response); segments]].concat();
+        let one =
+            [vec![(Peer::Client, request)], vec![(Peer::Backend, response); segments]].concat();
         one.into_iter().cycle().take(3 * MESSAGES).collect()
     }
 
@@ -142,12 +151,23 @@ mod tests {
 
     #[test]
     fn larger_messages_are_interactive_where_both_peers_alternate() {
-        assert_eq!(interactive_at(exchanges(MAX_EXCHANGE_BYTES, MAX_EXCHANGE_BYTES, 1)), Some(MESSAGES));
+        assert_eq!(
+            interactive_at(exchanges(MAX_EXCHANGE_BYTES, MAX_EXCHANGE_BYTES, 1)),
+            Some(MESSAGES)
+        );
         assert_eq!(interactive_at(exchanges(500, MAX_EXCHANGE_BYTES, 1)), Some(MESSAGES));
         assert_eq!(interactive_at(exchanges(500, MAX_EXCHANGE_BYTES / 3, 3)), Some(MESSAGES));
-        assert_eq!(interactive_at(exchanges(500, MAX_EXCHANGE_BYTES + 1, 1)), None, "each side is judged");
+        assert_eq!(
+            interactive_at(exchanges(500, MAX_EXCHANGE_BYTES + 1, 1)),
+            None,
+            "each side is judged"
+        );
         assert_eq!(interactive_at(exchanges(MAX_EXCHANGE_BYTES + 1, 500, 1)), None);
-        assert_eq!(interactive_at(exchanges(500, MAX_EXCHANGE_BYTES, 15)), None, "acknowledged bulk");
+        assert_eq!(
+            interactive_at(exchanges(500, MAX_EXCHANGE_BYTES, 15)),
+            None,
+            "acknowledged bulk"
+        );
     }
 
     #[test]
@@ -165,7 +185,8 @@ mod tests {
 
     #[test]
     fn any_class_ends_the_first_sample() {
-        let first_sample = |bytes| classified_at(&TrafficClassifier::for_any(), down(vec![bytes; 2 * MESSAGES]));
+        let first_sample =
+            |bytes| classified_at(&TrafficClassifier::for_any(), down(vec![bytes; 2 * MESSAGES]));
         assert_eq!(first_sample(SMALL_MESSAGE_LEN), Some((MESSAGES, TrafficClass::Interactive)));
         assert_eq!(first_sample(SMALL_MESSAGE_LEN + 1), Some((MESSAGES, TrafficClass::Bulk)));
     }

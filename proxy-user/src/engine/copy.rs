@@ -9,8 +9,8 @@ use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::classifier::TrafficClassifier;
-use super::transfer::{Transfer, ReadOutcome, RelayResult, relay};
-use super::{StepResult, FlowEnd, Engine, Handover, SocketPair, EngineKind};
+use super::transfer::{ReadOutcome, RelayResult, Transfer, relay};
+use super::{Engine, EngineKind, FlowEnd, Handover, SocketPair, StepResult};
 
 /// Bytes in a buffer: one system call moves as much as a GRO super-packet holds.
 const BUFFER_LEN: usize = 64 * 1024;
@@ -41,7 +41,11 @@ impl Engine for CopyEngine {
 
 impl CopyEngine {
     /// Carries a pair to its end, or until `pace` finds it ripe.
-    pub(super) async fn carry_until_classified(&self, pair: SocketPair, classifier: Option<&TrafficClassifier>) -> StepResult {
+    pub(super) async fn carry_until_classified(
+        &self,
+        pair: SocketPair,
+        classifier: Option<&TrafficClassifier>,
+    ) -> StepResult {
         pair.set_engine(EngineKind::Copy);
         match relay(&pair, self.transfer(), self.transfer(), classifier).await {
             RelayResult::Finished(end) => StepResult::Finished(pair.close(end).await),

@@ -20,7 +20,7 @@ impl FlowEnd {
             Self::Closed => "closed",
             Self::ClientReset => "client_reset",
             Self::BackendReset => "backend_reset",
-            Self::OperatorReset => "cut",
+            Self::OperatorReset => "operator_reset",
         }
     }
 }

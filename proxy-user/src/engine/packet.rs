@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::sockmap::handed;
-use super::{CarryResult, Declined, FlowEnd, SocketPair, FlowCounters, EngineKind};
+use super::{CarryResult, Declined, EngineKind, FlowCounters, FlowEnd, SocketPair};
 pub(crate) use crate::bpf::packet::Hook;
 use crate::bpf::packet::{AttachTarget, PacketPrograms};
 use crate::bpf::{BpfError, cookie};
@@ -26,19 +26,19 @@ use crate::sys;
 
 mod adopt;
 mod clock;
-mod reset;
 mod flow;
 mod flow_monitor;
-mod ports;
 mod flow_watch;
+mod ports;
+mod reset;
 mod takeover_params;
 
 pub(crate) use adopt::AdoptedFlow;
-pub(crate) use reset::send_resets;
 pub(crate) use flow::OffloadedFlow;
 use flow::{FlowGuard, OnDrop};
 use flow_monitor::FlowMonitor;
-pub(crate) use ports::{PortLease, PortAllocator};
+pub(crate) use ports::{PortAllocator, PortLease};
+pub(crate) use reset::send_resets;
 pub(crate) use takeover_params::{ClientEndpoint, TakeoverParams};
 
 /// Within this time nearly every back end has answered, the programs have told of it, and its socket is no
@@ -76,7 +76,8 @@ impl PacketEngine {
         &self,
         supports_xdp_xmit: impl Fn(u32) -> bool,
     ) -> Result<(), BpfError> {
-        let mut capable = self.programs.xdp_interfaces().iter().filter(|ifindex| supports_xdp_xmit(**ifindex));
+        let mut capable =
+            self.programs.xdp_interfaces().iter().filter(|ifindex| supports_xdp_xmit(**ifindex));
         capable.try_for_each(|ifindex| self.programs.enable_xdp_xmit(*ifindex))
     }
 
@@ -110,7 +111,7 @@ impl PacketEngine {
         let (mut entry, info) = takeover_params::flow_entry(pair)?;
         let hello = ioctl_fionread(&pair.client).unwrap_or_default();
         if hello == 0 {
-            return Err("not_at_the_hello");
+            return Err("no_client_hello_queued");
         }
         let written = match info.is_send_queue_empty {
             true => info.bytes_acked,
@@ -128,7 +129,7 @@ impl PacketEngine {
         let flow_id = cookie(&pair.client).map_err(|_| "not_connected")?;
         let watch = self.monitor.watch(flow_id);
         let flow = FlowGuard { engine: self.clone(), flow_id, watch, on_drop: OnDrop::Remove };
-        self.programs.insert_flow(flow_id, &entry).map_err(|_| "no_room")?;
+        self.programs.insert_flow(flow_id, &entry).map_err(|_| "map_full")?;
         Ok((flow, hello as usize))
     }
 }
@@ -163,7 +164,9 @@ impl PacketEngine {
         let (pair, takeover) = match timeout(TAKEOVER_GRACE, flow.wait_takeover(&pair)).await {
             Ok(takeover) => (pair, takeover),
             Err(_) => {
-                let Ok(pair) = pair.register_backend() else { return Ok(CarryResult::Finished(FlowEnd::BackendReset)) };
+                let Ok(pair) = pair.register_backend() else {
+                    return Ok(CarryResult::Finished(FlowEnd::BackendReset));
+                };
                 let takeover = flow.wait_takeover(&pair).await;
                 (pair, takeover)
             }
@@ -183,7 +186,10 @@ impl SocketPair {
     pub(super) fn apply_socket_options(&self) {
         if let Some(takeover) = &self.takeover {
             // Fails on a socket that is dead already.
-            let _dead = self.backend.set_nodelay().and_then(|()| self.backend.apply_timeouts(takeover.tcp_timeouts));
+            let _dead = self
+                .backend
+                .set_nodelay()
+                .and_then(|()| self.backend.apply_timeouts(takeover.tcp_timeouts));
         }
     }
 

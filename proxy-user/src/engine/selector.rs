@@ -4,12 +4,12 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::OnceLock;
 
-use super::copy::CopyEngine;
 use super::classifier::{TrafficClass, TrafficClassifier};
+use super::copy::CopyEngine;
 use super::packet::PacketEngine;
 use super::sockmap::SockmapEngine;
 use super::splice::SpliceEngine;
-use super::{StepResult, CarryResult, Declined, FlowEnd, Engine, Handover, SocketPair, EngineKind};
+use super::{CarryResult, Declined, Engine, EngineKind, FlowEnd, Handover, SocketPair, StepResult};
 
 /// What the operator asked for (`engine`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -113,19 +113,25 @@ impl EngineSelector {
         observer: &impl EngineObserver,
     ) -> CarryResult {
         match (choice, self.sockmap.get(), self.packet.get()) {
-            (EngineChoice::Only(EngineKind::Sockmap), Some(sockmap), _) => {
-                CarryResult::Finished(Box::pin(self.carry_sockmap(sockmap, (pair, route), observer)).await)
-            }
+            (EngineChoice::Only(EngineKind::Sockmap), Some(sockmap), _) => CarryResult::Finished(
+                Box::pin(self.carry_sockmap(sockmap, (pair, route), observer)).await,
+            ),
             (EngineChoice::Only(EngineKind::Packet), _, Some(packet)) => {
                 Box::pin(self.carry_packet(packet, (pair, route), observer)).await
             }
-            (EngineChoice::Only(EngineKind::Copy), ..) => Box::pin(self.start_with_copy(pair)).await,
+            (EngineChoice::Only(EngineKind::Copy), ..) => {
+                Box::pin(self.start_with_copy(pair)).await
+            }
             _ => Box::pin(self.start_with_splice(pair, observer)).await,
         }
     }
 
     /// Splices a pair through its beginnings, which are all that most have.
-    async fn start_with_splice(&self, pair: SocketPair, observer: &impl EngineObserver) -> CarryResult {
+    async fn start_with_splice(
+        &self,
+        pair: SocketPair,
+        observer: &impl EngineObserver,
+    ) -> CarryResult {
         let classifier = TrafficClassifier::for_any();
         match self.splice.carry_until_classified(pair, Some(&classifier)).await {
             Ok(result) => result.into(),

@@ -20,7 +20,7 @@ use tokio::time::{sleep, timeout};
 use tracing::level_filters::LevelFilter;
 
 use super::sockmap::SockmapEngine;
-use super::{FlowEnd, Engine as _, SocketPair, Socket, FlowCounters};
+use super::{Engine as _, FlowCounters, FlowEnd, Socket, SocketPair};
 
 /// How long all of it may take; it takes about a tenth of a second.
 const TEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -79,7 +79,10 @@ async fn test_flow(engine: &SockmapEngine, address: IpAddr) -> Result<()> {
     let peers = async {
         let mut received = vec![0; QUEUED_AND_READ_LEN.0 - QUEUED_AND_READ_LEN.1];
         server.read_exact(&mut received).await?;
-        ensure!(received == early[QUEUED_AND_READ_LEN.1..], "bytes that were read already came again");
+        ensure!(
+            received == early[QUEUED_AND_READ_LEN.1..],
+            "bytes that were read already came again"
+        );
         test_slow_download(&mut client, &mut server).await?;
         client.shutdown().await?;
         ensure!(server.read(&mut [0; 8]).await? == 0, "the client's end did not arrive");
@@ -89,9 +92,15 @@ async fn test_flow(engine: &SockmapEngine, address: IpAddr) -> Result<()> {
     };
     let (end, ()) = tokio::try_join!(engine_side, peers)?;
     ensure!(end == FlowEnd::Closed, "the flow broke: {}", end.name());
-    let (counted, expected) = (counters.totals(), ((QUEUED_AND_READ_LEN.0 - QUEUED_AND_READ_LEN.1) as u64, DOWNLOAD_LEN as u64));
+    let (counted, expected) = (
+        counters.totals(),
+        ((QUEUED_AND_READ_LEN.0 - QUEUED_AND_READ_LEN.1) as u64, DOWNLOAD_LEN as u64),
+    );
     ensure!(counted == expected, "the counts are {counted:?}, not {expected:?}");
-    ensure!(engine.program().counter(SockmapCounter::Trimmed)? > trimmed_before, "nothing was trimmed");
+    ensure!(
+        engine.program().counter(SockmapCounter::Trimmed)? > trimmed_before,
+        "nothing was trimmed"
+    );
     Ok(())
 }
 

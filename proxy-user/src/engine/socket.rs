@@ -103,7 +103,8 @@ impl Socket {
             if to.len() < to.capacity() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
         });
         // It does not act on a socket that it has heard nothing of.
-        let received = received.unwrap_or_else(|| recv(self, spare_capacity(to), RecvFlags::empty()));
+        let received =
+            received.unwrap_or_else(|| recv(self, spare_capacity(to), RecvFlags::empty()));
         received.map(|_bytes| ()).map_err(io::Error::from)
     }
 
@@ -128,7 +129,10 @@ impl Socket {
     }
 
     /// What there is of TCP's options.
-    fn set_option(&self, option: impl FnOnce(&socket2::Socket) -> io::Result<()>) -> io::Result<()> {
+    fn set_option(
+        &self,
+        option: impl FnOnce(&socket2::Socket) -> io::Result<()>,
+    ) -> io::Result<()> {
         match self {
             Self::Tcp(stream) => option(&SockRef::from(stream)),
             Self::UnregisteredTcp(stream) => option(&SockRef::from(stream)),

@@ -14,22 +14,22 @@ use tokio::net::TcpStream;
 use tracing::level_filters::LevelFilter;
 
 use super::splice::SpliceEngine;
-use super::{Declined, FlowEnd, Engine, SocketPair, Peer, Socket, EngineKind};
+use super::{Declined, Engine, EngineKind, FlowEnd, Peer, Socket, SocketPair};
 use crate::bpf::address::mapped_octets;
 use crate::bpf::{BpfError, SockmapProgram};
 use crate::sys;
 
+mod accounting;
+mod direction;
 mod flow;
 mod hangup_monitor;
-mod direction;
 mod lazy_socket;
-mod accounting;
 
-use flow::{FlowEntryGuard, PreparedFlow};
-use hangup_monitor::HangupMonitor;
-use direction::FlowDirection;
 pub(super) use accounting::bytes_written_exact as handed;
 use accounting::{cap_rcvbuf, raise_rcvlowat, uncap_rcvbuf};
+use direction::FlowDirection;
+use flow::{FlowEntryGuard, PreparedFlow};
+use hangup_monitor::HangupMonitor;
 
 /// include/net/tcp_states.h
 const TCP_ESTABLISHED: u8 = 1;
@@ -65,7 +65,8 @@ impl SockmapEngine {
     /// Everything up to the kick. `Err` is the pair as it was, and why.
     fn prepare(&self, pair: SocketPair) -> Result<PreparedFlow, Box<Declined>> {
         let declined = |pair, reason| Box::new(Declined { pair, reason });
-        let SocketPair { client: Socket::Tcp(client), backend: Socket::Tcp(backend), .. } = &pair else {
+        let SocketPair { client: Socket::Tcp(client), backend: Socket::Tcp(backend), .. } = &pair
+        else {
             return Err(declined(pair, "not_tcp"));
         };
         // A half-closed socket cannot become a source (sock_map_sk_state_allowed).
@@ -84,9 +85,12 @@ impl SockmapEngine {
             Err(reason) => return Err(declined(pair, reason)),
         };
         match pair {
-            SocketPair { client: Socket::Tcp(client), backend: Socket::Tcp(backend), counters, .. } => {
-                Ok(PreparedFlow { client, backend, counters, entries })
-            }
+            SocketPair {
+                client: Socket::Tcp(client),
+                backend: Socket::Tcp(backend),
+                counters,
+                ..
+            } => Ok(PreparedFlow { client, backend, counters, entries }),
             pair => Err(declined(pair, "not_tcp")),
         }
     }
@@ -99,13 +103,15 @@ impl SockmapEngine {
         route_and_threshold: (u32, u64),
     ) -> Result<FlowEntryGuard, &'static str> {
         let program = &self.program;
-        let directions = self.insert_entries(client, backend, route_and_threshold).map_err(|_| "no_account")?;
+        let directions = self
+            .insert_entries(client, backend, route_and_threshold)
+            .map_err(|_| "no_flow_entry")?;
         let entries = FlowEntryGuard::new(Arc::clone(program), directions);
         let [up, down] = directions;
         let targets = program
             .add_target(up.cookie, client)
             .and_then(|()| program.add_target(down.cookie, backend));
-        targets.map_err(|_| "no_room")?;
+        targets.map_err(|_| "map_full")?;
         // Bytes move when both are sources, by the kick. Who closes its side in this very instant cannot
         // be one any more, and what has begun then is not handed back.
         let both = [client, backend];
@@ -122,7 +128,11 @@ impl SockmapEngine {
                 sys::set_rcvlowat(socket, 1).is_ok()
             });
             let is_pristine = up.is_pristine(program) && down.is_pristine(program);
-            return Err(if is_pristine && restored == [true; 2] { "no_source" } else { BYTES_MOVED });
+            return Err(if is_pristine && restored == [true; 2] {
+                "sockmap_update_failed"
+            } else {
+                BYTES_MOVED
+            });
         }
         Ok(entries)
     }
@@ -150,10 +160,10 @@ impl SockmapEngine {
             backend_port: to.port(),
             ..DirectionEntry::default()
         };
-        let added = self
-            .program
-            .insert_flow_entry(up.cookie, flow(down.cookie, Direction::Up))
-            .and_then(|()| self.program.insert_flow_entry(down.cookie, flow(up.cookie, Direction::Down)));
+        let added =
+            self.program.insert_flow_entry(up.cookie, flow(down.cookie, Direction::Up)).and_then(
+                |()| self.program.insert_flow_entry(down.cookie, flow(up.cookie, Direction::Down)),
+            );
         if added.is_err() {
             self.program.remove_flow_entry(up.cookie);
         }

@@ -8,10 +8,10 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::copy::{CopyEngine, CopyTransfer};
 use super::classifier::TrafficClassifier;
-use super::transfer::{Transfer, ReadOutcome, RelayResult, relay};
-use super::{StepResult, Declined, FlowEnd, Engine, Handover, SocketPair, EngineKind};
+use super::copy::{CopyEngine, CopyTransfer};
+use super::transfer::{ReadOutcome, RelayResult, Transfer, relay};
+use super::{Declined, Engine, EngineKind, FlowEnd, Handover, SocketPair, StepResult};
 use rustix::pipe::{PipeFlags, SpliceFlags};
 
 /// Bytes asked for at once, and of pipe; above fs.pipe-max-size the kernel's default must do.
@@ -64,7 +64,7 @@ impl SpliceEngine {
     ) -> Result<StepResult, Declined> {
         match self.take_pipe() {
             Ok(pipe) => self.return_pipe(pipe),
-            Err(_) => return Err(Declined { pair, reason: "no_pipe" }),
+            Err(_) => return Err(Declined { pair, reason: "pipe_unavailable" }),
         }
         pair.set_engine(EngineKind::Splice);
         match relay(&pair, self.transfer(), self.transfer(), classifier).await {
@@ -133,7 +133,11 @@ impl SpliceTransfer {
 
 impl Transfer for SpliceTransfer {
     fn read_from(&mut self, from: BorrowedFd<'_>) -> io::Result<ReadOutcome> {
-        let outcome = if self.expects_small { self.copy.read_from(from)? } else { self.read_into_pipe(from)? };
+        let outcome = if self.expects_small {
+            self.copy.read_from(from)?
+        } else {
+            self.read_into_pipe(from)?
+        };
         self.expects_small = outcome.bytes <= MAX_COPIED_READ;
         Ok(outcome)
     }
@@ -183,15 +187,22 @@ mod tests {
     use std::os::fd::AsFd as _;
     use std::os::unix::net::UnixStream;
 
-    use super::{Transfer as _, MAX_COPIED_READ, SpliceEngine};
+    use super::{MAX_COPIED_READ, SpliceEngine, Transfer as _};
 
     #[test]
     fn read_after_a_small_read_is_copied_and_after_a_large_read_is_spliced() {
         let (mut client, from) = UnixStream::pair().unwrap();
         let (to, _backend) = UnixStream::pair().unwrap();
         let mut transfer = SpliceEngine::default().transfer();
-        let messages = [(1, false), (MAX_COPIED_READ, false), (MAX_COPIED_READ + 1, false), (MAX_COPIED_READ + 1, true)];
-        for (bytes, is_spliced) in messages.into_iter().chain([(1, true), (MAX_COPIED_READ + 1, false)]) {
+        let messages = [
+            (1, false),
+            (MAX_COPIED_READ, false),
+            (MAX_COPIED_READ + 1, false),
+            (MAX_COPIED_READ + 1, true),
+        ];
+        for (bytes, is_spliced) in
+            messages.into_iter().chain([(1, true), (MAX_COPIED_READ + 1, false)])
+        {
             client.write_all(&vec![7; bytes]).unwrap();
             assert_eq!(transfer.read_from(from.as_fd()).unwrap().bytes, bytes);
             assert_eq!(transfer.pipe.is_some(), is_spliced, "{bytes}");

@@ -14,7 +14,7 @@ use tokio::io::Interest;
 use tokio::select;
 
 use super::classifier::{TrafficClass, TrafficClassifier};
-use super::{FlowEnd, SocketPair, Peer, Socket};
+use super::{FlowEnd, Peer, Socket, SocketPair};
 
 /// Holds the bytes between a read and a write. Holds no resource while it holds no bytes.
 pub(super) trait Transfer {
@@ -63,7 +63,12 @@ enum DirectionResult {
 }
 
 /// Carries both directions to their end, or until `pace`, if there is one, says that they are ripe.
-pub(super) async fn relay<C: Transfer>(pair: &SocketPair, up: C, down: C, classifier: Option<&TrafficClassifier>) -> RelayResult {
+pub(super) async fn relay<C: Transfer>(
+    pair: &SocketPair,
+    up: C,
+    down: C,
+    classifier: Option<&TrafficClassifier>,
+) -> RelayResult {
     let write_failed = AtomicBool::new(false);
     let up = relay_direction(pair, Peer::Client, up, &write_failed, classifier);
     let down = relay_direction(pair, Peer::Backend, down, &write_failed, classifier);
@@ -95,7 +100,9 @@ pub(super) async fn relay<C: Transfer>(pair: &SocketPair, up: C, down: C, classi
         Ok(DirectionResult::Classified(class)) => RelayResult::Classified(class),
         Ok(DirectionResult::Finished) => RelayResult::Finished(FlowEnd::Closed),
         Err(SocketError { peer: Peer::Client, .. }) => RelayResult::Finished(FlowEnd::ClientReset),
-        Err(SocketError { peer: Peer::Backend, .. }) => RelayResult::Finished(FlowEnd::BackendReset),
+        Err(SocketError { peer: Peer::Backend, .. }) => {
+            RelayResult::Finished(FlowEnd::BackendReset)
+        }
     }
 }
 
@@ -119,7 +126,9 @@ async fn relay_direction<C: Transfer>(
     };
     loop {
         from.ready(Interest::READABLE).await.map_err(cannot_read)?;
-        let Some(ReadOutcome { bytes, drained }) = read_available(&mut transfer, from).map_err(cannot_read)? else {
+        let Some(ReadOutcome { bytes, drained }) =
+            read_available(&mut transfer, from).map_err(cannot_read)?
+        else {
             transfer.release();
             continue;
         };
@@ -127,7 +136,9 @@ async fn relay_direction<C: Transfer>(
         match bytes {
             // A side that the other direction found dead reads as ended; that is no end of stream.
             0 if write_failed.load(Ordering::Relaxed) => return Ok(DirectionResult::Finished),
-            0 => return shutdown_write(to).map(|()| DirectionResult::Finished).map_err(cannot_write),
+            0 => {
+                return shutdown_write(to).map(|()| DirectionResult::Finished).map_err(cannot_write);
+            }
             _ => write_buffered(&mut transfer, to, byte_count).await.map_err(cannot_write)?,
         }
         if drained {
@@ -155,7 +166,11 @@ fn read_available<C: Transfer>(transfer: &mut C, from: &Socket) -> io::Result<Op
     }
 }
 
-async fn write_buffered<C: Transfer>(transfer: &mut C, to: &Socket, byte_count: &AtomicU64) -> io::Result<()> {
+async fn write_buffered<C: Transfer>(
+    transfer: &mut C,
+    to: &Socket,
+    byte_count: &AtomicU64,
+) -> io::Result<()> {
     while transfer.buffered() > 0 {
         match to.try_io(Interest::WRITABLE, || transfer.write_to(to.as_fd())) {
             Ok(bytes) => {

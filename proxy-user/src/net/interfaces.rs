@@ -23,7 +23,8 @@ pub(crate) struct Interface {
 /// All Ethernet interfaces with an address: what is part of a bridge or bond has none, and is seen
 /// through that.
 pub(super) fn list_with_addresses() -> io::Result<Vec<Interface>> {
-    let addresses = send_request(RouteNetlinkMessage::GetAddress(AddressMessage::default()), NLM_F_DUMP)?;
+    let addresses =
+        send_request(RouteNetlinkMessage::GetAddress(AddressMessage::default()), NLM_F_DUMP)?;
     let mut with_address = BTreeSet::new();
     for answer in addresses {
         if let RouteNetlinkMessage::NewAddress(address) = answer {
@@ -33,7 +34,9 @@ pub(super) fn list_with_addresses() -> io::Result<Vec<Interface>> {
     let mut interfaces = Vec::new();
     for answer in send_request(RouteNetlinkMessage::GetLink(LinkMessage::default()), NLM_F_DUMP)? {
         if let RouteNetlinkMessage::NewLink(link) = answer {
-            interfaces.extend(ethernet_interface(&link).filter(|link| with_address.contains(&link.ifindex)));
+            interfaces.extend(
+                ethernet_interface(&link).filter(|link| with_address.contains(&link.ifindex)),
+            );
         }
     }
     Ok(interfaces)

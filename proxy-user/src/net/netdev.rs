@@ -32,10 +32,13 @@ const GENL_VERSION: u8 = 1;
 pub(super) fn has_features(ifindex: u32, required: u64) -> io::Result<bool> {
     let name = DefaultNla::new(CTRL_ATTR_FAMILY_NAME, b"netdev\0".to_vec());
     let family = request_attribute((GENL_ID_CTRL, CTRL_CMD_GETFAMILY), &name, CTRL_ATTR_FAMILY_ID)?;
-    let family = family.first_chunk().copied().map(u16::from_ne_bytes).ok_or_else(malformed_reply)?;
+    let family =
+        family.first_chunk().copied().map(u16::from_ne_bytes).ok_or_else(malformed_reply)?;
     let interface = DefaultNla::new(NETDEV_A_DEV_IFINDEX, ifindex.to_ne_bytes().to_vec());
-    let features = request_attribute((family, NETDEV_CMD_DEV_GET), &interface, NETDEV_A_DEV_XDP_FEATURES)?;
-    let features = features.first_chunk().copied().map(u64::from_ne_bytes).ok_or_else(malformed_reply)?;
+    let features =
+        request_attribute((family, NETDEV_CMD_DEV_GET), &interface, NETDEV_A_DEV_XDP_FEATURES)?;
+    let features =
+        features.first_chunk().copied().map(u64::from_ne_bytes).ok_or_else(malformed_reply)?;
     Ok(features & required == required)
 }
 
@@ -44,7 +47,11 @@ fn malformed_reply() -> io::Error {
 }
 
 /// One attribute of the answer to a question that has one.
-fn request_attribute((family, command): (u16, u8), attribute: &DefaultNla, reply_kind: u16) -> io::Result<Vec<u8>> {
+fn request_attribute(
+    (family, command): (u16, u8),
+    attribute: &DefaultNla,
+    reply_kind: u16,
+) -> io::Result<Vec<u8>> {
     let mut socket = Socket::new(NETLINK_GENERIC)?;
     socket.bind_auto()?;
     socket.connect(&Kernel::new(0, 0))?;
@@ -60,10 +67,14 @@ fn request_attribute((family, command): (u16, u8), attribute: &DefaultNla, reply
     // Another kind is NLMSG_ERROR, with a code below 0.
     let kind = datagram.get(4..6).ok_or_else(malformed_reply)?;
     if kind != family.to_ne_bytes() {
-        let code = datagram.get(NLMSG_HEADER_LEN..).and_then(|code| code.first_chunk()).ok_or_else(malformed_reply)?;
+        let code = datagram
+            .get(NLMSG_HEADER_LEN..)
+            .and_then(|code| code.first_chunk())
+            .ok_or_else(malformed_reply)?;
         return Err(io::Error::from_raw_os_error(-i32::from_ne_bytes(*code)));
     }
-    let attributes = datagram.get(NLMSG_HEADER_LEN + GENL_HEADER_LEN..).ok_or_else(malformed_reply)?;
+    let attributes =
+        datagram.get(NLMSG_HEADER_LEN + GENL_HEADER_LEN..).ok_or_else(malformed_reply)?;
     for reply in NlasIterator::new(attributes).flatten() {
         if reply.kind() == reply_kind {
             return Ok(reply.value().to_vec());

@@ -16,7 +16,7 @@ use netlink_packet_route::{AddressFamily, IpProtocol, RouteNetlinkMessage};
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use netlink_sys::{Socket, SocketAddr as Kernel};
 
-use super::{RoutingItem, ROUTE_TABLE};
+use super::{ROUTE_TABLE, RoutingItem};
 
 /// The loopback device of every network namespace (LOOPBACK_IFINDEX, net/net_namespace.h).
 const LOOPBACK_IFINDEX: u32 = 1;
@@ -79,7 +79,8 @@ fn route(is_v6: bool) -> RouteMessage {
     message.header.protocol = RouteProtocol::Static;
     message.header.scope = RouteScope::Host;
     message.header.kind = RouteType::Local;
-    message.attributes = vec![RouteAttribute::Table(ROUTE_TABLE), RouteAttribute::Oif(LOOPBACK_IFINDEX)];
+    message.attributes =
+        vec![RouteAttribute::Table(ROUTE_TABLE), RouteAttribute::Oif(LOOPBACK_IFINDEX)];
     message
 }
 

@@ -9,8 +9,8 @@ use serde::Serialize;
 use snisplit_common::abi::packet::{FlowEntry, PeerState};
 use snisplit_common::abi::{Direction, DirectionEntry, DirectionState};
 
-use super::{pin_dir_text, total_bytes, read_pinned};
-use crate::bpf::address::{socket_addr, peer_and_local};
+use super::{pin_dir_text, read_pinned, total_bytes};
+use crate::bpf::address::{peer_and_local, socket_addr};
 use crate::bpf::inspect::{PacketState, SockmapState};
 
 /// A flow that the kernel carries.
@@ -38,7 +38,10 @@ impl FlowList {
     /// Asks.
     pub fn read(instance: &str) -> Result<Self> {
         let pinned = read_pinned(instance)?.with_context(|| {
-            format!("{}: nothing is pinned there; `snisplit status` says why", pin_dir_text(instance))
+            format!(
+                "{}: nothing is pinned there; `snisplit status` says why",
+                pin_dir_text(instance)
+            )
         })?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let mut all = Vec::new();
@@ -65,14 +68,15 @@ impl FlowRow {
             up: total_bytes(up),
             down: down.map_or(0, total_bytes),
             up_state: state_name(up.state),
-            down_state: down.map_or("gone", |down| state_name(down.state)),
+            down_state: down.map_or("closed", |down| state_name(down.state)),
             age: now.saturating_sub(up.started_at),
         }
     }
 
     fn from_packet(pinned: &PacketState, flow: &FlowEntry, now: u64) -> Self {
         let (up, down) = flow.delivered_bytes();
-        let state = |peer: &PeerState| if peer.has_fin == 0 { flow.state.label() } else { "ended" };
+        let state =
+            |peer: &PeerState| if peer.has_fin == 0 { flow.state.label() } else { "half_closed" };
         Self {
             engine: "packet",
             client: peer_and_local(&flow.client_tuple).0,
@@ -89,10 +93,10 @@ impl FlowRow {
 
 const fn state_name(state: DirectionState) -> &'static str {
     match state {
-        DirectionState::Pending => "armed",
-        DirectionState::Redirecting => "spliced",
-        DirectionState::Detaching => "leaving",
-        DirectionState::Overflowing => "spilling",
+        DirectionState::Pending => "pending",
+        DirectionState::Redirecting => "redirecting",
+        DirectionState::Detaching => "detaching",
+        DirectionState::Overflowing => "overflowing",
         DirectionState::Poisoned => "poisoned",
     }
 }

@@ -44,9 +44,14 @@ pub fn run(instance: &str, interval: Duration, iterations: Option<u64>) -> Resul
 struct RateTable<'f>(Vec<(&'f FlowRow, [f64; 2])>);
 
 impl<'f> RateTable<'f> {
-    fn from_samples(FlowList(previous): &FlowList, current: &'f [FlowRow], elapsed: Duration) -> Self {
+    fn from_samples(
+        FlowList(previous): &FlowList,
+        current: &'f [FlowRow],
+        elapsed: Duration,
+    ) -> Self {
         let key = |flow: &FlowRow| -> (SocketAddr, SocketAddr) { (flow.client, flow.backend) };
-        let previous: HashMap<_, _> = previous.iter().map(|it| (key(it), [it.up, it.down])).collect();
+        let previous: HashMap<_, _> =
+            previous.iter().map(|it| (key(it), [it.up, it.down])).collect();
         let rates = |flow: &FlowRow| {
             // One that came in between began at nothing.
             let [up, down] = previous.get(&key(flow)).copied().unwrap_or_default();
@@ -68,7 +73,8 @@ struct TopView<'t> {
 impl fmt::Display for TopView<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let RateTable(flows) = self.table;
-        let sum = |direction: usize| megabits(flows.iter().map(|(_, rates)| rates[direction]).sum());
+        let sum =
+            |direction: usize| megabits(flows.iter().map(|(_, rates)| rates[direction]).sum());
         writeln!(f, "{} flows, Mbit/s: {:.1} up, {:.1} down", flows.len(), sum(0), sum(1))?;
         let titles = ["Mbit/s up", "down", "MB up", "down", "age s"];
         titles.iter().try_for_each(|title| write!(f, "{title:>11}"))?;

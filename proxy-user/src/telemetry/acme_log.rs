@@ -24,13 +24,22 @@ pub(crate) struct AcmeLog {
 
 impl Default for AcmeLog {
     fn default() -> Self {
-        Self { created_at: Instant::now(), state: Mutex::new((TokenBucket::new(LINES_PER_SECOND, BURST_LINES), 0)) }
+        Self {
+            created_at: Instant::now(),
+            state: Mutex::new((TokenBucket::new(LINES_PER_SECOND, BURST_LINES), 0)),
+        }
     }
 }
 
 impl AcmeLog {
     /// `sni` is the name that was asked for, `route` the one that claims it.
-    pub(crate) fn log(&self, sni: Option<&str>, route: Option<&str>, acme: &AcmeLabels, challenge: &str) {
+    pub(crate) fn log(
+        &self,
+        sni: Option<&str>,
+        route: Option<&str>,
+        acme: &AcmeLabels,
+        challenge: &str,
+    ) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let (bucket, suppressed) = &mut *state;
         if !bucket.try_acquire(self.created_at.elapsed()) {

@@ -120,10 +120,10 @@ impl Metrics {
         let mut all = Registry::with_prefix("snisplit");
         self.connections(&mut all);
         self.backends(&mut all);
-        let lost = "Access log lines dropped because the disk was slower than the connections";
+        let lost = "Access log lines dropped because the queue was full";
         all.register("access_log_dropped", lost, self.access_log_dropped.clone());
         let reloads = self.reloads.clone();
-        all.register("reloads", "Reloads of the configuration, by result", reloads);
+        all.register("config_reloads", "Reloads of the configuration, by result", reloads);
         all
     }
 
@@ -131,25 +131,53 @@ impl Metrics {
         let m = self.clone();
         all.register("connections_accepted", "Connections accepted", m.connections_accepted);
         all.register("connections_open", "Connections that have not ended", m.connections_open);
-        let full = "Failures of accept(2), full tables among them";
+        let full = "Errors of accept(2), such as a full descriptor table";
         all.register("accept_errors", full, m.accept_errors);
-        all.register("connections_ended", "Connections that ended, by outcome", m.connections_ended);
-        all.register("refused", "Connections refused, by reason", m.connections_rejected);
-        all.register("acme_decisions", "TLS-ALPN-01 validations decided, by class of name", m.acme_validations);
-        all.register("forwarded_bytes", "Bytes delivered, both directions", m.forwarded_bytes);
-        all.register("engine_declined", "Connections an engine handed back untouched", m.engine_declined);
-        all.register("engine_moved", "Connections moved on to another engine", m.engine_handovers);
-        let hello = "Time from accept to a whole ClientHello";
-        all.register_with_unit("hello", hello, Unit::Seconds, m.client_hello_seconds.0);
+        all.register(
+            "connections_ended",
+            "Connections that ended, by outcome",
+            m.connections_ended,
+        );
+        all.register(
+            "connections_rejected",
+            "Connections rejected, by reason",
+            m.connections_rejected,
+        );
+        all.register(
+            "acme_validations",
+            "ACME validations (TLS-ALPN-01 and HTTP-01), by class of name, action and reason",
+            m.acme_validations,
+        );
+        all.register(
+            "forwarded_bytes",
+            "Bytes delivered, by route, engine and direction; counted when the connection ends",
+            m.forwarded_bytes,
+        );
+        all.register(
+            "engine_declined",
+            "Flows that an engine declined, by engine and reason",
+            m.engine_declined,
+        );
+        all.register(
+            "engine_handovers",
+            "Handovers of running flows to another engine",
+            m.engine_handovers,
+        );
+        let hello = "Time from accept to a complete ClientHello";
+        all.register_with_unit("client_hello", hello, Unit::Seconds, m.client_hello_seconds.0);
     }
 
     fn backends(&self, all: &mut Registry) {
         let m = self.clone();
-        all.register("dial_failures", "Back ends that did not answer", m.backend_connect_failures);
-        all.register("backend_up", "Whether a back end is believed to answer", m.backend_up);
+        all.register(
+            "backend_connect_failures",
+            "Failed attempts to connect to a back end",
+            m.backend_connect_failures,
+        );
+        all.register("backend_up", "Whether a back end is considered up", m.backend_up);
         let dial = "Time to connect to a back end, failed attempts included";
-        all.register_with_unit("dial", dial, Unit::Seconds, m.backend_connect_seconds.0);
-        let stale = "Names dialled at their last known addresses because no name server answered";
-        all.register("dns_stale", stale, m.dns_stale_answers);
+        all.register_with_unit("backend_connect", dial, Unit::Seconds, m.backend_connect_seconds.0);
+        let stale = "Uses of expired DNS answers because no name server answered (RFC 8767)";
+        all.register("dns_stale_answers", stale, m.dns_stale_answers);
     }
 }

@@ -149,7 +149,14 @@ impl Record {
     }
 
     fn update_metrics(&self) {
-        let Metrics { connections_open, connections_ended, connections_rejected, acme_validations, forwarded_bytes, .. } = &self.telemetry.metrics;
+        let Metrics {
+            connections_open,
+            connections_ended,
+            connections_rejected,
+            acme_validations,
+            forwarded_bytes,
+            ..
+        } = &self.telemetry.metrics;
         connections_open.dec();
         connections_ended.get_or_create(&EndedLabels { outcome: self.outcome.label() }).inc();
         if let Outcome::Rejected(reason) = self.outcome {
@@ -172,8 +179,18 @@ impl Drop for Record {
         self.entry.duration_seconds = self.elapsed().as_secs_f64();
         self.entry.outcome = self.outcome.label();
         self.update_metrics();
-        let AccessLogEntry { client, sni, route, engine, reason, bytes_up, bytes_down, outcome, .. } = &self.entry;
-        debug!(%client, sni, route, engine, reason, bytes_up, bytes_down, outcome, age = ?self.elapsed(), "ended");
+        let AccessLogEntry {
+            client,
+            sni,
+            route,
+            engine,
+            reason,
+            bytes_up,
+            bytes_down,
+            outcome,
+            ..
+        } = &self.entry;
+        debug!(%client, sni, route, engine, reason, bytes_up, bytes_down, outcome, duration = ?self.elapsed(), "connection ended");
         if let Some(log) = &self.telemetry.access_log {
             log.write(&self.entry, &self.telemetry.metrics);
         }
@@ -185,13 +202,13 @@ impl Outcome {
     pub(crate) const fn label(self) -> &'static str {
         match self {
             Self::FlowEnded(label) => label,
-            Self::ChallengeAnswered => "answered",
+            Self::ChallengeAnswered => "challenge_answered",
             Self::HandshakeFailed => "handshake_failed",
-            Self::Rejected(_) => "refused",
-            Self::ClientClosed => "client_gone",
-            Self::IdleTimeout => "idle",
-            Self::Shutdown => "cut",
-            Self::InternalError => "lost",
+            Self::Rejected(_) => "rejected",
+            Self::ClientClosed => "client_closed",
+            Self::IdleTimeout => "idle_timeout",
+            Self::Shutdown => "shutdown",
+            Self::InternalError => "internal_error",
         }
     }
 }

@@ -75,15 +75,15 @@ impl FallbackReason {
     /// A short word for counters and logs.
     pub const fn label(self) -> &'static str {
         match self {
-            Self::None => "unasked",
-            Self::Requested => "bytes_at_a_socket",
+            Self::None => "none",
+            Self::Requested => "requested",
             Self::NoSocket => "no_socket",
             Self::NotEstablished => "not_established",
-            Self::ClientBytesInFlight => "client_bytes",
-            Self::BackendBytesInFlight => "backend_bytes",
-            Self::FlowEnded => "ended",
+            Self::ClientBytesInFlight => "client_bytes_in_flight",
+            Self::BackendBytesInFlight => "backend_bytes_in_flight",
+            Self::FlowEnded => "flow_ended",
             Self::NoRoute => "no_route",
-            Self::EcnPending => "ecn",
+            Self::EcnPending => "ecn_pending",
         }
     }
 }
@@ -113,9 +113,9 @@ impl FlowState {
     /// A short word.
     pub const fn label(self) -> &'static str {
         match self {
-            Self::Pending => "armed",
-            Self::TakingOver => "switching",
-            Self::Offloaded => "spliced",
+            Self::Pending => "pending",
+            Self::TakingOver => "taking_over",
+            Self::Offloaded => "offloaded",
             Self::Fallback => "fallback",
             Self::Closed => "closed",
             Self::ClientReset => "client_reset",

@@ -10,9 +10,9 @@ use snisplit_common::abi::packet::{
     CONTROL_PROGRAM, EGRESS_PROGRAM, INGRESS_PROGRAM, XMIT_PEER, XMIT_QDISC,
 };
 
-use super::tc::{self, Hook, AttachTarget};
+use super::tc::{self, AttachTarget, Hook};
 use super::tc_program;
-use crate::bpf::{BpfError, load_retry, inspect};
+use crate::bpf::{BpfError, inspect, load_retry};
 
 /// What this host says is gagged before anything is taken over.
 pub(super) fn load_and_attach(
@@ -42,7 +42,11 @@ pub(super) fn record_interfaces(
 ) -> Result<Vec<u32>, BpfError> {
     let previous = interfaces.keys().flatten().collect();
     for AttachTarget { ifindex, peer_in_other_netns, .. } in links {
-        interfaces.insert(*ifindex, if *peer_in_other_netns { XMIT_PEER } else { XMIT_QDISC }, 0)?;
+        interfaces.insert(
+            *ifindex,
+            if *peer_in_other_netns { XMIT_PEER } else { XMIT_QDISC },
+            0,
+        )?;
     }
     Ok(previous)
 }

@@ -13,7 +13,7 @@ use snisplit_common::abi::packet::{
 };
 
 use super::super::BpfError;
-use super::super::codec::{TupleEntryBytes, MapValue as _, FlowEntryBytes, TupleBytes, encode};
+use super::super::codec::{FlowEntryBytes, MapValue as _, TupleBytes, TupleEntryBytes, encode};
 use super::slot_allocator::SlotAllocator;
 
 /// The kernel lets many write at once, aya one for each descriptor.
@@ -74,8 +74,9 @@ impl FlowTable {
     pub(super) fn all(&self) -> Vec<(u64, FlowEntry)> {
         let all = lock(&self.slots).all();
         let writer = self.writer();
-        let read =
-            |(number, slot)| Some((number, FlowEntry::read_from(&writer.entries.get(&slot, 0).ok()?)));
+        let read = |(number, slot)| {
+            Some((number, FlowEntry::read_from(&writer.entries.get(&slot, 0).ok()?)))
+        };
         all.into_iter().filter_map(read).collect()
     }
 
@@ -99,7 +100,8 @@ impl FlowTable {
     pub(super) fn unlink(&self, flow_id: u64, entry: &FlowEntry) {
         let _no_insert = self.unlink_lock.write().unwrap_or_else(PoisonError::into_inner);
         let tuples = &mut self.writer().tuples;
-        for (tuple, leg) in self.slot_of(flow_id).iter().flat_map(|slot| tuple_entries((flow_id, *slot), entry))
+        for (tuple, leg) in
+            self.slot_of(flow_id).iter().flat_map(|slot| tuple_entries((flow_id, *slot), entry))
         {
             if tuples.get(&tuple, 0).is_ok_and(|found| found == leg) {
                 let _gone_already = tuples.remove(&tuple);
@@ -152,9 +154,14 @@ pub(in super::super) fn slots_by_flow(
     live.map(|TupleEntry { flow_id: splice, slot, .. }| (splice, slot)).collect()
 }
 
-pub(super) fn tuple_entries((flow_id, slot): (u64, u32), entry: &FlowEntry) -> [(TupleBytes, TupleEntryBytes); 2] {
-    let tuple_entry = |tuple, direction| {
-        (encode(tuple), encode(&TupleEntry { flow_id, direction, slot }))
-    };
-    [tuple_entry(&entry.client_tuple, Direction::Up), tuple_entry(&entry.backend_tuple, Direction::Down)]
+pub(super) fn tuple_entries(
+    (flow_id, slot): (u64, u32),
+    entry: &FlowEntry,
+) -> [(TupleBytes, TupleEntryBytes); 2] {
+    let tuple_entry =
+        |tuple, direction| (encode(tuple), encode(&TupleEntry { flow_id, direction, slot }));
+    [
+        tuple_entry(&entry.client_tuple, Direction::Up),
+        tuple_entry(&entry.backend_tuple, Direction::Down),
+    ]
 }

@@ -13,8 +13,10 @@ use snisplit_common::abi::packet::{
 };
 
 use super::super::BpfError;
-use super::super::codec::{TupleEntryBytes, MapValue, FlowEntryBytes, TupleBytes, encode, impl_struct};
-use super::super::inspect::{open_map, abi_version};
+use super::super::codec::{
+    FlowEntryBytes, MapValue, TupleBytes, TupleEntryBytes, encode, impl_struct,
+};
+use super::super::inspect::{abi_version, open_map};
 use super::OBJECT;
 use super::flow_table::tuple_entries;
 
@@ -52,7 +54,8 @@ fn convert_flow_table(dir: &Path) -> Result<(), BpfError> {
     let new_pin = dir.join(NEW_TABLE_PIN);
     let _there_was_none = fs::remove_file(&new_pin);
     let mut ebpf = EbpfLoader::new().map_pin_path(PACKET_FLOWS_MAP, &new_pin).load(OBJECT)?;
-    let table = ebpf.take_map(PACKET_FLOWS_MAP).ok_or(BpfError::MissingFromObject(PACKET_FLOWS_MAP))?;
+    let table =
+        ebpf.take_map(PACKET_FLOWS_MAP).ok_or(BpfError::MissingFromObject(PACKET_FLOWS_MAP))?;
     let mut table: Array<MapData, FlowEntryBytes> = table.try_into()?;
     let mut tuples: HashMap<MapData, TupleBytes, TupleEntryBytes> =
         Map::HashMap(open_map(dir, PACKET_TUPLES_MAP)?).try_into()?;
@@ -123,7 +126,18 @@ const _: () = assert!(size_of::<FlowEntryV3>() == 264);
 impl FlowEntryV3 {
     /// As it is now. Nobody follows it until the next agent's programs do.
     fn to_flow_entry(&self, flow_id: u64) -> FlowEntry {
-        let Self { state, started_at, client_tuple, backend_tuple, to_backend, to_client, expected_acked, route, why: fallback_reason, .. } = self;
+        let Self {
+            state,
+            started_at,
+            client_tuple,
+            backend_tuple,
+            to_backend,
+            to_client,
+            expected_acked,
+            route,
+            why: fallback_reason,
+            ..
+        } = self;
         FlowEntry {
             state: *state,
             client_tuple: *client_tuple,
@@ -144,8 +158,19 @@ impl FlowEntryV3 {
 
 impl DirectionV3 {
     const fn translation(&self) -> Translation {
-        let Self { seq_delta, ack_delta, tsval_delta, tsecr_delta, min_tsecr, wscale_from, wscale_to, strip_ecn, .. } = *self;
-        let [wscale_from, wscale_to, strip_ecn] = [wscale_from as u8, wscale_to as u8, strip_ecn as u8];
+        let Self {
+            seq_delta,
+            ack_delta,
+            tsval_delta,
+            tsecr_delta,
+            min_tsecr,
+            wscale_from,
+            wscale_to,
+            strip_ecn,
+            ..
+        } = *self;
+        let [wscale_from, wscale_to, strip_ecn] =
+            [wscale_from as u8, wscale_to as u8, strip_ecn as u8];
         Translation {
             seq_delta,
             ack_delta,

@@ -137,22 +137,29 @@ fn attach_clsact(
 ) -> Result<(), BpfError> {
     // It stays when we go: others may have filters there by then.
     let _there_already = qdisc_add_clsact(name);
-    let new =
-        |handle| TcAttachOptions::Netlink(NlOptions { priority: FILTER_PRIORITY, handle, classid: None });
+    let new = |handle| {
+        TcAttachOptions::Netlink(NlOptions { priority: FILTER_PRIORITY, handle, classid: None })
+    };
     let Some(dir) = pin_dir else {
         program.attach_with_options(name, attach_type, new(TcHandle::AUTO_ASSIGN))?;
         return Ok(());
     };
     let link_id = match program.attach_to_link(find_filter(dir, name, attach_type)?) {
         Ok(place) => place,
-        Err(_there_is_none) => program.attach_with_options(name, attach_type, new(filter_handle(dir)))?,
+        Err(_there_is_none) => {
+            program.attach_with_options(name, attach_type, new(filter_handle(dir)))?
+        }
     };
     std::mem::forget(program.take_link(link_id)?);
     Ok(())
 }
 
 /// The filter of an instance at an interface, if there is one. Dropping it removes it.
-fn find_filter(dir: &Path, name: &str, attach_type: TcAttachType) -> io::Result<SchedClassifierLink> {
+fn find_filter(
+    dir: &Path,
+    name: &str,
+    attach_type: TcAttachType,
+) -> io::Result<SchedClassifierLink> {
     SchedClassifierLink::attached(name, attach_type, FILTER_PRIORITY, filter_handle(dir), None)
 }
 
@@ -160,9 +167,9 @@ fn find_filter(dir: &Path, name: &str, attach_type: TcAttachType) -> io::Result<
 pub(super) fn detach(dir: &Path, ifindex: u32, except: Option<Hook>) {
     for hook in Hook::ALL.into_iter().filter(|hook| Some(*hook) != except) {
         match hook {
-            Hook::Tcx => {
-                ATTACH_TYPES.iter().for_each(|side| _ = fs::remove_file(tc_pin(dir, *side, ifindex)))
-            }
+            Hook::Tcx => ATTACH_TYPES
+                .iter()
+                .for_each(|side| _ = fs::remove_file(tc_pin(dir, *side, ifindex))),
             Hook::Clsact => detach_clsact(dir, ifindex),
         }
     }

@@ -1,8 +1,8 @@
 //! The text of `--route` and `--terminate`.
 
-use super::super::validate::Located;
 use super::super::route_table::DraftRoute;
 use super::super::terminate::DraftTerminate;
+use super::super::validate::Located;
 use super::flag_origin;
 
 /// `a.test,www.a.test=10.0.0.5:443,10.0.0.6:443;acme=backend`. What is missing is left empty and
@@ -64,7 +64,7 @@ fn set_option(draft: &mut DraftRoute, key: &str, item: Located<String>) {
     let number = item.value.parse().map(|value| Located { origin: item.origin.clone(), value });
     match (key, number) {
         ("send_proxy", _) => draft.send_proxy = Some(item),
-        ("source", _) => draft.source_address = Some(item),
+        ("source_address", _) => draft.source_address = Some(item),
         ("balance", _) => draft.balance = Some(item),
         ("check", _) => draft.check = Some(item),
         ("check_interval", _) => draft.check_interval = Some(item),

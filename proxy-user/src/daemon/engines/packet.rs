@@ -5,10 +5,10 @@ use std::path::Path;
 use anyhow::Result;
 use tracing::{info, warn};
 
+use crate::bpf::packet::AttachTarget;
 use crate::config::Config;
 use crate::engine::EngineSelector;
 use crate::engine::packet::{PacketEngine, PortAllocator};
-use crate::bpf::packet::AttachTarget;
 use crate::net::host::{self, Interface};
 use crate::sys;
 
@@ -23,7 +23,12 @@ pub(super) fn load(config: &Config, ladder: &EngineSelector, pins: Option<&Path>
         .map(|interface| {
             let in_driver = config.packet.xdp && supports_xdp(&interface);
             let Interface { name, ifindex: number, peer_in_other_netns: has_peer, .. } = interface;
-            AttachTarget { name, ifindex: number, peer_in_other_netns: has_peer, use_xdp: in_driver }
+            AttachTarget {
+                name,
+                ifindex: number,
+                peer_in_other_netns: has_peer,
+                use_xdp: in_driver,
+            }
         })
         .collect();
     if config.packet.xdp && targets.iter().all(|link| !link.use_xdp) {

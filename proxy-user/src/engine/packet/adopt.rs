@@ -8,9 +8,9 @@ use std::time::Instant;
 
 use snisplit_common::abi::packet::{FlowEntry, FlowState};
 
-use super::clock::{ktime_now, idle_time};
+use super::clock::{idle_time, ktime_now};
 use super::flow_watch::FlowUpdate;
-use super::{OffloadedFlow, FlowGuard, PortLease, PacketEngine, OnDrop, FlowCounters};
+use super::{FlowCounters, FlowGuard, OffloadedFlow, OnDrop, PacketEngine, PortLease};
 use crate::bpf::address::peer_and_local;
 
 /// A flow without an agent.

@@ -10,9 +10,9 @@ use tokio::io::Interest;
 use tokio::select;
 use tokio::task::yield_now;
 
-use super::super::{FlowEnd, SocketPair, Socket, FlowCounters, EngineKind};
+use super::super::{EngineKind, FlowCounters, FlowEnd, Socket, SocketPair};
 use super::flow_watch::{FlowUpdate, FlowWatch};
-use super::{PortLease, PacketEngine, reset};
+use super::{PacketEngine, PortLease, reset};
 
 /// A flow that the programs know.
 pub(super) struct FlowGuard {
@@ -45,7 +45,9 @@ impl Drop for FlowGuard {
         monitor.unwatch(self.flow_id);
         match &self.on_drop {
             OnDrop::Remove => _ = programs.remove_flow(self.flow_id),
-            OnDrop::ResetPeers => programs.remove_flow(self.flow_id).iter().for_each(reset::send_resets),
+            OnDrop::ResetPeers => {
+                programs.remove_flow(self.flow_id).iter().for_each(reset::send_resets)
+            }
             OnDrop::TimeWait(_lease) => monitor.enter_time_wait(self.flow_id),
         }
     }
@@ -91,9 +93,11 @@ impl OffloadedFlow {
         counters.set_engine(EngineKind::Packet);
         let (programs, flow_id) = (Arc::clone(&flow.engine.programs), flow.flow_id);
         let watch = Arc::clone(&flow.watch);
-        let now =
-            move || programs.flow_entry(flow_id).as_ref().map_or((0, 0), FlowEntry::delivered_bytes);
-        let _counter_guard = counters.attach_kernel_counters(move || watch.delivered().unwrap_or_else(&now));
+        let now = move || {
+            programs.flow_entry(flow_id).as_ref().map_or((0, 0), FlowEntry::delivered_bytes)
+        };
+        let _counter_guard =
+            counters.attach_kernel_counters(move || watch.delivered().unwrap_or_else(&now));
         let last = flow.watch.wait_for(|update| update.flow_end().is_some()).await;
         // Nothing else was waited for.
         let (end, peers_know) = last.flow_end().unwrap_or((FlowEnd::OperatorReset, false));

@@ -11,7 +11,7 @@ use tokio::task::{JoinSet, spawn_blocking, yield_now};
 use tokio::time::sleep;
 
 use super::super::Peer;
-use super::clock::{ktime_now, idle_time};
+use super::clock::{idle_time, ktime_now};
 use super::flow_watch::{FlowUpdate, FlowWatch};
 use crate::bpf::packet::{FlowEvents, PacketPrograms};
 
@@ -40,8 +40,12 @@ pub(super) struct FlowMonitor {
 
 impl FlowMonitor {
     /// The tasks end with the answer. Needs a running tokio.
-    pub(super) fn start(programs: Arc<PacketPrograms>, events: FlowEvents) -> (Arc<Self>, JoinSet<()>) {
-        let monitor = Arc::new(Self { programs, flows: Mutex::default(), time_wait: Mutex::default() });
+    pub(super) fn start(
+        programs: Arc<PacketPrograms>,
+        events: FlowEvents,
+    ) -> (Arc<Self>, JoinSet<()>) {
+        let monitor =
+            Arc::new(Self { programs, flows: Mutex::default(), time_wait: Mutex::default() });
         let mut tasks = JoinSet::new();
         tasks.spawn(run_events(Arc::clone(&monitor), events));
         tasks.spawn(run_periodic_checks(Arc::clone(&monitor)));
@@ -137,12 +141,16 @@ async fn run_periodic_checks(monitor: Arc<FlowMonitor>) {
             }
         }
         // At once to those of a former agent: how long there was none, nobody knows.
-        if last_dead_peer_check.map_or(!monitor.flows().is_empty(), |at| at.elapsed() > DEAD_PEER_CHECK_INTERVAL) {
+        if last_dead_peer_check
+            .map_or(!monitor.flows().is_empty(), |at| at.elapsed() > DEAD_PEER_CHECK_INTERVAL)
+        {
             last_dead_peer_check = Some(Instant::now());
             monitor.check_dead_peers().await;
         }
         let reset_requests = monitor.programs.take_reset_requests();
-        reset_requests.into_iter().for_each(|flow_id| monitor.publish(flow_id, FlowUpdate::ResetRequested));
+        reset_requests
+            .into_iter()
+            .for_each(|flow_id| monitor.publish(flow_id, FlowUpdate::ResetRequested));
         monitor.expire_time_wait();
     }
 }
@@ -161,8 +169,9 @@ async fn run_reclaim(programs: Arc<PacketPrograms>) {
 /// the leg.
 fn dead_peer(entry: &FlowEntry, now: Duration) -> Option<Peer> {
     let peers = [(Peer::Client, &entry.client_state), (Peer::Backend, &entry.backend_state)];
-    let (peer, _) =
-        peers.into_iter().find(|(_, state)| idle_time(state.last_seen_ns, now) > DEAD_PEER_TIMEOUT)?;
+    let (peer, _) = peers
+        .into_iter()
+        .find(|(_, state)| idle_time(state.last_seen_ns, now) > DEAD_PEER_TIMEOUT)?;
     (entry.state == FlowState::Offloaded).then_some(peer)
 }
 

@@ -114,11 +114,15 @@ mod tests {
         let watch = FlowWatch::default();
         watch.publish(FlowUpdate::State(FlowState::Closed));
         watch.publish(FlowUpdate::State(FlowState::Offloaded));
-        assert_eq!(watch.wait_for(FlowUpdate::is_takeover_decided).await, FlowUpdate::State(FlowState::Closed));
-        let (update, ()) = tokio::join!(watch.wait_for(|update| update == FlowUpdate::ResetRequested), async {
-            tokio::task::yield_now().await;
-            watch.publish(FlowUpdate::ResetRequested);
-        });
+        assert_eq!(
+            watch.wait_for(FlowUpdate::is_takeover_decided).await,
+            FlowUpdate::State(FlowState::Closed)
+        );
+        let (update, ()) =
+            tokio::join!(watch.wait_for(|update| update == FlowUpdate::ResetRequested), async {
+                tokio::task::yield_now().await;
+                watch.publish(FlowUpdate::ResetRequested);
+            });
         assert_eq!(update.flow_end(), Some((FlowEnd::OperatorReset, false)));
     }
 

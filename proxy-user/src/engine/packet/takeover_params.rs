@@ -9,7 +9,7 @@ use snisplit_common::abi::packet::{
 };
 use tokio::net::TcpStream;
 
-use super::super::{SocketPair, Socket, TcpTimeouts};
+use super::super::{Socket, SocketPair, TcpTimeouts};
 use super::PortLease;
 use crate::bpf::address::ingress_tuple;
 use crate::sys::{self, TcpInfo};
@@ -48,7 +48,10 @@ pub(crate) struct TakeoverParams {
 
 impl ClientEndpoint {
     /// `peer` is where the connection comes from, and `at` its listener.
-    pub(crate) fn new(client: &TcpStream, (peer, listener): (SocketAddr, SocketAddr)) -> io::Result<Self> {
+    pub(crate) fn new(
+        client: &TcpStream,
+        (peer, listener): (SocketAddr, SocketAddr),
+    ) -> io::Result<Self> {
         let local = if listener.ip().is_unspecified() { client.local_addr()? } else { listener };
         Ok(Self { peer, local, info: sys::tcp_info(client)? })
     }
@@ -56,7 +59,9 @@ impl ClientEndpoint {
     /// What it has, for the back end's to be offered no more; as the programs know it (`OFFERS_MAP`).
     pub(super) fn syn_clamp_value(&self) -> u32 {
         let flag_if_absent = |option, word| if self.info.options & option == 0 { word } else { 0 };
-        self.mss() | flag_if_absent(TCPI_OPT_TIMESTAMPS, CLAMP_NO_TIMESTAMPS) | flag_if_absent(TCPI_OPT_SACK, CLAMP_NO_SACK)
+        self.mss()
+            | flag_if_absent(TCPI_OPT_TIMESTAMPS, CLAMP_NO_TIMESTAMPS)
+            | flag_if_absent(TCPI_OPT_SACK, CLAMP_NO_SACK)
     }
 
     /// Bytes of a segment that the client can take.
@@ -66,7 +71,8 @@ impl ClientEndpoint {
 
     /// Whether a SYN must be changed for that, where our kernel would tell of segments of this size.
     pub(super) fn must_clamp(&self, advertised_mss: Option<u32>) -> bool {
-        self.syn_clamp_value() & !CLAMP_MSS_MASK != 0 || advertised_mss.is_none_or(|advertised| advertised > self.mss())
+        self.syn_clamp_value() & !CLAMP_MSS_MASK != 0
+            || advertised_mss.is_none_or(|advertised| advertised > self.mss())
     }
 }
 
@@ -79,7 +85,8 @@ impl TakeoverParams {
 
 /// Options included.
 const fn mss_with_options(info: &TcpInfo) -> u32 {
-    let timestamp_len = if info.options & TCPI_OPT_TIMESTAMPS == 0 { 0 } else { TCPOLEN_TSTAMP_ALIGNED };
+    let timestamp_len =
+        if info.options & TCPI_OPT_TIMESTAMPS == 0 { 0 } else { TCPOLEN_TSTAMP_ALIGNED };
     info.snd_mss + timestamp_len
 }
 
@@ -89,15 +96,26 @@ pub(super) fn flow_entry(pair: &SocketPair) -> Result<(FlowEntry, TcpInfo), &'st
         Socket::Unix(_) => return Err("not_tcp"),
         socket @ (Socket::Tcp(_) | Socket::UnregisteredTcp(_)) => socket,
     };
-    let Some(takeover) = &pair.takeover else { return Err("no_port") };
-    let TakeoverParams { client: ClientEndpoint { peer, local: client_local, info: client_info }, local: backend_local, lease, .. } = &**takeover;
-    let (client_addrs, backend_addrs) = (canonical_pair((*peer, *client_local)), canonical_pair((lease.backend_and_port().0, *backend_local)));
+    let Some(takeover) = &pair.takeover else { return Err("no_source_port") };
+    let TakeoverParams {
+        client: ClientEndpoint { peer, local: client_local, info: client_info },
+        local: backend_local,
+        lease,
+        ..
+    } = &**takeover;
+    let (client_addrs, backend_addrs) = (
+        canonical_pair((*peer, *client_local)),
+        canonical_pair((lease.backend_and_port().0, *backend_local)),
+    );
     if client_addrs.0.is_ipv4() != backend_addrs.0.is_ipv4() {
-        return Err("other_family");
+        return Err("address_family_mismatch");
     }
     // What stays on this host does not pass the interfaces.
-    if [client_addrs, backend_addrs].iter().any(|(peer, local)| peer.ip() == local.ip() || peer.ip().is_loopback()) {
-        return Err("local");
+    if [client_addrs, backend_addrs]
+        .iter()
+        .any(|(peer, local)| peer.ip() == local.ip() || peer.ip().is_loopback())
+    {
+        return Err("same_host");
     }
     let backend_info = sys::tcp_info(backend).map_err(|_| "not_connected")?;
     lease.record_mss(backend_info.advmss);
@@ -129,7 +147,7 @@ fn check_compatible(client: &TcpInfo, backend: &TcpInfo) -> Result<(), &'static 
         return Err("tcp_fast_open");
     }
     if either & TCPI_OPT_USEC_TS != 0 {
-        return Err("tcp_usec_stamps");
+        return Err("tcp_usec_timestamps");
     }
     if differs & TCPI_OPT_TIMESTAMPS != 0 {
         return Err("tcp_timestamps");
@@ -180,7 +198,7 @@ mod tests {
             (with(both), with(TCPI_OPT_TIMESTAMPS), Err("tcp_sack")),
             (with(both | TCPI_OPT_ECN), with(both), Ok(())),
             (with(both), with(both | TCPI_OPT_SYN_DATA), Err("tcp_fast_open")),
-            (with(both), with(both | TCPI_OPT_USEC_TS), Err("tcp_usec_stamps")),
+            (with(both), with(both | TCPI_OPT_USEC_TS), Err("tcp_usec_timestamps")),
             (TcpInfo { state: 8, ..INFO }, INFO, Err("half_closed")),
             // A back end behind a smaller MTU than what the client was told.
             (INFO, TcpInfo { snd_mss: 1388, ..INFO }, Err("tcp_mss")),
@@ -197,8 +215,10 @@ mod tests {
         for (client, backend, want) in rows {
             assert_eq!(check_compatible(&client, &backend), want, "{client:?} {backend:?}");
         }
-        let (ecn_client, plain_backend) = (with(both | TCPI_OPT_ECN), TcpInfo { rcv_wscale: 3, ..INFO });
-        let [up, down] = [translation(&ecn_client, &plain_backend), translation(&plain_backend, &ecn_client)];
+        let (ecn_client, plain_backend) =
+            (with(both | TCPI_OPT_ECN), TcpInfo { rcv_wscale: 3, ..INFO });
+        let [up, down] =
+            [translation(&ecn_client, &plain_backend), translation(&plain_backend, &ecn_client)];
         assert_eq!((up.wscale_from, up.wscale_to), (7, 3));
         assert_eq!((up.strip_ecn, down.strip_ecn), (1, 0));
         assert_eq!(translation(&ecn_client, &ecn_client).strip_ecn, 0);

@@ -10,10 +10,12 @@ use tokio::io::Interest;
 use tokio::time::sleep;
 
 use super::super::Peer;
-use super::super::transfer::Transfer;
 use super::super::splice::SpliceEngine;
-use super::lazy_socket::{SocketState, DirectionSockets, socket_state};
-use super::accounting::{bytes_written, raise_rcvlowat, bytes_written_exact, bytes_read_exact, uncap_rcvbuf};
+use super::super::transfer::Transfer;
+use super::accounting::{
+    bytes_read_exact, bytes_written, bytes_written_exact, raise_rcvlowat, uncap_rcvbuf,
+};
+use super::lazy_socket::{DirectionSockets, SocketState, socket_state};
 use crate::bpf::{self, BpfError, SockmapProgram};
 use crate::sys;
 
@@ -77,7 +79,11 @@ impl FlowDirection {
     }
 
     /// Whether the receiver's end has come and every byte before it has gone through the program.
-    pub(super) fn has_ended(&self, program: &SockmapProgram, from: &TcpStream) -> Result<bool, DirectionError> {
+    pub(super) fn has_ended(
+        &self,
+        program: &SockmapProgram,
+        from: &TcpStream,
+    ) -> Result<bool, DirectionError> {
         // The FIN counts as a byte, and may be known before the bytes in front of it.
         let received = sys::tcp_info(from).map_err(|_| DirectionError::From)?.bytes_received;
         Ok(self.entry(program)?.redirected_bytes + 1 == received - self.initial_read)
@@ -135,7 +141,8 @@ impl FlowDirection {
                 true => relay_until_eof(sockets, splice.copy_fallback(), relayed).await?,
                 false => relay_until_eof(sockets, splice.transfer(), relayed).await?,
             }
-            let received = sys::tcp_info(sockets.from).map_err(|_| DirectionError::From)?.bytes_received;
+            let received =
+                sys::tcp_info(sockets.from).map_err(|_| DirectionError::From)?.bytes_received;
             let redirected = self.entry(program)?.redirected_bytes;
             if self.initial_read + redirected + relayed.load(Ordering::Relaxed) + 1 == received {
                 return Ok(());
@@ -179,7 +186,8 @@ async fn relay_until_eof(
     let reading = from.register().map_err(|_| DirectionError::From)?;
     let writing = to.register().map_err(|_| DirectionError::To)?;
     loop {
-        let outcome = reading.async_io(Interest::READABLE, |from| transfer.read_from(from.as_fd())).await;
+        let outcome =
+            reading.async_io(Interest::READABLE, |from| transfer.read_from(from.as_fd())).await;
         if outcome.map_err(|_| DirectionError::From)?.bytes == 0 {
             return Ok(());
         }

@@ -17,10 +17,10 @@ use tokio::time::sleep;
 use tracing::debug;
 
 use super::super::splice::SpliceEngine;
-use super::super::{FlowEnd, Peer, FlowCounters, wait_send_queue_empty, set_graceful_close};
+use super::super::{FlowCounters, FlowEnd, Peer, set_graceful_close, wait_send_queue_empty};
 use super::SockmapEngine;
 use super::direction::{DirectionError, FlowDirection, POLL_BACKOFF};
-use super::lazy_socket::{SocketState, LazySocket, DirectionSockets, socket_state};
+use super::lazy_socket::{DirectionSockets, LazySocket, SocketState, socket_state};
 use crate::bpf::SockmapProgram;
 use crate::sys;
 
@@ -71,7 +71,8 @@ impl PreparedFlow {
         let Self { client, backend, counters, entries } = self;
         let entries = Arc::new(entries);
         let counted_entries = Arc::clone(&entries);
-        let _counter_guard = counters.attach_kernel_counters(move || counted_entries.bytes_delivered());
+        let _counter_guard =
+            counters.attach_kernel_counters(move || counted_entries.bytes_delivered());
         let (Ok(client), Ok(backend)) = (LazySocket::new(client), LazySocket::new(backend)) else {
             return FlowEnd::ClientReset;
         };
@@ -113,8 +114,10 @@ impl<'f> RunningFlow<'f> {
     /// Both directions, until both ends have been passed on; `Err` is the side that broke.
     async fn run_both(&self, wake_rx: &watch::Receiver<()>) -> Result<(), Peer> {
         let [up, down] = self.entries.directions;
-        let (mut up_ends, mut down_ends) =
-            (pin!(self.run_direction(0, wake_rx.clone())), pin!(self.run_direction(1, wake_rx.clone())));
+        let (mut up_ends, mut down_ends) = (
+            pin!(self.run_direction(0, wake_rx.clone())),
+            pin!(self.run_direction(1, wake_rx.clone())),
+        );
         let (first, direction, other_direction, other_ends) = select! {
             ended = &mut up_ends => (ended, up, down, down_ends),
             ended = &mut down_ends => (ended, down, up, up_ends),
@@ -131,7 +134,11 @@ impl<'f> RunningFlow<'f> {
     }
 
     /// One direction, until its end has been passed on.
-    async fn run_direction(&self, index: usize, mut wake_rx: watch::Receiver<()>) -> Result<(), DirectionError> {
+    async fn run_direction(
+        &self,
+        index: usize,
+        mut wake_rx: watch::Receiver<()>,
+    ) -> Result<(), DirectionError> {
         let direction = self.entries.directions[index];
         let (program, sockets) = (&self.entries.program, self.sockets(direction));
         let mut pause = POLL_BACKOFF.0;
@@ -186,7 +193,10 @@ impl<'f> RunningFlow<'f> {
         };
         let direction = self.entries.directions[index];
         let errors = [self.client, self.backend].map(|socket| socket.take_error());
-        let entries = self.entries.directions.map(|direction| self.entries.program.flow_entry(direction.cookie));
+        let entries = self
+            .entries
+            .directions
+            .map(|direction| self.entries.program.flow_entry(direction.cookie));
         debug!(?failed, ?errors, ?entries, "the flow is reset");
         if direction.wait_delivered(&self.entries.program, other).await.is_ok() {
             wait_send_queue_empty(other).await;

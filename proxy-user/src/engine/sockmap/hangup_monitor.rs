@@ -114,7 +114,11 @@ async fn run_epoll(epoll: Arc<AsyncFd<OwnedFd>>, flows: Arc<FlowWakers>) {
     }
 }
 
-async fn run_events(mut events: SockmapEvents, flows: Arc<FlowWakers>, program: Arc<SockmapProgram>) {
+async fn run_events(
+    mut events: SockmapEvents,
+    flows: Arc<FlowWakers>,
+    program: Arc<SockmapProgram>,
+) {
     let mut lost_before = 0;
     loop {
         match events.next().await {

@@ -93,7 +93,8 @@ impl Candidate {
                 let config = lab.dir().join("bench.toml");
                 std::fs::write(&config, format!("[packet]\nports = \"{PACKET_ENGINE_PORTS}\"\n"))
                     .unwrap();
-                let more_args = ["--config", config.to_str().unwrap(), "--per-source", "20000"];
+                let more_args =
+                    ["--config", config.to_str().unwrap(), "--max-connections-per-source", "20000"];
                 let flags = [&["--engine", engine, "--route", &route][..], &more_args].concat();
                 let agent = Agent::start_without_telemetry(lab, &flags);
                 let leftover = (engine == "packet").then(|| PacketProgramsGuard::new(lab));

@@ -24,7 +24,14 @@ pub(crate) fn run(lab: &Lab, hello: &[u8], rounds: u64, time: Duration) -> Value
 }
 
 fn round(lab: &Lab, hello: &[u8], time: Duration) -> Value {
-    let limits = ["--hello-timeout", "5m", "--max-peeking", "20000", "--per-source", "20000"];
+    let limits = [
+        "--client-hello-timeout",
+        "5m",
+        "--max-pending-handshakes",
+        "20000",
+        "--max-connections-per-source",
+        "20000",
+    ];
     let route = ["--route", "a.test=10.91.2.2:8001"];
     let agent = Agent::start_without_telemetry(lab, &[&limits[..], &route].concat());
     let rate = || measure(lab, LOAD, (agent::address(), hello), time).rate(LOAD);

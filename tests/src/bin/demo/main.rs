@@ -95,8 +95,8 @@ fn print_connection(what: &str, answer: &str, agent: &Agent) -> Value {
             "{} by {}, {} bytes up, {} down",
             text("backend"),
             text("engine"),
-            record["up"],
-            record["down"]
+            record["bytes_up"],
+            record["bytes_down"]
         ),
     };
     println!("   {what:<26} -> {answer:<24} | {how}");
@@ -108,7 +108,7 @@ fn stdout_text(done: &Output) -> String {
 }
 
 fn print_summary(sessions: &[Value]) {
-    let refused = sessions.iter().filter(|record| record["outcome"] == "refused").count();
+    let refused = sessions.iter().filter(|record| record["outcome"] == "rejected").count();
     let bytes = |key: &str| sessions.iter().filter_map(|record| record[key].as_u64()).sum::<u64>();
     println!("{} real TLS connections through {}:", sessions.len(), agent::address());
     println!(
@@ -117,8 +117,8 @@ fn print_summary(sessions: &[Value]) {
     );
     println!(
         "    {} bytes up and {} bytes down, none of them decrypted;",
-        bytes("up"),
-        bytes("down")
+        bytes("bytes_up"),
+        bytes("bytes_down")
     );
     println!(
         "  {refused} refused with a TLS alert: ACME validations of a name that no route owns."
