@@ -169,7 +169,7 @@ fn describe_route(config: &Config, hello: &ClientHello, decision: &ConfigDecisio
     };
     match found {
         Some((claim, route)) => {
-            format!("{} ({} match), {}", route.label, claim.label(), route.origin)
+            format!("{} ({} match), {}", route.label, claim.label().replace('_', "-"), route.origin)
         }
         None => "none".into(),
     }
