@@ -7,11 +7,11 @@ use clap::{Parser, Subcommand};
 
 mod bench;
 mod fuzz;
+mod lint;
 mod machine;
 mod run;
 mod setup;
 mod suite;
-mod tidy;
 
 /// Tasks of the snisplit workspace. Each sets up what it needs.
 #[derive(Parser)]
@@ -40,8 +40,21 @@ enum Verb {
         #[arg(long)]
         kernel: Option<String>,
     },
-    /// Check the house rules: imports, sizes, unsafe, waiting
-    Tidy,
+    /// Check the house rules: imports, function length, unsafe code, retired words
+    Lint {
+        /// List the findings of rules that are not enforced, too
+        #[arg(long)]
+        report: bool,
+        /// Print the import graph of each crate instead
+        #[arg(long, conflicts_with = "report")]
+        graph: bool,
+        /// Print the graph in Graphviz's language
+        #[arg(long, requires = "graph")]
+        dot: bool,
+        /// Print the graph of this package only, such as snisplit
+        #[arg(long, requires = "graph", value_name = "NAME")]
+        package: Option<String>,
+    },
     /// A shell in the lab: client | proxy | back ends, an agent running
     Lab,
     /// Compare engines and peers, interleaved, and write docs/benchmarks.md
@@ -68,7 +81,7 @@ enum Verb {
         #[arg(long, default_value_t = 600)]
         seconds: u64,
     },
-    /// Everything that must pass before a commit: formatting, clippy, tidy, test
+    /// Everything that must pass before a commit: formatting, clippy, lint, test
     Ci,
 }
 
@@ -88,14 +101,15 @@ fn act(verb: Verb) -> Result<()> {
         Verb::Demo => suite::in_lab("demo", &[]),
         Verb::Lab => suite::in_lab("lab", &[]),
         Verb::Test { filter, engine, kernel } => {
-            tidy::check()?;
+            lint::check(false)?;
             let (filter, engine) = (filter.as_deref(), engine.as_deref());
             match kernel {
                 Some(kernel) => machine::test(&kernel, filter, engine),
                 None => suite::test(filter, engine),
             }
         }
-        Verb::Tidy => tidy::check(),
+        Verb::Lint { graph: true, dot, package, .. } => lint::print_graph(package.as_deref(), dot),
+        Verb::Lint { report, .. } => lint::check(report),
         Verb::Bench { rounds, seconds, again, only } => bench::run(rounds, seconds, again, &only),
         Verb::Fuzz { target, seconds } => fuzz::run(&target, seconds),
         Verb::Ci => {
@@ -103,7 +117,7 @@ fn act(verb: Verb) -> Result<()> {
             setup::toolchain()?;
             let clippy = ["clippy", "--workspace", "--exclude", "snisplit-ebpf", "--all-targets"];
             run::loud(run::cargo().args(clippy).args(["--", "-D", "warnings"]))?;
-            tidy::check()?;
+            lint::check(false)?;
             suite::test(None, None)
         }
     }
