@@ -1,6 +1,8 @@
 //! `engine = "auto"`: which engine a flow gets, that moving it costs no byte, and what `status` and
 //! `flows` show of it.
 
+//@ engines: named
+
 use std::process::Command;
 use std::sync::mpsc::sync_channel;
 use std::thread;

@@ -1,5 +1,7 @@
 //! Flows that have left the agent: what becomes of them without it, and what others send into them.
 
+//@ engines: named
+
 use std::io::ErrorKind;
 use std::net::{TcpListener, TcpStream};
 use std::process::Command;

@@ -1,5 +1,7 @@
 //! Peers that are gone without a word: nobody keeps the connections of a spliced flow alive for them.
 
+//@ engines: named
+
 use std::fs::read_link;
 use std::io::ErrorKind;
 use std::net::TcpStream;

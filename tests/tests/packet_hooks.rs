@@ -1,6 +1,8 @@
 //! Where at an interface the packet engine's programs are, and that flows do not notice when that
 //! changes. `clsact` is what kernels before 6.6 have.
 
+//@ engines: named
+
 use std::fs;
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;

@@ -1,5 +1,7 @@
 //! What the packet engine leaves among the pins: for people, for the next agent, for `snisplit flows`.
 
+//@ engines: named
+
 use std::io::ErrorKind;
 use std::path::Path;
 use std::process::{Command, Output};
