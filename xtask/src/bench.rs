@@ -2,12 +2,13 @@
 //! to `docs/benchmarks.svg`.
 
 use std::fs;
+use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
 use crate::run::root;
-use crate::suite;
+use crate::{setup, suite};
 
 mod chart;
 mod tables;
@@ -18,17 +19,22 @@ const MARK: &str = "<!-- cargo xtask bench -->\n";
 /// Whom the ratios are to.
 const REFERENCE: &str = "haproxy";
 
-/// Measures, or with `again` draws what was measured last. What only some candidates did is no table.
-pub(crate) fn run(rounds: usize, seconds: u64, again: bool, only: &[String]) -> Result<()> {
-    let out = root().join("target/bench.json");
-    if !again {
+/// Measures, or with `redraw` draws what was measured last. What only some candidates did is no table.
+pub(crate) fn run(
+    rounds: usize,
+    seconds: u64,
+    redraw: bool,
+    only: &[String],
+    out: &Path,
+) -> Result<()> {
+    if !redraw {
         let args = [rounds.to_string(), seconds.to_string(), out.display().to_string()];
-        suite::in_lab("bench", &[&args, only].concat())?;
+        suite::run_program("bench", &[&args, only].concat(), &setup::all()?)?;
     }
     if !only.is_empty() {
         return Ok(());
     }
-    let text = fs::read_to_string(&out).with_context(|| format!("{}", out.display()))?;
+    let text = fs::read_to_string(out).with_context(|| format!("{}", out.display()))?;
     let measured: Value = serde_json::from_str(&text)?;
     let page = root().join("docs/benchmarks.md");
     let text = fs::read_to_string(&page)?;
