@@ -1,15 +1,14 @@
 //! Licences, bans and sources of the dependencies, by the rules of `deny.toml`.
 //!
-//! `cargo metadata` has all that these checks need, so they run wherever the workspace builds. Only the
-//! RustSec advisories need cargo-deny and a database from the network.
+//! `cargo tree` and `Cargo.lock` have all that these checks need, so they run wherever the workspace
+//! builds. Only the RustSec advisories need cargo-deny and a database from the network.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
-use serde_json::Value;
-use toml::Table;
+use toml::{Table, Value};
 
 use crate::run::{cargo, loud, quiet, root};
 use crate::setup;
@@ -20,13 +19,16 @@ use crate::setup;
 /// Fails if a dependency breaks a rule.
 pub(crate) fn check() -> Result<Option<String>> {
     let rules = Rules::parse(&fs::read_to_string(root().join("deny.toml"))?)?;
-    let mut metadata = cargo();
-    metadata.args(["metadata", "--locked", "--format-version", "1"]);
+    let mut tree = cargo();
+    tree.args(["tree", "--locked", "--workspace", "--edges", "normal,build,dev"]);
+    tree.args(["--prefix", "depth", "--format", "{p}\t{l}"]);
     for target in &rules.targets {
-        metadata.args(["--filter-platform", target]);
+        tree.args(["--target", target]);
     }
-    let packages = used_packages(&serde_json::from_str(&quiet(&mut metadata)?)?);
-    let faults: Vec<_> = packages.iter().flat_map(|package| rules.faults_of(package)).collect();
+    let packages = parse_tree(&quiet(&mut tree)?);
+    let mut faults: Vec<_> = packages.iter().flat_map(|package| rules.faults_of(package)).collect();
+    let lock: Table = fs::read_to_string(root().join("Cargo.lock"))?.parse()?;
+    faults.extend(rules.faults_of_sources(&lock));
     if !faults.is_empty() {
         bail!("deny.toml forbids {} dependencies:\n{}", faults.len(), faults.join("\n"));
     }
@@ -58,50 +60,40 @@ fn check_advisories() -> Result<Option<String>> {
 
 /// A package that the workspace uses on one of its targets.
 struct Package {
-    name: String,
-    version: String,
-    /// `None` for a package of the workspace.
-    source: Option<String>,
-    license: Option<String>,
+    /// Name and version, such as `nix v0.31.3`.
+    id: String,
+    license: String,
+    /// Whether it is in the workspace.
+    is_member: bool,
     /// Names of the packages that depend on it directly.
     dependents: BTreeSet<String>,
 }
 
-/// Packages that a member of the workspace reaches. cargo also lists some that nobody uses.
-fn used_packages(metadata: &Value) -> Vec<Package> {
-    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let nodes = list(&metadata["resolve"]["nodes"]);
-    let dependencies: BTreeMap<_, Vec<_>> = nodes
-        .iter()
-        .map(|node| {
-            (text(&node["id"]), list(&node["deps"]).iter().map(|d| text(&d["pkg"])).collect())
-        })
-        .collect();
-    let listed = list(&metadata["packages"]);
-    let names: BTreeMap<_, _> =
-        listed.iter().map(|package| (text(&package["id"]), text(&package["name"]))).collect();
-    let mut dependents: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    let mut open: Vec<_> = list(&metadata["workspace_members"]).iter().map(text).collect();
-    let mut reached: BTreeSet<_> = open.iter().cloned().collect();
-    while let Some(package) = open.pop() {
-        for dependency in dependencies.get(&package).into_iter().flatten() {
-            let name = names.get(&package).cloned().unwrap_or_default();
-            dependents.entry(dependency.clone()).or_default().insert(name);
-            if reached.insert(dependency.clone()) {
-                open.push(dependency.clone());
-            }
-        }
+/// Parses lines such as `2nix v0.31.3<TAB>MIT (*)`: depth, package, licence, mark of a repeated line.
+fn parse_tree(tree: &str) -> Vec<Package> {
+    let mut packages: BTreeMap<String, Package> = BTreeMap::new();
+    let mut path: Vec<String> = Vec::new();
+    for line in tree.lines() {
+        let Some((package, license)) = line.split_once('\t') else { continue };
+        let digits = package.find(|letter: char| !letter.is_ascii_digit()).unwrap_or_default();
+        let (depth, package) = package.split_at(digits);
+        path.truncate(depth.parse().unwrap_or_default());
+        let id = package.split(' ').take(2).collect::<Vec<_>>().join(" ");
+        let package = packages.entry(id.clone()).or_insert_with(|| Package {
+            id: id.clone(),
+            license: license.trim_end_matches(" (*)").to_owned(),
+            is_member: package.contains(" (/"),
+            dependents: BTreeSet::new(),
+        });
+        package.dependents.extend(path.last().cloned());
+        path.push(name(&id).to_owned());
     }
-    let used = listed.iter().filter(|package| reached.contains(&text(&package["id"])));
-    used.map(|package| Package {
-        name: text(&package["name"]),
-        version: text(&package["version"]),
-        source: package["source"].as_str().map(str::to_owned),
-        license: package["license"].as_str().map(str::to_owned),
-        dependents: dependents.remove(&text(&package["id"])).unwrap_or_default(),
-    })
-    .collect()
+    packages.into_values().collect()
+}
+
+/// `nix` of `nix v0.31.3`.
+fn name(id: &str) -> &str {
+    id.split(' ').next().unwrap_or(id)
 }
 
 /// The part of `deny.toml` that is checked here.
@@ -121,16 +113,16 @@ struct Ban {
 impl Rules {
     fn parse(text: &str) -> Result<Self> {
         let file: Table = text.parse().context("deny.toml")?;
-        let strings = |value: Option<&toml::Value>| -> Vec<String> {
-            let values = value.and_then(toml::Value::as_array).into_iter().flatten();
+        let strings = |value: Option<&Value>| -> Vec<String> {
+            let values = value.and_then(Value::as_array).into_iter().flatten();
             values.filter_map(|value| value.as_str().map(str::to_owned)).collect()
         };
         let key = |section: &str, key: &str| {
             let value = file.get(section).and_then(|section| section.get(key));
             value.with_context(|| format!("deny.toml has no [{section}] {key}"))
         };
-        let ban = |entry: &toml::Value| {
-            let name = entry.get("name").and_then(toml::Value::as_str);
+        let ban = |entry: &Value| {
+            let name = entry.get("name").and_then(Value::as_str);
             let name = name.context("deny.toml: an entry of bans.deny has no name")?;
             Ok(Ban { name: name.to_owned(), wrappers: strings(entry.get("wrappers")) })
         };
@@ -144,23 +136,33 @@ impl Rules {
     }
 
     fn faults_of(&self, package: &Package) -> Vec<String> {
-        let Some(source) = &package.source else { return Vec::new() };
+        if package.is_member {
+            return Vec::new();
+        }
         let mut faults = Vec::new();
-        let registry = source.strip_prefix("registry+").unwrap_or_default();
-        if !self.registries.iter().any(|allowed| allowed == registry) {
-            faults.push(format!("its source is {source}"));
-        }
-        let license = package.license.as_deref().unwrap_or("unknown");
         let is_allowed = |name: &str| self.licenses.iter().any(|allowed| allowed == name);
-        if !satisfies(license, &is_allowed) {
-            faults.push(format!("its licence is {license}"));
+        if !satisfies(&package.license, &is_allowed) {
+            faults.push(format!("{}: its licence is {:?}", package.id, package.license));
         }
-        for ban in self.bans.iter().filter(|ban| ban.name == package.name) {
+        for ban in self.bans.iter().filter(|ban| ban.name == name(&package.id)) {
             let users = package.dependents.iter().filter(|user| !ban.wrappers.contains(user));
-            faults.extend(users.map(|user| format!("it is banned, and {user} depends on it")));
+            let fault = |user| format!("{}: it is banned, and {user} depends on it", package.id);
+            faults.extend(users.map(fault));
         }
-        let with_name = |fault| format!("{} {}: {fault}", package.name, package.version);
-        faults.into_iter().map(with_name).collect()
+        faults
+    }
+
+    /// Packages of `Cargo.lock` from elsewhere than the allowed registries.
+    fn faults_of_sources(&self, lock: &Table) -> Vec<String> {
+        let packages = lock.get("package").and_then(Value::as_array).into_iter().flatten();
+        let fault = |package: &Value| {
+            let source = package.get("source")?.as_str()?;
+            let registry = source.strip_prefix("registry+").unwrap_or_default();
+            let is_allowed = self.registries.iter().any(|allowed| allowed == registry);
+            let name = package.get("name")?.as_str()?;
+            (!is_allowed).then(|| format!("{name}: its source is {source}"))
+        };
+        packages.filter_map(fault).collect()
     }
 }
 
@@ -233,43 +235,46 @@ mod tests {
         .unwrap()
     }
 
-    fn faults(name: &str, source: &str, license: &str, dependents: &[&str]) -> usize {
+    fn faults(id: &str, license: &str, dependents: &[&str]) -> usize {
         let dependents = dependents.iter().map(|&name| name.to_owned()).collect();
-        let (source, license) = (Some(source.into()), Some(license.into()));
-        let package =
-            Package { name: name.into(), version: "1".into(), source, license, dependents };
-        rules().faults_of(&package).len()
+        let (id, license) = (id.to_owned(), license.to_owned());
+        rules().faults_of(&Package { id, license, is_member: false, dependents }).len()
     }
 
     #[test]
-    fn each_rule_finds_its_fault() {
-        assert_eq!(faults("a", "registry+r", "MIT", &["b"]), 0);
-        assert_eq!(faults("a", "registry+other", "MIT", &["b"]), 1);
-        assert_eq!(faults("a", "git+r", "MIT", &["b"]), 1);
-        assert_eq!(faults("a", "registry+r", "GPL-3.0", &["b"]), 1);
-        assert_eq!(faults("ring", "registry+r", "MIT", &["b"]), 1);
-        assert_eq!(faults("nix", "registry+r", "MIT", &["tun"]), 0);
-        assert_eq!(faults("nix", "registry+r", "MIT", &["tun", "b"]), 1);
+    fn licences_and_bans_find_their_faults() {
+        assert_eq!(faults("a v1", "MIT", &["b"]), 0);
+        assert_eq!(faults("a v1", "GPL-3.0", &["b"]), 1);
+        assert_eq!(faults("a v1", "", &["b"]), 1);
+        assert_eq!(faults("ring v1", "MIT", &["b"]), 1);
+        assert_eq!(faults("nix v1", "MIT", &["tun"]), 0);
+        assert_eq!(faults("nix v1", "MIT", &["tun", "b"]), 1);
     }
 
     #[test]
-    fn packages_that_nobody_uses_do_not_count() {
-        let metadata = serde_json::json!({
-            "packages": [
-                { "id": "1", "name": "member", "version": "1" },
-                { "id": "2", "name": "used", "version": "1" },
-                { "id": "3", "name": "unused", "version": "1" },
-            ],
-            "workspace_members": ["1"],
-            "resolve": { "nodes": [
-                { "id": "1", "deps": [{ "pkg": "2" }] },
-                { "id": "2", "deps": [] },
-                { "id": "3", "deps": [{ "pkg": "2" }] },
-            ] },
-        });
-        let packages = used_packages(&metadata);
-        let names: Vec<_> = packages.iter().map(|package| package.name.as_str()).collect();
-        assert_eq!(names, ["member", "used"]);
-        assert_eq!(packages[1].dependents, BTreeSet::from(["member".to_owned()]));
+    fn sources_find_their_faults() {
+        let faults = |source: &str| {
+            let lock = format!("[[package]]\nname = 'a'\n{source}\n");
+            rules().faults_of_sources(&lock.parse().unwrap()).len()
+        };
+        assert_eq!(faults("source = 'registry+r'"), 0);
+        assert_eq!(faults("source = 'registry+other'"), 1);
+        assert_eq!(faults("source = 'git+r'"), 1);
+        assert_eq!(faults(""), 0, "a member of the workspace");
+    }
+
+    #[test]
+    fn a_tree_is_parsed() {
+        let tree = "0agent v1.0.0 (/src/agent)\tMIT\n1tun v2.8.16\tMIT\n2nix v0.31.3\tMIT\n1log v0.4.1\tMIT OR \
+             Apache-2.0\n\n0tests v1.0.0 (/src/tests)\tMIT\n1nix v0.31.3\tMIT (*)\n";
+        let packages = parse_tree(tree);
+        let ids: Vec<_> = packages.iter().map(|package| package.id.as_str()).collect();
+        assert_eq!(
+            ids,
+            ["agent v1.0.0", "log v0.4.1", "nix v0.31.3", "tests v1.0.0", "tun v2.8.16"]
+        );
+        assert_eq!(packages[2].dependents, ["tests", "tun"].map(str::to_owned).into());
+        assert_eq!(packages[1].license, "MIT OR Apache-2.0");
+        assert!(packages[0].is_member && !packages[4].is_member);
     }
 }
