@@ -16,7 +16,7 @@ use crate::suite::{self, Selection, SuiteTotals, TEST_THREADS, Tools};
 /// Factor for the deadlines of the tests.
 const TIMEOUT_FACTOR: &str = "SNISPLIT_TIMEOUT_FACTOR=15";
 
-/// Hardware addresses of the NICs. A cable joins the first two, another one the last two.
+/// Hardware addresses of the NICs. A hub joins the first two, another one the last two.
 const NICS: [&str; 4] =
     ["52:54:00:00:00:01", "52:54:00:00:00:02", "52:54:00:00:00:03", "52:54:00:00:00:04"];
 
@@ -68,8 +68,8 @@ impl Machine {
         machine.arg("--run").arg(&self.kernel.image).args(["--disable-kvm", "--user", "root"]);
         machine.args(["--cpus", "2", "--memory", "6G"]);
         for (number, address) in NICS.iter().enumerate() {
-            let cable = number / 2;
-            machine.arg(format!("--qemu-opts=-netdev hubport,id=nic{number},hubid={cable}"));
+            let hub = number / 2;
+            machine.arg(format!("--qemu-opts=-netdev hubport,id=nic{number},hubid={hub}"));
             let nic = format!("virtio-net-pci,netdev=nic{number},mac={address}");
             machine.arg(format!("--qemu-opts=-device {nic}"));
         }

@@ -13,6 +13,7 @@ mod totals;
 
 pub(crate) use build::release_agent;
 use build::{Executable, Parts};
+pub(crate) use namespace::Tools;
 pub(crate) use totals::SuiteTotals;
 
 /// Most tests spend their time waiting, so more of them run at once than there are cores.
@@ -25,13 +26,6 @@ const NAMES_ENGINES: &str = "//@ engines: named";
 /// Engines of the passes over the root suite when no engine is asked for; `None` is the default of the
 /// agent. Files that name their engines are in the first pass only.
 const PASSES: [Option<&str>; 3] = [None, Some("sockmap"), Some("packet")];
-
-/// The programs that the root suite runs beside its own.
-pub(crate) struct Tools<'a> {
-    pub(crate) agent: &'a Path,
-    /// Folder of the peers that PyPI packages.
-    pub(crate) peers: &'a Path,
-}
 
 /// Which tests to run.
 #[derive(Clone, Copy)]

@@ -83,16 +83,16 @@ fn parse_line(line: &str) -> Option<RetiredWord> {
     Some(RetiredWord { scope, word: word.to_owned(), is_whole, instead: instead.to_owned() })
 }
 
-/// Looks for retired words in the identifiers and comments of a Rust file.
+/// Looks for retired words in the identifiers, strings and comments of a Rust file.
 ///
 /// # Errors
 /// Fails if the text is not Rust.
 pub(super) fn check_code(path: &Path, text: &str, findings: &mut Vec<Finding>) -> Result<()> {
     let tokens =
         TokenStream::from_str(text).map_err(|error| anyhow!("{}: {error}", path.display()))?;
-    let mut identifiers = BTreeSet::new();
-    collect_identifiers(tokens, &mut identifiers);
-    for identifier in identifiers {
+    let mut words = Words::default();
+    words.collect(tokens);
+    for identifier in words.identifiers {
         let name = &identifier.name;
         let whole = entries(name).filter(|retired| retired.is_whole);
         let words = words_of(name).flat_map(entries).filter(|retired| !retired.is_whole);
@@ -104,6 +104,15 @@ pub(super) fn check_code(path: &Path, text: &str, findings: &mut Vec<Finding>) -
     for (number, line) in text.lines().enumerate() {
         let comment = line.split_once("//").map_or("", |(_, comment)| comment);
         check_prose(path, number + 1, comment, findings);
+    }
+    let lines: Vec<_> = text.lines().collect();
+    for string in words.strings {
+        // The parser turns a documentation comment into a string.
+        let is_comment =
+            lines.get(string.line - 1).is_some_and(|line| line.trim_start().starts_with("//"));
+        if !is_comment {
+            check_prose(path, string.line, &string.text, findings);
+        }
     }
     Ok(())
 }
@@ -141,32 +150,50 @@ struct Identifier {
     is_function: bool,
 }
 
-/// Collects the identifiers, except those behind a dot: a field or a method has its name where it is
-/// defined, which may be another crate.
-fn collect_identifiers(tokens: TokenStream, found: &mut BTreeSet<Identifier>) {
-    let mut before = String::new();
-    for token in tokens {
-        let text = match token {
-            TokenTree::Group(group) => {
-                collect_identifiers(group.stream(), found);
-                String::new()
-            }
-            TokenTree::Ident(ident) => {
-                let name = ident.to_string();
-                if before != "." {
-                    let line = ident.span().start().line;
-                    found.insert(Identifier {
-                        line,
-                        name: name.clone(),
-                        is_function: before == "fn",
-                    });
+/// A literal, with its quotes.
+struct StringLiteral {
+    line: usize,
+    text: String,
+}
+
+/// What stands in the tokens of a file.
+#[derive(Default)]
+struct Words {
+    identifiers: BTreeSet<Identifier>,
+    strings: Vec<StringLiteral>,
+}
+
+impl Words {
+    /// Collects strings and identifiers. Leaves out identifiers behind a dot: a field or a method has
+    /// its name where it is defined, which may be another crate.
+    fn collect(&mut self, tokens: TokenStream) {
+        let mut before = String::new();
+        for token in tokens {
+            let line = token.span().start().line;
+            before = match token {
+                TokenTree::Group(group) => {
+                    self.collect(group.stream());
+                    String::new()
                 }
-                name
-            }
-            TokenTree::Punct(punct) => punct.to_string(),
-            TokenTree::Literal(_) => String::new(),
-        };
-        before = text;
+                TokenTree::Ident(ident) => {
+                    let name = ident.to_string();
+                    if before != "." {
+                        let is_function = before == "fn";
+                        self.identifiers.insert(Identifier {
+                            line,
+                            name: name.clone(),
+                            is_function,
+                        });
+                    }
+                    name
+                }
+                TokenTree::Literal(literal) => {
+                    self.strings.push(StringLiteral { line, text: literal.to_string() });
+                    String::new()
+                }
+                TokenTree::Punct(punct) => punct.to_string(),
+            };
+        }
     }
 }
 
@@ -228,10 +255,11 @@ mod tests {
 
     #[test]
     fn definitions_of_functions_are_marked_and_names_behind_a_dot_left_out() {
-        let mut found = BTreeSet::new();
-        collect_identifiers("impl A { fn b() { c().d(); } }".parse().unwrap(), &mut found);
+        let mut words = Words::default();
+        words.collect("impl A { fn b() { c().d(); } }".parse().unwrap());
         let names = |is_function| {
-            let with = found.iter().filter(move |identifier| identifier.is_function == is_function);
+            let with =
+                words.identifiers.iter().filter(|identifier| identifier.is_function == is_function);
             with.map(|identifier| identifier.name.as_str()).collect::<Vec<_>>()
         };
         assert_eq!(names(true), ["b"]);
@@ -253,12 +281,18 @@ mod tests {
     #[test]
     fn a_retired_word_in_code_is_found_with_its_line() {
         let word = example();
-        let code =
-            format!("fn f() {{\n    g!({{ let is_{word} = \"{word}\"; }});\n}}\n// A {word}.\n");
+        let code = [
+            "fn f() {".into(),
+            format!("    g!({{ let is_{word} = 1; }});"),
+            "}".into(),
+            format!("// A {word}."),
+            format!("/// A {word}."),
+            format!("const A: &str = \"a {word}\";"),
+        ]
+        .join("\n");
         let found = found(|findings| check_code(Path::new("a.rs"), &code, findings).unwrap());
-        assert_eq!(found.len(), 2, "{found:?}");
-        assert!(found[0].starts_with("a.rs:2: retired word: "), "{found:?}");
-        assert!(found[1].starts_with("a.rs:4: retired word: "), "{found:?}");
+        let places: Vec<_> = found.iter().filter_map(|line| line.split(' ').next()).collect();
+        assert_eq!(places, ["a.rs:2:", "a.rs:4:", "a.rs:5:", "a.rs:6:"]);
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Namespaces for mounts, network and processes. What a run leaves behind ends with them.
 
+use std::path::Path;
 use std::process::Command;
 
-use super::Tools;
 use crate::run::as_root;
 
 /// Prepares the namespaces, then runs a command. `/run/netns` and `/run/snisplit` are new, so that no
@@ -23,6 +23,13 @@ const UNSHARE: [&str; 10] = [
     "-c",
     ENTER_NAMESPACE,
 ];
+
+/// The programs that the root suite runs beside its own.
+pub(crate) struct Tools<'a> {
+    pub(crate) agent: &'a Path,
+    /// Folder of the peers that PyPI packages.
+    pub(crate) peers: &'a Path,
+}
 
 /// Starts a command that runs as root in new namespaces. The caller appends the program and its
 /// arguments. `variables` are `NAME=VALUE`.
