@@ -69,7 +69,7 @@ fn a_clock_offset_is_not_taken_for_idle_time() {
     // Whoever looks for what is to be cut has looked for silence just before.
     reset_flow(&lab, &goes.0);
     assert_eq!(read_to_end_or_error(&goes.0), (vec![], Err(ErrorKind::ConnectionReset)));
-    assert_eq!(agent.next_record()["outcome"], "shutdown");
+    assert_eq!(agent.next_record()["outcome"], "operator_reset");
     transfer_both_ways(&stays, 100_000);
     assert_eq!(agent.next_record()["outcome"], "closed");
 }
