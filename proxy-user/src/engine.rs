@@ -17,10 +17,9 @@ use tokio::time::{Instant, sleep};
 
 use crate::sys;
 
-mod carry_result;
+mod byte_counts;
 mod classifier;
 pub(crate) mod copy;
-mod flow_end;
 pub(crate) mod packet;
 mod selector;
 pub(crate) mod self_test;
@@ -29,11 +28,9 @@ pub(crate) mod sockmap;
 pub(crate) mod splice;
 mod transfer;
 
-use carry_result::StepResult;
-pub(crate) use carry_result::{CarryResult, Handover};
-pub(crate) use flow_end::FlowEnd;
-pub(crate) use selector::{EngineChoice, EngineObserver, EngineSelector};
+pub(crate) use selector::{CarryResult, EngineChoice, EngineObserver, EngineSelector};
 pub(crate) use socket::{Socket, TcpTimeouts, rebind_to_runtime};
+pub(crate) use transfer::Handover;
 
 /// How long bytes on their way to the surviving peer may take before the reset follows them.
 const RESET_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
@@ -129,6 +126,31 @@ impl Drop for CounterGuard<'_> {
 pub(crate) struct Declined {
     pub(crate) pair: SocketPair,
     pub(crate) reason: &'static str,
+}
+
+/// How a carried connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum FlowEnd {
+    /// Both sides closed in order.
+    Closed,
+    /// The client's side broke (reset, timeout, unreachable); the back end was reset.
+    ClientReset,
+    /// The back end's side broke; the client was reset.
+    BackendReset,
+    /// Somebody wanted it cut (`snisplit flows cut`); both were reset.
+    OperatorReset,
+}
+
+impl FlowEnd {
+    /// A short word for counters and logs.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::ClientReset => "client_reset",
+            Self::BackendReset => "backend_reset",
+            Self::OperatorReset => "operator_reset",
+        }
+    }
 }
 
 /// One of the two peers.

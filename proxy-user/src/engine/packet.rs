@@ -17,7 +17,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::sockmap::handed;
+use super::byte_counts::bytes_written_exact;
 use super::{CarryResult, Declined, EngineKind, FlowCounters, FlowEnd, SocketPair};
 pub(crate) use crate::bpf::packet::Hook;
 use crate::bpf::packet::{AttachTarget, PacketPrograms};
@@ -115,7 +115,7 @@ impl PacketEngine {
         }
         let written = match info.is_send_queue_empty {
             true => info.bytes_acked,
-            false => handed(&pair.backend).map_err(|_| "not_connected")?,
+            false => bytes_written_exact(&pair.backend).map_err(|_| "not_connected")?,
         };
         if written > SYN_SEQ_LEN {
             // What goes behind a PROXY header must not wait for its acknowledgement.

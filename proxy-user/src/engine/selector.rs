@@ -6,10 +6,11 @@ use std::sync::OnceLock;
 
 use super::classifier::{TrafficClass, TrafficClassifier};
 use super::copy::CopyEngine;
-use super::packet::PacketEngine;
+use super::packet::{OffloadedFlow, PacketEngine};
 use super::sockmap::SockmapEngine;
 use super::splice::SpliceEngine;
-use super::{CarryResult, Declined, Engine, EngineKind, FlowEnd, Handover, SocketPair, StepResult};
+use super::transfer::{Handover, StepResult};
+use super::{Declined, Engine, EngineKind, FlowEnd, SocketPair};
 
 /// What the operator asked for (`engine`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,6 +55,26 @@ pub(crate) struct EngineSelector {
     packet: OnceLock<PacketEngine>,
     splice: SpliceEngine,
     copy: CopyEngine,
+}
+
+/// What the ladder makes of a pair.
+pub(crate) enum CarryResult {
+    /// An engine has carried it to its end.
+    Finished(FlowEnd),
+    /// It needs no sockets any more; whoever has this waits for its end.
+    Offloaded(Box<OffloadedFlow>),
+    /// It has outlived its beginnings; whoever has this carries it on
+    /// ([`Ladder::carry_on`](super::Ladder::carry_on)), in another task and on another thread, if need be.
+    Handover(Box<Handover>),
+}
+
+impl From<StepResult> for CarryResult {
+    fn from(result: StepResult) -> Self {
+        match result {
+            StepResult::Finished(end) => Self::Finished(end),
+            StepResult::Handover(handover) => Self::Handover(Box::new(handover)),
+        }
+    }
 }
 
 impl EngineChoice {

@@ -19,17 +19,16 @@ use crate::bpf::address::mapped_octets;
 use crate::bpf::{BpfError, SockmapProgram};
 use crate::sys;
 
-mod accounting;
 mod direction;
 mod flow;
 mod hangup_monitor;
 mod lazy_socket;
+mod receive_buffer;
 
-pub(super) use accounting::bytes_written_exact as handed;
-use accounting::{cap_rcvbuf, raise_rcvlowat, uncap_rcvbuf};
 use direction::FlowDirection;
 use flow::{FlowEntryGuard, PreparedFlow};
 use hangup_monitor::HangupMonitor;
+use receive_buffer::{cap_rcvbuf, raise_rcvlowat, uncap_rcvbuf};
 
 /// include/net/tcp_states.h
 const TCP_ESTABLISHED: u8 = 1;

@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::classifier::TrafficClassifier;
 use super::copy::{CopyEngine, CopyTransfer};
-use super::transfer::{ReadOutcome, RelayResult, Transfer, relay};
-use super::{Declined, Engine, EngineKind, FlowEnd, Handover, SocketPair, StepResult};
+use super::transfer::{Handover, ReadOutcome, RelayResult, StepResult, Transfer, relay};
+use super::{Declined, Engine, EngineKind, FlowEnd, SocketPair};
 use rustix::pipe::{PipeFlags, SpliceFlags};
 
 /// Bytes asked for at once, and of pipe; above fs.pipe-max-size the kernel's default must do.

@@ -55,6 +55,19 @@ pub(super) enum RelayResult {
     Classified(TrafficClass),
 }
 
+/// What one engine made of a pair, for a while.
+pub(super) enum StepResult {
+    Finished(FlowEnd),
+    Handover(Handover),
+}
+
+/// A pair still running, and nothing of it is in user space: another engine may carry it on.
+pub(crate) struct Handover {
+    pub(super) pair: SocketPair,
+    /// What it was like of late.
+    pub(super) class: TrafficClass,
+}
+
 /// How a direction was left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum DirectionResult {
@@ -137,7 +150,9 @@ async fn relay_direction<C: Transfer>(
             // A side that the other direction found dead reads as ended; that is no end of stream.
             0 if write_failed.load(Ordering::Relaxed) => return Ok(DirectionResult::Finished),
             0 => {
-                return shutdown_write(to).map(|()| DirectionResult::Finished).map_err(cannot_write);
+                return shutdown_write(to)
+                    .map(|()| DirectionResult::Finished)
+                    .map_err(cannot_write);
             }
             _ => write_buffered(&mut transfer, to, byte_count).await.map_err(cannot_write)?,
         }

@@ -10,9 +10,9 @@ use tokio::io::Interest;
 use tokio::select;
 use tokio::task::yield_now;
 
-use super::super::{EngineKind, FlowCounters, FlowEnd, Socket, SocketPair};
 use super::flow_watch::{FlowUpdate, FlowWatch};
 use super::{PacketEngine, PortLease, reset};
+use crate::engine::{EngineKind, FlowCounters, FlowEnd, Socket, SocketPair};
 
 /// A flow that the programs know.
 pub(super) struct FlowGuard {

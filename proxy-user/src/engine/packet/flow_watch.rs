@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use snisplit_common::abi::packet::FlowState;
 use tokio::sync::Notify;
 
-use super::super::{FlowEnd, Peer};
+use crate::engine::{FlowEnd, Peer};
 
 /// The last news of a flow. One task may wait for them.
 #[derive(Debug, Default)]

@@ -9,9 +9,9 @@ use snisplit_common::abi::packet::{
 };
 use tokio::net::TcpStream;
 
-use super::super::{Socket, SocketPair, TcpTimeouts};
 use super::PortLease;
 use crate::bpf::address::ingress_tuple;
+use crate::engine::{Socket, SocketPair, TcpTimeouts};
 use crate::sys::{self, TcpInfo};
 
 /// include/net/tcp_states.h

@@ -9,14 +9,13 @@ use snisplit_common::abi::{DirectionEntry, DirectionState};
 use tokio::io::Interest;
 use tokio::time::sleep;
 
-use super::super::Peer;
-use super::super::splice::SpliceEngine;
-use super::super::transfer::Transfer;
-use super::accounting::{
-    bytes_read_exact, bytes_written, bytes_written_exact, raise_rcvlowat, uncap_rcvbuf,
-};
-use super::lazy_socket::{DirectionSockets, SocketState, socket_state};
+use super::lazy_socket::{LazySocket, SocketState, socket_state};
+use super::receive_buffer::{raise_rcvlowat, uncap_rcvbuf};
 use crate::bpf::{self, BpfError, SockmapProgram};
+use crate::engine::Peer;
+use crate::engine::byte_counts::{bytes_read_exact, bytes_written, bytes_written_exact};
+use crate::engine::splice::SpliceEngine;
+use crate::engine::transfer::Transfer;
 use crate::sys;
 
 /// Pauses while the kernel empties a backlog: it has no event for that.
@@ -32,6 +31,13 @@ pub(super) struct FlowDirection {
     initial_written: u64,
     /// Bytes of the receiver that were read before the flow began.
     initial_read: u64,
+}
+
+/// The two sockets of a direction.
+#[derive(Clone, Copy)]
+pub(super) struct DirectionSockets<'s> {
+    pub(super) from: &'s LazySocket,
+    pub(super) to: &'s LazySocket,
 }
 
 /// The socket that broke.

@@ -16,12 +16,12 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::debug;
 
-use super::super::splice::SpliceEngine;
-use super::super::{FlowCounters, FlowEnd, Peer, set_graceful_close, wait_send_queue_empty};
 use super::SockmapEngine;
-use super::direction::{DirectionError, FlowDirection, POLL_BACKOFF};
-use super::lazy_socket::{DirectionSockets, LazySocket, SocketState, socket_state};
+use super::direction::{DirectionError, DirectionSockets, FlowDirection, POLL_BACKOFF};
+use super::lazy_socket::{LazySocket, SocketState, socket_state};
 use crate::bpf::SockmapProgram;
+use crate::engine::splice::SpliceEngine;
+use crate::engine::{FlowCounters, FlowEnd, Peer, set_graceful_close, wait_send_queue_empty};
 use crate::sys;
 
 /// A pair in the maps, before the kick for the bytes that wait in it.

@@ -20,13 +20,6 @@ pub(super) struct LazySocket {
     registered: OnceLock<AsyncFd<Arc<TcpStream>>>,
 }
 
-/// The two sockets of a direction.
-#[derive(Clone, Copy)]
-pub(super) struct DirectionSockets<'s> {
-    pub(super) from: &'s LazySocket,
-    pub(super) to: &'s LazySocket,
-}
-
 impl LazySocket {
     /// Takes a socket out of tokio's sight.
     pub(super) fn new(socket: tokio::net::TcpStream) -> io::Result<Self> {
