@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use snisplit_common::abi::packet::FallbackReason;
 use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
@@ -125,7 +126,71 @@ impl Drop for CounterGuard<'_> {
 #[derive(Debug)]
 pub(crate) struct Declined {
     pub(crate) pair: SocketPair,
-    pub(crate) reason: &'static str,
+    pub(crate) reason: DeclineReason,
+}
+
+/// Why an engine declined a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DeclineReason {
+    /// splice: no pipe could be opened, for want of descriptors or memory.
+    PipeUnavailable,
+    /// sockmap, packet: the back end is a Unix socket.
+    NotTcp,
+    /// sockmap, packet: a socket is not established.
+    HalfClosed,
+    /// sockmap: the flow's entries could not be written, or a socket's byte counts not be read.
+    NoFlowEntry,
+    /// sockmap, packet: a map has no room.
+    MapFull,
+    /// sockmap: a socket could not be added to the map.
+    SockmapUpdateFailed,
+    /// packet: the back end was connected from a port that is not in `packet.ports`.
+    NoSourcePort,
+    /// packet: one connection is over IPv4 and the other one over IPv6.
+    AddressFamilyMismatch,
+    /// packet: a peer is on this host, so that its packets pass no interface.
+    SameHost,
+    /// packet: a socket could not be inspected.
+    NotConnected,
+    /// packet: a SYN carried data (RFC 7413).
+    TcpFastOpen,
+    /// packet: a connection has timestamps in microseconds.
+    TcpUsecTimestamps,
+    /// packet: one connection has timestamps and the other one has none (RFC 7323).
+    TcpTimestamps,
+    /// packet: one connection has selective acknowledgements and the other one has none (RFC 2018).
+    TcpSack,
+    /// packet: a peer may send larger segments than the other one can take.
+    TcpMss,
+    /// packet: the client's socket does not hold the hello any more.
+    NoClientHelloQueued,
+    /// packet: the programs left the flow with its sockets.
+    Fallback(FallbackReason),
+}
+
+impl DeclineReason {
+    /// The value of the label `reason` in metrics.
+    pub(crate) const fn label(self) -> &'static str {
+        match self {
+            Self::PipeUnavailable => "pipe_unavailable",
+            Self::NotTcp => "not_tcp",
+            Self::HalfClosed => "half_closed",
+            Self::NoFlowEntry => "no_flow_entry",
+            Self::MapFull => "map_full",
+            Self::SockmapUpdateFailed => "sockmap_update_failed",
+            Self::NoSourcePort => "no_source_port",
+            Self::AddressFamilyMismatch => "address_family_mismatch",
+            Self::SameHost => "same_host",
+            Self::NotConnected => "not_connected",
+            Self::TcpFastOpen => "tcp_fast_open",
+            Self::TcpUsecTimestamps => "tcp_usec_timestamps",
+            Self::TcpTimestamps => "tcp_timestamps",
+            Self::TcpSack => "tcp_sack",
+            Self::TcpMss => "tcp_mss",
+            Self::NoClientHelloQueued => "no_client_hello_queued",
+            Self::Fallback(reason) => reason.label(),
+        }
+    }
 }
 
 /// How a carried connection ended.
@@ -143,7 +208,7 @@ pub(crate) enum FlowEnd {
 
 impl FlowEnd {
     /// A short word for counters and logs.
-    pub(crate) const fn name(self) -> &'static str {
+    pub(crate) const fn label(self) -> &'static str {
         match self {
             Self::Closed => "closed",
             Self::ClientReset => "client_reset",

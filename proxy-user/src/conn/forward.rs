@@ -15,7 +15,7 @@ use super::offloaded::{NextStep, Permits, outcome_from_end, with_idle_timeout};
 use super::{ConnContext, proxy_header, record_fields, reject};
 use crate::config::{Route, SourceAddress};
 use crate::engine::packet::ClientEndpoint;
-use crate::engine::{CarryResult, EngineKind, EngineObserver, SocketPair};
+use crate::engine::{CarryResult, DeclineReason, EngineKind, EngineObserver, SocketPair};
 use crate::telemetry::metrics::{DeclinedLabels, HandoverLabels};
 use crate::telemetry::{Metrics, Outcome, Record};
 
@@ -121,8 +121,8 @@ async fn run_engine(
 }
 
 impl EngineObserver for Metrics {
-    fn on_declined(&self, engine: EngineKind, reason: &'static str) {
-        let labels = DeclinedLabels { engine: engine.name(), reason };
+    fn on_declined(&self, engine: EngineKind, reason: DeclineReason) {
+        let labels = DeclinedLabels { engine: engine.name(), reason: reason.label() };
         self.engine_declined.get_or_create(&labels).inc();
     }
 

@@ -114,7 +114,7 @@ impl Record {
 
 /// How a flow has ended, if that was not for idleness.
 pub(super) fn outcome_from_end(end: Option<FlowEnd>) -> Outcome {
-    end.map_or(Outcome::IdleTimeout, |end| Outcome::FlowEnded(end.name()))
+    end.map_or(Outcome::IdleTimeout, |end| Outcome::FlowEnded(end.label()))
 }
 
 /// Carries a flow to its end. `None`: no byte has moved for `limit`.

@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::byte_counts::bytes_written_exact;
-use super::{CarryResult, Declined, EngineKind, FlowCounters, FlowEnd, SocketPair};
+use super::{CarryResult, DeclineReason, Declined, EngineKind, FlowCounters, FlowEnd, SocketPair};
 pub(crate) use crate::bpf::packet::Hook;
 use crate::bpf::packet::{AttachTarget, PacketPrograms};
 use crate::bpf::{BpfError, cookie};
@@ -107,15 +107,15 @@ impl PacketEngine {
     }
 
     /// Everything up to the hello, and how many bytes that has. `Err` is why not.
-    fn prepare(&self, pair: &SocketPair) -> Result<(FlowGuard, usize), &'static str> {
+    fn prepare(&self, pair: &SocketPair) -> Result<(FlowGuard, usize), DeclineReason> {
         let (mut entry, info) = takeover_params::flow_entry(pair)?;
         let hello = ioctl_fionread(&pair.client).unwrap_or_default();
         if hello == 0 {
-            return Err("no_client_hello_queued");
+            return Err(DeclineReason::NoClientHelloQueued);
         }
         let written = match info.is_send_queue_empty {
             true => info.bytes_acked,
-            false => bytes_written_exact(&pair.backend).map_err(|_| "not_connected")?,
+            false => bytes_written_exact(&pair.backend).map_err(|_| DeclineReason::NotConnected)?,
         };
         if written > SYN_SEQ_LEN {
             // What goes behind a PROXY header must not wait for its acknowledgement.
@@ -126,10 +126,10 @@ impl PacketEngine {
         entry.route_id = pair.route_id;
         // The program counts in 32 bits, as TCP does.
         entry.expected_acked = (written + hello) as u32;
-        let flow_id = cookie(&pair.client).map_err(|_| "not_connected")?;
+        let flow_id = cookie(&pair.client).map_err(|_| DeclineReason::NotConnected)?;
         let watch = self.monitor.watch(flow_id);
         let flow = FlowGuard { engine: self.clone(), flow_id, watch, on_drop: OnDrop::Remove };
-        self.programs.insert_flow(flow_id, &entry).map_err(|_| "map_full")?;
+        self.programs.insert_flow(flow_id, &entry).map_err(|_| DeclineReason::MapFull)?;
         Ok((flow, hello as usize))
     }
 }
@@ -172,7 +172,7 @@ impl PacketEngine {
             }
         };
         if let Err(reason) = takeover {
-            return Err(Declined { pair, reason: reason.label() });
+            return Err(Declined { pair, reason: DeclineReason::Fallback(reason) });
         }
         flow.on_drop = OnDrop::ResetPeers;
         let counters = Arc::clone(&pair.counters);

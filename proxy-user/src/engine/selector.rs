@@ -10,7 +10,7 @@ use super::packet::{OffloadedFlow, PacketEngine};
 use super::sockmap::SockmapEngine;
 use super::splice::SpliceEngine;
 use super::transfer::{Handover, StepResult};
-use super::{Declined, Engine, EngineKind, FlowEnd, SocketPair};
+use super::{DeclineReason, Declined, Engine, EngineKind, FlowEnd, SocketPair};
 
 /// What the operator asked for (`engine`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -95,7 +95,7 @@ impl EngineChoice {
 /// Hears what becomes of a pair on its way.
 pub(crate) trait EngineObserver {
     /// An engine handed it back, and why.
-    fn on_declined(&self, engine: EngineKind, reason: &'static str);
+    fn on_declined(&self, engine: EngineKind, reason: DeclineReason);
     /// Another engine carries it on.
     fn on_changed(&self, engine: EngineKind);
 }

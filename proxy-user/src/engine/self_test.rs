@@ -74,7 +74,10 @@ async fn test_flow(engine: &SockmapEngine, address: IpAddr) -> Result<()> {
     let counters = Arc::new(FlowCounters::default());
     let pair = SocketPair::new(accepted, (Socket::Tcp(backend), None), Arc::clone(&counters))?;
     let engine_side = async {
-        engine.carry(pair).await.map_err(|back| anyhow::anyhow!("declined: {}", back.reason))
+        engine
+            .carry(pair)
+            .await
+            .map_err(|back| anyhow::anyhow!("declined: {}", back.reason.label()))
     };
     let peers = async {
         let mut received = vec![0; QUEUED_AND_READ_LEN.0 - QUEUED_AND_READ_LEN.1];
@@ -91,7 +94,7 @@ async fn test_flow(engine: &SockmapEngine, address: IpAddr) -> Result<()> {
         Ok(())
     };
     let (end, ()) = tokio::try_join!(engine_side, peers)?;
-    ensure!(end == FlowEnd::Closed, "the flow broke: {}", end.name());
+    ensure!(end == FlowEnd::Closed, "the flow broke: {}", end.label());
     let (counted, expected) = (
         counters.totals(),
         ((QUEUED_AND_READ_LEN.0 - QUEUED_AND_READ_LEN.1) as u64, DOWNLOAD_LEN as u64),

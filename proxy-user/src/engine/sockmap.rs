@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tracing::level_filters::LevelFilter;
 
 use super::splice::SpliceEngine;
-use super::{Declined, Engine, EngineKind, FlowEnd, Peer, Socket, SocketPair};
+use super::{DeclineReason, Declined, Engine, EngineKind, FlowEnd, Peer, Socket, SocketPair};
 use crate::bpf::address::mapped_octets;
 use crate::bpf::{BpfError, SockmapProgram};
 use crate::sys;
@@ -42,6 +42,20 @@ pub(crate) struct SockmapEngine {
     splice: SpliceEngine,
 }
 
+/// A pair that is not in the maps, and why.
+struct Unprepared {
+    pair: SocketPair,
+    reason: PrepareError,
+}
+
+/// Why a pair is not in the maps.
+enum PrepareError {
+    /// The engine has not touched the pair.
+    Declined(DeclineReason),
+    /// The program may have moved a byte already, so no other engine can carry the flow.
+    BytesMoved,
+}
+
 impl SockmapEngine {
     /// Loads the program, and begins to listen to it. Needs a running tokio.
     pub(crate) fn load(log: LevelFilter, pins: Option<&Path>) -> Result<Self, BpfError> {
@@ -61,19 +75,20 @@ impl SockmapEngine {
         self.program.route_id(name)
     }
 
-    /// Everything up to the kick. `Err` is the pair as it was, and why.
-    fn prepare(&self, pair: SocketPair) -> Result<PreparedFlow, Box<Declined>> {
-        let declined = |pair, reason| Box::new(Declined { pair, reason });
+    /// Everything up to the kick. `Err` is the pair, and why it is not in the maps.
+    fn prepare(&self, pair: SocketPair) -> Result<PreparedFlow, Box<Unprepared>> {
+        let declined =
+            |pair, reason| Box::new(Unprepared { pair, reason: PrepareError::Declined(reason) });
         let SocketPair { client: Socket::Tcp(client), backend: Socket::Tcp(backend), .. } = &pair
         else {
-            return Err(declined(pair, "not_tcp"));
+            return Err(declined(pair, DeclineReason::NotTcp));
         };
         // A half-closed socket cannot become a source (sock_map_sk_state_allowed).
         let is_open = |socket: &TcpStream| {
             sys::tcp_info(socket).is_ok_and(|info| info.state == TCP_ESTABLISHED)
         };
         if !is_open(client) || !is_open(backend) {
-            return Err(declined(pair, "half_closed"));
+            return Err(declined(pair, DeclineReason::HalfClosed));
         }
         let entries = match self.insert_sockets(
             client,
@@ -81,7 +96,7 @@ impl SockmapEngine {
             (pair.route_id, if pair.detach_bulk { BULK_BYTES_PER_WINDOW } else { 0 }),
         ) {
             Ok(entries) => entries,
-            Err(reason) => return Err(declined(pair, reason)),
+            Err(reason) => return Err(Box::new(Unprepared { pair, reason })),
         };
         match pair {
             SocketPair {
@@ -90,7 +105,7 @@ impl SockmapEngine {
                 counters,
                 ..
             } => Ok(PreparedFlow { client, backend, counters, entries }),
-            pair => Err(declined(pair, "not_tcp")),
+            pair => Err(declined(pair, DeclineReason::NotTcp)),
         }
     }
 
@@ -100,17 +115,17 @@ impl SockmapEngine {
         client: &TcpStream,
         backend: &TcpStream,
         route_and_threshold: (u32, u64),
-    ) -> Result<FlowEntryGuard, &'static str> {
+    ) -> Result<FlowEntryGuard, PrepareError> {
         let program = &self.program;
         let directions = self
             .insert_entries(client, backend, route_and_threshold)
-            .map_err(|_| "no_flow_entry")?;
+            .map_err(|_| PrepareError::Declined(DeclineReason::NoFlowEntry))?;
         let entries = FlowEntryGuard::new(Arc::clone(program), directions);
         let [up, down] = directions;
         let targets = program
             .add_target(up.cookie, client)
             .and_then(|()| program.add_target(down.cookie, backend));
-        targets.map_err(|_| "map_full")?;
+        targets.map_err(|_| PrepareError::Declined(DeclineReason::MapFull))?;
         // Bytes move when both are sources, by the kick. Who closes its side in this very instant cannot
         // be one any more, and what has begun then is not handed back.
         let both = [client, backend];
@@ -128,9 +143,9 @@ impl SockmapEngine {
             });
             let is_pristine = up.is_pristine(program) && down.is_pristine(program);
             return Err(if is_pristine && restored == [true; 2] {
-                "sockmap_update_failed"
+                PrepareError::Declined(DeclineReason::SockmapUpdateFailed)
             } else {
-                BYTES_MOVED
+                PrepareError::BytesMoved
             });
         }
         Ok(entries)
@@ -170,9 +185,6 @@ impl SockmapEngine {
     }
 }
 
-/// Not handed back: a byte has moved.
-const BYTES_MOVED: &str = "begun";
-
 impl Engine for SockmapEngine {
     type Declined = Declined;
 
@@ -180,12 +192,17 @@ impl Engine for SockmapEngine {
         let counters = Arc::clone(&pair.counters);
         let flow = match self.prepare(pair) {
             Ok(flow) => flow,
-            Err(declined) if declined.reason == BYTES_MOVED => {
-                // In doubt: dropping the pair resets both.
-                declined.pair.set_engine(EngineKind::Sockmap);
-                return Ok(FlowEnd::ClientReset);
+            Err(unprepared) => {
+                let Unprepared { pair, reason } = *unprepared;
+                return match reason {
+                    PrepareError::Declined(reason) => Err(Declined { pair, reason }),
+                    PrepareError::BytesMoved => {
+                        // In doubt: dropping the pair resets both.
+                        pair.set_engine(EngineKind::Sockmap);
+                        Ok(FlowEnd::ClientReset)
+                    }
+                };
             }
-            Err(declined) => return Err(*declined),
         };
         counters.set_engine(EngineKind::Sockmap);
         Ok(flow.run(self).await)

@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 
 use super::PortLease;
 use crate::bpf::address::ingress_tuple;
-use crate::engine::{Socket, SocketPair, TcpTimeouts};
+use crate::engine::{DeclineReason, Socket, SocketPair, TcpTimeouts};
 use crate::sys::{self, TcpInfo};
 
 /// include/net/tcp_states.h
@@ -91,12 +91,12 @@ const fn mss_with_options(info: &TcpInfo) -> u32 {
 }
 
 /// The flow as it is to be armed and what its back end's socket says, or why it cannot be.
-pub(super) fn flow_entry(pair: &SocketPair) -> Result<(FlowEntry, TcpInfo), &'static str> {
+pub(super) fn flow_entry(pair: &SocketPair) -> Result<(FlowEntry, TcpInfo), DeclineReason> {
     let backend = match &pair.backend {
-        Socket::Unix(_) => return Err("not_tcp"),
+        Socket::Unix(_) => return Err(DeclineReason::NotTcp),
         socket @ (Socket::Tcp(_) | Socket::UnregisteredTcp(_)) => socket,
     };
-    let Some(takeover) = &pair.takeover else { return Err("no_source_port") };
+    let Some(takeover) = &pair.takeover else { return Err(DeclineReason::NoSourcePort) };
     let TakeoverParams {
         client: ClientEndpoint { peer, local: client_local, info: client_info },
         local: backend_local,
@@ -108,16 +108,16 @@ pub(super) fn flow_entry(pair: &SocketPair) -> Result<(FlowEntry, TcpInfo), &'st
         canonical_pair((lease.backend_and_port().0, *backend_local)),
     );
     if client_addrs.0.is_ipv4() != backend_addrs.0.is_ipv4() {
-        return Err("address_family_mismatch");
+        return Err(DeclineReason::AddressFamilyMismatch);
     }
     // What stays on this host does not pass the interfaces.
     if [client_addrs, backend_addrs]
         .iter()
         .any(|(peer, local)| peer.ip() == local.ip() || peer.ip().is_loopback())
     {
-        return Err("same_host");
+        return Err(DeclineReason::SameHost);
     }
-    let backend_info = sys::tcp_info(backend).map_err(|_| "not_connected")?;
+    let backend_info = sys::tcp_info(backend).map_err(|_| DeclineReason::NotConnected)?;
     lease.record_mss(backend_info.advmss);
     // The kernel does not know what became of its SYN.
     let advmss = backend_info.advmss.min(lease.clamped_mss.unwrap_or(backend_info.advmss));
@@ -137,27 +137,27 @@ fn canonical_pair((peer, local): (SocketAddr, SocketAddr)) -> (SocketAddr, Socke
     (canonical_addr(peer), canonical_addr(local))
 }
 
-fn check_compatible(client: &TcpInfo, backend: &TcpInfo) -> Result<(), &'static str> {
+fn check_compatible(client: &TcpInfo, backend: &TcpInfo) -> Result<(), DeclineReason> {
     let either = client.options | backend.options;
     let differs = client.options ^ backend.options;
     if client.state != TCP_ESTABLISHED || backend.state != TCP_ESTABLISHED {
-        return Err("half_closed");
+        return Err(DeclineReason::HalfClosed);
     }
     if either & TCPI_OPT_SYN_DATA != 0 {
-        return Err("tcp_fast_open");
+        return Err(DeclineReason::TcpFastOpen);
     }
     if either & TCPI_OPT_USEC_TS != 0 {
-        return Err("tcp_usec_timestamps");
+        return Err(DeclineReason::TcpUsecTimestamps);
     }
     if differs & TCPI_OPT_TIMESTAMPS != 0 {
-        return Err("tcp_timestamps");
+        return Err(DeclineReason::TcpTimestamps);
     }
     if differs & TCPI_OPT_SACK != 0 {
-        return Err("tcp_sack");
+        return Err(DeclineReason::TcpSack);
     }
     // Each may send as much as it was told, and the other must be able to take that.
     if mss_with_options(backend) < client.advmss || mss_with_options(client) < backend.advmss {
-        return Err("tcp_mss");
+        return Err(DeclineReason::TcpMss);
     }
     Ok(())
 }
@@ -194,16 +194,16 @@ mod tests {
         let both = TCPI_OPT_TIMESTAMPS | TCPI_OPT_SACK;
         let rows = [
             (INFO, INFO, Ok(())),
-            (with(TCPI_OPT_SACK), with(both), Err("tcp_timestamps")),
-            (with(both), with(TCPI_OPT_TIMESTAMPS), Err("tcp_sack")),
+            (with(TCPI_OPT_SACK), with(both), Err(DeclineReason::TcpTimestamps)),
+            (with(both), with(TCPI_OPT_TIMESTAMPS), Err(DeclineReason::TcpSack)),
             (with(both | TCPI_OPT_ECN), with(both), Ok(())),
-            (with(both), with(both | TCPI_OPT_SYN_DATA), Err("tcp_fast_open")),
-            (with(both), with(both | TCPI_OPT_USEC_TS), Err("tcp_usec_timestamps")),
-            (TcpInfo { state: 8, ..INFO }, INFO, Err("half_closed")),
+            (with(both), with(both | TCPI_OPT_SYN_DATA), Err(DeclineReason::TcpFastOpen)),
+            (with(both), with(both | TCPI_OPT_USEC_TS), Err(DeclineReason::TcpUsecTimestamps)),
+            (TcpInfo { state: 8, ..INFO }, INFO, Err(DeclineReason::HalfClosed)),
             // A back end behind a smaller MTU than what the client was told.
-            (INFO, TcpInfo { snd_mss: 1388, ..INFO }, Err("tcp_mss")),
+            (INFO, TcpInfo { snd_mss: 1388, ..INFO }, Err(DeclineReason::TcpMss)),
             // A back end that was told more than the client can take.
-            (TcpInfo { snd_mss: 1388, ..INFO }, INFO, Err("tcp_mss")),
+            (TcpInfo { snd_mss: 1388, ..INFO }, INFO, Err(DeclineReason::TcpMss)),
             (TcpInfo { snd_mss: 1388, ..INFO }, TcpInfo { advmss: 1400, ..INFO }, Ok(())),
             // Without timestamps a segment has nothing else.
             (
