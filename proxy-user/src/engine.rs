@@ -5,11 +5,11 @@
 //! other engine gives the same bytes, half-closes, resets and tally. `packet` does not carry a pair but
 //! takes its place: what is left then is to wait ([`Course::Flying`]).
 
-use std::fmt;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use std::{fmt, io};
 
 use snisplit_common::abi::packet::FallbackReason;
 use socket2::SockRef;
@@ -29,7 +29,7 @@ pub(crate) mod sockmap;
 pub(crate) mod splice;
 mod transfer;
 
-pub(crate) use selector::{CarryResult, EngineChoice, EngineObserver, EngineSelector};
+pub(crate) use selector::{CarryResult, EngineChoice, EngineObserver, EngineSelector, FlowRequest};
 pub(crate) use socket::{Socket, TcpTimeouts, rebind_to_runtime};
 pub(crate) use transfer::Handover;
 
@@ -84,8 +84,6 @@ pub(crate) struct SocketPair {
     route_id: u32,
     /// Whether a direction that turns bulk is to leave the kernel.
     detach_bulk: bool,
-    /// What the packet engine must know of it, if that may have it.
-    takeover: Option<Box<packet::TakeoverParams>>,
 }
 
 /// The account of a flow while it runs, for whoever watches it, and when it has ended.
@@ -226,23 +224,37 @@ enum Peer {
 }
 
 impl SocketPair {
-    /// Arms the back end's socket as the listener armed the client's; what it needs only if it lasts, one that
-    /// the packet engine may have is given later (`take_care`).
+    /// Joins two sockets, and gives the back end's the options that the client's has from its listener.
+    ///
+    /// # Errors
+    /// Fails if an option of the back end's socket cannot be set.
     pub(crate) fn new(
         client: TcpStream,
-        (backend, takeover): (Socket, Option<Box<packet::TakeoverParams>>),
+        backend: Socket,
         counters: Arc<FlowCounters>,
-    ) -> std::io::Result<Self> {
+    ) -> io::Result<Self> {
+        backend.set_nodelay()?;
+        Self::for_takeover(client, backend, counters)
+    }
+
+    /// Joins two sockets that the packet engine may take over.
+    ///
+    /// Leaves `TCP_NODELAY` for later: most of these flows lose their sockets before it matters.
+    ///
+    /// # Errors
+    /// Fails if an option of the back end's socket cannot be set.
+    pub(crate) fn for_takeover(
+        client: TcpStream,
+        backend: Socket,
+        counters: Arc<FlowCounters>,
+    ) -> io::Result<Self> {
         backend.set_reset_on_close()?;
-        if takeover.is_none() {
-            backend.set_nodelay()?;
-        }
         let client = Socket::Tcp(client);
-        Ok(Self { client, backend, counters, route_id: 0, detach_bulk: false, takeover })
+        Ok(Self { client, backend, counters, route_id: 0, detach_bulk: false })
     }
 
     /// The same, for whoever waits on this runtime.
-    fn rebind_to_runtime(self) -> std::io::Result<Self> {
+    fn rebind_to_runtime(self) -> io::Result<Self> {
         Ok(Self {
             client: self.client.rebind_to_runtime()?,
             backend: self.backend.rebind_to_runtime()?,

@@ -15,7 +15,9 @@ use super::offloaded::{NextStep, Permits, outcome_from_end, with_idle_timeout};
 use super::{ConnContext, proxy_header, record_fields, reject};
 use crate::config::{Route, SourceAddress};
 use crate::engine::packet::ClientEndpoint;
-use crate::engine::{CarryResult, DeclineReason, EngineKind, EngineObserver, SocketPair};
+use crate::engine::{
+    CarryResult, DeclineReason, EngineKind, EngineObserver, FlowRequest, SocketPair,
+};
 use crate::telemetry::metrics::{DeclinedLabels, HandoverLabels};
 use crate::telemetry::{Metrics, Outcome, Record};
 
@@ -101,15 +103,15 @@ async fn run_engine(
         Box::new(Permits { _connection_permit, _flow_permit, _connection_guard, _loop_guard });
     record.entry.backend = Some(label);
     context.counters.add_bytes(bytes_sent, 0);
-    let Ok(socket_pair) = SocketPair::new(client, (socket, takeover), Arc::clone(context.counters))
-    else {
-        return Outcome::ClientClosed.into();
+    let counters = Arc::clone(context.counters);
+    let pair = match &takeover {
+        Some(_) => SocketPair::for_takeover(client, socket, counters),
+        None => SocketPair::new(client, socket, counters),
     };
-    let relay = context.shared.engine_selector.carry(
-        context.config.engine,
-        (socket_pair, &route.label),
-        context.metrics(),
-    );
+    let Ok(pair) = pair else { return Outcome::ClientClosed.into() };
+    let request =
+        FlowRequest { choice: context.config.engine, route: &route.label, pair, takeover };
+    let relay = context.shared.engine_selector.carry(request, context.metrics());
     match with_idle_timeout(Box::pin(relay), context.config.limits.idle_timeout, context.counters)
         .await
     {

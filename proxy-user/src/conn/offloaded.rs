@@ -94,7 +94,7 @@ pub(super) fn run_handover(
         let route = session.record.entry.route.clone().unwrap_or_default();
         let metrics = &shared.telemetry.metrics;
         let relay =
-            Box::pin(shared.engine_selector.carry_handover(*engine, (*handover, &route), metrics));
+            Box::pin(shared.engine_selector.carry_handover(*engine, *handover, &route, metrics));
         let outcome = tokio::select! {
             end = with_idle_timeout(relay, limits.idle_timeout, &session.counters) => outcome_from_end(end),
             () = shared.abort.cancelled() => Outcome::Shutdown,

@@ -72,7 +72,7 @@ async fn test_flow(engine: &SockmapEngine, address: IpAddr) -> Result<()> {
     while accepted.peek(&mut [0; QUEUED_AND_READ_LEN.0]).await? < QUEUED_AND_READ_LEN.0 {}
     accepted.read_exact(&mut [0; QUEUED_AND_READ_LEN.1]).await?;
     let counters = Arc::new(FlowCounters::default());
-    let pair = SocketPair::new(accepted, (Socket::Tcp(backend), None), Arc::clone(&counters))?;
+    let pair = SocketPair::new(accepted, Socket::Tcp(backend), Arc::clone(&counters))?;
     let engine_side = async {
         engine
             .carry(pair)

@@ -9,9 +9,9 @@ use snisplit_common::abi::packet::{
 };
 use tokio::net::TcpStream;
 
-use super::PortLease;
+use super::ports::PortLease;
 use crate::bpf::address::ingress_tuple;
-use crate::engine::{DeclineReason, Socket, SocketPair, TcpTimeouts};
+use crate::engine::{DeclineReason, Socket, TcpTimeouts};
 use crate::sys::{self, TcpInfo};
 
 /// include/net/tcp_states.h
@@ -91,18 +91,21 @@ const fn mss_with_options(info: &TcpInfo) -> u32 {
 }
 
 /// The flow as it is to be armed and what its back end's socket says, or why it cannot be.
-pub(super) fn flow_entry(pair: &SocketPair) -> Result<(FlowEntry, TcpInfo), DeclineReason> {
-    let backend = match &pair.backend {
+pub(super) fn flow_entry(
+    backend: &Socket,
+    params: Option<&TakeoverParams>,
+) -> Result<(FlowEntry, TcpInfo), DeclineReason> {
+    let backend = match backend {
         Socket::Unix(_) => return Err(DeclineReason::NotTcp),
         socket @ (Socket::Tcp(_) | Socket::UnregisteredTcp(_)) => socket,
     };
-    let Some(takeover) = &pair.takeover else { return Err(DeclineReason::NoSourcePort) };
+    let Some(params) = params else { return Err(DeclineReason::NoSourcePort) };
     let TakeoverParams {
         client: ClientEndpoint { peer, local: client_local, info: client_info },
         local: backend_local,
         lease,
         ..
-    } = &**takeover;
+    } = params;
     let (client_addrs, backend_addrs) = (
         canonical_pair((*peer, *client_local)),
         canonical_pair((lease.backend_and_port().0, *backend_local)),
