@@ -43,11 +43,12 @@ pub(super) async fn forward(
     let preamble =
         BackendPreamble { proxy_header: &proxy_header, replay, probe, client_bytes_follow: true };
     let engine = context.shared.engine_selector.packet_engine(context.config.engine);
-    let addresses = (record.entry.proxy.unwrap_or(record.entry.client), record.entry.listener);
+    let (peer, listener) =
+        (record.entry.proxy.unwrap_or(record.entry.client), record.entry.listener);
     let offload = engine.and_then(|engine| {
         Some(OffloadableConnect {
             engine,
-            client_endpoint: ClientEndpoint::new(&client, addresses).ok()?,
+            client_endpoint: ClientEndpoint::new(&client, peer, listener).ok()?,
         })
     });
     match Box::pin(connect_backend(route, (preamble, offload), context, record)).await {

@@ -59,11 +59,12 @@ impl PacketEngine {
     /// Loads the programs, attaches them to these interfaces, and begins to listen to them. Needs a
     /// running tokio.
     pub(crate) fn load(
-        attachments: (&[AttachTarget], Hook),
+        targets: &[AttachTarget],
+        hook: Hook,
         ports: PortAllocator,
         pins: Option<&Path>,
     ) -> Result<Self, BpfError> {
-        let (programs, events) = PacketPrograms::load(attachments, pins)?;
+        let (programs, events) = PacketPrograms::load((targets, hook), pins)?;
         let programs = Arc::new(programs);
         let (monitor, tasks) = FlowMonitor::start(Arc::clone(&programs), events);
         Ok(Self { programs, monitor, ports: Arc::new(ports), _tasks: Arc::new(Mutex::new(tasks)) })
@@ -94,7 +95,7 @@ impl PacketEngine {
         if !client.must_clamp(lease.advertised_mss()) {
             return Ok(None);
         }
-        let (backend, port) = lease.backend_and_port();
+        let (backend, port) = (lease.backend(), lease.port());
         self.programs.set_syn_clamp(backend, port, client.syn_clamp_value())?;
         lease.clamped_mss = Some(client.mss());
         Ok(Some(SynClamp { programs: Arc::clone(&self.programs), backend, port }))

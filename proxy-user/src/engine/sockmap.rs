@@ -90,11 +90,8 @@ impl SockmapEngine {
         if !is_open(client) || !is_open(backend) {
             return Err(declined(pair, DeclineReason::HalfClosed));
         }
-        let entries = match self.insert_sockets(
-            client,
-            backend,
-            (pair.route_id, if pair.detach_bulk { BULK_BYTES_PER_WINDOW } else { 0 }),
-        ) {
+        let bulk_threshold = if pair.detach_bulk { BULK_BYTES_PER_WINDOW } else { 0 };
+        let entries = match self.insert_sockets(client, backend, pair.route_id, bulk_threshold) {
             Ok(entries) => entries,
             Err(reason) => return Err(Box::new(Unprepared { pair, reason })),
         };
@@ -114,11 +111,12 @@ impl SockmapEngine {
         &self,
         client: &TcpStream,
         backend: &TcpStream,
-        route_and_threshold: (u32, u64),
+        route_id: u32,
+        bulk_threshold: u64,
     ) -> Result<FlowEntryGuard, PrepareError> {
         let program = &self.program;
         let directions = self
-            .insert_entries(client, backend, route_and_threshold)
+            .insert_entries(client, backend, route_id, bulk_threshold)
             .map_err(|_| PrepareError::Declined(DeclineReason::NoFlowEntry))?;
         let entries = FlowEntryGuard::new(Arc::clone(program), directions);
         let [up, down] = directions;
@@ -156,7 +154,8 @@ impl SockmapEngine {
         &self,
         client: &TcpStream,
         backend: &TcpStream,
-        (route, bulk_threshold): (u32, u64),
+        route_id: u32,
+        bulk_threshold: u64,
     ) -> Result<[FlowDirection; 2], BpfError> {
         let up = FlowDirection::new(Peer::Client, client, backend)?;
         let down = FlowDirection::new(Peer::Backend, backend, client)?;
@@ -166,7 +165,7 @@ impl SockmapEngine {
             egress_cookie: peer,
             started_at: now.as_secs(),
             direction,
-            route_id: route,
+            route_id,
             bulk_threshold,
             client_address: mapped_octets(from.ip()),
             client_port: from.port(),
@@ -205,6 +204,6 @@ impl Engine for SockmapEngine {
             }
         };
         counters.set_engine(EngineKind::Sockmap);
-        Ok(flow.run(self).await)
+        Ok(flow.run(&self.hangup_monitor, &self.splice).await)
     }
 }

@@ -78,7 +78,7 @@ impl FlowGuard {
     /// called again.
     pub(super) async fn wait_takeover(&self, pair: &SocketPair) -> Result<(), FallbackReason> {
         let is_notified = select! {
-            told = self.watch.wait_for(FlowUpdate::is_takeover_decided) => match told {
+            told = self.watch.wait_for(FlowUpdate::takeover_decided) => match told {
                 FlowUpdate::State(state) if state.is_translated() => return Ok(()),
                 FlowUpdate::State(_) => true,
                 FlowUpdate::PeerDead(_) | FlowUpdate::ResetRequested => false,
@@ -114,9 +114,7 @@ impl OffloadedFlow {
         };
         let _counter_guard =
             counters.attach_kernel_counters(move || watch.delivered().unwrap_or_else(&now));
-        let last = guard.watch.wait_for(|update| update.flow_end().is_some()).await;
-        // Nothing else was waited for.
-        let (end, peers_know) = last.flow_end().unwrap_or((FlowEnd::OperatorReset, false));
+        let (end, peers_know) = guard.watch.wait_for(FlowUpdate::flow_end).await;
         if peers_know {
             guard.on_drop = OnDrop::TimeWait(lease.take());
         }

@@ -92,7 +92,7 @@ impl FlowMonitor {
         }
         if let Some(watch) = self.flows().get(&event.flow_id) {
             if event.state.is_terminal() {
-                watch.set_delivered((event.bytes_up, event.bytes_down));
+                watch.set_delivered(event.bytes_up, event.bytes_down);
             }
             watch.publish(FlowUpdate::State(event.state));
         }

@@ -47,10 +47,11 @@ pub(crate) struct TakeoverParams {
 }
 
 impl ClientEndpoint {
-    /// `peer` is where the connection comes from, and `at` its listener.
+    /// `peer` is where the connection comes from, and `listener` the address it was accepted on.
     pub(crate) fn new(
         client: &TcpStream,
-        (peer, listener): (SocketAddr, SocketAddr),
+        peer: SocketAddr,
+        listener: SocketAddr,
     ) -> io::Result<Self> {
         let local = if listener.ip().is_unspecified() { client.local_addr()? } else { listener };
         Ok(Self { peer, local, info: sys::tcp_info(client)? })
@@ -79,7 +80,7 @@ impl ClientEndpoint {
 impl TakeoverParams {
     /// Our address, and the back end's.
     pub(crate) const fn addresses(&self) -> (SocketAddr, SocketAddr) {
-        (self.local, self.lease.backend_and_port().0)
+        (self.local, self.lease.backend())
     }
 }
 
@@ -106,18 +107,13 @@ pub(super) fn flow_entry(
         lease,
         ..
     } = params;
-    let (client_addrs, backend_addrs) = (
-        canonical_pair((*peer, *client_local)),
-        canonical_pair((lease.backend_and_port().0, *backend_local)),
-    );
-    if client_addrs.0.is_ipv4() != backend_addrs.0.is_ipv4() {
+    let client_link = AddressPair::new(*peer, *client_local);
+    let backend_link = AddressPair::new(lease.backend(), *backend_local);
+    if client_link.peer.is_ipv4() != backend_link.peer.is_ipv4() {
         return Err(DeclineReason::AddressFamilyMismatch);
     }
     // What stays on this host does not pass the interfaces.
-    if [client_addrs, backend_addrs]
-        .iter()
-        .any(|(peer, local)| peer.ip() == local.ip() || peer.ip().is_loopback())
-    {
+    if client_link.is_same_host() || backend_link.is_same_host() {
         return Err(DeclineReason::SameHost);
     }
     let backend_info = sys::tcp_info(backend).map_err(|_| DeclineReason::NotConnected)?;
@@ -126,8 +122,8 @@ pub(super) fn flow_entry(
     let advmss = backend_info.advmss.min(lease.clamped_mss.unwrap_or(backend_info.advmss));
     check_compatible(client_info, &TcpInfo { advmss, ..backend_info })?;
     let entry = FlowEntry {
-        client_tuple: ingress_tuple(client_addrs.0, client_addrs.1),
-        backend_tuple: ingress_tuple(backend_addrs.0, backend_addrs.1),
+        client_tuple: ingress_tuple(client_link.peer, client_link.local),
+        backend_tuple: ingress_tuple(backend_link.peer, backend_link.local),
         to_backend: translation(client_info, &backend_info),
         to_client: translation(&backend_info, client_info),
         ..FlowEntry::default()
@@ -135,9 +131,22 @@ pub(super) fn flow_entry(
     Ok((entry, backend_info))
 }
 
-fn canonical_pair((peer, local): (SocketAddr, SocketAddr)) -> (SocketAddr, SocketAddr) {
-    let canonical_addr = |address: SocketAddr| (address.ip().to_canonical(), address.port()).into();
-    (canonical_addr(peer), canonical_addr(local))
+/// Both addresses of a connection.
+struct AddressPair {
+    peer: SocketAddr,
+    local: SocketAddr,
+}
+
+impl AddressPair {
+    /// Writes IPv4 addresses of IPv6 sockets as IPv4 (RFC 4291 §2.5.5.2).
+    fn new(peer: SocketAddr, local: SocketAddr) -> Self {
+        let canonical = |address: SocketAddr| (address.ip().to_canonical(), address.port()).into();
+        Self { peer: canonical(peer), local: canonical(local) }
+    }
+
+    fn is_same_host(&self) -> bool {
+        self.peer.ip() == self.local.ip() || self.peer.ip().is_loopback()
+    }
 }
 
 fn check_compatible(client: &TcpInfo, backend: &TcpInfo) -> Result<(), DeclineReason> {

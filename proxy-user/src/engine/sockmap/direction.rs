@@ -18,9 +18,24 @@ use crate::engine::splice::SpliceEngine;
 use crate::engine::transfer::Transfer;
 use crate::sys;
 
-/// Pauses while the kernel empties a backlog: it has no event for that.
-pub(super) const POLL_BACKOFF: (Duration, Duration) =
-    (Duration::from_micros(200), Duration::from_millis(20));
+/// Pauses between looks at what the kernel has no event for. Each is twice as long as the one before.
+pub(super) struct PollBackoff {
+    next: Duration,
+}
+
+impl PollBackoff {
+    const FIRST: Duration = Duration::from_micros(200);
+    const LONGEST: Duration = Duration::from_millis(20);
+
+    pub(super) const fn new() -> Self {
+        Self { next: Self::FIRST }
+    }
+
+    pub(super) async fn wait(&mut self) {
+        sleep(self.next).await;
+        self.next = (self.next * 2).min(Self::LONGEST);
+    }
+}
 
 /// A direction, known by the socket that receives.
 #[derive(Clone, Copy, Debug)]
@@ -141,7 +156,7 @@ impl FlowDirection {
     ) -> Result<(), DirectionError> {
         let has_passed_bytes = self.detach(program, sockets.from)?;
         self.wait_delivered(program, sockets.to).await?;
-        let mut pause = POLL_BACKOFF.0;
+        let mut backoff = PollBackoff::new();
         loop {
             match has_passed_bytes {
                 true => relay_until_eof(sockets, splice.copy_fallback(), relayed).await?,
@@ -158,8 +173,7 @@ impl FlowDirection {
             if !has_passed_bytes {
                 return Err(DirectionError::From);
             }
-            sleep(pause).await;
-            pause = (pause * 2).min(POLL_BACKOFF.1);
+            backoff.wait().await;
         }
     }
 
@@ -169,7 +183,7 @@ impl FlowDirection {
         program: &SockmapProgram,
         to: &TcpStream,
     ) -> Result<(), DirectionError> {
-        let mut pause = POLL_BACKOFF.0;
+        let mut backoff = PollBackoff::new();
         loop {
             if self.is_delivered(to, self.entry(program)?.redirected_bytes)? {
                 return Ok(());
@@ -177,8 +191,7 @@ impl FlowDirection {
             if socket_state(to) == SocketState::Failed {
                 return Err(DirectionError::To);
             }
-            sleep(pause).await;
-            pause = (pause * 2).min(POLL_BACKOFF.1);
+            backoff.wait().await;
         }
     }
 }

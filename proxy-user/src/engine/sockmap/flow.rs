@@ -13,11 +13,10 @@ use snisplit_common::abi::DirectionState;
 use tokio::net::TcpStream;
 use tokio::select;
 use tokio::sync::watch;
-use tokio::time::sleep;
 use tracing::debug;
 
-use super::SockmapEngine;
-use super::direction::{DirectionError, DirectionSockets, FlowDirection, POLL_BACKOFF};
+use super::direction::{DirectionError, DirectionSockets, FlowDirection, PollBackoff};
+use super::hangup_monitor::HangupMonitor;
 use super::lazy_socket::{LazySocket, SocketState, socket_state};
 use crate::bpf::SockmapProgram;
 use crate::engine::splice::SpliceEngine;
@@ -67,7 +66,7 @@ impl Drop for FlowEntryGuard {
 
 impl PreparedFlow {
     /// Carries both directions to their end.
-    pub(super) async fn run(self, engine: &SockmapEngine) -> FlowEnd {
+    pub(super) async fn run(self, monitor: &HangupMonitor, splice: &SpliceEngine) -> FlowEnd {
         let Self { client, backend, counters, entries } = self;
         let entries = Arc::new(entries);
         let counted_entries = Arc::clone(&entries);
@@ -77,14 +76,13 @@ impl PreparedFlow {
             return FlowEnd::ClientReset;
         };
         let cookies = entries.directions.map(|direction| direction.cookie);
-        let Ok(registration) = engine.hangup_monitor.register([&client, &backend], cookies) else {
+        let Ok(registration) = monitor.register([&client, &backend], cookies) else {
             return FlowEnd::ClientReset;
         };
         // Bytes that came before the sockets were sources wait for this (tcp_set_rcvlowat).
         if [&backend, &client].into_iter().any(|s| sys::set_rcvlowat(s, 1).is_err()) {
             return FlowEnd::ClientReset;
         }
-        let splice = &engine.splice;
         let flow = RunningFlow { splice, client: &client, backend: &backend, entries: &entries };
         match flow.run_both(&registration.wake_rx).await {
             Ok(()) => {
@@ -141,7 +139,7 @@ impl<'f> RunningFlow<'f> {
     ) -> Result<(), DirectionError> {
         let direction = self.entries.directions[index];
         let (program, sockets) = (&self.entries.program, self.sockets(direction));
-        let mut pause = POLL_BACKOFF.0;
+        let mut backoff = PollBackoff::new();
         loop {
             wake_rx.mark_unchanged();
             if socket_state(sockets.to) == SocketState::Failed {
@@ -172,8 +170,7 @@ impl<'f> RunningFlow<'f> {
             if direction.is_drained(program, sockets)? {
                 break;
             }
-            sleep(pause).await;
-            pause = (pause * 2).min(POLL_BACKOFF.1);
+            backoff.wait().await;
         }
         let _reset_meanwhile = sockets.to.shutdown(Shutdown::Write);
         Ok(())
