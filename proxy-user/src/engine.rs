@@ -11,10 +11,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use std::{fmt, io};
 
+use rustix::io::Errno;
 use snisplit_common::abi::packet::FallbackReason;
 use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
+
+use tracing::debug;
 
 use crate::sys;
 
@@ -200,8 +203,37 @@ pub(crate) enum FlowEnd {
     ClientReset,
     /// The back end's side broke; the client was reset.
     BackendReset,
-    /// Somebody wanted it cut (`snisplit flows cut`); both were reset.
+    /// An operator reset both peers (`snisplit flows reset`).
     OperatorReset,
+    /// This host could not carry the flow on, for want of memory, descriptors or buffers. Both peers were reset.
+    LocalError(LocalErrorStage),
+}
+
+/// What the agent was doing when this host could not carry a flow on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum LocalErrorStage {
+    /// Registering a socket with an epoll instance.
+    Register,
+    /// Setting a socket option.
+    SocketOption,
+    /// Reading the state of a socket (`TCP_INFO`, `SIOCOUTQ`, poll(2)).
+    SocketState,
+    /// Reading from a socket.
+    Read,
+    /// Writing to a socket.
+    Write,
+    /// sockmap: adding a socket to the map when the program may have moved bytes.
+    SockmapUpdate,
+    /// sockmap: reading the flow entry of a direction, which is missing or which the program poisoned.
+    FlowEntry,
+    /// sockmap: reading the rest of a direction, of which bytes are missing.
+    MissingBytes,
+}
+
+impl LocalErrorStage {
+    fn log(self, error: &dyn fmt::Display) {
+        debug!(stage = ?self, %error, "local error");
+    }
 }
 
 impl FlowEnd {
@@ -212,6 +244,29 @@ impl FlowEnd {
             Self::ClientReset => "client_reset",
             Self::BackendReset => "backend_reset",
             Self::OperatorReset => "operator_reset",
+            Self::LocalError(_) => "local_error",
+        }
+    }
+
+    /// The end of a flow with a peer whose connection failed.
+    const fn reset_by(peer: Peer) -> Self {
+        match peer {
+            Peer::Client => Self::ClientReset,
+            Peer::Backend => Self::BackendReset,
+        }
+    }
+
+    /// The end of a flow that this host could not carry on. Logs the error.
+    pub(crate) fn local_error(stage: LocalErrorStage, error: &dyn fmt::Display) -> Self {
+        stage.log(error);
+        Self::LocalError(stage)
+    }
+
+    /// The end of a flow with an error of the socket to `peer`.
+    fn from_io_error(peer: Peer, stage: LocalErrorStage, error: &io::Error) -> Self {
+        match is_local_error(error) {
+            true => Self::local_error(stage, error),
+            false => Self::reset_by(peer),
         }
     }
 }
@@ -280,6 +335,12 @@ impl SocketPair {
             FlowEnd::Closed => self.set_graceful_close(),
             FlowEnd::ClientReset => wait_send_queue_empty(&self.backend).await,
             FlowEnd::BackendReset => wait_send_queue_empty(&self.client).await,
+            FlowEnd::LocalError(_) => {
+                tokio::join!(
+                    wait_send_queue_empty(&self.client),
+                    wait_send_queue_empty(&self.backend)
+                );
+            }
             FlowEnd::OperatorReset => {}
         }
         end
@@ -330,6 +391,29 @@ impl FlowCounters {
     /// The engine that took the flow last, once one has.
     pub(crate) fn engine(&self) -> Option<EngineKind> {
         *self.engine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether an error of a socket is this host's own.
+///
+/// A resource ran out, or the agent misused a descriptor. Every other error is the peer's or the path's: the
+/// kernel reports those of ICMP too (`icmp_err_convert`, net/ipv4/icmp.c).
+pub(crate) fn is_local_error(error: &io::Error) -> bool {
+    match Errno::from_io_error(error) {
+        Some(errno) => matches!(
+            errno,
+            Errno::MFILE
+                | Errno::NFILE
+                | Errno::NOMEM
+                | Errno::NOBUFS
+                | Errno::NOSPC
+                | Errno::BADF
+                | Errno::FAULT
+                | Errno::INVAL
+                | Errno::NOTSOCK
+        ),
+        // Tokio's, of a socket that its runtime does not know or does not serve any more.
+        None => error.kind() == io::ErrorKind::Other,
     }
 }
 

@@ -16,10 +16,11 @@ use super::{ConnContext, proxy_header, record_fields, reject};
 use crate::config::{Route, SourceAddress};
 use crate::engine::packet::ClientEndpoint;
 use crate::engine::{
-    CarryResult, DeclineReason, EngineKind, EngineObserver, FlowRequest, SocketPair,
+    CarryResult, DeclineReason, EngineKind, EngineObserver, FlowEnd, FlowRequest, LocalErrorStage,
+    SocketPair,
 };
 use crate::telemetry::metrics::{DeclinedLabels, HandoverLabels};
-use crate::telemetry::{Metrics, Outcome, Record};
+use crate::telemetry::{Metrics, Record};
 
 pub(super) async fn forward(
     client: TcpStream,
@@ -109,7 +110,13 @@ async fn run_engine(
         Some(_) => SocketPair::for_takeover(client, socket, counters),
         None => SocketPair::new(client, socket, counters),
     };
-    let Ok(pair) = pair else { return Outcome::ClientClosed.into() };
+    let pair = match pair {
+        Ok(pair) => pair,
+        Err(error) => {
+            let end = FlowEnd::local_error(LocalErrorStage::SocketOption, &error);
+            return outcome_from_end(Some(end)).into();
+        }
+    };
     let request =
         FlowRequest { choice: context.config.engine, route: &route.label, pair, takeover };
     let relay = context.shared.engine_selector.carry(request, context.metrics());

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::byte_counts::bytes_written_exact;
-use super::{DeclineReason, EngineKind, FlowEnd};
+use super::{DeclineReason, EngineKind, FlowEnd, LocalErrorStage};
 pub(crate) use crate::bpf::packet::Hook;
 use crate::bpf::packet::{AttachTarget, PacketPrograms};
 use crate::bpf::{BpfError, cookie};
@@ -181,8 +181,12 @@ impl PacketEngine {
         {
             Ok(takeover) => (flow, takeover),
             Err(_) => {
-                let Ok(flow) = flow.register_backend() else {
-                    return Ok(TakeoverResult::Finished(FlowEnd::BackendReset));
+                let flow = match flow.register_backend() {
+                    Ok(flow) => flow,
+                    Err(error) => {
+                        let end = FlowEnd::local_error(LocalErrorStage::Register, &error);
+                        return Ok(TakeoverResult::Finished(end));
+                    }
                 };
                 let takeover = guard.wait_takeover(&flow.pair).await;
                 (flow, takeover)

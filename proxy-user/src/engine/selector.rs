@@ -12,7 +12,7 @@ use super::packet::{
 use super::sockmap::SockmapEngine;
 use super::splice::SpliceEngine;
 use super::transfer::{Handover, StepResult};
-use super::{DeclineReason, Declined, Engine, EngineKind, FlowEnd, SocketPair};
+use super::{DeclineReason, Declined, Engine, EngineKind, FlowEnd, LocalErrorStage, SocketPair};
 
 /// What the operator asked for (`engine`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -190,8 +190,11 @@ impl EngineSelector {
         observer: &impl EngineObserver,
     ) -> FlowEnd {
         let Handover { pair, class } = handover;
-        // Where it cannot be waited for: dropping it resets both.
-        let Ok(pair) = pair.rebind_to_runtime() else { return FlowEnd::BackendReset };
+        let pair = match pair.rebind_to_runtime() {
+            Ok(pair) => pair,
+            // Dropping the sockets has reset both peers.
+            Err(error) => return FlowEnd::local_error(LocalErrorStage::Register, &error),
+        };
         match choice {
             EngineChoice::Auto => Box::pin(self.carry_auto(pair, class, route, observer)).await,
             EngineChoice::Only(EngineKind::Copy) => Box::pin(self.carry_copy(pair)).await,
@@ -262,7 +265,7 @@ impl EngineSelector {
                 CarryResult::Finished(match flow.into_socket_pair() {
                     // The port stays in use until the sockets are closed.
                     Ok((pair, _lease)) => Box::pin(self.carry_splice(pair, observer)).await,
-                    Err(_) => FlowEnd::BackendReset,
+                    Err(error) => FlowEnd::local_error(LocalErrorStage::Register, &error),
                 })
             }
         }

@@ -14,7 +14,9 @@ use tokio::net::TcpStream;
 use tracing::level_filters::LevelFilter;
 
 use super::splice::SpliceEngine;
-use super::{DeclineReason, Declined, Engine, EngineKind, FlowEnd, Peer, Socket, SocketPair};
+use super::{
+    DeclineReason, Declined, Engine, EngineKind, FlowEnd, LocalErrorStage, Peer, Socket, SocketPair,
+};
 use crate::bpf::address::mapped_octets;
 use crate::bpf::{BpfError, SockmapProgram};
 use crate::sys;
@@ -28,6 +30,7 @@ mod receive_buffer;
 use direction::FlowDirection;
 use flow::{FlowEntryGuard, PreparedFlow};
 use hangup_monitor::HangupMonitor;
+use lazy_socket::failed_peer;
 use receive_buffer::{cap_rcvbuf, raise_rcvlowat, uncap_rcvbuf};
 
 /// include/net/tcp_states.h
@@ -198,7 +201,10 @@ impl Engine for SockmapEngine {
                     PrepareError::BytesMoved => {
                         // In doubt: dropping the pair resets both.
                         pair.set_engine(EngineKind::Sockmap);
-                        Ok(FlowEnd::ClientReset)
+                        Ok(match failed_peer(&pair.client, &pair.backend) {
+                            Some(peer) => FlowEnd::reset_by(peer),
+                            None => FlowEnd::LocalError(LocalErrorStage::SockmapUpdate),
+                        })
                     }
                 };
             }

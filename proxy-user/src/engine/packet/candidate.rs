@@ -7,7 +7,7 @@ use tokio::io::AsyncWriteExt as _;
 
 use super::ports::PortLease;
 use super::takeover_params::TakeoverParams;
-use crate::engine::{FlowEnd, SocketPair};
+use crate::engine::{FlowEnd, LocalErrorStage, Peer, SocketPair};
 use crate::sys;
 
 /// A flow that the packet engine may take over.
@@ -55,15 +55,22 @@ impl TakeoverCandidate {
     pub(super) async fn forward_hello(mut self, bytes: usize) -> Result<Self, FlowEnd> {
         // Room for one more shows that this was all.
         let mut hello = Vec::with_capacity(bytes + 1);
-        if self.pair.client.recv_available(&mut hello).is_err() || hello.is_empty() {
+        if let Err(error) = self.pair.client.recv_available(&mut hello) {
+            let end = FlowEnd::from_io_error(Peer::Client, LocalErrorStage::Read, &error);
+            return Err(self.pair.close(end).await);
+        }
+        if hello.is_empty() {
             return Err(self.pair.close(FlowEnd::ClientReset).await);
         }
         // There is room for it, as a rule; an error comes again.
         let sent = send(&self.pair.backend, &hello, SendFlags::NOSIGNAL).unwrap_or_default();
         if sent < hello.len() {
-            self = self.register_backend().map_err(|_| FlowEnd::BackendReset)?;
-            if self.pair.backend.write_all(&hello[sent..]).await.is_err() {
-                return Err(self.pair.close(FlowEnd::BackendReset).await);
+            self = self
+                .register_backend()
+                .map_err(|error| FlowEnd::local_error(LocalErrorStage::Register, &error))?;
+            if let Err(error) = self.pair.backend.write_all(&hello[sent..]).await {
+                let end = FlowEnd::from_io_error(Peer::Backend, LocalErrorStage::Write, &error);
+                return Err(self.pair.close(end).await);
             }
         }
         self.pair.counters.add_bytes(hello.len(), 0);
