@@ -5,22 +5,25 @@
 //! other engine gives the same bytes, half-closes, resets and tally. `packet` does not carry a pair but
 //! takes its place: what is left then is to wait ([`CarryResult::Offloaded`]).
 
-use std::fmt;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use std::{fmt, io};
 
+use rustix::io::Errno;
+use snisplit_common::abi::packet::FallbackReason;
 use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
 
+use tracing::debug;
+
 use crate::sys;
 
-mod carry_result;
+mod byte_counts;
 mod classifier;
 pub(crate) mod copy;
-mod flow_end;
 pub(crate) mod packet;
 mod selector;
 pub(crate) mod self_test;
@@ -29,11 +32,9 @@ pub(crate) mod sockmap;
 pub(crate) mod splice;
 mod transfer;
 
-use carry_result::StepResult;
-pub(crate) use carry_result::{CarryResult, Handover};
-pub(crate) use flow_end::FlowEnd;
-pub(crate) use selector::{EngineChoice, EngineObserver, EngineSelector};
+pub(crate) use selector::{CarryResult, EngineChoice, EngineObserver, EngineSelector, FlowRequest};
 pub(crate) use socket::{Socket, TcpTimeouts, rebind_to_runtime};
+pub(crate) use transfer::Handover;
 
 /// How long bytes on their way to the surviving peer may take before the reset follows them.
 const RESET_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
@@ -86,8 +87,6 @@ pub(crate) struct SocketPair {
     route_id: u32,
     /// Whether a direction that turns bulk is to leave the kernel.
     detach_bulk: bool,
-    /// What the packet engine must know of it, if that may have it.
-    takeover: Option<Box<packet::TakeoverParams>>,
 }
 
 /// The account of a flow while it runs, for whoever watches it, and when it has ended.
@@ -128,7 +127,148 @@ impl Drop for CounterGuard<'_> {
 #[derive(Debug)]
 pub(crate) struct Declined {
     pub(crate) pair: SocketPair,
-    pub(crate) reason: &'static str,
+    pub(crate) reason: DeclineReason,
+}
+
+/// Why an engine declined a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DeclineReason {
+    /// splice: no pipe could be opened, for want of descriptors or memory.
+    PipeUnavailable,
+    /// sockmap, packet: the back end is a Unix socket.
+    NotTcp,
+    /// sockmap, packet: a socket is not established.
+    HalfClosed,
+    /// sockmap: the flow's entries could not be written, or a socket's byte counts not be read.
+    NoFlowEntry,
+    /// sockmap, packet: a map has no room.
+    MapFull,
+    /// sockmap: a socket could not be added to the map.
+    SockmapUpdateFailed,
+    /// packet: the back end was connected from a port that is not in `packet.ports`.
+    NoSourcePort,
+    /// packet: one connection is over IPv4 and the other one over IPv6.
+    AddressFamilyMismatch,
+    /// packet: a peer is on this host, so that its packets pass no interface.
+    SameHost,
+    /// packet: a socket could not be inspected.
+    NotConnected,
+    /// packet: a SYN carried data (RFC 7413).
+    TcpFastOpen,
+    /// packet: a connection has timestamps in microseconds.
+    TcpUsecTimestamps,
+    /// packet: one connection has timestamps and the other one has none (RFC 7323).
+    TcpTimestamps,
+    /// packet: one connection has selective acknowledgements and the other one has none (RFC 2018).
+    TcpSack,
+    /// packet: a peer may send larger segments than the other one can take.
+    TcpMss,
+    /// packet: the client's socket does not hold the hello any more.
+    NoClientHelloQueued,
+    /// packet: the programs left the flow with its sockets.
+    Fallback(FallbackReason),
+}
+
+impl DeclineReason {
+    /// The value of the label `reason` in metrics.
+    pub(crate) const fn label(self) -> &'static str {
+        match self {
+            Self::PipeUnavailable => "pipe_unavailable",
+            Self::NotTcp => "not_tcp",
+            Self::HalfClosed => "half_closed",
+            Self::NoFlowEntry => "no_flow_entry",
+            Self::MapFull => "map_full",
+            Self::SockmapUpdateFailed => "sockmap_update_failed",
+            Self::NoSourcePort => "no_source_port",
+            Self::AddressFamilyMismatch => "address_family_mismatch",
+            Self::SameHost => "same_host",
+            Self::NotConnected => "not_connected",
+            Self::TcpFastOpen => "tcp_fast_open",
+            Self::TcpUsecTimestamps => "tcp_usec_timestamps",
+            Self::TcpTimestamps => "tcp_timestamps",
+            Self::TcpSack => "tcp_sack",
+            Self::TcpMss => "tcp_mss",
+            Self::NoClientHelloQueued => "no_client_hello_queued",
+            Self::Fallback(reason) => reason.label(),
+        }
+    }
+}
+
+/// How a carried connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum FlowEnd {
+    /// Both sides closed in order.
+    Closed,
+    /// The client's side broke (reset, timeout, unreachable); the back end was reset.
+    ClientReset,
+    /// The back end's side broke; the client was reset.
+    BackendReset,
+    /// An operator reset both peers (`snisplit flows reset`).
+    OperatorReset,
+    /// This host could not carry the flow on, for want of memory, descriptors or buffers. Both peers were reset.
+    LocalError(LocalErrorStage),
+}
+
+/// What the agent was doing when this host could not carry a flow on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum LocalErrorStage {
+    /// Registering a socket with an epoll instance.
+    Register,
+    /// Setting a socket option.
+    SocketOption,
+    /// Reading the state of a socket (`TCP_INFO`, `SIOCOUTQ`, poll(2)).
+    SocketState,
+    /// Reading from a socket.
+    Read,
+    /// Writing to a socket.
+    Write,
+    /// sockmap: adding a socket to the map when the program may have moved bytes.
+    SockmapUpdate,
+    /// sockmap: reading the flow entry of a direction, which is missing or which the program poisoned.
+    FlowEntry,
+    /// sockmap: reading the rest of a direction, of which bytes are missing.
+    MissingBytes,
+}
+
+impl LocalErrorStage {
+    fn log(self, error: &dyn fmt::Display) {
+        debug!(stage = ?self, %error, "local error");
+    }
+}
+
+impl FlowEnd {
+    /// A short word for counters and logs.
+    pub(crate) const fn label(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::ClientReset => "client_reset",
+            Self::BackendReset => "backend_reset",
+            Self::OperatorReset => "operator_reset",
+            Self::LocalError(_) => "local_error",
+        }
+    }
+
+    /// The end of a flow with a peer whose connection failed.
+    const fn reset_by(peer: Peer) -> Self {
+        match peer {
+            Peer::Client => Self::ClientReset,
+            Peer::Backend => Self::BackendReset,
+        }
+    }
+
+    /// The end of a flow that this host could not carry on. Logs the error.
+    pub(crate) fn local_error(stage: LocalErrorStage, error: &dyn fmt::Display) -> Self {
+        stage.log(error);
+        Self::LocalError(stage)
+    }
+
+    /// The end of a flow with an error of the socket to `peer`.
+    fn from_io_error(peer: Peer, stage: LocalErrorStage, error: &io::Error) -> Self {
+        match is_local_error(error) {
+            true => Self::local_error(stage, error),
+            false => Self::reset_by(peer),
+        }
+    }
 }
 
 /// One of the two peers.
@@ -139,23 +279,37 @@ enum Peer {
 }
 
 impl SocketPair {
-    /// Arms the back end's socket as the listener armed the client's; what it needs only if it lasts, one that
-    /// the packet engine may have is given later (`take_care`).
+    /// Joins two sockets, and gives the back end's the options that the client's has from its listener.
+    ///
+    /// # Errors
+    /// Fails if an option of the back end's socket cannot be set.
     pub(crate) fn new(
         client: TcpStream,
-        (backend, takeover): (Socket, Option<Box<packet::TakeoverParams>>),
+        backend: Socket,
         counters: Arc<FlowCounters>,
-    ) -> std::io::Result<Self> {
+    ) -> io::Result<Self> {
+        backend.set_nodelay()?;
+        Self::for_takeover(client, backend, counters)
+    }
+
+    /// Joins two sockets that the packet engine may take over.
+    ///
+    /// Leaves `TCP_NODELAY` for later: most of these flows lose their sockets before it matters.
+    ///
+    /// # Errors
+    /// Fails if an option of the back end's socket cannot be set.
+    pub(crate) fn for_takeover(
+        client: TcpStream,
+        backend: Socket,
+        counters: Arc<FlowCounters>,
+    ) -> io::Result<Self> {
         backend.set_reset_on_close()?;
-        if takeover.is_none() {
-            backend.set_nodelay()?;
-        }
         let client = Socket::Tcp(client);
-        Ok(Self { client, backend, counters, route_id: 0, detach_bulk: false, takeover })
+        Ok(Self { client, backend, counters, route_id: 0, detach_bulk: false })
     }
 
     /// The same, for whoever waits on this runtime.
-    fn rebind_to_runtime(self) -> std::io::Result<Self> {
+    fn rebind_to_runtime(self) -> io::Result<Self> {
         Ok(Self {
             client: self.client.rebind_to_runtime()?,
             backend: self.backend.rebind_to_runtime()?,
@@ -181,6 +335,12 @@ impl SocketPair {
             FlowEnd::Closed => self.set_graceful_close(),
             FlowEnd::ClientReset => wait_send_queue_empty(&self.backend).await,
             FlowEnd::BackendReset => wait_send_queue_empty(&self.client).await,
+            FlowEnd::LocalError(_) => {
+                tokio::join!(
+                    wait_send_queue_empty(&self.client),
+                    wait_send_queue_empty(&self.backend)
+                );
+            }
             FlowEnd::OperatorReset => {}
         }
         end
@@ -231,6 +391,29 @@ impl FlowCounters {
     /// The engine that took the flow last, once one has.
     pub(crate) fn engine(&self) -> Option<EngineKind> {
         *self.engine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether an error of a socket is this host's own.
+///
+/// A resource ran out, or the agent misused a descriptor. Every other error is the peer's or the path's: the
+/// kernel reports those of ICMP too (`icmp_err_convert`, net/ipv4/icmp.c).
+pub(crate) fn is_local_error(error: &io::Error) -> bool {
+    match Errno::from_io_error(error) {
+        Some(errno) => matches!(
+            errno,
+            Errno::MFILE
+                | Errno::NFILE
+                | Errno::NOMEM
+                | Errno::NOBUFS
+                | Errno::NOSPC
+                | Errno::BADF
+                | Errno::FAULT
+                | Errno::INVAL
+                | Errno::NOTSOCK
+        ),
+        // Tokio's, of a socket that its runtime does not know or does not serve any more.
+        None => error.kind() == io::ErrorKind::Other,
     }
 }
 

@@ -9,8 +9,8 @@ use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::classifier::TrafficClassifier;
-use super::transfer::{ReadOutcome, RelayResult, Transfer, relay};
-use super::{Engine, EngineKind, FlowEnd, Handover, SocketPair, StepResult};
+use super::transfer::{Handover, ReadOutcome, RelayResult, StepResult, Transfer, relay};
+use super::{Engine, EngineKind, FlowEnd, SocketPair};
 
 /// Bytes in a buffer: one system call moves as much as a GRO super-packet holds.
 const BUFFER_LEN: usize = 64 * 1024;

@@ -6,10 +6,13 @@ use std::sync::OnceLock;
 
 use super::classifier::{TrafficClass, TrafficClassifier};
 use super::copy::CopyEngine;
-use super::packet::PacketEngine;
+use super::packet::{
+    NotTakenOver, OffloadedFlow, PacketEngine, TakeoverCandidate, TakeoverParams, TakeoverResult,
+};
 use super::sockmap::SockmapEngine;
 use super::splice::SpliceEngine;
-use super::{CarryResult, Declined, Engine, EngineKind, FlowEnd, Handover, SocketPair, StepResult};
+use super::transfer::{Handover, StepResult};
+use super::{DeclineReason, Declined, Engine, EngineKind, FlowEnd, LocalErrorStage, SocketPair};
 
 /// What the operator asked for (`engine`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,6 +59,26 @@ pub(crate) struct EngineSelector {
     copy: CopyEngine,
 }
 
+/// What the ladder makes of a pair.
+pub(crate) enum CarryResult {
+    /// An engine has carried it to its end.
+    Finished(FlowEnd),
+    /// It needs no sockets any more; whoever has this waits for its end.
+    Offloaded(Box<OffloadedFlow>),
+    /// It has outlived its beginnings; whoever has this carries it on
+    /// ([`Ladder::carry_on`](super::Ladder::carry_on)), in another task and on another thread, if need be.
+    Handover(Box<Handover>),
+}
+
+impl From<StepResult> for CarryResult {
+    fn from(result: StepResult) -> Self {
+        match result {
+            StepResult::Finished(end) => Self::Finished(end),
+            StepResult::Handover(handover) => Self::Handover(Box::new(handover)),
+        }
+    }
+}
+
 impl EngineChoice {
     /// Which engines carry a flow, in words.
     pub const fn description(self) -> &'static str {
@@ -71,10 +94,20 @@ impl EngineChoice {
     }
 }
 
+/// A flow to carry.
+pub(crate) struct FlowRequest<'r> {
+    pub(crate) choice: EngineChoice,
+    /// The first name of its route.
+    pub(crate) route: &'r str,
+    pub(crate) pair: SocketPair,
+    /// What the packet engine needs to take the flow over; `None` if it must not.
+    pub(crate) takeover: Option<Box<TakeoverParams>>,
+}
+
 /// Hears what becomes of a pair on its way.
 pub(crate) trait EngineObserver {
     /// An engine handed it back, and why.
-    fn on_declined(&self, engine: EngineKind, reason: &'static str);
+    fn on_declined(&self, engine: EngineKind, reason: DeclineReason);
     /// Another engine carries it on.
     fn on_changed(&self, engine: EngineKind);
 }
@@ -108,16 +141,17 @@ impl EngineSelector {
     /// that a flow may take is on the heap: an idle one keeps the memory of its own, not of the largest.
     pub(crate) async fn carry(
         &self,
-        choice: EngineChoice,
-        (pair, route): (SocketPair, &str),
+        request: FlowRequest<'_>,
         observer: &impl EngineObserver,
     ) -> CarryResult {
+        let FlowRequest { choice, route, pair, takeover } = request;
         match (choice, self.sockmap.get(), self.packet.get()) {
             (EngineChoice::Only(EngineKind::Sockmap), Some(sockmap), _) => CarryResult::Finished(
-                Box::pin(self.carry_sockmap(sockmap, (pair, route), observer)).await,
+                Box::pin(self.carry_sockmap(sockmap, pair, route, observer)).await,
             ),
             (EngineChoice::Only(EngineKind::Packet), _, Some(packet)) => {
-                Box::pin(self.carry_packet(packet, (pair, route), observer)).await
+                let flow = TakeoverCandidate { pair, params: takeover };
+                Box::pin(self.carry_packet(packet, flow, route, observer)).await
             }
             (EngineChoice::Only(EngineKind::Copy), ..) => {
                 Box::pin(self.start_with_copy(pair)).await
@@ -151,14 +185,18 @@ impl EngineSelector {
     pub(crate) async fn carry_handover(
         &self,
         choice: EngineChoice,
-        (handover, route): (Handover, &str),
+        handover: Handover,
+        route: &str,
         observer: &impl EngineObserver,
     ) -> FlowEnd {
         let Handover { pair, class } = handover;
-        // Where it cannot be waited for: dropping it resets both.
-        let Ok(pair) = pair.rebind_to_runtime() else { return FlowEnd::BackendReset };
+        let pair = match pair.rebind_to_runtime() {
+            Ok(pair) => pair,
+            // Dropping the sockets has reset both peers.
+            Err(error) => return FlowEnd::local_error(LocalErrorStage::Register, &error),
+        };
         match choice {
-            EngineChoice::Auto => Box::pin(self.carry_auto((pair, class), route, observer)).await,
+            EngineChoice::Auto => Box::pin(self.carry_auto(pair, class, route, observer)).await,
             EngineChoice::Only(EngineKind::Copy) => Box::pin(self.carry_copy(pair)).await,
             EngineChoice::Only(EngineKind::Splice | EngineKind::Sockmap | EngineKind::Packet) => {
                 Box::pin(self.carry_splice(pair, observer)).await
@@ -170,7 +208,8 @@ impl EngineSelector {
     /// bulk. The reason is in docs/benchmarks.md.
     async fn carry_auto(
         &self,
-        (mut pair, mut class): (SocketPair, TrafficClass),
+        mut pair: SocketPair,
+        mut class: TrafficClass,
         route: &str,
         observer: &impl EngineObserver,
     ) -> FlowEnd {
@@ -179,7 +218,7 @@ impl EngineSelector {
             if let (TrafficClass::Interactive, Some(sockmap)) = (class, self.sockmap.get()) {
                 pair.detach_bulk = true;
                 observer.on_changed(EngineKind::Sockmap);
-                return Box::pin(self.carry_sockmap(sockmap, (pair, route), observer)).await;
+                return Box::pin(self.carry_sockmap(sockmap, pair, route, observer)).await;
             }
             let classifier = TrafficClassifier::for_interactive();
             match Box::pin(self.splice.carry_until_classified(pair, Some(&classifier))).await {
@@ -196,7 +235,8 @@ impl EngineSelector {
     async fn carry_sockmap(
         &self,
         sockmap: &SockmapEngine,
-        (mut pair, route): (SocketPair, &str),
+        mut pair: SocketPair,
+        route: &str,
         observer: &impl EngineObserver,
     ) -> FlowEnd {
         pair.route_id = sockmap.route_id(route);
@@ -212,17 +252,20 @@ impl EngineSelector {
     async fn carry_packet(
         &self,
         packet: &PacketEngine,
-        (mut pair, route): (SocketPair, &str),
+        mut flow: TakeoverCandidate,
+        route: &str,
         observer: &impl EngineObserver,
     ) -> CarryResult {
-        pair.route_id = packet.route_id(route);
-        match packet.carry(pair).await {
-            Ok(course) => course,
-            Err(Declined { pair, reason }) => {
+        flow.pair.route_id = packet.route_id(route);
+        match packet.carry(flow).await {
+            Ok(TakeoverResult::Offloaded(flow)) => CarryResult::Offloaded(flow),
+            Ok(TakeoverResult::Finished(end)) => CarryResult::Finished(end),
+            Err(NotTakenOver { flow, reason }) => {
                 observer.on_declined(EngineKind::Packet, reason);
-                CarryResult::Finished(match pair.register_backend() {
-                    Ok(pair) => Box::pin(self.carry_splice(pair, observer)).await,
-                    Err(_) => FlowEnd::BackendReset,
+                CarryResult::Finished(match flow.into_socket_pair() {
+                    // The port stays in use until the sockets are closed.
+                    Ok((pair, _lease)) => Box::pin(self.carry_splice(pair, observer)).await,
+                    Err(error) => FlowEnd::local_error(LocalErrorStage::Register, &error),
                 })
             }
         }

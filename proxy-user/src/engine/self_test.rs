@@ -26,8 +26,10 @@ use super::{Engine as _, FlowCounters, FlowEnd, Socket, SocketPair};
 const TEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// More than may be held back for a reader that reads nothing.
 const DOWNLOAD_LEN: usize = 16 << 20;
-/// Of what waits before the hand-over: all, and those that were read.
-const QUEUED_AND_READ_LEN: (usize, usize) = (200, 50);
+/// Bytes that wait in the socket before the engine has it.
+const QUEUED_LEN: usize = 200;
+/// How many of these are read before.
+const READ_LEN: usize = 50;
 
 /// Loads the engine and tries it; an error says what is wrong, and whether that is known of this
 /// kernel's version. Needs a running tokio.
@@ -66,23 +68,23 @@ async fn test_flow(engine: &SockmapEngine, address: IpAddr) -> Result<()> {
     let (mut client, accepted) = connect_loopback(address).await?;
     let (backend, mut server) = connect_loopback(address).await?;
     SockRef::from(&server).set_send_buffer_size(64 * 1024)?;
-    let early: Vec<u8> = (0..QUEUED_AND_READ_LEN.0).map(|n| n as u8).collect();
+    let early: Vec<u8> = (0..QUEUED_LEN).map(|n| n as u8).collect();
     client.write_all(&early).await?;
     let mut accepted = accepted;
-    while accepted.peek(&mut [0; QUEUED_AND_READ_LEN.0]).await? < QUEUED_AND_READ_LEN.0 {}
-    accepted.read_exact(&mut [0; QUEUED_AND_READ_LEN.1]).await?;
+    while accepted.peek(&mut [0; QUEUED_LEN]).await? < QUEUED_LEN {}
+    accepted.read_exact(&mut [0; READ_LEN]).await?;
     let counters = Arc::new(FlowCounters::default());
-    let pair = SocketPair::new(accepted, (Socket::Tcp(backend), None), Arc::clone(&counters))?;
+    let pair = SocketPair::new(accepted, Socket::Tcp(backend), Arc::clone(&counters))?;
     let engine_side = async {
-        engine.carry(pair).await.map_err(|back| anyhow::anyhow!("declined: {}", back.reason))
+        engine
+            .carry(pair)
+            .await
+            .map_err(|back| anyhow::anyhow!("declined: {}", back.reason.label()))
     };
     let peers = async {
-        let mut received = vec![0; QUEUED_AND_READ_LEN.0 - QUEUED_AND_READ_LEN.1];
+        let mut received = vec![0; QUEUED_LEN - READ_LEN];
         server.read_exact(&mut received).await?;
-        ensure!(
-            received == early[QUEUED_AND_READ_LEN.1..],
-            "bytes that were read already came again"
-        );
+        ensure!(received == early[READ_LEN..], "bytes that were read already came again");
         test_slow_download(&mut client, &mut server).await?;
         client.shutdown().await?;
         ensure!(server.read(&mut [0; 8]).await? == 0, "the client's end did not arrive");
@@ -91,11 +93,9 @@ async fn test_flow(engine: &SockmapEngine, address: IpAddr) -> Result<()> {
         Ok(())
     };
     let (end, ()) = tokio::try_join!(engine_side, peers)?;
-    ensure!(end == FlowEnd::Closed, "the flow broke: {}", end.name());
-    let (counted, expected) = (
-        counters.totals(),
-        ((QUEUED_AND_READ_LEN.0 - QUEUED_AND_READ_LEN.1) as u64, DOWNLOAD_LEN as u64),
-    );
+    ensure!(end == FlowEnd::Closed, "the flow broke: {}", end.label());
+    let (counted, expected) =
+        (counters.totals(), ((QUEUED_LEN - READ_LEN) as u64, DOWNLOAD_LEN as u64));
     ensure!(counted == expected, "the counts are {counted:?}, not {expected:?}");
     ensure!(
         engine.program().counter(SockmapCounter::Trimmed)? > trimmed_before,

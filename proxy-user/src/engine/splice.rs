@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::classifier::TrafficClassifier;
 use super::copy::{CopyEngine, CopyTransfer};
-use super::transfer::{ReadOutcome, RelayResult, Transfer, relay};
-use super::{Declined, Engine, EngineKind, FlowEnd, Handover, SocketPair, StepResult};
+use super::transfer::{Handover, ReadOutcome, RelayResult, StepResult, Transfer, relay};
+use super::{DeclineReason, Declined, Engine, EngineKind, FlowEnd, SocketPair};
 use rustix::pipe::{PipeFlags, SpliceFlags};
 
 /// Bytes asked for at once, and of pipe; above fs.pipe-max-size the kernel's default must do.
@@ -64,7 +64,7 @@ impl SpliceEngine {
     ) -> Result<StepResult, Declined> {
         match self.take_pipe() {
             Ok(pipe) => self.return_pipe(pipe),
-            Err(_) => return Err(Declined { pair, reason: "pipe_unavailable" }),
+            Err(_) => return Err(Declined { pair, reason: DeclineReason::PipeUnavailable }),
         }
         pair.set_engine(EngineKind::Splice);
         match relay(&pair, self.transfer(), self.transfer(), classifier).await {

@@ -14,7 +14,7 @@ use tokio::io::Interest;
 use tokio::select;
 
 use super::classifier::{TrafficClass, TrafficClassifier};
-use super::{FlowEnd, Peer, Socket, SocketPair};
+use super::{FlowEnd, LocalErrorStage, Peer, Socket, SocketPair, is_local_error};
 
 /// Holds the bytes between a read and a write. Holds no resource while it holds no bytes.
 pub(super) trait Transfer {
@@ -35,11 +35,13 @@ pub(super) struct ReadOutcome {
     pub(super) drained: bool,
 }
 
-/// A socket that can no longer be used, and which direction's half of the work found out.
+/// Why a direction ended early.
 #[derive(Clone, Copy, Debug)]
-struct SocketError {
-    peer: Peer,
-    op: IoOp,
+enum RelayError {
+    /// The socket to this peer failed, in this operation.
+    Socket { peer: Peer, op: IoOp },
+    /// This host could not carry the direction on.
+    Local(LocalErrorStage),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,11 +50,38 @@ enum IoOp {
     Write,
 }
 
+impl RelayError {
+    fn new(peer: Peer, op: IoOp, error: &io::Error) -> Self {
+        if !is_local_error(error) {
+            return Self::Socket { peer, op };
+        }
+        let stage = match op {
+            IoOp::Read => LocalErrorStage::Read,
+            IoOp::Write => LocalErrorStage::Write,
+        };
+        stage.log(error);
+        Self::Local(stage)
+    }
+}
+
 /// What a relay came to.
 pub(super) enum RelayResult {
     Finished(FlowEnd),
     /// A flow that `pace` found ripe, at an instant when nothing of it is in user space.
     Classified(TrafficClass),
+}
+
+/// What one engine made of a pair, for a while.
+pub(super) enum StepResult {
+    Finished(FlowEnd),
+    Handover(Handover),
+}
+
+/// A pair still running, and nothing of it is in user space: another engine may carry it on.
+pub(crate) struct Handover {
+    pub(super) pair: SocketPair,
+    /// What it was like of late.
+    pub(super) class: TrafficClass,
 }
 
 /// How a direction was left.
@@ -87,9 +116,9 @@ pub(super) async fn relay<C: Transfer>(
             biased;
             left = &mut other => left,
             // Nobody reads this side any more, and it can still break.
-            () = wait_for_error(pair.socket(from)) => Err(SocketError { peer: from, op: IoOp::Write }),
+            error = wait_for_error(pair.socket(from), from) => Err(error),
         },
-        Err(error) if error.op == IoOp::Write => {
+        Err(error @ RelayError::Socket { op: IoOp::Write, .. }) => {
             // The dead side may have said something before it died: that still has a reader.
             let _also_broken = other.await;
             Err(error)
@@ -99,10 +128,8 @@ pub(super) async fn relay<C: Transfer>(
     match result {
         Ok(DirectionResult::Classified(class)) => RelayResult::Classified(class),
         Ok(DirectionResult::Finished) => RelayResult::Finished(FlowEnd::Closed),
-        Err(SocketError { peer: Peer::Client, .. }) => RelayResult::Finished(FlowEnd::ClientReset),
-        Err(SocketError { peer: Peer::Backend, .. }) => {
-            RelayResult::Finished(FlowEnd::BackendReset)
-        }
+        Err(RelayError::Socket { peer, .. }) => RelayResult::Finished(FlowEnd::reset_by(peer)),
+        Err(RelayError::Local(stage)) => RelayResult::Finished(FlowEnd::LocalError(stage)),
     }
 }
 
@@ -113,16 +140,16 @@ async fn relay_direction<C: Transfer>(
     mut transfer: C,
     write_failed: &AtomicBool,
     classifier: Option<&TrafficClassifier>,
-) -> Result<DirectionResult, SocketError> {
+) -> Result<DirectionResult, RelayError> {
     let (other_peer, byte_count) = match peer {
         Peer::Client => (Peer::Backend, &pair.counters.bytes_up),
         Peer::Backend => (Peer::Client, &pair.counters.bytes_down),
     };
     let (from, to) = (pair.socket(peer), pair.socket(other_peer));
-    let cannot_read = |_: io::Error| SocketError { peer, op: IoOp::Read };
-    let cannot_write = |_: io::Error| {
+    let cannot_read = |error: io::Error| RelayError::new(peer, IoOp::Read, &error);
+    let cannot_write = |error: io::Error| {
         write_failed.store(true, Ordering::Relaxed);
-        SocketError { peer: other_peer, op: IoOp::Write }
+        RelayError::new(other_peer, IoOp::Write, &error)
     };
     loop {
         from.ready(Interest::READABLE).await.map_err(cannot_read)?;
@@ -192,11 +219,92 @@ fn shutdown_write(to: &Socket) -> io::Result<()> {
 }
 
 /// Waits for a socket error that no read or write is there to find.
-async fn wait_for_error(socket: &Socket) {
+async fn wait_for_error(socket: &Socket, peer: Peer) -> RelayError {
     loop {
         match socket.ready(Interest::ERROR).await {
             Ok(ready) if !ready.is_error() => {}
-            Ok(_) | Err(_) => return,
+            Ok(_) => return RelayError::Socket { peer, op: IoOp::Write },
+            Err(error) => return RelayError::new(peer, IoOp::Write, &error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use rustix::io::Errno;
+    use rustix::net::{RecvFlags, recv};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    /// Fails to read, or reads one byte and fails to write it.
+    struct FailingTransfer {
+        op: IoOp,
+        errno: Errno,
+        buffered: usize,
+    }
+
+    impl Transfer for FailingTransfer {
+        fn read_from(&mut self, from: BorrowedFd<'_>) -> io::Result<ReadOutcome> {
+            recv(from, &mut [0; 1], RecvFlags::PEEK)?;
+            if self.op == IoOp::Read {
+                return Err(self.errno.into());
+            }
+            self.buffered = 1;
+            Ok(ReadOutcome { bytes: 1, drained: true })
+        }
+
+        fn write_to(&mut self, _: BorrowedFd<'_>) -> io::Result<usize> {
+            Err(self.errno.into())
+        }
+
+        fn buffered(&self) -> usize {
+            self.buffered
+        }
+
+        fn release(&mut self) {}
+    }
+
+    /// A peer's socket, and the agent's socket to that peer.
+    async fn connect() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let peer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (accepted, _) = listener.accept().await.unwrap();
+        (peer, accepted)
+    }
+
+    /// Ends a flow with an error of a transfer, and checks that both peers see a reset.
+    async fn end_after(op: IoOp, errno: Errno) -> FlowEnd {
+        let (mut client, to_client) = connect().await;
+        let (mut backend, to_backend) = connect().await;
+        socket2::SockRef::from(&to_client).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+        let pair = SocketPair::new(to_client, Socket::Tcp(to_backend), Arc::default()).unwrap();
+        client.write_all(b"x").await.unwrap();
+        let transfer = || FailingTransfer { op, errno, buffered: 0 };
+        let RelayResult::Finished(end) = relay(&pair, transfer(), transfer(), None).await else {
+            panic!("nobody classifies this flow");
+        };
+        pair.close(end).await;
+        for peer in [&mut client, &mut backend] {
+            let error = peer.read(&mut [0; 1]).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+        }
+        end
+    }
+
+    #[tokio::test]
+    async fn an_error_of_this_host_is_not_a_reset_by_a_peer() {
+        for errno in [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM] {
+            let read = LocalErrorStage::Read;
+            assert_eq!(end_after(IoOp::Read, errno).await, FlowEnd::LocalError(read));
+            let write = LocalErrorStage::Write;
+            assert_eq!(end_after(IoOp::Write, errno).await, FlowEnd::LocalError(write));
+        }
+        for errno in [Errno::CONNRESET, Errno::TIMEDOUT, Errno::HOSTUNREACH] {
+            assert_eq!(end_after(IoOp::Read, errno).await, FlowEnd::ClientReset);
         }
     }
 }
