@@ -10,8 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use rustix::termios::tcgetwinsize;
 
-use super::FlowList;
-use super::flows::FlowRow;
+use super::flows::{FlowList, FlowRow};
 
 /// Lines of a terminal that are no flow's: the sums, the titles, and where the cursor is left.
 const NON_FLOW_LINES: usize = 3;

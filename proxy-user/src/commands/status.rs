@@ -2,23 +2,16 @@
 //! while it is stopped or hangs.
 
 use std::fmt;
-use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 use snisplit_common::abi::packet::{FlowState, PacketCounter};
-use snisplit_common::abi::{Direction, DirectionEntry, SockmapCounter};
+use snisplit_common::abi::{Direction, SockmapCounter};
 
+use super::pinned::{pin_dir_text, read_pinned, total_bytes};
 use crate::bpf::inspect::{PacketState, PinnedState, SockmapState};
-use crate::bpf::{self, pin_dir};
 use crate::instance::InstanceInfo;
-
-mod flows;
-mod top;
-
-pub use flows::FlowList;
-pub use top::run as top;
 
 /// What there is to say of an instance.
 #[derive(Debug, Serialize)]
@@ -87,23 +80,6 @@ impl EngineStatus {
             buffers: words.collect(),
         }
     }
-}
-
-/// `None` if nothing is pinned.
-fn read_pinned(instance: &str) -> Result<Option<PinnedState>> {
-    let folder = pin_dir(instance);
-    match bpf::is_bpffs_mounted() && folder.exists() {
-        true => PinnedState::read(&folder).with_context(|| pin_dir_text(instance)).map(Some),
-        false => Ok(None),
-    }
-}
-
-fn pin_dir_text(instance: &str) -> String {
-    Path::display(&pin_dir(instance)).to_string()
-}
-
-const fn total_bytes(flow: &DirectionEntry) -> u64 {
-    flow.redirected_bytes + flow.passed_bytes
 }
 
 impl fmt::Display for Status {
