@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::certs::CertStore;
-use crate::config::{Config, Overrides};
+use crate::config::Config;
 use crate::conn::Shared;
 use crate::conn::admission::ConnectionLimiter;
 use crate::conn::adopt;
@@ -31,26 +31,16 @@ use crate::telemetry::record::Telemetry;
 use crate::telemetry::{AccessLog, AcmeLog, Metrics, admin};
 
 mod certificates;
+mod config_source;
 mod config_watcher;
 mod engines;
 mod health_check;
 mod listeners;
 mod reload;
+mod services;
 
-use certificates::CertificateSources;
-use health_check::HealthChecker;
-use listeners::Listeners;
-
-/// Where the configuration comes from, and comes from again at a reload.
-#[derive(Debug)]
-pub struct ConfigSource {
-    /// The file, if there is one.
-    pub path: Option<PathBuf>,
-    /// The flags, which win over it.
-    pub overrides: Overrides,
-    /// Whether to reload as soon as the file changes.
-    pub watch: bool,
-}
+pub use config_source::ConfigSource;
+use services::Services;
 
 /// Serves until SIGTERM or SIGINT, then lets running connections end (`drain`); a second signal
 /// cuts them. SIGHUP reloads the file.
@@ -115,24 +105,6 @@ fn build_shared(config: Config) -> Result<Shared> {
     })
 }
 
-/// What follows the configuration besides connections.
-struct Services {
-    listeners: Listeners,
-    certificates: CertificateSources,
-    health_checker: HealthChecker,
-}
-
-impl Services {
-    fn new(shared: &Arc<Shared>, tasks: &TaskTracker) -> Result<Self> {
-        let listeners = Listeners::new(Arc::clone(shared), tasks.clone());
-        Ok(Self {
-            listeners: listeners.context("cannot start a thread")?,
-            certificates: CertificateSources::new(shared.cert_store.clone()),
-            health_checker: HealthChecker::new(Arc::clone(shared)),
-        })
-    }
-}
-
 fn start(shared: &Arc<Shared>, services: &mut Services, tasks: &TaskTracker) -> Result<()> {
     let config = shared.config.load_full();
     shared.backends.retain_configured(&config);
@@ -147,16 +119,6 @@ fn start(shared: &Arc<Shared>, services: &mut Services, tasks: &TaskTracker) -> 
     net::warn_if_missing(&config);
     info!(engine = %config.engine, routes = config.routes.iter().len(), "ready");
     Ok(())
-}
-
-impl ConfigSource {
-    fn load(&self) -> Result<Config> {
-        Ok(Config::load(self.path.as_deref(), &self.overrides)?)
-    }
-
-    fn watcher(&self) -> config_watcher::ConfigWatcher {
-        config_watcher::ConfigWatcher::new(self.path.clone().filter(|_| self.watch))
-    }
 }
 
 /// Opens the access log and the admin port.

@@ -13,9 +13,9 @@ use serde::{Deserialize, Serialize};
 use snisplit_common::server_name::ServerName;
 use tracing::{debug, info};
 
-use super::CertificateSpec;
 use super::dns01::{Dns01Solver, TxtRecord};
 use super::http_client::is_bad_nonce;
+use super::spec::CertificateSpec;
 use super::store::{self, CertificateDir};
 use crate::certs::{CertStore, ChallengeGuard, challenge};
 use crate::config::terminate::Challenge;

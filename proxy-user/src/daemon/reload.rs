@@ -9,7 +9,8 @@ use anyhow::{Result, bail};
 use snisplit_common::decide::AcmeBypass;
 use tracing::{info, warn};
 
-use super::{ConfigSource, Services};
+use super::config_source::ConfigSource;
+use super::services::Services;
 use crate::config::{Config, Route};
 use crate::conn::Shared;
 use crate::telemetry::metrics::ReloadLabels;
