@@ -78,7 +78,7 @@ async fn serve(source: &ConfigSource, config: Config) -> Result<()> {
         }
     };
     let drain_timeout = shared.config.load().drain_timeout;
-    info!(signal = signal_name, running = tasks.len(), drain = ?drain_timeout, "stopping");
+    info!(signal = signal_name, connections = tasks.len(), ?drain_timeout, "stopping");
     services.listeners.stop_accepting().await;
     drain(&tasks, drain_timeout, &mut signals).await;
     shared.abort.cancel();
@@ -129,7 +129,7 @@ fn open_telemetry(config: &Config, cert_store: &CertStore) -> Result<Telemetry> 
         let socket = TcpListener::bind(address)
             .with_context(|| format!("admin.address: cannot listen on {address}"))?;
         socket.set_nonblocking(true)?;
-        info!(address = %socket.local_addr()?, "admin");
+        info!(address = %socket.local_addr()?, "admin port listening");
         let socket = tokio::net::TcpListener::from_std(socket)?;
         let cert_store = cert_store.clone();
         tokio::spawn(admin::serve(socket, metrics.clone(), move || cert_store.missing()));
@@ -147,10 +147,12 @@ async fn drain(tasks: &TaskTracker, limit: Duration, signals: &mut Signals) {
     select! {
         waited = timeout(limit, tasks.wait()) => {
             if waited.is_err() {
-                info!(cut = tasks.len(), "drain time is over");
+                info!(reset_connections = tasks.len(), "drain timeout expired");
             }
         }
-        signal_name = signals.recv_stop() => info!(signal = signal_name, cut = tasks.len(), "told twice"),
+        signal_name = signals.recv_stop() => {
+            info!(signal = signal_name, reset_connections = tasks.len(), "second signal received");
+        }
     }
 }
 
@@ -187,9 +189,9 @@ fn raise_fd_limit() {
     let raised = setrlimit(Resource::Nofile, Rlimit { current: nr_open, maximum: nr_open })
         .or_else(|_| setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }));
     if let Err(error) = raised {
-        warn!(%error, "cannot raise the limit of open files");
+        warn!(%error, "cannot raise the open file limit");
     }
     if let Some(limit) = getrlimit(Resource::Nofile).current {
-        info!(limit, connections = max_connections_for_nofile(limit), "open files");
+        info!(limit, max_connections = max_connections_for_nofile(limit), "open file limit");
     }
 }

@@ -122,7 +122,7 @@ impl CertificateTask {
                 self.next_ari_poll = SystemTime::UNIX_EPOCH;
                 self.status.last_error = None;
                 let until = self.renewal.validity.map(|(_, until)| format_time(until));
-                info!(name = %self.spec.label, not_after = until, "certificate in use");
+                info!(name = %self.spec.label, not_after = until, "certificate installed");
             }
             Err(error) => self.record_failure(&error),
         }
@@ -133,7 +133,7 @@ impl CertificateTask {
         for _ in 0..MAX_BAD_NONCE_RETRIES {
             match self.order_once().await {
                 Err(error) if error.downcast_ref().is_some_and(is_bad_nonce) => {
-                    debug!(name = %self.spec.label, "going on: {error:#}");
+                    debug!(name = %self.spec.label, "retrying after a bad nonce: {error:#}");
                 }
                 done => return done,
             }
@@ -189,10 +189,10 @@ impl CertificateTask {
         let name = &self.spec.label;
         match (kind, failure.count) {
             (FailureKind::Unreachable, 2..) => {
-                info!(%name, next_attempt, "no certificate: {error:#}")
+                info!(%name, next_attempt, "certificate order failed: {error:#}")
             }
             (FailureKind::Unreachable | FailureKind::Rejected, _) => {
-                warn!(%name, next_attempt, "no certificate: {error:#}");
+                warn!(%name, next_attempt, "certificate order failed: {error:#}");
             }
         }
     }

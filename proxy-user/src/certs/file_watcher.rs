@@ -68,7 +68,7 @@ impl CertFileWatcher {
             match pem::load(cert, key) {
                 Ok((pair, info)) => {
                     if seen.is_some() {
-                        info!(name = %label, cert = %cert.display(), "certificate read again");
+                        info!(name = %label, cert = %cert.display(), "certificate reloaded");
                     }
                     self.store.install(label, pair, info);
                 }
@@ -76,7 +76,9 @@ impl CertFileWatcher {
                     *doubted = current;
                     continue;
                 }
-                Err(why) => warn!(name = %label, "the old certificate stays: {why}"),
+                Err(why) => {
+                    warn!(name = %label, "certificate not reloaded, the old one stays in use: {why}")
+                }
             }
             *seen = current;
         }

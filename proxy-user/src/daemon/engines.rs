@@ -56,14 +56,14 @@ pub(super) async fn load(config: &Config, ladder: &EngineSelector) -> Result<Eng
             let pins = PinDir::acquire_clean(&config.instance)?;
             let words = self_test(ladder, pins.as_ref()).await.context(why)?;
             if let Some(fault) = fault {
-                warn!("sockmap passed its trial, but {fault}; `engine = \"auto\"` avoids it");
+                warn!("sockmap passed its self-test, but {fault}; engine = \"auto\" avoids it");
             }
             (words, pins)
         }
         (EngineChoice::Auto, Some(fault)) => (format!("not used: {fault}"), None),
         (EngineChoice::Auto, None) => {
             let pins = PinDir::acquire_clean(&config.instance).unwrap_or_else(|why| {
-                info!("the kernel's maps are not pinned: {why:#}");
+                info!("BPF maps are not pinned: {why:#}");
                 None
             });
             match self_test(ladder, pins.as_ref()).await {
@@ -72,8 +72,8 @@ pub(super) async fn load(config: &Config, ladder: &EngineSelector) -> Result<Eng
             }
         }
     };
-    let pinned = pins.as_ref().map(|pins| pins.path.display().to_string());
-    info!(sockmap, pinned, "engines");
+    let pin_dir = pins.as_ref().map(|pins| pins.path.display().to_string());
+    info!(sockmap, pin_dir, "engines loaded");
     Ok(EngineGuard { _instance_info: publish_instance_info(config, sockmap), pins })
 }
 
@@ -108,7 +108,11 @@ fn publish_instance_info(config: &Config, sockmap: String) -> Option<InstanceLoc
         sockmap,
     };
     let noted = presence.publish(&config.instance);
-    noted.inspect_err(|why| info!(%why, "`snisplit status` will not know this agent")).ok()
+    noted
+        .inspect_err(|error| {
+            info!(%error, "cannot write the instance file; snisplit status will not see this agent");
+        })
+        .ok()
 }
 
 /// The folder of this instance's pins, locked; dropping it removes them.

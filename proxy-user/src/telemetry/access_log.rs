@@ -172,7 +172,7 @@ fn write_loop(messages: &Receiver<Message>, path: &Path, out: &mut Output) {
         if let Err(error) = &result
             && !failed
         {
-            tracing::warn!(%error, "the access log cannot be written");
+            tracing::warn!(%error, "cannot write the access log");
         }
         failed = result.is_err();
     }

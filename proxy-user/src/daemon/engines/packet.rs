@@ -32,12 +32,14 @@ pub(super) fn load(config: &Config, ladder: &EngineSelector, pins: Option<&Path>
         })
         .collect();
     if config.packet.xdp && targets.iter().all(|link| !link.use_xdp) {
-        warn!("packet.xdp: no interface can have it; packets meet the programs of `hook` only");
+        warn!(
+            "packet.xdp: no interface supports it; only the programs of packet.hook are attached"
+        );
     }
     let names: Vec<&str> = targets.iter().map(|link| link.name.as_str()).collect();
     let hook = config.packet.hook;
     let xdp_interfaces = targets.iter().filter(|link| link.use_xdp).count();
-    info!(interfaces = names.join(" "), ?ports, ?hook, xdp_interfaces, "packet");
+    info!(interfaces = names.join(" "), ?ports, ?hook, xdp_interfaces, "packet engine attached");
     let packet = PacketEngine::load((&targets, hook), PortAllocator::new(ports.clone()), pins);
     // The kernel's types took some 50 MB for a moment.
     sys::trim_heap();
@@ -50,8 +52,8 @@ pub(super) fn load(config: &Config, ladder: &EngineSelector, pins: Option<&Path>
 /// Whether its driver can have the program of drivers.
 fn supports_xdp(interface: &Interface) -> bool {
     let reason = host::xdp_unsupported_reason(interface);
-    if let Some(why) = &reason {
-        info!(interface = interface.name, "packet.xdp: not in this driver: {why}");
+    if let Some(reason) = &reason {
+        info!(interface = interface.name, "packet.xdp: not supported by this driver: {reason}");
     }
     reason.is_none()
 }
