@@ -42,8 +42,12 @@ mod services;
 pub use config_source::ConfigSource;
 use services::Services;
 
-/// Serves until SIGTERM or SIGINT, then lets running connections end (`drain`); a second signal
-/// cuts them. SIGHUP reloads the file.
+/// Serves until SIGTERM or SIGINT, then waits up to `drain_timeout` for connections to end; a second
+/// signal resets them. SIGHUP reloads the file.
+///
+/// # Errors
+///
+/// The configuration is invalid, or a listener, engine, state directory or runtime cannot be set up.
 pub fn run(source: &ConfigSource) -> Result<()> {
     let config = source.load()?;
     raise_fd_limit();
