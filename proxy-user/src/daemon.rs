@@ -36,6 +36,8 @@ mod config_watcher;
 mod engines;
 mod health_check;
 mod listeners;
+mod packet_engine;
+mod pin_dir;
 mod reload;
 mod services;
 

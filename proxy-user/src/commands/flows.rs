@@ -19,23 +19,24 @@ use crate::bpf::packet::{detach_all, migrate as migrate_pins};
 use crate::bpf::pin_dir;
 use crate::engine::packet::send_resets;
 
-/// A flow that the kernel carries.
+/// An offloaded flow.
 #[derive(Debug, Serialize)]
 pub(super) struct FlowRow {
     pub(super) engine: &'static str,
     pub(super) client: SocketAddr,
     pub(super) backend: SocketAddr,
     pub(super) route: String,
-    /// Bytes that the kernel carried.
-    pub(super) up: u64,
-    pub(super) down: u64,
-    pub(super) up_state: &'static str,
-    pub(super) down_state: &'static str,
-    /// Seconds.
-    pub(super) age: u64,
+    /// Bytes delivered to the back end while offloaded.
+    pub(super) bytes_up: u64,
+    /// Bytes delivered to the client while offloaded.
+    pub(super) bytes_down: u64,
+    pub(super) state_up: &'static str,
+    pub(super) state_down: &'static str,
+    /// Seconds since the flow was offloaded.
+    pub(super) age_seconds: u64,
 }
 
-/// All flows of an instance that the kernel carries, oldest first.
+/// All offloaded flows of an instance, oldest first.
 #[derive(Debug, Serialize)]
 #[serde(transparent)]
 pub struct FlowList(pub(super) Vec<FlowRow>);
@@ -62,7 +63,7 @@ impl FlowList {
         if let Some(packet) = &pinned.packet {
             all.extend(packet.flows.values().map(|flow| FlowRow::from_packet(packet, flow, now)));
         }
-        all.sort_by_key(|flow| std::cmp::Reverse(flow.age));
+        all.sort_by_key(|flow| std::cmp::Reverse(flow.age_seconds));
         Ok(Self(all))
     }
 }
@@ -75,16 +76,16 @@ impl FlowRow {
             client: socket_addr(up.client_address, up.client_port),
             backend: socket_addr(up.backend_address, up.backend_port),
             route: pinned.route(up).into(),
-            up: total_bytes(up),
-            down: down.map_or(0, total_bytes),
-            up_state: state_name(up.state),
-            down_state: down.map_or("closed", |down| state_name(down.state)),
-            age: now.saturating_sub(up.started_at),
+            bytes_up: total_bytes(up),
+            bytes_down: down.map_or(0, total_bytes),
+            state_up: state_label(up.state),
+            state_down: down.map_or("closed", |down| state_label(down.state)),
+            age_seconds: now.saturating_sub(up.started_at),
         }
     }
 
     fn from_packet(pinned: &PacketState, flow: &FlowEntry, now: u64) -> Self {
-        let (up, down) = flow.delivered_bytes();
+        let (bytes_up, bytes_down) = flow.delivered_bytes();
         let state =
             |peer: &PeerState| if peer.has_fin == 0 { flow.state.label() } else { "half_closed" };
         Self {
@@ -92,16 +93,16 @@ impl FlowRow {
             client: peer_and_local(&flow.client_tuple).0,
             backend: peer_and_local(&flow.backend_tuple).0,
             route: pinned.route_name(flow).into(),
-            up,
-            down,
-            up_state: state(&flow.client_state),
-            down_state: state(&flow.backend_state),
-            age: now.saturating_sub(flow.started_at),
+            bytes_up,
+            bytes_down,
+            state_up: state(&flow.client_state),
+            state_down: state(&flow.backend_state),
+            age_seconds: now.saturating_sub(flow.started_at),
         }
     }
 }
 
-const fn state_name(state: DirectionState) -> &'static str {
+const fn state_label(state: DirectionState) -> &'static str {
     match state {
         DirectionState::Pending => "pending",
         DirectionState::Redirecting => "redirecting",
@@ -114,28 +115,28 @@ const fn state_name(state: DirectionState) -> &'static str {
 impl fmt::Display for FlowList {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for flow in &self.0 {
-            let FlowRow { engine, client, backend, route, up, down, .. } = flow;
-            let age = humantime::format_duration(Duration::from_secs(flow.age));
-            let (up_state, down_state) = (flow.up_state, flow.down_state);
+            let FlowRow { engine, client, backend, route, bytes_up, bytes_down, .. } = flow;
+            let age = humantime::format_duration(Duration::from_secs(flow.age_seconds));
+            let (state_up, state_down) = (flow.state_up, flow.state_down);
             writeln!(
                 f,
-                "{client} -> {backend}  {route}  {engine}  up {up} ({up_state})  down {down} \
-                 ({down_state})  {age}"
+                "{client} -> {backend}  {route}  {engine}  up {bytes_up} ({state_up})  down \
+                 {bytes_down} ({state_down})  {age}"
             )?;
         }
         Ok(())
     }
 }
 
-/// The pins of an instance whose agent does not run, nor will while the file is open.
+/// Locks the pins of an instance, so that no agent of its name can start while the file is open.
 fn lock_stopped_instance(instance: &str) -> Result<(PathBuf, File)> {
-    let folder = pin_dir(instance);
-    let place = folder.display();
-    let lock = File::open(&folder).with_context(|| format!("{place}: nothing is left there"))?;
+    let dir = pin_dir(instance);
+    let place = dir.display();
+    let lock = File::open(&dir).with_context(|| format!("{place}: nothing is pinned there"))?;
     if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
         bail!("{place}: the agent \"{instance}\" runs; stop it first");
     }
-    Ok((folder, lock))
+    Ok((dir, lock))
 }
 
 /// Converts the pins that an older version left. Returns the line to print.
@@ -144,12 +145,12 @@ fn lock_stopped_instance(instance: &str) -> Result<(PathBuf, File)> {
 ///
 /// An agent of that name runs, the version is unknown, or a pin cannot be converted.
 pub fn migrate(instance: &str) -> Result<String> {
-    let (folder, _lock) = lock_stopped_instance(instance)?;
-    let from_version = migrate_pins(&folder)?;
-    let place = folder.display();
-    let flows = PinnedState::read(&folder)?.packet.map_or(0, |packet| packet.flows.len());
+    let (dir, _lock) = lock_stopped_instance(instance)?;
+    let from_version = migrate_pins(&dir)?;
+    let place = dir.display();
+    let flows = PinnedState::read(&dir)?.packet.map_or(0, |packet| packet.flows.len());
     Ok(format!(
-        "{place}: {flows} flows, of packet ABI version {from_version}, can go on with this snisplit"
+        "{place}: {flows} flows of packet ABI version {from_version} converted; the next agent adopts them"
     ))
 }
 
@@ -159,26 +160,26 @@ pub fn migrate(instance: &str) -> Result<String> {
 ///
 /// An agent of that name runs, or a pin cannot be read or removed.
 pub fn purge(instance: &str) -> Result<String> {
-    let (folder, _lock) = lock_stopped_instance(instance)?;
-    let place = folder.display();
-    // Those of another version are not understood; without its programs the kernel resets them as
-    // soon as one of their peers says something.
-    let packet = PinnedState::read(&folder).ok().and_then(|pinned| pinned.packet);
+    let (dir, _lock) = lock_stopped_instance(instance)?;
+    let place = dir.display();
+    // Flow entries of another ABI version cannot be read. Once the programs are detached, the kernel
+    // resets such a flow as soon as one of its peers sends a packet.
+    let packet = PinnedState::read(&dir).ok().and_then(|pinned| pinned.packet);
     if packet.is_some() {
-        // The programs go later than their pins, and would not let the resets out.
-        remove_tuples(&folder)?;
+        // The programs outlive their pins for a moment, and would drop the resets sent below.
+        remove_tuples(&dir)?;
     }
-    detach_all(&folder);
-    for entry in fs::read_dir(&folder)?.flatten() {
+    detach_all(&dir);
+    for entry in fs::read_dir(&dir)?.flatten() {
         fs::remove_file(entry.path()).with_context(|| entry.path().display().to_string())?;
     }
-    fs::remove_dir(&folder)?;
+    fs::remove_dir(&dir)?;
     let Some(packet) = packet else {
-        return Ok(format!("{place} is gone, and what flows it had with it"));
+        return Ok(format!("{place} removed, with all flows that were pinned there"));
     };
     let running = packet.flows.values().filter(|flow| flow.state == FlowState::Offloaded);
-    let ended = running.inspect(|flow| send_resets(flow)).count();
-    Ok(format!("{ended} flows ended; {place} is gone"))
+    let reset = running.inspect(|flow| send_resets(flow)).count();
+    Ok(format!("{reset} flows reset; {place} removed"))
 }
 
 /// Asks the agent to reset the flows of a client, by address or by address and port. Returns the line
@@ -192,17 +193,17 @@ pub fn request_reset(instance: &str, client: &str) -> Result<String> {
         match (client.parse::<SocketAddr>(), client.parse::<IpAddr>()) {
             (Ok(address), _) => Box::new(move |other| other == address),
             (_, Ok(ip)) => Box::new(move |other| other.ip() == ip),
-            _ => bail!("\"{client}\" is no ADDRESS:PORT and no ADDRESS"),
+            _ => bail!("\"{client}\" is neither ADDRESS:PORT nor ADDRESS"),
         };
-    let folder = pin_dir(instance);
-    let context = || format!("{}: no flows of the packet engine", folder.display());
-    let packet = PinnedState::read(&folder)?.packet.with_context(context)?;
+    let dir = pin_dir(instance);
+    let context = || format!("{}: no flows of the packet engine", dir.display());
+    let packet = PinnedState::read(&dir)?.packet.with_context(context)?;
     let running = packet.flows.iter().filter(|(_, flow)| flow.state == FlowState::Offloaded);
     let selected = running.filter(|(_, flow)| is_selected(peer_and_local(&flow.client_tuple).0));
     let flow_ids: Vec<u64> = selected.map(|(number, _)| *number).collect();
-    request_resets(&folder, &flow_ids)?;
+    request_resets(&dir, &flow_ids)?;
     match flow_ids.len() {
-        0 => bail!("no flow of {client} is in the kernel; `snisplit flows` lists them"),
-        flows => Ok(format!("{flows} flows will be cut")),
+        0 => bail!("no flow of {client} is offloaded; `snisplit flows` lists those that are"),
+        flows => Ok(format!("{flows} flows will be reset")),
     }
 }

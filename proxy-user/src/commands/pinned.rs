@@ -1,26 +1,26 @@
 //! What the engines of an instance have pinned in bpffs.
 
-use std::path::Path;
-
 use anyhow::{Context as _, Result};
 use snisplit_common::abi::DirectionEntry;
 
 use crate::bpf::inspect::PinnedState;
 use crate::bpf::{self, pin_dir};
 
-/// `None` if nothing is pinned.
+/// Reads the pinned maps of an instance; `None` if nothing is pinned.
 pub(super) fn read_pinned(instance: &str) -> Result<Option<PinnedState>> {
-    let folder = pin_dir(instance);
-    match bpf::is_bpffs_mounted() && folder.exists() {
-        true => PinnedState::read(&folder).with_context(|| pin_dir_text(instance)).map(Some),
+    let dir = pin_dir(instance);
+    match bpf::is_bpffs_mounted() && dir.exists() {
+        true => PinnedState::read(&dir).with_context(|| pin_dir_text(instance)).map(Some),
         false => Ok(None),
     }
 }
 
+/// Formats the path of an instance's pins.
 pub(super) fn pin_dir_text(instance: &str) -> String {
-    Path::display(&pin_dir(instance)).to_string()
+    pin_dir(instance).display().to_string()
 }
 
-pub(super) const fn total_bytes(flow: &DirectionEntry) -> u64 {
-    flow.redirected_bytes + flow.passed_bytes
+/// Sums the bytes that a direction has moved, by redirection and through user space.
+pub(super) const fn total_bytes(entry: &DirectionEntry) -> u64 {
+    entry.redirected_bytes + entry.passed_bytes
 }
