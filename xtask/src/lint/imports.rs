@@ -43,18 +43,13 @@ const LAYERS: [(&str, MayImport); 13] = [
 /// this list when it is merged.
 const LAYERS_BEFORE_MOVE: &[(&str, MayImport)] = &[
     ("acme", Only(&["dns"])),
-    ("cert_commands", AllBut(&["daemon"])),
     ("certs", Only(&["file_stamp"])),
     ("cli", AllBut(&["daemon"])),
     ("config", Only(&["bpf", "certs", "engine", "telemetry"])),
     ("conn", Only(&["certs", "config", "dns", "engine", "sys", "telemetry"])),
     ("dns", Only(&[])),
-    ("doctor", AllBut(&["daemon"])),
-    ("explain", AllBut(&["daemon"])),
     ("file_stamp", Only(&[])),
-    ("flow_commands", AllBut(&["daemon"])),
     ("instance", AllBut(&["daemon"])),
-    ("status", AllBut(&["daemon"])),
 ];
 
 /// A library or a binary of the workspace.
