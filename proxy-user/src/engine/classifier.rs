@@ -2,7 +2,7 @@
 //!
 //! To insert a flow in a socket map costs a short connection more than it gains, and splice(2) moves
 //! bulk faster than the kernel redirects it. So `engine = "auto"` hands a flow over to sockmap once a
-//! sample of its messages shows that it is neither (docs/performance/results.md).
+//! sample of its messages shows that it is neither (docs/concepts/engines.md).
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -21,7 +21,7 @@ const PIPE_CAPACITY: usize = 256 * 1024;
 /// pipe was full (`pipe_resize_ring`, fs/pipe.c; a default pipe has 16).
 const PIPE_SLOTS: usize = 16;
 
-/// Bytes of a read up to which a copy is as fast (docs/performance/results.md). With a pipe only another
+/// Bytes of a read up to which a copy is as fast (docs/performance/notebook.md). With a pipe only another
 /// system call shows that the socket has no more.
 const MAX_COPIED_READ: usize = 8 * 1024;
 
