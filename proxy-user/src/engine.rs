@@ -1,9 +1,13 @@
-//! Engines carry the bytes of a forwarded connection, and the ladder picks one.
+//! Engines, which move the bytes of forwarded connections, and what they have in common.
 //!
-//! The contract is ownership: [`Engine::carry`] takes a pair of sockets to their end, or hands them
-//! back as they were. After the first byte there is no handing back. `copy` is the reference; every
-//! other engine gives the same bytes, half-closes, resets and tally. `packet` does not carry a pair but
-//! takes its place: what is left then is to wait ([`CarryResult::Offloaded`]).
+//! An engine owns the socket pair that it carries: [`Engine::carry`] either ends the flow or returns
+//! the pair as it was ([`Declined`]). Once a byte has moved, an engine cannot decline. The copy engine
+//! is the reference: every other engine delivers the same bytes, half-closes, resets and counts.
+//!
+//! The packet engine is the exception to the contract. Its BPF programs replace the socket pair, and
+//! what remains for the agent is to wait for the end ([`CarryResult::Offloaded`]).
+//!
+//! Files below import this one, and this one imports only [`socket`](self::socket).
 
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,7 +20,6 @@ use snisplit_common::abi::packet::FallbackReason;
 use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
-
 use tracing::debug;
 
 use crate::sys;
@@ -36,33 +39,34 @@ pub(crate) use selector::{CarryResult, EngineChoice, EngineObserver, EngineSelec
 pub(crate) use socket::{Socket, TcpTimeouts, rebind_to_runtime};
 pub(crate) use transfer::Handover;
 
-/// How long bytes on their way to the surviving peer may take before the reset follows them.
+/// Time that the remaining peer has to acknowledge what was sent before its connection is reset.
 const RESET_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Takes a pair of sockets to their end, or hands them back as they were.
+/// An engine that carries socket pairs.
 pub(crate) trait Engine {
-    /// What handing back looks like; [`Infallible`](std::convert::Infallible) for the last rung.
+    /// A pair that the engine did not touch. [`Infallible`](std::convert::Infallible) for an engine
+    /// that takes every pair.
     type Declined;
 
     /// Carries both directions until both have ended.
     async fn carry(&self, pair: SocketPair) -> Result<FlowEnd, Self::Declined>;
 }
 
-/// The engines there are.
+/// Names of the engines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EngineKind {
-    /// read(2) and write(2) through a pooled buffer.
+    /// Copies with recv(2) and send(2) through a pooled buffer.
     Copy,
-    /// splice(2) through a pooled pipe; what is small is copied.
+    /// Moves pages with splice(2) through a pooled pipe, and copies small messages.
     Splice,
-    /// A verdict program on a socket map.
+    /// Redirects from socket to socket in a BPF program on a socket map.
     Sockmap,
-    /// Packets are translated; there are no sockets.
+    /// Translates packets in BPF programs on the interfaces. A flow has no sockets.
     Packet,
 }
 
 impl EngineKind {
-    /// The word in configs, counters and logs.
+    /// The name in configuration files, metrics and logs.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Copy => "copy",
@@ -73,44 +77,52 @@ impl EngineKind {
     }
 }
 
-/// Two connected sockets that want to be one connection.
+/// The two sockets of a flow, and what every engine must know of the flow.
 ///
-/// TCP sockets carry `SO_LINGER` 0 (the client's from its listener) until a clean end takes it off:
-/// however the agent leaves a running flow (an error, a panic, `kill -9`), the peers see a reset and
-/// never a false end of stream.
+/// TCP sockets have `SO_LINGER` with a timeout of 0 until the flow ends in order
+/// ([`set_graceful_close`]). The client's socket has it from its listener. So both peers see a reset,
+/// and never a false end of stream, whether the agent drops the pair, panics or is killed.
 #[derive(Debug)]
 pub(crate) struct SocketPair {
     client: Socket,
     backend: Socket,
     counters: Arc<FlowCounters>,
-    /// Its route's number among the pins.
+    /// Id of the flow's route in the `routes` map of the BPF programs.
     route_id: u32,
-    /// Whether a direction that turns bulk is to leave the kernel.
+    /// Whether the sockmap engine leaves a direction to user space when its traffic becomes bulk.
     detach_bulk: bool,
 }
 
-/// The account of a flow while it runs, for whoever watches it, and when it has ended.
+/// One of the two peers of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Peer {
+    Client,
+    Backend,
+}
+
+/// Bytes and engine of a flow, which engines update and others read while the flow runs.
 #[derive(Debug, Default)]
 pub(crate) struct FlowCounters {
-    /// Bytes from the client that the back end's socket took, the hello included.
+    /// Bytes that the back end's socket accepted, the hello included.
     bytes_up: AtomicU64,
-    /// Bytes from the back end that the client's socket took.
+    /// Bytes that the client's socket accepted.
     bytes_down: AtomicU64,
     engine: Mutex<Option<EngineKind>>,
-    /// Counts what moves where user space does not see it.
+    /// Counts of a BPF program, while one carries the flow.
     kernel_counters: Mutex<Option<KernelCounters>>,
 }
 
+/// Reads the bytes up and down that a BPF program has counted.
 struct KernelCounters(Box<dyn Fn() -> (u64, u64) + Send>);
 
 impl fmt::Debug for KernelCounters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Meter")
+        f.debug_struct("KernelCounters").finish_non_exhaustive()
     }
 }
 
-/// A meter that is read; dropping it adds what it says to the tally.
-struct CounterGuard<'t>(&'t FlowCounters);
+/// Kernel counters that are attached to a flow. Dropping it detaches them and keeps their last values.
+struct CounterGuard<'f>(&'f FlowCounters);
 
 impl Drop for CounterGuard<'_> {
     fn drop(&mut self) {
@@ -123,54 +135,54 @@ impl Drop for CounterGuard<'_> {
     }
 }
 
-/// A pair that an engine did not touch, and why.
+/// A socket pair that an engine did not touch, and why.
 #[derive(Debug)]
 pub(crate) struct Declined {
     pub(crate) pair: SocketPair,
     pub(crate) reason: DeclineReason,
 }
 
-/// Why an engine declined a flow.
+/// Why an engine declined a flow. The engines that use a reason stand in front of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum DeclineReason {
-    /// splice: no pipe could be opened, for want of descriptors or memory.
+    /// splice: pipe2(2) failed, for lack of descriptors or memory.
     PipeUnavailable,
     /// sockmap, packet: the back end is a Unix socket.
     NotTcp,
-    /// sockmap, packet: a socket is not established.
+    /// sockmap, packet: a socket is not in the state ESTABLISHED.
     HalfClosed,
-    /// sockmap: the flow's entries could not be written, or a socket's byte counts not be read.
+    /// sockmap: the flow's entries could not be inserted, or a socket's byte counts not be read.
     NoFlowEntry,
-    /// sockmap, packet: a map has no room.
+    /// sockmap, packet: a map is full.
     MapFull,
-    /// sockmap: a socket could not be added to the map.
+    /// sockmap: a socket could not be inserted in the source map.
     SockmapUpdateFailed,
-    /// packet: the back end was connected from a port that is not in `packet.ports`.
+    /// packet: the connection to the back end has no leased source port (`packet.ports`).
     NoSourcePort,
-    /// packet: one connection is over IPv4 and the other one over IPv6.
+    /// packet: one connection is over IPv4, the other one over IPv6.
     AddressFamilyMismatch,
     /// packet: a peer is on this host, so that its packets pass no interface.
     SameHost,
-    /// packet: a socket could not be inspected.
+    /// packet: the state of a socket could not be read.
     NotConnected,
     /// packet: a SYN carried data (RFC 7413).
     TcpFastOpen,
-    /// packet: a connection has timestamps in microseconds.
+    /// packet: a connection has timestamps in microseconds (`TCPI_OPT_USEC_TS`).
     TcpUsecTimestamps,
-    /// packet: one connection has timestamps and the other one has none (RFC 7323).
+    /// packet: only one of the connections has timestamps (RFC 7323 §3).
     TcpTimestamps,
-    /// packet: one connection has selective acknowledgements and the other one has none (RFC 2018).
+    /// packet: only one of the connections has selective acknowledgements (RFC 2018).
     TcpSack,
-    /// packet: a peer may send larger segments than the other one can take.
+    /// packet: a peer may send larger segments than the other one accepts.
     TcpMss,
-    /// packet: the client's socket does not hold the hello any more.
+    /// packet: the hello is no longer in the receive queue of the client's socket.
     NoClientHelloQueued,
-    /// packet: the programs left the flow with its sockets.
+    /// packet: the BPF programs left the flow with its sockets.
     Fallback(FallbackReason),
 }
 
 impl DeclineReason {
-    /// The value of the label `reason` in metrics.
+    /// The value of the metric label `reason`.
     pub(crate) const fn label(self) -> &'static str {
         match self {
             Self::PipeUnavailable => "pipe_unavailable",
@@ -194,18 +206,18 @@ impl DeclineReason {
     }
 }
 
-/// How a carried connection ended.
+/// How a flow ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum FlowEnd {
-    /// Both sides closed in order.
+    /// Both peers ended their direction in order.
     Closed,
-    /// The client's side broke (reset, timeout, unreachable); the back end was reset.
+    /// The client's connection failed (reset, timeout, unreachable). The agent reset the back end's.
     ClientReset,
-    /// The back end's side broke; the client was reset.
+    /// The back end's connection failed. The agent reset the client's.
     BackendReset,
-    /// An operator reset both peers (`snisplit flows reset`).
+    /// An operator reset both connections (`snisplit flows reset`).
     OperatorReset,
-    /// This host could not carry the flow on, for want of memory, descriptors or buffers. Both peers were reset.
+    /// This host could not carry the flow on. The agent reset both connections.
     LocalError(LocalErrorStage),
 }
 
@@ -222,22 +234,23 @@ pub(crate) enum LocalErrorStage {
     Read,
     /// Writing to a socket.
     Write,
-    /// sockmap: adding a socket to the map when the program may have moved bytes.
+    /// sockmap: inserting a socket in the source map, after the program may have moved bytes.
     SockmapUpdate,
-    /// sockmap: reading the flow entry of a direction, which is missing or which the program poisoned.
+    /// sockmap: reading the flow entry of a direction. The entry is missing or poisoned.
     FlowEntry,
-    /// sockmap: reading the rest of a direction, of which bytes are missing.
+    /// sockmap: reading a direction to its end. The socket received more bytes than the agent read.
     MissingBytes,
 }
 
 impl LocalErrorStage {
+    /// Writes the error to the log.
     fn log(self, error: &dyn fmt::Display) {
         debug!(stage = ?self, %error, "local error");
     }
 }
 
 impl FlowEnd {
-    /// A short word for counters and logs.
+    /// The outcome in metrics and logs.
     pub(crate) const fn label(self) -> &'static str {
         match self {
             Self::Closed => "closed",
@@ -248,7 +261,7 @@ impl FlowEnd {
         }
     }
 
-    /// The end of a flow with a peer whose connection failed.
+    /// The end of a flow whose connection to `peer` failed.
     const fn reset_by(peer: Peer) -> Self {
         match peer {
             Peer::Client => Self::ClientReset,
@@ -256,13 +269,13 @@ impl FlowEnd {
         }
     }
 
-    /// The end of a flow that this host could not carry on. Logs the error.
+    /// The end of a flow that this host could not carry on. Writes the error to the log.
     pub(crate) fn local_error(stage: LocalErrorStage, error: &dyn fmt::Display) -> Self {
         stage.log(error);
         Self::LocalError(stage)
     }
 
-    /// The end of a flow with an error of the socket to `peer`.
+    /// The end of a flow with this error of the socket to `peer`.
     fn from_io_error(peer: Peer, stage: LocalErrorStage, error: &io::Error) -> Self {
         match is_local_error(error) {
             true => Self::local_error(stage, error),
@@ -271,133 +284,10 @@ impl FlowEnd {
     }
 }
 
-/// One of the two peers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Peer {
-    Client,
-    Backend,
-}
-
-impl SocketPair {
-    /// Joins two sockets, and gives the back end's the options that the client's has from its listener.
-    ///
-    /// # Errors
-    /// Fails if an option of the back end's socket cannot be set.
-    pub(crate) fn new(
-        client: TcpStream,
-        backend: Socket,
-        counters: Arc<FlowCounters>,
-    ) -> io::Result<Self> {
-        backend.set_nodelay()?;
-        Self::for_takeover(client, backend, counters)
-    }
-
-    /// Joins two sockets that the packet engine may take over.
-    ///
-    /// Leaves `TCP_NODELAY` for later: most of these flows lose their sockets before it matters.
-    ///
-    /// # Errors
-    /// Fails if an option of the back end's socket cannot be set.
-    pub(crate) fn for_takeover(
-        client: TcpStream,
-        backend: Socket,
-        counters: Arc<FlowCounters>,
-    ) -> io::Result<Self> {
-        backend.set_reset_on_close()?;
-        let client = Socket::Tcp(client);
-        Ok(Self { client, backend, counters, route_id: 0, detach_bulk: false })
-    }
-
-    /// The same, for whoever waits on this runtime.
-    fn rebind_to_runtime(self) -> io::Result<Self> {
-        Ok(Self {
-            client: self.client.rebind_to_runtime()?,
-            backend: self.backend.rebind_to_runtime()?,
-            ..self
-        })
-    }
-
-    /// An engine takes the flow.
-    fn set_engine(&self, engine: EngineKind) {
-        self.counters.set_engine(engine);
-    }
-
-    fn socket(&self, peer: Peer) -> &Socket {
-        match peer {
-            Peer::Client => &self.client,
-            Peer::Backend => &self.backend,
-        }
-    }
-
-    /// Closes both sockets as `end` demands.
-    async fn close(self, end: FlowEnd) -> FlowEnd {
-        match end {
-            FlowEnd::Closed => self.set_graceful_close(),
-            FlowEnd::ClientReset => wait_send_queue_empty(&self.backend).await,
-            FlowEnd::BackendReset => wait_send_queue_empty(&self.client).await,
-            FlowEnd::LocalError(_) => {
-                tokio::join!(
-                    wait_send_queue_empty(&self.client),
-                    wait_send_queue_empty(&self.backend)
-                );
-            }
-            FlowEnd::OperatorReset => {}
-        }
-        end
-    }
-
-    fn set_graceful_close(&self) {
-        [&self.client, &self.backend].into_iter().for_each(set_graceful_close);
-    }
-}
-
-/// From now on closing the socket delivers what was written and ends the stream.
-pub(crate) fn set_graceful_close(socket: &impl AsFd) {
-    // Fails on a socket that is dead already: nothing left to deliver.
-    let _dead = SockRef::from(socket).set_linger(None);
-}
-
-impl FlowCounters {
-    /// Bytes that were delivered without an engine of the ladder.
-    pub(crate) fn add_bytes(&self, up: usize, down: usize) {
-        self.bytes_up.fetch_add(up as u64, Ordering::Relaxed);
-        self.bytes_down.fetch_add(down as u64, Ordering::Relaxed);
-    }
-
-    /// Bytes up and down.
-    pub(crate) fn totals(&self) -> (u64, u64) {
-        let (up, down) =
-            self.kernel_counters().as_ref().map_or((0, 0), |KernelCounters(count)| count());
-        (up + self.bytes_up.load(Ordering::Relaxed), down + self.bytes_down.load(Ordering::Relaxed))
-    }
-
-    fn kernel_counters(&self) -> MutexGuard<'_, Option<KernelCounters>> {
-        self.kernel_counters.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Reads `count` too, up and down, until the answer is dropped.
-    fn attach_kernel_counters(
-        &self,
-        count: impl Fn() -> (u64, u64) + Send + 'static,
-    ) -> CounterGuard<'_> {
-        *self.kernel_counters() = Some(KernelCounters(Box::new(count)));
-        CounterGuard(self)
-    }
-
-    fn set_engine(&self, engine: EngineKind) {
-        *self.engine.lock().unwrap_or_else(PoisonError::into_inner) = Some(engine);
-    }
-
-    /// The engine that took the flow last, once one has.
-    pub(crate) fn engine(&self) -> Option<EngineKind> {
-        *self.engine.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Whether an error of a socket is this host's own.
+/// Whether an error of a socket is this host's own, and not that of the peer or of the path to it.
 ///
-/// A resource ran out, or the agent misused a descriptor. Every other error is the peer's or the path's: the
-/// kernel reports those of ICMP too (`icmp_err_convert`, net/ipv4/icmp.c).
+/// A resource ran out, or the agent misused a descriptor. The errors of a peer or a path are too many
+/// to list: the kernel also reports those that came by ICMP (`icmp_err_convert`, net/ipv4/icmp.c).
 pub(crate) fn is_local_error(error: &io::Error) -> bool {
     match Errno::from_io_error(error) {
         Some(errno) => matches!(
@@ -412,14 +302,131 @@ pub(crate) fn is_local_error(error: &io::Error) -> bool {
                 | Errno::INVAL
                 | Errno::NOTSOCK
         ),
-        // Tokio's, of a socket that its runtime does not know or does not serve any more.
+        // Tokio reports a socket without a running runtime, and `Socket` an unregistered one.
         None => error.kind() == io::ErrorKind::Other,
     }
 }
 
-/// Waits until the peer has what was sent before the reset: a reset discards the send queue.
+impl SocketPair {
+    /// Joins two sockets. Gives the back end's socket the options that the client's has from its
+    /// listener: `TCP_NODELAY`, and `SO_LINGER` with a timeout of 0.
+    ///
+    /// # Errors
+    /// Fails if setsockopt(2) fails.
+    pub(crate) fn new(
+        client: TcpStream,
+        backend: Socket,
+        counters: Arc<FlowCounters>,
+    ) -> io::Result<Self> {
+        backend.set_nodelay()?;
+        Self::for_takeover(client, backend, counters)
+    }
+
+    /// Joins two sockets that the packet engine may take over.
+    ///
+    /// Does not set `TCP_NODELAY` on the back end's socket. Most of these flows lose their sockets
+    /// before it matters; those that keep them get it later.
+    ///
+    /// # Errors
+    /// Fails if setsockopt(2) fails.
+    pub(crate) fn for_takeover(
+        client: TcpStream,
+        backend: Socket,
+        counters: Arc<FlowCounters>,
+    ) -> io::Result<Self> {
+        backend.set_reset_on_close()?;
+        let client = Socket::Tcp(client);
+        Ok(Self { client, backend, counters, route_id: 0, detach_bulk: false })
+    }
+
+    /// Registers both sockets with the runtime of the calling task.
+    fn rebind_to_runtime(self) -> io::Result<Self> {
+        Ok(Self {
+            client: self.client.rebind_to_runtime()?,
+            backend: self.backend.rebind_to_runtime()?,
+            ..self
+        })
+    }
+
+    /// Records the engine that carries the flow from this call on.
+    fn set_engine(&self, engine: EngineKind) {
+        self.counters.set_engine(engine);
+    }
+
+    fn socket(&self, peer: Peer) -> &Socket {
+        match peer {
+            Peer::Client => &self.client,
+            Peer::Backend => &self.backend,
+        }
+    }
+
+    /// Closes both sockets in the way that `end` asks for, and returns `end`.
+    async fn close(self, end: FlowEnd) -> FlowEnd {
+        match end {
+            FlowEnd::Closed => self.set_graceful_close(),
+            FlowEnd::ClientReset => wait_send_queue_empty(&self.backend).await,
+            FlowEnd::BackendReset => wait_send_queue_empty(&self.client).await,
+            FlowEnd::LocalError(_) => {
+                let (client, backend) = (&self.client, &self.backend);
+                tokio::join!(wait_send_queue_empty(client), wait_send_queue_empty(backend));
+            }
+            FlowEnd::OperatorReset => {}
+        }
+        end
+    }
+
+    fn set_graceful_close(&self) {
+        [&self.client, &self.backend].into_iter().for_each(set_graceful_close);
+    }
+}
+
+/// Makes close(2) deliver what was written and then end the stream, where it would have sent a reset.
+pub(crate) fn set_graceful_close(socket: &impl AsFd) {
+    // Fails on a socket whose connection is gone: nothing is left to deliver.
+    let _gone = SockRef::from(socket).set_linger(None);
+}
+
+impl FlowCounters {
+    /// Adds bytes that the agent delivered without an engine.
+    pub(crate) fn add_bytes(&self, up: usize, down: usize) {
+        self.bytes_up.fetch_add(up as u64, Ordering::Relaxed);
+        self.bytes_down.fetch_add(down as u64, Ordering::Relaxed);
+    }
+
+    /// Returns the bytes up and down.
+    pub(crate) fn totals(&self) -> (u64, u64) {
+        let (up, down) =
+            self.kernel_counters().as_ref().map_or((0, 0), |KernelCounters(count)| count());
+        (up + self.bytes_up.load(Ordering::Relaxed), down + self.bytes_down.load(Ordering::Relaxed))
+    }
+
+    fn kernel_counters(&self) -> MutexGuard<'_, Option<KernelCounters>> {
+        self.kernel_counters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds what `count` returns, bytes up and down, to the totals until the guard is dropped.
+    fn attach_kernel_counters(
+        &self,
+        count: impl Fn() -> (u64, u64) + Send + 'static,
+    ) -> CounterGuard<'_> {
+        *self.kernel_counters() = Some(KernelCounters(Box::new(count)));
+        CounterGuard(self)
+    }
+
+    fn set_engine(&self, engine: EngineKind) {
+        *self.engine.lock().unwrap_or_else(PoisonError::into_inner) = Some(engine);
+    }
+
+    /// Returns the last engine that carried the flow; `None` before the first one.
+    pub(crate) fn engine(&self) -> Option<EngineKind> {
+        *self.engine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Waits until the peer has acknowledged what was sent, or for [`RESET_FLUSH_TIMEOUT`]. A reset
+/// discards the send queue.
 ///
-/// The kernel has no event for an empty send queue, hence the short looks with growing pauses.
+/// The kernel has no event for an empty send queue, so this polls with growing pauses.
 async fn wait_send_queue_empty(socket: &impl AsFd) {
     let deadline = Instant::now() + RESET_FLUSH_TIMEOUT;
     let mut pause = Duration::from_micros(200);

@@ -1,4 +1,4 @@
-//! Which engine carries a flow: the first on the list that does not decline.
+//! Choice of the engine of each flow: the first one in the configured order that does not decline.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,13 +14,14 @@ use super::splice::SpliceEngine;
 use super::transfer::{Handover, StepResult};
 use super::{DeclineReason, Declined, Engine, EngineKind, FlowEnd, LocalErrorStage, SocketPair};
 
-/// What the operator asked for (`engine`).
+/// The configuration key `engine`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum EngineChoice {
-    /// For each flow what the benchmarks favour (docs/benchmarks.md), of what works on this kernel.
+    /// The engine that suits the traffic of each flow, of those that work on this kernel
+    /// (docs/concepts/engines.md). Never packet.
     #[default]
     Auto,
-    /// This one first; `copy` still stands beneath it.
+    /// This engine, then the ones that need less of the kernel.
     Only(EngineKind),
 }
 
@@ -48,25 +49,25 @@ impl fmt::Display for EngineChoice {
     }
 }
 
-/// All engines and the order to try them in.
+/// All engines, and the order to try them in.
 #[derive(Default)]
 pub(crate) struct EngineSelector {
-    /// There once it has been proved, if it works and is not ruled out.
+    /// Set once the self-test has passed.
     sockmap: OnceLock<SockmapEngine>,
-    /// There if it was asked for.
+    /// Set at start with `engine = "packet"`.
     packet: OnceLock<PacketEngine>,
     splice: SpliceEngine,
     copy: CopyEngine,
 }
 
-/// What the ladder makes of a pair.
+/// Result of [`EngineSelector::carry`].
 pub(crate) enum CarryResult {
-    /// An engine has carried it to its end.
+    /// An engine carried the flow to its end.
     Finished(FlowEnd),
-    /// It needs no sockets any more; whoever has this waits for its end.
+    /// The packet engine's programs carry the flow. The caller waits for its end.
     Offloaded(Box<OffloadedFlow>),
-    /// It has outlived its beginnings; whoever has this carries it on
-    /// ([`Ladder::carry_on`](super::Ladder::carry_on)), in another task and on another thread, if need be.
+    /// The first sample of messages is complete. The caller continues the flow with
+    /// [`EngineSelector::carry_handover`], in any task and on any thread.
     Handover(Box<Handover>),
 }
 
@@ -80,11 +81,11 @@ impl From<StepResult> for CarryResult {
 }
 
 impl EngineChoice {
-    /// Which engines carry a flow, in words.
+    /// Describes which engines carry flows, in the order that the selector tries them.
     pub const fn description(self) -> &'static str {
         match self {
             Self::Auto => {
-                "splice, else copy; sockmap, where it works, once a flow is a talk: small messages, or larger ones by turns"
+                "splice, else copy; sockmap, where it works, once a flow is interactive: small messages, or larger ones that alternate"
             }
             Self::Only(EngineKind::Splice) => "splice, else copy",
             Self::Only(EngineKind::Sockmap) => "sockmap, else splice, else copy",
@@ -97,38 +98,38 @@ impl EngineChoice {
 /// A flow to carry.
 pub(crate) struct FlowRequest<'r> {
     pub(crate) choice: EngineChoice,
-    /// The first name of its route.
+    /// First name of the flow's route.
     pub(crate) route: &'r str,
     pub(crate) pair: SocketPair,
-    /// What the packet engine needs to take the flow over; `None` if it must not.
+    /// What the packet engine needs for a takeover; `None` if the flow keeps its sockets.
     pub(crate) takeover: Option<Box<TakeoverParams>>,
 }
 
-/// Hears what becomes of a pair on its way.
+/// Observer of the engines that a flow meets.
 pub(crate) trait EngineObserver {
-    /// An engine handed it back, and why.
+    /// Records that an engine declined a flow.
     fn on_declined(&self, engine: EngineKind, reason: DeclineReason);
-    /// Another engine carries it on.
+    /// Records that an engine continues a running flow.
     fn on_changed(&self, engine: EngineKind);
 }
 
 impl EngineSelector {
-    /// Adds the engine that needs the kernel's help.
+    /// Adds the sockmap engine. Later calls have no effect.
     pub(crate) fn set_sockmap(&self, sockmap: SockmapEngine) {
-        let _once = self.sockmap.set(sockmap);
+        let _already_set = self.sockmap.set(sockmap);
     }
 
-    /// Adds the engine that has no sockets.
+    /// Adds the packet engine. Later calls have no effect.
     pub(crate) fn set_packet(&self, packet: PacketEngine) {
-        let _once = self.packet.set(packet);
+        let _already_set = self.packet.set(packet);
     }
 
-    /// The engine that wants a say in how a back end is dialled, if a flow is to be its.
+    /// The packet engine, if `choice` asks for it: it decides how to connect to the back end.
     pub(crate) fn packet_engine(&self, choice: EngineChoice) -> Option<&PacketEngine> {
         self.packet.get().filter(|_| choice == EngineChoice::Only(EngineKind::Packet))
     }
 
-    /// Whether it can do what a configuration demands; `auto` takes what there is.
+    /// Whether the engine that `choice` asks for is loaded. `auto` works with what is loaded.
     pub(crate) fn is_available(&self, choice: EngineChoice) -> bool {
         match choice {
             EngineChoice::Only(EngineKind::Sockmap) => self.sockmap.get().is_some(),
@@ -137,8 +138,10 @@ impl EngineSelector {
         }
     }
 
-    /// Carries a pair of this route to its end, to where it needs nobody, or through its beginnings. Each way
-    /// that a flow may take is on the heap: an idle one keeps the memory of its own, not of the largest.
+    /// Carries a flow until it ends, is offloaded, or is ready for a handover.
+    ///
+    /// The future of each engine is on the heap, so that an idle flow keeps the memory of its own engine
+    /// and not of the largest one.
     pub(crate) async fn carry(
         &self,
         request: FlowRequest<'_>,
@@ -160,7 +163,7 @@ impl EngineSelector {
         }
     }
 
-    /// Splices a pair through its beginnings, which are all that most have.
+    /// Splices a pair until the first sample of messages is complete. Most flows end before.
     async fn start_with_splice(
         &self,
         pair: SocketPair,
@@ -181,7 +184,7 @@ impl EngineSelector {
         self.copy.carry_until_classified(pair, Some(&classifier)).await.into()
     }
 
-    /// Carries on what has outlived its beginnings, on the runtime that this is called from.
+    /// Continues a handed-over flow on the runtime of the calling task.
     pub(crate) async fn carry_handover(
         &self,
         choice: EngineChoice,
@@ -204,8 +207,8 @@ impl EngineSelector {
         }
     }
 
-    /// Splices, until the flow has proved to be a talk; then the kernel forwards each direction, until it turns
-    /// bulk. The reason is in docs/benchmarks.md.
+    /// Splices a flow until it is interactive. From then on the sockmap engine carries it, and leaves a
+    /// direction to splice(2) once its traffic becomes bulk.
     async fn carry_auto(
         &self,
         mut pair: SocketPair,
@@ -214,7 +217,7 @@ impl EngineSelector {
         observer: &impl EngineObserver,
     ) -> FlowEnd {
         loop {
-            // Without one it is not proved yet, or not to be had here.
+            // No engine: the self-test still runs, or this kernel has failed it.
             if let (TrafficClass::Interactive, Some(sockmap)) = (class, self.sockmap.get()) {
                 pair.detach_bulk = true;
                 observer.on_changed(EngineKind::Sockmap);
@@ -263,7 +266,7 @@ impl EngineSelector {
             Err(NotTakenOver { flow, reason }) => {
                 observer.on_declined(EngineKind::Packet, reason);
                 CarryResult::Finished(match flow.into_socket_pair() {
-                    // The port stays in use until the sockets are closed.
+                    // The lease outlives the sockets, which use its port.
                     Ok((pair, _lease)) => Box::pin(self.carry_splice(pair, observer)).await,
                     Err(error) => FlowEnd::local_error(LocalErrorStage::Register, &error),
                 })

@@ -1,9 +1,12 @@
-//! The kernel forwards: a verdict program on a socket map redirects what one socket receives to the
-//! other. User space only ends flows, and relays what a slow receiver leaves to it.
+//! Sockmap engine: a BPF verdict program redirects what one socket receives to the other one.
 //!
-//! Order of arming: targets first, sources second, then a kick for the bytes that wait already; each
-//! step is race-free under the socket's lock, and nothing is read before. Why, and every trap on the
-//! way, stands in `proxy-ebpf` and ARCHITECTURE.md.
+//! User space ends flows, and relays the directions that detach: those with a slow receiver, and bulk
+//! with `engine = "auto"`.
+//!
+//! The agent inserts both sockets in the target map first and in the source map second. Then it lowers
+//! `SO_RCVLOWAT`, which makes the kernel show the program the bytes that wait already. Each step is
+//! free of races under the socket's lock, and the agent reads no byte before. docs/design/sockmap.md
+//! has the reasons, and the traps of the kernel.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -36,31 +39,34 @@ use receive_buffer::{cap_rcvbuf, raise_rcvlowat, uncap_rcvbuf};
 /// include/net/tcp_states.h
 const TCP_ESTABLISHED: u8 = 1;
 
-/// Forwards by sockmap; cloning shares it.
+/// The sockmap engine. Clones share the program.
 #[derive(Clone)]
 pub(crate) struct SockmapEngine {
     program: Arc<SockmapProgram>,
     hangup_monitor: Arc<HangupMonitor>,
-    /// For directions that the kernel gives up.
+    /// Carries the directions that detach.
     splice: SpliceEngine,
 }
 
-/// A pair that is not in the maps, and why.
-struct Unprepared {
+/// A socket pair that could not be inserted in the maps.
+struct PrepareError {
     pair: SocketPair,
-    reason: PrepareError,
+    cause: InsertError,
 }
 
-/// Why a pair is not in the maps.
-enum PrepareError {
-    /// The engine has not touched the pair.
+/// Why two sockets could not be inserted in the maps.
+enum InsertError {
+    /// No byte has moved, so that another engine can carry the flow.
     Declined(DeclineReason),
-    /// The program may have moved a byte already, so no other engine can carry the flow.
-    BytesMoved,
+    /// The program may have moved a byte before this error.
+    BytesMoved(BpfError),
 }
 
 impl SockmapEngine {
-    /// Loads the program, and begins to listen to it. Needs a running tokio.
+    /// Loads the program and starts the tasks that wait for its events. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// Fails if the program does not load or attach, or a task cannot start.
     pub(crate) fn load(log: LevelFilter, pins: Option<&Path>) -> Result<Self, BpfError> {
         let (program, events) = SockmapProgram::load(log, pins)?;
         let program = Arc::new(program);
@@ -68,25 +74,25 @@ impl SockmapEngine {
         Ok(Self { program, hangup_monitor, splice: SpliceEngine::default() })
     }
 
-    /// The program's counters and log.
+    /// The BPF program, for its counters and its log.
     pub(crate) fn program(&self) -> &SockmapProgram {
         &self.program
     }
 
-    /// The number of a route, for the pins.
+    /// The id of a route in the `routes` map.
     pub(super) fn route_id(&self, name: &str) -> u32 {
         self.program.route_id(name)
     }
 
-    /// Everything up to the kick. `Err` is the pair, and why it is not in the maps.
-    fn prepare(&self, pair: SocketPair) -> Result<PreparedFlow, Box<Unprepared>> {
+    /// Inserts a socket pair in the maps.
+    fn prepare(&self, pair: SocketPair) -> Result<PreparedFlow, Box<PrepareError>> {
         let declined =
-            |pair, reason| Box::new(Unprepared { pair, reason: PrepareError::Declined(reason) });
+            |pair, reason| Box::new(PrepareError { pair, cause: InsertError::Declined(reason) });
         let SocketPair { client: Socket::Tcp(client), backend: Socket::Tcp(backend), .. } = &pair
         else {
             return Err(declined(pair, DeclineReason::NotTcp));
         };
-        // A half-closed socket cannot become a source (sock_map_sk_state_allowed).
+        // The source map takes no half-closed socket (`sock_map_sk_state_allowed`).
         let is_open = |socket: &TcpStream| {
             sys::tcp_info(socket).is_ok_and(|info| info.state == TCP_ESTABLISHED)
         };
@@ -96,7 +102,7 @@ impl SockmapEngine {
         let bulk_threshold = if pair.detach_bulk { BULK_BYTES_PER_WINDOW } else { 0 };
         let entries = match self.insert_sockets(client, backend, pair.route_id, bulk_threshold) {
             Ok(entries) => entries,
-            Err(reason) => return Err(Box::new(Unprepared { pair, reason })),
+            Err(cause) => return Err(Box::new(PrepareError { pair, cause })),
         };
         match pair {
             SocketPair {
@@ -109,26 +115,26 @@ impl SockmapEngine {
         }
     }
 
-    /// Puts both sockets into the maps, or leaves nothing of them there.
+    /// Inserts both sockets and their flow entries, or nothing.
     fn insert_sockets(
         &self,
         client: &TcpStream,
         backend: &TcpStream,
         route_id: u32,
         bulk_threshold: u64,
-    ) -> Result<FlowEntryGuard, PrepareError> {
+    ) -> Result<FlowEntryGuard, InsertError> {
         let program = &self.program;
         let directions = self
             .insert_entries(client, backend, route_id, bulk_threshold)
-            .map_err(|_| PrepareError::Declined(DeclineReason::NoFlowEntry))?;
+            .map_err(|_| InsertError::Declined(DeclineReason::NoFlowEntry))?;
         let entries = FlowEntryGuard::new(Arc::clone(program), directions);
         let [up, down] = directions;
         let targets = program
             .add_target(up.cookie, client)
             .and_then(|()| program.add_target(down.cookie, backend));
-        targets.map_err(|_| PrepareError::Declined(DeclineReason::MapFull))?;
-        // Bytes move when both are sources, by the kick. Who closes its side in this very instant cannot
-        // be one any more, and what has begun then is not handed back.
+        targets.map_err(|_| InsertError::Declined(DeclineReason::MapFull))?;
+        // `raise_rcvlowat` keeps the program from moving bytes before both sockets are sources. A
+        // socket that is half-closed by then is refused, and the other one may have moved bytes.
         let both = [client, backend];
         let sources = both
             .into_iter()
@@ -136,7 +142,7 @@ impl SockmapEngine {
             .map_err(BpfError::from)
             .and_then(|()| program.add_source(down.cookie, backend))
             .and_then(|()| program.add_source(up.cookie, client));
-        if sources.is_err() {
+        if let Err(error) = sources {
             program.remove_source(down.cookie);
             let restored = both.map(|socket| {
                 uncap_rcvbuf(socket);
@@ -144,15 +150,15 @@ impl SockmapEngine {
             });
             let is_pristine = up.is_pristine(program) && down.is_pristine(program);
             return Err(if is_pristine && restored == [true; 2] {
-                PrepareError::Declined(DeclineReason::SockmapUpdateFailed)
+                InsertError::Declined(DeclineReason::SockmapUpdateFailed)
             } else {
-                PrepareError::BytesMoved
+                InsertError::BytesMoved(error)
             });
         }
         Ok(entries)
     }
 
-    /// The accounts of both directions, on both sides of the kernel's line.
+    /// Counts the bytes of both sockets so far, and inserts a flow entry for each direction.
     fn insert_entries(
         &self,
         client: &TcpStream,
@@ -164,8 +170,8 @@ impl SockmapEngine {
         let down = FlowDirection::new(Peer::Backend, backend, client)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let (from, to) = (client.peer_addr()?, backend.peer_addr()?);
-        let flow = |peer, direction| DirectionEntry {
-            egress_cookie: peer,
+        let entry = |egress_cookie, direction| DirectionEntry {
+            egress_cookie,
             started_at: now.as_secs(),
             direction,
             route_id,
@@ -176,14 +182,15 @@ impl SockmapEngine {
             backend_port: to.port(),
             ..DirectionEntry::default()
         };
-        let added =
-            self.program.insert_flow_entry(up.cookie, flow(down.cookie, Direction::Up)).and_then(
-                |()| self.program.insert_flow_entry(down.cookie, flow(up.cookie, Direction::Down)),
+        let program = &self.program;
+        let inserted =
+            program.insert_flow_entry(up.cookie, entry(down.cookie, Direction::Up)).and_then(
+                |()| program.insert_flow_entry(down.cookie, entry(up.cookie, Direction::Down)),
             );
-        if added.is_err() {
-            self.program.remove_flow_entry(up.cookie);
+        if inserted.is_err() {
+            program.remove_flow_entry(up.cookie);
         }
-        added.map(|()| [up, down])
+        inserted.map(|()| [up, down])
     }
 }
 
@@ -194,16 +201,16 @@ impl Engine for SockmapEngine {
         let counters = Arc::clone(&pair.counters);
         let flow = match self.prepare(pair) {
             Ok(flow) => flow,
-            Err(unprepared) => {
-                let Unprepared { pair, reason } = *unprepared;
-                return match reason {
-                    PrepareError::Declined(reason) => Err(Declined { pair, reason }),
-                    PrepareError::BytesMoved => {
-                        // In doubt: dropping the pair resets both.
+            Err(error) => {
+                let PrepareError { pair, cause } = *error;
+                return match cause {
+                    InsertError::Declined(reason) => Err(Declined { pair, reason }),
+                    InsertError::BytesMoved(error) => {
                         pair.set_engine(EngineKind::Sockmap);
+                        // Dropping the pair resets both peers.
                         Ok(match failed_peer(&pair.client, &pair.backend) {
                             Some(peer) => FlowEnd::reset_by(peer),
-                            None => FlowEnd::LocalError(LocalErrorStage::SockmapUpdate),
+                            None => FlowEnd::local_error(LocalErrorStage::SockmapUpdate, &error),
                         })
                     }
                 };

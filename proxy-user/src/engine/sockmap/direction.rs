@@ -1,4 +1,6 @@
-//! One direction of a flow in the kernel: its account, and when it has ended.
+//! One direction of a flow that the kernel forwards: its byte counts, its end, and its detachment.
+//!
+//! A direction has a receiving socket (`from`) and a sending socket (`to`).
 
 use std::net::TcpStream;
 use std::os::fd::AsFd;
@@ -19,7 +21,8 @@ use crate::engine::transfer::Transfer;
 use crate::engine::{LocalErrorStage, Peer, is_local_error};
 use crate::sys;
 
-/// Pauses between looks at what the kernel has no event for. Each is twice as long as the one before.
+/// Pauses between polls of a condition that the kernel has no event for. Each pause is twice as long as
+/// the one before, up to a limit.
 pub(super) struct PollBackoff {
     next: Duration,
 }
@@ -38,14 +41,16 @@ impl PollBackoff {
     }
 }
 
-/// A direction, known by the socket that receives.
+/// Identity of a direction, and the byte counts of its sockets when the engine received them.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct FlowDirection {
+    /// The peer that sends the bytes of this direction.
     pub(super) peer: Peer,
+    /// Cookie of the receiving socket, which is the key of the flow entry.
     pub(super) cookie: u64,
-    /// Bytes handed to the sender's TCP before the flow began.
+    /// Bytes written to the sending socket before.
     initial_written: u64,
-    /// Bytes of the receiver that were read before the flow began.
+    /// Bytes read from the receiving socket before.
     initial_read: u64,
 }
 
@@ -76,7 +81,7 @@ pub(super) enum FlowError {
     Local(LocalErrorStage),
 }
 
-/// Makes a local error of whatever failed at this stage.
+/// Maps any error to a local error of this stage, and logs it.
 pub(super) fn local<E: fmt::Display>(stage: LocalErrorStage) -> impl FnOnce(E) -> DirectionError {
     move |error| {
         stage.log(&error);
@@ -85,21 +90,21 @@ pub(super) fn local<E: fmt::Display>(stage: LocalErrorStage) -> impl FnOnce(E) -
 }
 
 impl DirectionError {
-    fn reading(error: &io::Error) -> Self {
-        Self::of_socket(Self::From, LocalErrorStage::Read, error)
+    fn from_read(error: &io::Error) -> Self {
+        Self::from_io(Self::From, LocalErrorStage::Read, error)
     }
 
-    fn writing(error: &io::Error) -> Self {
-        Self::of_socket(Self::To, LocalErrorStage::Write, error)
+    fn from_write(error: &io::Error) -> Self {
+        Self::from_io(Self::To, LocalErrorStage::Write, error)
     }
 
-    fn of_socket(socket: Self, stage: LocalErrorStage, error: &io::Error) -> Self {
-        if is_local_error(error) { local(stage)(error) } else { socket }
+    fn from_io(failed_socket: Self, stage: LocalErrorStage, error: &io::Error) -> Self {
+        if is_local_error(error) { local(stage)(error) } else { failed_socket }
     }
 }
 
 impl FlowDirection {
-    /// Takes stock of two sockets that nobody reads or writes meanwhile.
+    /// Reads the byte counts of both sockets. Nobody may read or write them meanwhile.
     pub(super) fn new(peer: Peer, from: &impl AsFd, to: &impl AsFd) -> Result<Self, BpfError> {
         let cookie = bpf::cookie(from)?;
         let initial_written = bytes_written_exact(to)?;
@@ -107,13 +112,14 @@ impl FlowDirection {
         Ok(Self { peer, cookie, initial_written, initial_read })
     }
 
-    /// Whether nothing was taken from the receiver since it was taken stock of: nobody else does but the
-    /// program. FIONREAD does not say, for a socket of the map tells of other bytes (`tcp_bpf_ioctl`).
+    /// Whether the program has seen no byte of the direction.
+    ///
+    /// `FIONREAD` cannot answer this: on a socket of the map it counts other bytes (`tcp_bpf_ioctl`).
     pub(super) fn is_pristine(&self, program: &SockmapProgram) -> bool {
         self.entry(program).is_ok_and(|entry| entry.state == DirectionState::Pending)
     }
 
-    /// The program's account; a poisoned one is a broken receiver.
+    /// Reads the flow entry. Fails if it is missing, or if the program poisoned it.
     pub(super) fn entry(&self, program: &SockmapProgram) -> Result<DirectionEntry, DirectionError> {
         let entry = program.flow_entry(self.cookie);
         entry
@@ -121,14 +127,14 @@ impl FlowDirection {
             .ok_or(DirectionError::Local(LocalErrorStage::FlowEntry))
     }
 
-    /// Whether the sender's TCP has everything so far, the kernel's backlog included.
-    fn is_delivered(&self, to: &TcpStream, sent: u64) -> Result<bool, DirectionError> {
+    /// Whether the sending socket has all redirected bytes, so that the kernel's backlog is empty.
+    fn is_delivered(&self, to: &TcpStream, redirected: u64) -> Result<bool, DirectionError> {
         let written = bytes_written(to).map_err(local(LocalErrorStage::SocketState))?;
-        // Fewer than at first: an acknowledgement came between the two looks.
-        Ok(written.saturating_sub(self.initial_written) >= sent)
+        // `bytes_written` may be too low by what was acknowledged meanwhile.
+        Ok(written.saturating_sub(self.initial_written) >= redirected)
     }
 
-    /// What an error of this direction means for the flow.
+    /// Maps an error of this direction to an error of the flow.
     pub(super) const fn flow_error(&self, error: DirectionError) -> FlowError {
         match (error, self.peer) {
             (DirectionError::From, peer) => FlowError::Peer(peer),
@@ -138,19 +144,19 @@ impl FlowDirection {
         }
     }
 
-    /// Whether the receiver's end has come and every byte before it has gone through the program.
+    /// Whether a FIN was received and the program has redirected every byte before it.
     pub(super) fn has_ended(
         &self,
         program: &SockmapProgram,
         from: &TcpStream,
     ) -> Result<bool, DirectionError> {
-        // The FIN counts as a byte, and may be known before the bytes in front of it.
+        // The FIN counts as a byte. The socket may report it before the program has all bytes.
         let info = sys::tcp_info(from).map_err(local(LocalErrorStage::SocketState))?;
         let received = info.bytes_received;
         Ok(self.entry(program)?.redirected_bytes + 1 == received - self.initial_read)
     }
 
-    /// Whether every byte before the receiver's end is with the sender's TCP.
+    /// Whether a FIN was received and the sending socket has every byte before it.
     pub(super) fn is_drained(
         &self,
         program: &SockmapProgram,
@@ -160,33 +166,32 @@ impl FlowDirection {
             && self.is_delivered(sockets.to, self.entry(program)?.redirected_bytes)?)
     }
 
-    /// Has the program redirect nothing more; whether bytes were left to us.
+    /// Stops the redirection, and returns whether the program has passed bytes to user space.
     ///
-    /// Out of the program's sight the receiver is a socket like any other. Where bytes were left to us
-    /// already, it stays: only under the program does reading them move the socket on
-    /// (`tcp_bpf_recvmsg_parser` keeps `copied_seq`, `tcp_bpf_recvmsg` does not), and splice(2) does not
-    /// see them. Once taken out, a half-closed socket could not go back (sock_map_sk_state_allowed).
+    /// The receiving socket leaves the source map, and is a plain socket then. It stays in the map if the
+    /// program has passed bytes. Only there does a read of those bytes advance `copied_seq`
+    /// (`tcp_bpf_recvmsg_parser` does it, `tcp_bpf_recvmsg` does not), and splice(2) does not see them.
+    ///
+    /// A half-closed socket that has left the map cannot return (`sock_map_sk_state_allowed`).
     fn detach(&self, program: &SockmapProgram, from: &TcpStream) -> Result<bool, DirectionError> {
         raise_rcvlowat(from).map_err(local(LocalErrorStage::SocketOption))?;
         let stays_attached = self.entry(program)?.passed_bytes > 0;
         if !stays_attached {
             program.remove_source(self.cookie);
         }
-        let DirectionEntry {
-            passed_bytes: passed, bulk_threshold: bulk, window_bytes: paced, ..
-        } = self.entry(program)?;
-        if bulk > 0 && paced > bulk {
+        let DirectionEntry { passed_bytes, bulk_threshold, window_bytes, .. } =
+            self.entry(program)?;
+        if bulk_threshold > 0 && window_bytes > bulk_threshold {
             uncap_rcvbuf(from);
         }
-        if passed > 0 && !stays_attached {
+        if passed_bytes > 0 && !stays_attached {
             program.add_source(self.cookie, from).map_err(local(LocalErrorStage::SockmapUpdate))?;
         }
         sys::set_rcvlowat(from, 1).map_err(local(LocalErrorStage::SocketOption))?;
-        Ok(passed > 0)
+        Ok(passed_bytes > 0)
     }
 
-    /// Carries the rest of a direction that the program has given up, to its end, behind what the
-    /// kernel took for it.
+    /// Detaches the direction and relays the rest of its bytes, after those that the kernel redirected.
     pub(super) async fn relay_in_user_space(
         &self,
         program: &SockmapProgram,
@@ -209,8 +214,9 @@ impl FlowDirection {
             {
                 return Ok(());
             }
-            // What was left to us may still be on its way to where recv(2) looks (sk_psock_backlog), and
-            // behind a FIN recv(2) does not wait for it. Anything else that is missing is lost.
+            // Passed bytes may still be on their way to the queue that recv(2) reads
+            // (`sk_psock_backlog`), and behind a FIN recv(2) does not wait for them. Other missing bytes
+            // are lost.
             if !has_passed_bytes {
                 return Err(DirectionError::Local(LocalErrorStage::MissingBytes));
             }
@@ -218,7 +224,7 @@ impl FlowDirection {
         }
     }
 
-    /// Waits until the sender's TCP has what the kernel took for it.
+    /// Waits until the sending socket has all redirected bytes.
     pub(super) async fn wait_delivered(
         &self,
         program: &SockmapProgram,
@@ -238,7 +244,7 @@ impl FlowDirection {
     }
 }
 
-/// Carries bytes until the end of stream.
+/// Relays bytes until the end of stream. Counts them in `relayed`.
 async fn relay_until_eof(
     DirectionSockets { from, to }: DirectionSockets<'_>,
     mut transfer: impl Transfer,
@@ -249,13 +255,13 @@ async fn relay_until_eof(
     loop {
         let outcome =
             reading.async_io(Interest::READABLE, |from| transfer.read_from(from.as_fd())).await;
-        if outcome.map_err(|error| DirectionError::reading(&error))?.bytes == 0 {
+        if outcome.map_err(|error| DirectionError::from_read(&error))?.bytes == 0 {
             return Ok(());
         }
         while transfer.buffered() > 0 {
             let written =
                 writing.async_io(Interest::WRITABLE, |to| transfer.write_to(to.as_fd())).await;
-            let written = written.map_err(|error| DirectionError::writing(&error))?;
+            let written = written.map_err(|error| DirectionError::from_write(&error))?;
             relayed.fetch_add(written as u64, Ordering::Relaxed);
         }
         transfer.release();

@@ -1,8 +1,7 @@
-//! A flow that the kernel carries: user space waits for its end, and sees to it that nothing is lost
-//! there.
+//! A flow that the kernel forwards. User space waits for its end, and ends it without loss.
 //!
-//! The kernel drops a backlog without a word on `shutdown`, `close` and removal from the map, so each
-//! of them waits until it is empty.
+//! On shutdown(2), on close(2) and on removal from the map the kernel silently drops the backlog of
+//! redirected bytes. So each of these waits until the backlog is empty.
 
 use std::net::Shutdown;
 use std::pin::pin;
@@ -27,7 +26,7 @@ use crate::engine::{
 };
 use crate::sys;
 
-/// A pair in the maps, before the kick for the bytes that wait in it.
+/// A socket pair in the maps, whose sockets still hold arriving bytes back (`raise_rcvlowat`).
 pub(super) struct PreparedFlow {
     pub(super) client: TcpStream,
     pub(super) backend: TcpStream,
@@ -35,11 +34,11 @@ pub(super) struct PreparedFlow {
     pub(super) entries: FlowEntryGuard,
 }
 
-/// Both directions, up and down; dropping it takes them out of the program's sight.
+/// The directions up and down in the maps. Dropping it removes their sockets and flow entries.
 pub(super) struct FlowEntryGuard {
     program: Arc<SockmapProgram>,
     pub(super) directions: [FlowDirection; 2],
-    /// Bytes that user space carried after the kernel had left.
+    /// Bytes that user space relayed after a direction detached.
     relayed: [AtomicU64; 2],
 }
 
@@ -48,7 +47,7 @@ impl FlowEntryGuard {
         Self { program, directions, relayed: Default::default() }
     }
 
-    /// Bytes delivered, up and down.
+    /// Returns the bytes delivered up and down.
     fn bytes_delivered(&self) -> (u64, u64) {
         let direction_bytes = |index: usize| {
             let entry = self.program.flow_entry(self.directions[index].cookie);
@@ -86,7 +85,7 @@ impl PreparedFlow {
             Ok(registration) => registration,
             Err(error) => return FlowEnd::local_error(LocalErrorStage::Register, &error),
         };
-        // Bytes that came before the sockets were sources wait for this (tcp_set_rcvlowat).
+        // Shows the program the bytes that arrived before (`tcp_set_rcvlowat`).
         let lowered = [&backend, &client].into_iter().try_for_each(|s| sys::set_rcvlowat(s, 1));
         if let Err(error) = lowered {
             return FlowEnd::local_error(LocalErrorStage::SocketOption, &error);
@@ -102,6 +101,7 @@ impl PreparedFlow {
     }
 }
 
+/// A flow whose bytes the kernel redirects.
 struct RunningFlow<'f> {
     splice: &'f SpliceEngine,
     client: &'f LazySocket,
@@ -117,7 +117,7 @@ impl<'f> RunningFlow<'f> {
         }
     }
 
-    /// Both directions, until both ends have been passed on; `Err` is the side that broke.
+    /// Waits for the end of both directions, and passes each on.
     async fn run_both(&self, wake_rx: &watch::Receiver<()>) -> Result<(), FlowError> {
         let [up, down] = self.entries.directions;
         let (mut up_ends, mut down_ends) = (
@@ -125,21 +125,21 @@ impl<'f> RunningFlow<'f> {
             pin!(self.run_direction(1, wake_rx.clone())),
         );
         let (first, direction, other_direction, other_ends) = select! {
-            ended = &mut up_ends => (ended, up, down, down_ends),
-            ended = &mut down_ends => (ended, down, up, up_ends),
+            result = &mut up_ends => (result, up, down, down_ends),
+            result = &mut down_ends => (result, down, up, up_ends),
         };
         match first {
             Ok(()) => other_ends.await.map_err(|error| other_direction.flow_error(error)),
             Err(DirectionError::To) => {
-                // The dead side may have said something before it died: that still has a reader.
-                let _also_broken = other_ends.await;
+                // The failed peer may have sent bytes before, which the other peer still gets.
+                let _also_fails = other_ends.await;
                 Err(direction.flow_error(DirectionError::To))
             }
             Err(error) => Err(direction.flow_error(error)),
         }
     }
 
-    /// One direction, until its end has been passed on.
+    /// Waits for the end of one direction, and passes it on. Relays the direction once it detaches.
     async fn run_direction(
         &self,
         index: usize,
@@ -154,7 +154,7 @@ impl<'f> RunningFlow<'f> {
             if to_state == SocketState::Failed {
                 return Err(DirectionError::To);
             }
-            // What a broken socket said before is still delivered.
+            // Bytes that arrived before an error of the receiving socket are still delivered.
             match direction.entry(program)?.state {
                 DirectionState::Overflowing | DirectionState::Detaching => {
                     Box::pin(self.relay_in_user_space(index)).await?;
@@ -171,8 +171,7 @@ impl<'f> RunningFlow<'f> {
                     _ = wake_rx.changed().await;
                     continue;
                 }
-                // A reset behind an end of stream takes nothing of that back (`SOCK_DONE`, as read(2)
-                // sees it).
+                // A reset behind a FIN takes no byte back, as with read(2) (`SOCK_DONE`).
                 SocketState::Failed if !direction.has_ended(program, sockets.from)? => {
                     return Err(DirectionError::From);
                 }
@@ -193,7 +192,8 @@ impl<'f> RunningFlow<'f> {
         directions[index].relay_in_user_space(program, sockets, self.splice, &relayed[index]).await
     }
 
-    /// The survivor gets what the kernel took for it; then dropping both resets both.
+    /// Waits until the remaining peer has what the kernel redirected to it. Dropping the sockets then
+    /// resets both peers.
     async fn reset(&self, error: FlowError) -> FlowEnd {
         let failed = match (error, failed_peer(self.client, self.backend)) {
             (FlowError::Peer(peer), _) | (FlowError::Local(_), Some(peer)) => peer,
@@ -204,12 +204,12 @@ impl<'f> RunningFlow<'f> {
             Peer::Backend => (1, self.client),
         };
         let direction = self.entries.directions[index];
-        let errors = [self.client, self.backend].map(|socket| socket.take_error());
-        let entries = self
+        let socket_errors = [self.client, self.backend].map(|socket| socket.take_error());
+        let socket_states = self
             .entries
             .directions
             .map(|direction| self.entries.program.flow_entry(direction.cookie));
-        debug!(?failed, ?errors, ?entries, "the flow is reset");
+        debug!(direction_error = ?failed, ?socket_errors, ?socket_states, "flow reset");
         if direction.wait_delivered(&self.entries.program, other).await.is_ok() {
             wait_send_queue_empty(other).await;
         }

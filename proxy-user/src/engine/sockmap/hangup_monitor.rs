@@ -1,7 +1,7 @@
-//! Watches all flows with one epoll of its own, and hears the program's events.
+//! Monitor of all flows of the sockmap engine: hang-ups of their sockets, and events of the program.
 //!
-//! Only hang-ups are watched (`EPOLLRDHUP`, and errors, which always are): the kernel wakes whoever
-//! watches for readability for every packet that it redirects (sk_psock_data_ready).
+//! One epoll instance watches all sockets, for `EPOLLRDHUP` and errors only. For every packet that it
+//! redirects the kernel wakes who waits for readability (`sk_psock_data_ready`).
 
 use std::collections::HashMap;
 use std::io;
@@ -19,29 +19,33 @@ use tracing::warn;
 use crate::bpf::{SockmapEvents, SockmapProgram};
 use crate::sys;
 
-/// Events taken at once.
+/// Events read by one epoll_wait(2).
 const MAX_EVENTS_PER_WAIT: usize = 256;
 
-/// Whom to wake for which socket.
+/// Wakes the task of a flow when one of its sockets hangs up or the program has an event of it.
 pub(super) struct HangupMonitor {
     epoll: Arc<AsyncFd<OwnedFd>>,
     flows: Arc<FlowWakers>,
     tasks: [AbortHandle; 2],
 }
 
+/// The wakers of flows, by the cookies of their sockets.
 #[derive(Default)]
 struct FlowWakers(Mutex<HashMap<u64, watch::Sender<()>>>);
 
-/// One flow's place among the watched; dropping it gives it up.
+/// Registration of a flow with the monitor. Dropping it ends the registration.
 pub(super) struct Registration<'k> {
     monitor: &'k HangupMonitor,
     cookies: [u64; 2],
-    /// Changes whenever there is something to look at.
+    /// Changes whenever the flow should check its sockets and entries.
     pub(super) wake_rx: watch::Receiver<()>,
 }
 
 impl HangupMonitor {
-    /// Needs a running tokio.
+    /// Starts the monitor's tasks. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// Fails if epoll_create1(2) or the registration of its descriptor fails.
     pub(super) fn start(program: Arc<SockmapProgram>, events: SockmapEvents) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let epoll = Arc::new(sys::async_fd(epoll, Interest::READABLE)?);
@@ -51,7 +55,11 @@ impl HangupMonitor {
         Ok(Self { epoll, flows, tasks: [epoll_task.abort_handle(), events_task.abort_handle()] })
     }
 
-    /// Watches two sockets, told apart by their cookies. What has happened already is told too.
+    /// Watches two sockets, which it tells apart by their cookies. Wakes the flow for what has happened
+    /// already, too.
+    ///
+    /// # Errors
+    /// Fails if epoll_ctl(2) fails.
     pub(super) fn register(
         &self,
         sockets: [&impl AsFd; 2],
@@ -78,7 +86,7 @@ impl Drop for HangupMonitor {
 
 impl Drop for Registration<'_> {
     fn drop(&mut self) {
-        // Closing a socket takes it out of the epoll.
+        // close(2) removes a socket from the epoll instance.
         let mut flows = self.monitor.flows.lock();
         self.cookies.iter().for_each(|cookie| _ = flows.remove(cookie));
     }
@@ -107,7 +115,7 @@ async fn run_epoll(epoll: Arc<AsyncFd<OwnedFd>>, flows: Arc<FlowWakers>) {
         let mut events = Vec::with_capacity(MAX_EVENTS_PER_WAIT);
         let result = epoll::wait(ready.get_inner(), spare_capacity(&mut events), Some(&no_wait));
         events.iter().for_each(|event: &epoll::Event| flows.wake(event.data.u64()));
-        // Fewer than fit: there are no more until the next event says so.
+        // The buffer is not full: no event is left.
         if result.is_err() || events.len() < MAX_EVENTS_PER_WAIT {
             ready.clear_ready();
         }
@@ -123,9 +131,9 @@ async fn run_events(
     loop {
         match events.next().await {
             Ok(batch) => batch.iter().for_each(|(cookie, _)| flows.wake(*cookie)),
-            Err(error) => return warn!(%error, "the kernel program is not heard any more"),
+            Err(error) => return warn!(%error, "cannot read events of the sockmap program"),
         }
-        // An event that had no room in the ring came behind one that had: everybody looks.
+        // The ring buffer had no room for an event. Events before it were read: wake every flow.
         let lost = program.lost_events();
         if lost != lost_before {
             lost_before = lost;

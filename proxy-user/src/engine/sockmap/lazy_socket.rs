@@ -1,4 +1,4 @@
-//! Sockets that the kernel forwards, and what they have come to.
+//! Sockets of a flow that the kernel forwards, and their state.
 
 use std::io;
 use std::net::TcpStream;
@@ -13,25 +13,27 @@ use tokio::io::unix::AsyncFd;
 use crate::engine::Peer;
 use crate::sys;
 
-/// A socket that tokio does not watch until it must: it would wake for every packet.
+/// A socket that registers with tokio only once a direction detaches. Until then tokio would wake its
+/// task for every packet.
 #[derive(Debug)]
 pub(super) struct LazySocket {
     socket: Arc<TcpStream>,
-    /// Both directions of a flow may need it.
+    /// Set by the first direction that detaches, and shared with the other one.
     registered: OnceLock<AsyncFd<Arc<TcpStream>>>,
 }
 
 impl LazySocket {
-    /// Takes a socket out of tokio's sight.
+    /// Deregisters a socket from tokio.
     pub(super) fn new(socket: tokio::net::TcpStream) -> io::Result<Self> {
         Ok(Self { socket: Arc::new(socket.into_std()?), registered: OnceLock::new() })
     }
 
+    /// Registers the socket with the runtime of the calling task, if it is not registered.
     pub(super) fn register(&self) -> io::Result<&AsyncFd<Arc<TcpStream>>> {
         if self.registered.get().is_none() {
             let interest = Interest::READABLE | Interest::WRITABLE;
-            // Both directions run in one task, so nobody else sets it in between.
-            let _ours = self.registered.set(sys::async_fd(Arc::clone(&self.socket), interest)?);
+            // Both directions run in one task, so no other one sets it in between.
+            let _not_set = self.registered.set(sys::async_fd(Arc::clone(&self.socket), interest)?);
         }
         self.registered.get().ok_or_else(|| io::ErrorKind::Other.into())
     }
@@ -51,16 +53,17 @@ impl AsFd for LazySocket {
     }
 }
 
-/// What a socket has come to.
+/// State of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SocketState {
     Open,
-    /// Its peer sends no more.
+    /// The peer has sent a FIN.
     PeerClosed,
+    /// The connection has an error, such as a reset.
     Failed,
 }
 
-/// Asks without taking the error off the socket.
+/// Reads the state of a connection, and leaves its error (`SO_ERROR`) in place.
 pub(super) fn socket_state(socket: &impl AsFd) -> io::Result<SocketState> {
     let mut polled = [PollFd::new(socket, PollFlags::RDHUP)];
     let no_wait = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -77,8 +80,8 @@ pub(super) fn socket_state(socket: &impl AsFd) -> io::Result<SocketState> {
 
 /// The peer whose connection has failed, if one has.
 ///
-/// The kernel takes a failed socket out of the maps (`sock_map_unhash`, net/core/sock_map.c), and the program
-/// then poisons the direction to it. Such a direction is that peer's doing.
+/// The kernel removes the socket of a failed connection from the maps (`sock_map_unhash`,
+/// net/core/sock_map.c). The program then poisons the direction to it, which is not a local error.
 pub(super) fn failed_peer(client: &impl AsFd, backend: &impl AsFd) -> Option<Peer> {
     let has_failed = |state: io::Result<SocketState>| state.is_ok_and(|s| s == SocketState::Failed);
     if has_failed(socket_state(client)) {
