@@ -16,9 +16,9 @@ use tracing::{info, warn};
 
 use crate::bpf;
 use crate::config::Config;
-use crate::conn::Shared;
 use crate::engine::{EngineChoice, EngineKind, EngineSelector, self_test};
 use crate::instance::{InstanceInfo, InstanceLock};
+use crate::session::Shared;
 use crate::sys;
 
 mod packet;

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 use super::{ConfigSource, Services};
 use crate::config::{Config, Route};
-use crate::conn::Shared;
+use crate::session::Shared;
 use crate::telemetry::metrics::ReloadLabels;
 
 /// Reads the configuration again and says what became of it.

@@ -47,14 +47,15 @@ const LAYERS_BEFORE_MOVE: &[(&str, MayImport)] = &[
     ("certs", Only(&["file_stamp"])),
     ("cli", AllBut(&["daemon"])),
     ("config", Only(&["bpf", "certs", "engine", "telemetry"])),
-    ("conn", Only(&["certs", "config", "dns", "engine", "sys", "telemetry"])),
     ("dns", Only(&[])),
     ("doctor", AllBut(&["daemon"])),
+    ("downstream", Only(&["session"])),
     ("explain", AllBut(&["daemon"])),
     ("file_stamp", Only(&[])),
     ("flow_commands", AllBut(&["daemon"])),
     ("instance", AllBut(&["daemon"])),
     ("status", AllBut(&["daemon"])),
+    ("upstream", Only(&["dns", "downstream", "session"])),
 ];
 
 /// A library or a binary of the workspace.
