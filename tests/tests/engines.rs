@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use snisplit_tests::agent::PORT;
 use snisplit_tests::flow::{ENGINES, Flow, SOCKET_ENGINES};
+use snisplit_tests::kernel::bpftool;
 use snisplit_tests::lab::Lab;
 use snisplit_tests::stream::{
     RandomStream, close_with_reset, read_all, read_all_hashed, read_exact, read_to_end_or_error,
@@ -251,4 +252,27 @@ fn a_waiting_half_closed_flow_uses_no_cpu() {
         assert_eq!(read_all(client), b"");
         flow.assert_record(0, 0, "closed");
     });
+}
+
+/// A flow whose entries are gone cannot be carried on, and neither peer is to blame.
+#[test]
+fn a_lost_flow_entry_is_a_local_error() {
+    let flow = Flow::open_with("sockmap", &["--instance", "sp-lost-entry"]);
+    remove_all_entries("/sys/fs/bpf/snisplit/sp-lost-entry/flows");
+    let Flow { client, backend, agent, .. } = flow;
+    shutdown_write(&client);
+    for peer in [&client, &backend] {
+        assert_eq!(read_to_end_or_error(peer), (vec![], Err(ErrorKind::ConnectionReset)));
+    }
+    assert_eq!(agent.next_record()["outcome"], "local_error");
+}
+
+/// Removes every entry of a pinned map.
+fn remove_all_entries(path: &str) {
+    let dump = bpftool(&["map", "dump", "pinned", path]);
+    for entry in dump.as_array().unwrap() {
+        let key = entry["key"].as_array().unwrap().iter().map(|byte| byte.as_str().unwrap());
+        let delete = ["map", "delete", "pinned", path, "key"].into_iter().chain(key);
+        bpftool(&delete.collect::<Vec<_>>());
+    }
 }

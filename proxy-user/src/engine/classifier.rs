@@ -1,8 +1,8 @@
-//! When a flow is no longer young, and whether it is a talk, which the kernel forwards better than splice(2)
-//! does.
+//! Traffic class of a flow, which decides whether the sockmap engine should carry it.
 //!
-//! The figures are in docs/benchmarks.md: arming costs a short connection more than it gives, and
-//! bulk is splice's. So a flow is handed over when it has proved to be neither.
+//! To insert a flow in a socket map costs a short connection more than it gains, and splice(2) moves
+//! bulk faster than the kernel redirects it. So `engine = "auto"` hands a flow over to sockmap once a
+//! sample of its messages shows that it is neither (docs/concepts/engines.md).
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -10,57 +10,59 @@ use snisplit_common::abi::MAX_EXCHANGE_BYTES;
 
 use super::Peer;
 
-/// Messages that a flow is judged by, both directions together.
+/// Messages in a sample, both directions together. A message is what one read returned.
 const SAMPLE_MESSAGES: u32 = 32;
-/// Bytes of a message that is small, on average over a window.
+/// Average bytes up to which the messages of a sample are small.
 const SMALL_MESSAGE_LEN: u64 = 2_048;
 
-/// What a flow is like.
+/// Class of the traffic of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TrafficClass {
-    /// Of small messages, or of larger ones by turns.
+    /// Small messages, or larger ones that alternate between the peers.
     Interactive,
+    /// Everything else.
     Bulk,
 }
 
-/// The pace of a flow of late.
+/// Classifies a flow by samples of its messages.
 #[derive(Debug)]
 pub(super) struct TrafficClassifier {
-    /// Whether a flow of bulk is ripe too.
+    /// Whether a sample of bulk classifies the flow too, and does not start the next sample.
     accepts_bulk: bool,
     sample: Mutex<Sample>,
 }
 
 #[derive(Debug, Default)]
 struct Sample {
-    /// Directions in the middle of a message or at their end: bytes or an end are in user space.
+    /// Messages and ends of stream that were read from one socket and not yet passed to the other.
     pending: u32,
     messages: u32,
-    /// How often another side spoke than before.
+    /// Messages whose sender was not the sender of the message before.
     direction_changes: u32,
     last_sender: Option<Peer>,
-    /// From the client, and from the back end.
+    /// Bytes from the client and from the back end.
     bytes: [u64; 2],
 }
 
 impl TrafficClassifier {
-    /// Waits for a talk.
+    /// Takes samples until one is interactive.
     pub(super) fn for_interactive() -> Self {
         Self { accepts_bulk: false, sample: Mutex::default() }
     }
 
-    /// Waits for a window to be over, whatever it brings.
+    /// Takes one sample, whatever its class.
     pub(super) fn for_any() -> Self {
         Self { accepts_bulk: true, sample: Mutex::default() }
     }
 
-    /// A message, or the end of a direction, has been taken from its socket.
+    /// Records that a message or an end of stream was read.
     pub(super) fn on_received(&self) {
         self.sample().pending += 1;
     }
 
-    /// All of a message of this side has been given to the other one's socket. What the flow is like, if it is
-    /// ripe now and nothing of it is in user space.
+    /// Records that a message from `peer` was written in full to the other socket.
+    ///
+    /// Returns the class once the sample is complete and no byte of the flow is in user space.
     pub(super) fn on_sent(&self, peer: Peer, bytes: usize) -> Option<TrafficClass> {
         let mut sample = self.sample();
         sample.pending -= 1;
@@ -94,7 +96,7 @@ impl Sample {
     fn class(&self) -> TrafficClass {
         let [up, down] = self.bytes;
         let is_small = up + down <= u64::from(self.messages) * SMALL_MESSAGE_LEN;
-        // Every other one is a direction's own.
+        // Half of the changes, rounded up, are to one direction.
         let is_alternating =
             up.max(down) <= u64::from(self.direction_changes.div_ceil(2)) * MAX_EXCHANGE_BYTES;
         if is_small || is_alternating { TrafficClass::Interactive } else { TrafficClass::Bulk }
@@ -110,14 +112,14 @@ mod tests {
 
     const MESSAGES: usize = SAMPLE_MESSAGES as usize;
 
-    /// The message, from 1, at which a flow becomes ripe, and as what.
+    /// The number of the message, from 1, that classifies a flow, and the class.
     fn classified_at(
         classifier: &TrafficClassifier,
         messages: impl IntoIterator<Item = (Peer, u64)>,
     ) -> Option<(usize, TrafficClass)> {
-        (1..).zip(messages).find_map(|(index, (side, bytes))| {
+        (1..).zip(messages).find_map(|(index, (peer, bytes))| {
             classifier.on_received();
-            classifier.on_sent(side, bytes as usize).map(|class| (index, class))
+            classifier.on_sent(peer, bytes as usize).map(|class| (index, class))
         })
     }
 
@@ -125,14 +127,14 @@ mod tests {
         sizes.into_iter().map(|size| (Peer::Backend, size)).collect()
     }
 
-    /// Questions and answers, each answer in so many messages.
-    fn exchanges(request: u64, response: u64, segments: usize) -> Vec<(Peer, u64)> {
+    /// Requests and responses, each response in this number of messages.
+    fn exchanges(request: u64, response: u64, messages: usize) -> Vec<(Peer, u64)> {
         let one =
-            [vec![(Peer::Client, request)], vec![(Peer::Backend, response); segments]].concat();
+            [vec![(Peer::Client, request)], vec![(Peer::Backend, response); messages]].concat();
         one.into_iter().cycle().take(3 * MESSAGES).collect()
     }
 
-    /// The message at which a flow proves to be a talk.
+    /// The number of the message that shows a flow to be interactive.
     fn interactive_at(messages: impl IntoIterator<Item = (Peer, u64)>) -> Option<usize> {
         classified_at(&TrafficClassifier::for_interactive(), messages).map(|(index, class)| {
             assert_eq!(class, TrafficClass::Interactive);
@@ -146,7 +148,11 @@ mod tests {
         assert_eq!(interactive_at(down(vec![SMALL_MESSAGE_LEN; MESSAGES])), Some(MESSAGES));
         assert_eq!(interactive_at(down(vec![SMALL_MESSAGE_LEN + 1; 10 * MESSAGES])), None);
         let bulk_first = [vec![60_000; MESSAGES * 3 / 2], vec![64; 2 * MESSAGES]].concat();
-        assert_eq!(interactive_at(down(bulk_first)), Some(3 * MESSAGES), "judged by whole windows");
+        assert_eq!(
+            interactive_at(down(bulk_first)),
+            Some(3 * MESSAGES),
+            "a sample starts where the last one ended"
+        );
     }
 
     #[test]
@@ -160,7 +166,7 @@ mod tests {
         assert_eq!(
             interactive_at(exchanges(500, MAX_EXCHANGE_BYTES + 1, 1)),
             None,
-            "each side is judged"
+            "each direction counts by itself"
         );
         assert_eq!(interactive_at(exchanges(MAX_EXCHANGE_BYTES + 1, 500, 1)), None);
         assert_eq!(

@@ -1,7 +1,7 @@
-//! The reference engine: read(2) and write(2) through one buffer for each direction.
+//! Copy engine, the reference: recv(2) and send(2) through one buffer for each direction.
 //!
-//! A buffer is taken from a pool when bytes arrive and given back when the socket has no more, so
-//! an idle flow costs two sockets and a task.
+//! A direction takes a buffer from a pool when bytes arrive and returns it when the socket has no more.
+//! So an idle flow costs two sockets and a task.
 
 use std::convert::Infallible;
 use std::io;
@@ -9,18 +9,18 @@ use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::classifier::TrafficClassifier;
-use super::transfer::{ReadOutcome, RelayResult, Transfer, relay};
-use super::{Engine, EngineKind, FlowEnd, Handover, SocketPair, StepResult};
+use super::transfer::{Handover, ReadOutcome, RelayResult, StepResult, Transfer, relay};
+use super::{Engine, EngineKind, FlowEnd, SocketPair};
 
-/// Bytes in a buffer: one system call moves as much as a GRO super-packet holds.
+/// Bytes of a buffer. One system call moves as much as a packet that GRO has merged.
 const BUFFER_LEN: usize = 64 * 1024;
 
-/// Buffers kept for the next burst, 16 MiB of them.
+/// Most buffers in the pool. They take 16 MiB.
 const MAX_POOLED_BUFFERS: usize = 256;
 
 type Buffer = Box<[u8]>;
 
-/// Copies through user space.
+/// The copy engine. Clones share the pool.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct CopyEngine {
     pool: Arc<Mutex<Vec<Buffer>>>,
@@ -40,7 +40,7 @@ impl Engine for CopyEngine {
 }
 
 impl CopyEngine {
-    /// Carries a pair to its end, or until `pace` finds it ripe.
+    /// Carries a pair to its end, or until `classifier` has its class.
     pub(super) async fn carry_until_classified(
         &self,
         pair: SocketPair,
@@ -70,7 +70,7 @@ impl CopyEngine {
     }
 }
 
-/// One direction's buffer, while there is something in it.
+/// Copies one direction. Holds a buffer while it holds bytes.
 pub(super) struct CopyTransfer {
     engine: CopyEngine,
     buffer: Option<Buffer>,

@@ -5,26 +5,23 @@
 //! A flow that cannot be made one stays with its sockets: until the back end has answered they are
 //! whole, and the ladder goes on with them.
 
-use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::io::ioctl_fionread;
-use rustix::net::{SendFlags, send};
-use tokio::io::AsyncWriteExt as _;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::sockmap::handed;
-use super::{CarryResult, Declined, EngineKind, FlowCounters, FlowEnd, SocketPair};
+use super::byte_counts::bytes_written_exact;
+use super::{DeclineReason, EngineKind, FlowEnd, LocalErrorStage};
 pub(crate) use crate::bpf::packet::Hook;
 use crate::bpf::packet::{AttachTarget, PacketPrograms};
 use crate::bpf::{BpfError, cookie};
-use crate::sys;
 
 mod adopt;
+mod candidate;
 mod clock;
 mod flow;
 mod flow_monitor;
@@ -34,6 +31,7 @@ mod reset;
 mod takeover_params;
 
 pub(crate) use adopt::AdoptedFlow;
+pub(super) use candidate::TakeoverCandidate;
 pub(crate) use flow::OffloadedFlow;
 use flow::{FlowGuard, OnDrop};
 use flow_monitor::FlowMonitor;
@@ -61,11 +59,12 @@ impl PacketEngine {
     /// Loads the programs, attaches them to these interfaces, and begins to listen to them. Needs a
     /// running tokio.
     pub(crate) fn load(
-        attachments: (&[AttachTarget], Hook),
+        targets: &[AttachTarget],
+        hook: Hook,
         ports: PortAllocator,
         pins: Option<&Path>,
     ) -> Result<Self, BpfError> {
-        let (programs, events) = PacketPrograms::load(attachments, pins)?;
+        let (programs, events) = PacketPrograms::load((targets, hook), pins)?;
         let programs = Arc::new(programs);
         let (monitor, tasks) = FlowMonitor::start(Arc::clone(&programs), events);
         Ok(Self { programs, monitor, ports: Arc::new(ports), _tasks: Arc::new(Mutex::new(tasks)) })
@@ -96,7 +95,7 @@ impl PacketEngine {
         if !client.must_clamp(lease.advertised_mss()) {
             return Ok(None);
         }
-        let (backend, port) = lease.backend_and_port();
+        let (backend, port) = (lease.backend(), lease.port());
         self.programs.set_syn_clamp(backend, port, client.syn_clamp_value())?;
         lease.clamped_mss = Some(client.mss());
         Ok(Some(SynClamp { programs: Arc::clone(&self.programs), backend, port }))
@@ -107,30 +106,30 @@ impl PacketEngine {
     }
 
     /// Everything up to the hello, and how many bytes that has. `Err` is why not.
-    fn prepare(&self, pair: &SocketPair) -> Result<(FlowGuard, usize), &'static str> {
-        let (mut entry, info) = takeover_params::flow_entry(pair)?;
+    fn prepare(&self, flow: &TakeoverCandidate) -> Result<(FlowGuard, usize), DeclineReason> {
+        let TakeoverCandidate { pair, params } = flow;
+        let (mut entry, info) = takeover_params::flow_entry(&pair.backend, params.as_deref())?;
         let hello = ioctl_fionread(&pair.client).unwrap_or_default();
         if hello == 0 {
-            return Err("no_client_hello_queued");
+            return Err(DeclineReason::NoClientHelloQueued);
         }
         let written = match info.is_send_queue_empty {
             true => info.bytes_acked,
-            false => handed(&pair.backend).map_err(|_| "not_connected")?,
+            false => bytes_written_exact(&pair.backend).map_err(|_| DeclineReason::NotConnected)?,
         };
         if written > SYN_SEQ_LEN {
             // What goes behind a PROXY header must not wait for its acknowledgement.
-            pair.apply_socket_options();
+            flow.apply_socket_options();
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         entry.started_at = now.as_secs();
         entry.route_id = pair.route_id;
         // The program counts in 32 bits, as TCP does.
         entry.expected_acked = (written + hello) as u32;
-        let flow_id = cookie(&pair.client).map_err(|_| "not_connected")?;
-        let watch = self.monitor.watch(flow_id);
-        let flow = FlowGuard { engine: self.clone(), flow_id, watch, on_drop: OnDrop::Remove };
-        self.programs.insert_flow(flow_id, &entry).map_err(|_| "map_full")?;
-        Ok((flow, hello as usize))
+        let flow_id = cookie(&pair.client).map_err(|_| DeclineReason::NotConnected)?;
+        let guard = FlowGuard::new(&self.programs, &self.monitor, flow_id, OnDrop::Remove);
+        self.programs.insert_flow(flow_id, &entry).map_err(|_| DeclineReason::MapFull)?;
+        Ok((guard, hello as usize))
     }
 }
 
@@ -147,84 +146,58 @@ impl Drop for SynClamp {
     }
 }
 
+/// What the packet engine made of a flow.
+pub(super) enum TakeoverResult {
+    /// The programs carry it.
+    Offloaded(Box<OffloadedFlow>),
+    /// It ended before.
+    Finished(FlowEnd),
+}
+
+/// A flow that keeps its sockets, and why.
+pub(super) struct NotTakenOver {
+    pub(super) flow: TakeoverCandidate,
+    pub(super) reason: DeclineReason,
+}
+
 impl PacketEngine {
     /// Takes a pair over, or hands it back as it was. Once the kernel has the flow, nothing that it began with
     /// is needed, so its caller gives that back before it waits for the end.
-    pub(super) async fn carry(&self, pair: SocketPair) -> Result<CarryResult, Declined> {
-        let (mut flow, hello) = match self.prepare(&pair) {
-            Ok(armed) => armed,
-            Err(reason) => return Err(Declined { pair, reason }),
+    pub(super) async fn carry(
+        &self,
+        flow: TakeoverCandidate,
+    ) -> Result<TakeoverResult, NotTakenOver> {
+        let (mut guard, hello) = match self.prepare(&flow) {
+            Ok(prepared) => prepared,
+            Err(reason) => return Err(NotTakenOver { flow, reason }),
         };
         // As long as no other engine has it.
-        pair.set_engine(EngineKind::Packet);
-        let pair = match forward_hello(pair, hello).await {
-            Ok(pair) => pair,
-            Err(end) => return Ok(CarryResult::Finished(end)),
+        flow.pair.set_engine(EngineKind::Packet);
+        let flow = match flow.forward_hello(hello).await {
+            Ok(flow) => flow,
+            Err(end) => return Ok(TakeoverResult::Finished(end)),
         };
-        let (pair, takeover) = match timeout(TAKEOVER_GRACE, flow.wait_takeover(&pair)).await {
-            Ok(takeover) => (pair, takeover),
+        let (flow, takeover) = match timeout(TAKEOVER_GRACE, guard.wait_takeover(&flow.pair)).await
+        {
+            Ok(takeover) => (flow, takeover),
             Err(_) => {
-                let Ok(pair) = pair.register_backend() else {
-                    return Ok(CarryResult::Finished(FlowEnd::BackendReset));
+                let flow = match flow.register_backend() {
+                    Ok(flow) => flow,
+                    Err(error) => {
+                        let end = FlowEnd::local_error(LocalErrorStage::Register, &error);
+                        return Ok(TakeoverResult::Finished(end));
+                    }
                 };
-                let takeover = flow.wait_takeover(&pair).await;
-                (pair, takeover)
+                let takeover = guard.wait_takeover(&flow.pair).await;
+                (flow, takeover)
             }
         };
         if let Err(reason) = takeover {
-            return Err(Declined { pair, reason: reason.label() });
+            return Err(NotTakenOver { flow, reason: DeclineReason::Fallback(reason) });
         }
-        flow.on_drop = OnDrop::ResetPeers;
-        let counters = Arc::clone(&pair.counters);
-        let lease = pair.close_silently();
-        Ok(CarryResult::Offloaded(Box::new(OffloadedFlow { flow, lease, counters })))
+        guard.on_drop = OnDrop::ResetPeers;
+        let counters = Arc::clone(&flow.pair.counters);
+        let lease = flow.close_silently();
+        Ok(TakeoverResult::Offloaded(Box::new(OffloadedFlow { guard, lease, counters })))
     }
-}
-
-impl SocketPair {
-    /// Has the back end's socket be what it is on other engines, as it may have to last.
-    pub(super) fn apply_socket_options(&self) {
-        if let Some(takeover) = &self.takeover {
-            // Fails on a socket that is dead already.
-            let _dead = self
-                .backend
-                .set_nodelay()
-                .and_then(|()| self.backend.apply_timeouts(takeover.tcp_timeouts));
-        }
-    }
-
-    /// The same, for whoever waits for it.
-    pub(super) fn register_backend(self) -> io::Result<Self> {
-        self.apply_socket_options();
-        Ok(Self { backend: self.backend.register()?, ..self })
-    }
-
-    /// Forgets both sockets without a word to their peers; the port is still in use.
-    fn close_silently(mut self) -> Option<PortLease> {
-        for socket in [&self.client, &self.backend] {
-            // What one that is not silent says is not let out (`sni_out`).
-            let _not_silent = sys::enable_repair(socket);
-        }
-        self.takeover.take().map(|takeover| takeover.lease)
-    }
-}
-
-/// Gives the back end what the client has said, which is in its socket to the last byte. Should that be
-/// more by now, the programs find that the flow is not where it is `due`.
-async fn forward_hello(mut pair: SocketPair, bytes: usize) -> Result<SocketPair, FlowEnd> {
-    // Room for one more shows that this was all.
-    let mut hello = Vec::with_capacity(bytes + 1);
-    if pair.client.recv_available(&mut hello).is_err() || hello.is_empty() {
-        return Err(pair.close(FlowEnd::ClientReset).await);
-    }
-    // There is room for it, as a rule; an error comes again.
-    let sent = send(&pair.backend, &hello, SendFlags::NOSIGNAL).unwrap_or_default();
-    if sent < hello.len() {
-        pair = pair.register_backend().map_err(|_| FlowEnd::BackendReset)?;
-        if pair.backend.write_all(&hello[sent..]).await.is_err() {
-            return Err(pair.close(FlowEnd::BackendReset).await);
-        }
-    }
-    pair.counters.add_bytes(hello.len(), 0);
-    Ok(pair)
 }

@@ -1,4 +1,4 @@
-//! Which engine carries a flow: the first on the list that does not decline.
+//! Choice of the engine of each flow: the first one in the configured order that does not decline.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,18 +6,22 @@ use std::sync::OnceLock;
 
 use super::classifier::{TrafficClass, TrafficClassifier};
 use super::copy::CopyEngine;
-use super::packet::PacketEngine;
+use super::packet::{
+    NotTakenOver, OffloadedFlow, PacketEngine, TakeoverCandidate, TakeoverParams, TakeoverResult,
+};
 use super::sockmap::SockmapEngine;
 use super::splice::SpliceEngine;
-use super::{CarryResult, Declined, Engine, EngineKind, FlowEnd, Handover, SocketPair, StepResult};
+use super::transfer::{Handover, StepResult};
+use super::{DeclineReason, Declined, Engine, EngineKind, FlowEnd, LocalErrorStage, SocketPair};
 
-/// What the operator asked for (`engine`).
+/// The configuration key `engine`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum EngineChoice {
-    /// For each flow what the benchmarks favour (docs/benchmarks.md), of what works on this kernel.
+    /// The engine that suits the traffic of each flow, of those that work on this kernel
+    /// (docs/concepts/engines.md). Never packet.
     #[default]
     Auto,
-    /// This one first; `copy` still stands beneath it.
+    /// This engine, then the ones that need less of the kernel.
     Only(EngineKind),
 }
 
@@ -45,23 +49,43 @@ impl fmt::Display for EngineChoice {
     }
 }
 
-/// All engines and the order to try them in.
+/// All engines, and the order to try them in.
 #[derive(Default)]
 pub(crate) struct EngineSelector {
-    /// There once it has been proved, if it works and is not ruled out.
+    /// Set once the self-test has passed.
     sockmap: OnceLock<SockmapEngine>,
-    /// There if it was asked for.
+    /// Set at start with `engine = "packet"`.
     packet: OnceLock<PacketEngine>,
     splice: SpliceEngine,
     copy: CopyEngine,
 }
 
+/// Result of [`EngineSelector::carry`].
+pub(crate) enum CarryResult {
+    /// An engine carried the flow to its end.
+    Finished(FlowEnd),
+    /// The packet engine's programs carry the flow. The caller waits for its end.
+    Offloaded(Box<OffloadedFlow>),
+    /// The first sample of messages is complete. The caller continues the flow with
+    /// [`EngineSelector::carry_handover`], in any task and on any thread.
+    Handover(Box<Handover>),
+}
+
+impl From<StepResult> for CarryResult {
+    fn from(result: StepResult) -> Self {
+        match result {
+            StepResult::Finished(end) => Self::Finished(end),
+            StepResult::Handover(handover) => Self::Handover(Box::new(handover)),
+        }
+    }
+}
+
 impl EngineChoice {
-    /// Which engines carry a flow, in words.
+    /// Describes which engines carry flows, in the order that the selector tries them.
     pub const fn description(self) -> &'static str {
         match self {
             Self::Auto => {
-                "splice, else copy; sockmap, where it works, once a flow is a talk: small messages, or larger ones by turns"
+                "splice, else copy; sockmap, where it works, once a flow is interactive: small messages, or larger ones that alternate"
             }
             Self::Only(EngineKind::Splice) => "splice, else copy",
             Self::Only(EngineKind::Sockmap) => "sockmap, else splice, else copy",
@@ -71,31 +95,41 @@ impl EngineChoice {
     }
 }
 
-/// Hears what becomes of a pair on its way.
+/// A flow to carry.
+pub(crate) struct FlowRequest<'r> {
+    pub(crate) choice: EngineChoice,
+    /// First name of the flow's route.
+    pub(crate) route: &'r str,
+    pub(crate) pair: SocketPair,
+    /// What the packet engine needs for a takeover; `None` if the flow keeps its sockets.
+    pub(crate) takeover: Option<Box<TakeoverParams>>,
+}
+
+/// Observer of the engines that a flow meets.
 pub(crate) trait EngineObserver {
-    /// An engine handed it back, and why.
-    fn on_declined(&self, engine: EngineKind, reason: &'static str);
-    /// Another engine carries it on.
+    /// Records that an engine declined a flow.
+    fn on_declined(&self, engine: EngineKind, reason: DeclineReason);
+    /// Records that an engine continues a running flow.
     fn on_changed(&self, engine: EngineKind);
 }
 
 impl EngineSelector {
-    /// Adds the engine that needs the kernel's help.
+    /// Adds the sockmap engine. Later calls have no effect.
     pub(crate) fn set_sockmap(&self, sockmap: SockmapEngine) {
-        let _once = self.sockmap.set(sockmap);
+        let _already_set = self.sockmap.set(sockmap);
     }
 
-    /// Adds the engine that has no sockets.
+    /// Adds the packet engine. Later calls have no effect.
     pub(crate) fn set_packet(&self, packet: PacketEngine) {
-        let _once = self.packet.set(packet);
+        let _already_set = self.packet.set(packet);
     }
 
-    /// The engine that wants a say in how a back end is dialled, if a flow is to be its.
+    /// The packet engine, if `choice` asks for it: it decides how to connect to the back end.
     pub(crate) fn packet_engine(&self, choice: EngineChoice) -> Option<&PacketEngine> {
         self.packet.get().filter(|_| choice == EngineChoice::Only(EngineKind::Packet))
     }
 
-    /// Whether it can do what a configuration demands; `auto` takes what there is.
+    /// Whether the engine that `choice` asks for is loaded. `auto` works with what is loaded.
     pub(crate) fn is_available(&self, choice: EngineChoice) -> bool {
         match choice {
             EngineChoice::Only(EngineKind::Sockmap) => self.sockmap.get().is_some(),
@@ -104,20 +138,23 @@ impl EngineSelector {
         }
     }
 
-    /// Carries a pair of this route to its end, to where it needs nobody, or through its beginnings. Each way
-    /// that a flow may take is on the heap: an idle one keeps the memory of its own, not of the largest.
+    /// Carries a flow until it ends, is offloaded, or is ready for a handover.
+    ///
+    /// The future of each engine is on the heap, so that an idle flow keeps the memory of its own engine
+    /// and not of the largest one.
     pub(crate) async fn carry(
         &self,
-        choice: EngineChoice,
-        (pair, route): (SocketPair, &str),
+        request: FlowRequest<'_>,
         observer: &impl EngineObserver,
     ) -> CarryResult {
+        let FlowRequest { choice, route, pair, takeover } = request;
         match (choice, self.sockmap.get(), self.packet.get()) {
             (EngineChoice::Only(EngineKind::Sockmap), Some(sockmap), _) => CarryResult::Finished(
-                Box::pin(self.carry_sockmap(sockmap, (pair, route), observer)).await,
+                Box::pin(self.carry_sockmap(sockmap, pair, route, observer)).await,
             ),
             (EngineChoice::Only(EngineKind::Packet), _, Some(packet)) => {
-                Box::pin(self.carry_packet(packet, (pair, route), observer)).await
+                let flow = TakeoverCandidate { pair, params: takeover };
+                Box::pin(self.carry_packet(packet, flow, route, observer)).await
             }
             (EngineChoice::Only(EngineKind::Copy), ..) => {
                 Box::pin(self.start_with_copy(pair)).await
@@ -126,7 +163,7 @@ impl EngineSelector {
         }
     }
 
-    /// Splices a pair through its beginnings, which are all that most have.
+    /// Splices a pair until the first sample of messages is complete. Most flows end before.
     async fn start_with_splice(
         &self,
         pair: SocketPair,
@@ -147,18 +184,22 @@ impl EngineSelector {
         self.copy.carry_until_classified(pair, Some(&classifier)).await.into()
     }
 
-    /// Carries on what has outlived its beginnings, on the runtime that this is called from.
+    /// Continues a handed-over flow on the runtime of the calling task.
     pub(crate) async fn carry_handover(
         &self,
         choice: EngineChoice,
-        (handover, route): (Handover, &str),
+        handover: Handover,
+        route: &str,
         observer: &impl EngineObserver,
     ) -> FlowEnd {
         let Handover { pair, class } = handover;
-        // Where it cannot be waited for: dropping it resets both.
-        let Ok(pair) = pair.rebind_to_runtime() else { return FlowEnd::BackendReset };
+        let pair = match pair.rebind_to_runtime() {
+            Ok(pair) => pair,
+            // Dropping the sockets has reset both peers.
+            Err(error) => return FlowEnd::local_error(LocalErrorStage::Register, &error),
+        };
         match choice {
-            EngineChoice::Auto => Box::pin(self.carry_auto((pair, class), route, observer)).await,
+            EngineChoice::Auto => Box::pin(self.carry_auto(pair, class, route, observer)).await,
             EngineChoice::Only(EngineKind::Copy) => Box::pin(self.carry_copy(pair)).await,
             EngineChoice::Only(EngineKind::Splice | EngineKind::Sockmap | EngineKind::Packet) => {
                 Box::pin(self.carry_splice(pair, observer)).await
@@ -166,20 +207,21 @@ impl EngineSelector {
         }
     }
 
-    /// Splices, until the flow has proved to be a talk; then the kernel forwards each direction, until it turns
-    /// bulk. The reason is in docs/benchmarks.md.
+    /// Splices a flow until it is interactive. From then on the sockmap engine carries it, and leaves a
+    /// direction to splice(2) once its traffic becomes bulk.
     async fn carry_auto(
         &self,
-        (mut pair, mut class): (SocketPair, TrafficClass),
+        mut pair: SocketPair,
+        mut class: TrafficClass,
         route: &str,
         observer: &impl EngineObserver,
     ) -> FlowEnd {
         loop {
-            // Without one it is not proved yet, or not to be had here.
+            // No engine: the self-test still runs, or this kernel has failed it.
             if let (TrafficClass::Interactive, Some(sockmap)) = (class, self.sockmap.get()) {
                 pair.detach_bulk = true;
                 observer.on_changed(EngineKind::Sockmap);
-                return Box::pin(self.carry_sockmap(sockmap, (pair, route), observer)).await;
+                return Box::pin(self.carry_sockmap(sockmap, pair, route, observer)).await;
             }
             let classifier = TrafficClassifier::for_interactive();
             match Box::pin(self.splice.carry_until_classified(pair, Some(&classifier))).await {
@@ -196,7 +238,8 @@ impl EngineSelector {
     async fn carry_sockmap(
         &self,
         sockmap: &SockmapEngine,
-        (mut pair, route): (SocketPair, &str),
+        mut pair: SocketPair,
+        route: &str,
         observer: &impl EngineObserver,
     ) -> FlowEnd {
         pair.route_id = sockmap.route_id(route);
@@ -212,17 +255,20 @@ impl EngineSelector {
     async fn carry_packet(
         &self,
         packet: &PacketEngine,
-        (mut pair, route): (SocketPair, &str),
+        mut flow: TakeoverCandidate,
+        route: &str,
         observer: &impl EngineObserver,
     ) -> CarryResult {
-        pair.route_id = packet.route_id(route);
-        match packet.carry(pair).await {
-            Ok(course) => course,
-            Err(Declined { pair, reason }) => {
+        flow.pair.route_id = packet.route_id(route);
+        match packet.carry(flow).await {
+            Ok(TakeoverResult::Offloaded(flow)) => CarryResult::Offloaded(flow),
+            Ok(TakeoverResult::Finished(end)) => CarryResult::Finished(end),
+            Err(NotTakenOver { flow, reason }) => {
                 observer.on_declined(EngineKind::Packet, reason);
-                CarryResult::Finished(match pair.register_backend() {
-                    Ok(pair) => Box::pin(self.carry_splice(pair, observer)).await,
-                    Err(_) => FlowEnd::BackendReset,
+                CarryResult::Finished(match flow.into_socket_pair() {
+                    // The lease outlives the sockets, which use its port.
+                    Ok((pair, _lease)) => Box::pin(self.carry_splice(pair, observer)).await,
+                    Err(error) => FlowEnd::local_error(LocalErrorStage::Register, &error),
                 })
             }
         }

@@ -1,8 +1,12 @@
-//! Whether the sockmap engine is right on this very kernel: tried, not read off its version.
+//! Self-test of the sockmap engine on the running kernel.
 //!
-//! A flow over loopback for each family, through everything that some kernel does wrongly: bytes that
-//! wait before the hand-over, in a buffer of which some were read already; a reader that is slower
-//! than its sender; a half-close each way; and the counts at the end.
+//! The test runs a flow over loopback, once for IPv4 and once for IPv6. It goes through all that some
+//! kernel version does wrong:
+//!
+//! - Bytes wait in the client's socket before the engine has it, in a buffer that was read in part.
+//! - The client reads more slowly than the back end sends.
+//! - Each peer half-closes.
+//! - The byte counts at the end must be exact.
 
 use std::cell::Cell;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -22,15 +26,19 @@ use tracing::level_filters::LevelFilter;
 use super::sockmap::SockmapEngine;
 use super::{Engine as _, FlowCounters, FlowEnd, Socket, SocketPair};
 
-/// How long all of it may take; it takes about a tenth of a second.
+/// Time limit for each address family. A test takes about 0.1 s.
 const TEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// More than may be held back for a reader that reads nothing.
+/// Bytes of the download: more than the sockets hold for a client that reads nothing.
 const DOWNLOAD_LEN: usize = 16 << 20;
-/// Of what waits before the hand-over: all, and those that were read.
-const QUEUED_AND_READ_LEN: (usize, usize) = (200, 50);
+/// Bytes that arrive before the engine has the sockets.
+const QUEUED_LEN: usize = 200;
+/// How many of these are read before the engine has the sockets.
+const READ_LEN: usize = 50;
 
-/// Loads the engine and tries it; an error says what is wrong, and whether that is known of this
-/// kernel's version. Needs a running tokio.
+/// Loads the engine and tests it. Needs a tokio runtime.
+///
+/// # Errors
+/// Fails if the engine does not load or does not pass. The error names a known bug of this kernel.
 pub(crate) async fn load_and_test(log: LevelFilter, pins: Option<&Path>) -> Result<SockmapEngine> {
     let engine = SockmapEngine::load(log, pins)?;
     let result = run(&engine).await;
@@ -42,7 +50,7 @@ pub(crate) async fn load_and_test(log: LevelFilter, pins: Option<&Path>) -> Resu
     }
 }
 
-/// What is known to be wrong with the version of this kernel.
+/// The known bug of this kernel version that affects the sockmap engine, if there is one.
 pub(crate) fn known_kernel_bug() -> Option<&'static str> {
     known_bug(&rustix::system::uname().release().to_string_lossy())
 }
@@ -66,23 +74,23 @@ async fn test_flow(engine: &SockmapEngine, address: IpAddr) -> Result<()> {
     let (mut client, accepted) = connect_loopback(address).await?;
     let (backend, mut server) = connect_loopback(address).await?;
     SockRef::from(&server).set_send_buffer_size(64 * 1024)?;
-    let early: Vec<u8> = (0..QUEUED_AND_READ_LEN.0).map(|n| n as u8).collect();
+    let early: Vec<u8> = (0..QUEUED_LEN).map(|n| n as u8).collect();
     client.write_all(&early).await?;
     let mut accepted = accepted;
-    while accepted.peek(&mut [0; QUEUED_AND_READ_LEN.0]).await? < QUEUED_AND_READ_LEN.0 {}
-    accepted.read_exact(&mut [0; QUEUED_AND_READ_LEN.1]).await?;
+    while accepted.peek(&mut [0; QUEUED_LEN]).await? < QUEUED_LEN {}
+    accepted.read_exact(&mut [0; READ_LEN]).await?;
     let counters = Arc::new(FlowCounters::default());
-    let pair = SocketPair::new(accepted, (Socket::Tcp(backend), None), Arc::clone(&counters))?;
+    let pair = SocketPair::new(accepted, Socket::Tcp(backend), Arc::clone(&counters))?;
     let engine_side = async {
-        engine.carry(pair).await.map_err(|back| anyhow::anyhow!("declined: {}", back.reason))
+        engine
+            .carry(pair)
+            .await
+            .map_err(|declined| anyhow::anyhow!("declined: {}", declined.reason.label()))
     };
     let peers = async {
-        let mut received = vec![0; QUEUED_AND_READ_LEN.0 - QUEUED_AND_READ_LEN.1];
+        let mut received = vec![0; QUEUED_LEN - READ_LEN];
         server.read_exact(&mut received).await?;
-        ensure!(
-            received == early[QUEUED_AND_READ_LEN.1..],
-            "bytes that were read already came again"
-        );
+        ensure!(received == early[READ_LEN..], "bytes that were read already came again");
         test_slow_download(&mut client, &mut server).await?;
         client.shutdown().await?;
         ensure!(server.read(&mut [0; 8]).await? == 0, "the client's end did not arrive");
@@ -91,11 +99,9 @@ async fn test_flow(engine: &SockmapEngine, address: IpAddr) -> Result<()> {
         Ok(())
     };
     let (end, ()) = tokio::try_join!(engine_side, peers)?;
-    ensure!(end == FlowEnd::Closed, "the flow broke: {}", end.name());
-    let (counted, expected) = (
-        counters.totals(),
-        ((QUEUED_AND_READ_LEN.0 - QUEUED_AND_READ_LEN.1) as u64, DOWNLOAD_LEN as u64),
-    );
+    ensure!(end == FlowEnd::Closed, "the flow broke: {}", end.label());
+    let (counted, expected) =
+        (counters.totals(), ((QUEUED_LEN - READ_LEN) as u64, DOWNLOAD_LEN as u64));
     ensure!(counted == expected, "the counts are {counted:?}, not {expected:?}");
     ensure!(
         engine.program().counter(SockmapCounter::Trimmed)? > trimmed_before,
@@ -104,7 +110,8 @@ async fn test_flow(engine: &SockmapEngine, address: IpAddr) -> Result<()> {
     Ok(())
 }
 
-/// The client reads nothing until the back end is stopped: what the kernel and we hold is bounded.
+/// Downloads to a client that reads nothing until the back end cannot send more. What the sockets hold
+/// must be bounded.
 async fn test_slow_download(client: &mut TcpStream, server: &mut TcpStream) -> Result<()> {
     let sent: Vec<u8> = (0..DOWNLOAD_LEN / 4).flat_map(|n| (n as u32).to_ne_bytes()).collect();
     let written = Cell::new(0);
@@ -132,7 +139,7 @@ async fn test_slow_download(client: &mut TcpStream, server: &mut TcpStream) -> R
     tokio::try_join!(writing, reading).map(|((), ())| ())
 }
 
-/// Who connected, and who was connected to.
+/// Connects two sockets over loopback: the connecting one, and the accepted one.
 async fn connect_loopback(address: IpAddr) -> Result<(TcpStream, TcpStream)> {
     let listener = TcpListener::bind(SocketAddr::new(address, 0)).await?;
     let (connecting, accepted) =

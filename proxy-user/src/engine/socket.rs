@@ -1,4 +1,4 @@
-//! A connected stream socket: TCP, or a back end of this very host.
+//! Connected stream sockets: TCP, or Unix sockets of back ends on this host.
 
 use std::io;
 use std::net::SocketAddr;
@@ -13,27 +13,32 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
 use tokio::net::{TcpStream, UnixStream};
 
-/// One end of a flow.
+/// The agent's socket to one peer of a flow.
 #[derive(Debug)]
 pub(crate) enum Socket {
     Tcp(TcpStream),
-    /// One that nobody waits for yet, and so tokio does not know of it before it is [`Socket::register`].
+    /// A TCP socket that is not registered with tokio, because no task waits for it yet. See
+    /// [`Socket::register`].
     UnregisteredTcp(std::net::TcpStream),
-    /// Knows no reset: however it is closed, its peer sees an end of stream (unix(7)).
+    /// A Unix socket. It has no reset: its peer always sees an end of stream (unix(7)).
     Unix(UnixStream),
 }
 
-/// What keeps a connection from staying when its peer is gone.
+/// Timeouts after which the kernel ends a connection whose peer does not answer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TcpTimeouts {
-    /// How long it may be idle before the peer is asked for.
+    /// Idle time before the first keepalive probe; `None` for no probes.
     pub(crate) keepalive: Option<Duration>,
-    /// How long sent data may stay unacknowledged; `None` for the kernel's own.
+    /// Time that sent data may stay unacknowledged; `None` for the kernel's own limit.
     pub(crate) user_timeout: Option<Duration>,
 }
 
 impl TcpTimeouts {
-    /// The first probe after `keepalive`, then three more in as much time again.
+    /// Sets both timeouts on a socket. The first keepalive probe goes out after `keepalive`, and three
+    /// more within the same time again.
+    ///
+    /// # Errors
+    /// Fails if setsockopt(2) fails.
     pub(crate) fn apply(self, socket: &socket2::Socket) -> io::Result<()> {
         if let Some(idle) = self.keepalive {
             let interval = (idle / 4).max(Duration::from_secs(1));
@@ -48,7 +53,10 @@ impl TcpTimeouts {
 }
 
 impl Socket {
-    /// The same, and one can wait for what happens to it.
+    /// Registers an unregistered socket with the runtime of the calling task.
+    ///
+    /// # Errors
+    /// Fails if epoll_ctl(2) fails.
     pub(crate) fn register(self) -> io::Result<Self> {
         match self {
             Self::UnregisteredTcp(stream) => Ok(Self::Tcp(TcpStream::from_std(stream)?)),
@@ -56,7 +64,7 @@ impl Socket {
         }
     }
 
-    /// The same, known to the runtime that this is called from, wherever it was before.
+    /// Moves a registered socket to the runtime of the calling task.
     pub(super) fn rebind_to_runtime(self) -> io::Result<Self> {
         Ok(match self {
             Self::Tcp(stream) => Self::Tcp(rebind_to_runtime(stream)?),
@@ -65,7 +73,10 @@ impl Socket {
         })
     }
 
-    /// Our address and the peer's, of TCP.
+    /// The local and the peer's address; `None` for a Unix socket.
+    ///
+    /// # Errors
+    /// Fails if the socket is not connected any more.
     pub(crate) fn addresses(&self) -> io::Result<Option<(SocketAddr, SocketAddr)>> {
         match self {
             Self::Tcp(stream) => Ok(Some((stream.local_addr()?, stream.peer_addr()?))),
@@ -74,6 +85,10 @@ impl Socket {
         }
     }
 
+    /// Waits for one of these events, as tokio's `ready`.
+    ///
+    /// # Errors
+    /// Fails if the socket is not registered, or its runtime shuts down.
     pub(crate) async fn ready(&self, interest: Interest) -> io::Result<Ready> {
         match self {
             Self::Tcp(stream) => stream.ready(interest).await,
@@ -82,6 +97,10 @@ impl Socket {
         }
     }
 
+    /// Runs a system call, as tokio's `try_io`: on `WouldBlock` it clears the readiness.
+    ///
+    /// # Errors
+    /// Fails with the error of `act`, and with `WouldBlock` if the socket is not ready.
     pub(crate) fn try_io<R>(
         &self,
         interest: Interest,
@@ -94,41 +113,49 @@ impl Socket {
         }
     }
 
-    /// Takes what has arrived, as far as `to` has room. If that was all, tokio learns of it, which otherwise
-    /// believes that there is more until somebody looks.
+    /// Receives what waits in the socket, up to the spare capacity of `to`.
+    ///
+    /// If that was all, this clears tokio's readiness, which a read outside of tokio leaves set.
     pub(super) fn recv_available(&self, to: &mut Vec<u8>) -> io::Result<()> {
         let mut received = None;
-        let _all = self.try_io(Interest::READABLE, || {
+        let _drained = self.try_io(Interest::READABLE, || {
             received = Some(recv(self, spare_capacity(to), RecvFlags::empty()));
             if to.len() < to.capacity() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
         });
-        // It does not act on a socket that it has heard nothing of.
+        // Tokio makes no system call on a socket that it has no event of.
         let received =
             received.unwrap_or_else(|| recv(self, spare_capacity(to), RecvFlags::empty()));
         received.map(|_bytes| ()).map_err(io::Error::from)
     }
 
-    /// Sends at once, and ends with a reset unless [`super::set_graceful_close`] is called.
+    /// Sets `TCP_NODELAY`, and makes close(2) send a reset.
+    ///
+    /// # Errors
+    /// Fails if setsockopt(2) fails.
     pub(crate) fn set_nodelay_and_reset_on_close(&self) -> io::Result<()> {
         self.set_nodelay()?;
         self.set_reset_on_close()
     }
 
-    /// Sends at once.
+    /// Sets `TCP_NODELAY`: the kernel sends small messages at once.
     pub(super) fn set_nodelay(&self) -> io::Result<()> {
         self.set_option(|socket| socket.set_tcp_nodelay(true))
     }
 
+    /// Makes close(2) send a reset: `SO_LINGER` with a timeout of 0.
     pub(super) fn set_reset_on_close(&self) -> io::Result<()> {
         self.set_option(|socket| socket.set_linger(Some(Duration::ZERO)))
     }
 
-    /// Does not stay when its peer is gone.
+    /// Sets the TCP timeouts.
+    ///
+    /// # Errors
+    /// Fails if setsockopt(2) fails.
     pub(crate) fn apply_timeouts(&self, timeouts: TcpTimeouts) -> io::Result<()> {
         self.set_option(|socket| timeouts.apply(socket))
     }
 
-    /// What there is of TCP's options.
+    /// Sets an option of a TCP socket. A Unix socket has none of them.
     fn set_option(
         &self,
         option: impl FnOnce(&socket2::Socket) -> io::Result<()>,
@@ -195,11 +222,14 @@ impl AsyncWrite for Socket {
     }
 }
 
-/// The same stream, known to the runtime that this is called from, wherever it was before.
+/// Moves a stream to the runtime of the calling task.
+///
+/// # Errors
+/// Fails if epoll_ctl(2) fails.
 pub(crate) fn rebind_to_runtime(stream: TcpStream) -> io::Result<TcpStream> {
     TcpStream::from_std(stream.into_std()?)
 }
 
 fn not_registered() -> io::Error {
-    io::Error::other("nobody waits for this socket yet")
+    io::Error::other("the socket is not registered")
 }

@@ -14,22 +14,24 @@ use tokio::net::TcpStream;
 use tracing::level_filters::LevelFilter;
 
 use super::splice::SpliceEngine;
-use super::{Declined, Engine, EngineKind, FlowEnd, Peer, Socket, SocketPair};
+use super::{
+    DeclineReason, Declined, Engine, EngineKind, FlowEnd, LocalErrorStage, Peer, Socket, SocketPair,
+};
 use crate::bpf::address::mapped_octets;
 use crate::bpf::{BpfError, SockmapProgram};
 use crate::sys;
 
-mod accounting;
 mod direction;
 mod flow;
 mod hangup_monitor;
 mod lazy_socket;
+mod receive_buffer;
 
-pub(super) use accounting::bytes_written_exact as handed;
-use accounting::{cap_rcvbuf, raise_rcvlowat, uncap_rcvbuf};
 use direction::FlowDirection;
 use flow::{FlowEntryGuard, PreparedFlow};
 use hangup_monitor::HangupMonitor;
+use lazy_socket::failed_peer;
+use receive_buffer::{cap_rcvbuf, raise_rcvlowat, uncap_rcvbuf};
 
 /// include/net/tcp_states.h
 const TCP_ESTABLISHED: u8 = 1;
@@ -41,6 +43,20 @@ pub(crate) struct SockmapEngine {
     hangup_monitor: Arc<HangupMonitor>,
     /// For directions that the kernel gives up.
     splice: SpliceEngine,
+}
+
+/// A pair that is not in the maps, and why.
+struct Unprepared {
+    pair: SocketPair,
+    reason: PrepareError,
+}
+
+/// Why a pair is not in the maps.
+enum PrepareError {
+    /// The engine has not touched the pair.
+    Declined(DeclineReason),
+    /// The program may have moved a byte already, so no other engine can carry the flow.
+    BytesMoved,
 }
 
 impl SockmapEngine {
@@ -62,27 +78,25 @@ impl SockmapEngine {
         self.program.route_id(name)
     }
 
-    /// Everything up to the kick. `Err` is the pair as it was, and why.
-    fn prepare(&self, pair: SocketPair) -> Result<PreparedFlow, Box<Declined>> {
-        let declined = |pair, reason| Box::new(Declined { pair, reason });
+    /// Everything up to the kick. `Err` is the pair, and why it is not in the maps.
+    fn prepare(&self, pair: SocketPair) -> Result<PreparedFlow, Box<Unprepared>> {
+        let declined =
+            |pair, reason| Box::new(Unprepared { pair, reason: PrepareError::Declined(reason) });
         let SocketPair { client: Socket::Tcp(client), backend: Socket::Tcp(backend), .. } = &pair
         else {
-            return Err(declined(pair, "not_tcp"));
+            return Err(declined(pair, DeclineReason::NotTcp));
         };
         // A half-closed socket cannot become a source (sock_map_sk_state_allowed).
         let is_open = |socket: &TcpStream| {
             sys::tcp_info(socket).is_ok_and(|info| info.state == TCP_ESTABLISHED)
         };
         if !is_open(client) || !is_open(backend) {
-            return Err(declined(pair, "half_closed"));
+            return Err(declined(pair, DeclineReason::HalfClosed));
         }
-        let entries = match self.insert_sockets(
-            client,
-            backend,
-            (pair.route_id, if pair.detach_bulk { BULK_BYTES_PER_WINDOW } else { 0 }),
-        ) {
+        let bulk_threshold = if pair.detach_bulk { BULK_BYTES_PER_WINDOW } else { 0 };
+        let entries = match self.insert_sockets(client, backend, pair.route_id, bulk_threshold) {
             Ok(entries) => entries,
-            Err(reason) => return Err(declined(pair, reason)),
+            Err(reason) => return Err(Box::new(Unprepared { pair, reason })),
         };
         match pair {
             SocketPair {
@@ -91,7 +105,7 @@ impl SockmapEngine {
                 counters,
                 ..
             } => Ok(PreparedFlow { client, backend, counters, entries }),
-            pair => Err(declined(pair, "not_tcp")),
+            pair => Err(declined(pair, DeclineReason::NotTcp)),
         }
     }
 
@@ -100,18 +114,19 @@ impl SockmapEngine {
         &self,
         client: &TcpStream,
         backend: &TcpStream,
-        route_and_threshold: (u32, u64),
-    ) -> Result<FlowEntryGuard, &'static str> {
+        route_id: u32,
+        bulk_threshold: u64,
+    ) -> Result<FlowEntryGuard, PrepareError> {
         let program = &self.program;
         let directions = self
-            .insert_entries(client, backend, route_and_threshold)
-            .map_err(|_| "no_flow_entry")?;
+            .insert_entries(client, backend, route_id, bulk_threshold)
+            .map_err(|_| PrepareError::Declined(DeclineReason::NoFlowEntry))?;
         let entries = FlowEntryGuard::new(Arc::clone(program), directions);
         let [up, down] = directions;
         let targets = program
             .add_target(up.cookie, client)
             .and_then(|()| program.add_target(down.cookie, backend));
-        targets.map_err(|_| "map_full")?;
+        targets.map_err(|_| PrepareError::Declined(DeclineReason::MapFull))?;
         // Bytes move when both are sources, by the kick. Who closes its side in this very instant cannot
         // be one any more, and what has begun then is not handed back.
         let both = [client, backend];
@@ -129,9 +144,9 @@ impl SockmapEngine {
             });
             let is_pristine = up.is_pristine(program) && down.is_pristine(program);
             return Err(if is_pristine && restored == [true; 2] {
-                "sockmap_update_failed"
+                PrepareError::Declined(DeclineReason::SockmapUpdateFailed)
             } else {
-                BYTES_MOVED
+                PrepareError::BytesMoved
             });
         }
         Ok(entries)
@@ -142,7 +157,8 @@ impl SockmapEngine {
         &self,
         client: &TcpStream,
         backend: &TcpStream,
-        (route, bulk_threshold): (u32, u64),
+        route_id: u32,
+        bulk_threshold: u64,
     ) -> Result<[FlowDirection; 2], BpfError> {
         let up = FlowDirection::new(Peer::Client, client, backend)?;
         let down = FlowDirection::new(Peer::Backend, backend, client)?;
@@ -152,7 +168,7 @@ impl SockmapEngine {
             egress_cookie: peer,
             started_at: now.as_secs(),
             direction,
-            route_id: route,
+            route_id,
             bulk_threshold,
             client_address: mapped_octets(from.ip()),
             client_port: from.port(),
@@ -171,9 +187,6 @@ impl SockmapEngine {
     }
 }
 
-/// Not handed back: a byte has moved.
-const BYTES_MOVED: &str = "begun";
-
 impl Engine for SockmapEngine {
     type Declined = Declined;
 
@@ -181,14 +194,22 @@ impl Engine for SockmapEngine {
         let counters = Arc::clone(&pair.counters);
         let flow = match self.prepare(pair) {
             Ok(flow) => flow,
-            Err(declined) if declined.reason == BYTES_MOVED => {
-                // In doubt: dropping the pair resets both.
-                declined.pair.set_engine(EngineKind::Sockmap);
-                return Ok(FlowEnd::ClientReset);
+            Err(unprepared) => {
+                let Unprepared { pair, reason } = *unprepared;
+                return match reason {
+                    PrepareError::Declined(reason) => Err(Declined { pair, reason }),
+                    PrepareError::BytesMoved => {
+                        // In doubt: dropping the pair resets both.
+                        pair.set_engine(EngineKind::Sockmap);
+                        Ok(match failed_peer(&pair.client, &pair.backend) {
+                            Some(peer) => FlowEnd::reset_by(peer),
+                            None => FlowEnd::LocalError(LocalErrorStage::SockmapUpdate),
+                        })
+                    }
+                };
             }
-            Err(declined) => return Err(*declined),
         };
         counters.set_engine(EngineKind::Sockmap);
-        Ok(flow.run(self).await)
+        Ok(flow.run(&self.hangup_monitor, &self.splice).await)
     }
 }

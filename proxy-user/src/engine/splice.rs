@@ -1,8 +1,8 @@
-//! splice(2): the kernel moves pages from socket to pipe to socket, user space moves none of them. What is small
-//! is copied instead, which takes less.
+//! Splice engine: splice(2) moves pages from socket to pipe to socket. Small messages are copied, which
+//! costs less.
 //!
-//! A pipe is taken from a pool when bytes arrive and given back, empty, when the socket has no
-//! more. A pipe that still holds bytes when its flow breaks is closed: it must not meet another.
+//! A direction takes a pipe from a pool when bytes arrive and returns it empty when the socket has no
+//! more. A pipe that holds bytes when its flow fails is closed, so that no other flow gets them.
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -10,25 +10,25 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::classifier::TrafficClassifier;
 use super::copy::{CopyEngine, CopyTransfer};
-use super::transfer::{ReadOutcome, RelayResult, Transfer, relay};
-use super::{Declined, Engine, EngineKind, FlowEnd, Handover, SocketPair, StepResult};
+use super::transfer::{Handover, ReadOutcome, RelayResult, StepResult, Transfer, relay};
+use super::{DeclineReason, Declined, Engine, EngineKind, FlowEnd, SocketPair};
 use rustix::pipe::{PipeFlags, SpliceFlags};
 
-/// Bytes asked for at once, and of pipe; above fs.pipe-max-size the kernel's default must do.
+/// Bytes of a pipe and of one splice(2). Where `fs.pipe-max-size` is less, a pipe keeps its default size.
 const PIPE_CAPACITY: usize = 256 * 1024;
 
-/// Slots of a pipe, each at least one byte: a splice of fewer bytes than that cannot have been cut
-/// short by a full pipe (pipe_resize_ring, fs/pipe.c; the default pipe has 16).
+/// Fewest slots of a pipe, each of at least one byte. A splice(2) of fewer bytes did not end because the
+/// pipe was full (`pipe_resize_ring`, fs/pipe.c; a default pipe has 16).
 const PIPE_SLOTS: usize = 16;
 
-/// Bytes of a read up to which copying takes no longer (docs/benchmarks.md): only another system call shows that a
-/// pipe has got all there was.
+/// Bytes of a read up to which a copy is as fast (docs/performance/notebook.md). With a pipe only another
+/// system call shows that the socket has no more.
 const MAX_COPIED_READ: usize = 8 * 1024;
 
-/// Empty pipes kept for the next burst.
+/// Most pipes in the pool.
 const MAX_POOLED_PIPES: usize = 256;
 
-/// Splices through pipes.
+/// The splice engine. Clones share the pool.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct SpliceEngine {
     pool: Arc<Mutex<Vec<Pipe>>>,
@@ -56,7 +56,7 @@ impl Engine for SpliceEngine {
 }
 
 impl SpliceEngine {
-    /// Carries a pair to its end, or until `pace` finds it ripe.
+    /// Carries a pair to its end, or until `classifier` has its class.
     pub(super) async fn carry_until_classified(
         &self,
         pair: SocketPair,
@@ -64,7 +64,7 @@ impl SpliceEngine {
     ) -> Result<StepResult, Declined> {
         match self.take_pipe() {
             Ok(pipe) => self.return_pipe(pipe),
-            Err(_) => return Err(Declined { pair, reason: "pipe_unavailable" }),
+            Err(_) => return Err(Declined { pair, reason: DeclineReason::PipeUnavailable }),
         }
         pair.set_engine(EngineKind::Splice);
         match relay(&pair, self.transfer(), self.transfer(), classifier).await {
@@ -82,7 +82,7 @@ impl SpliceEngine {
         }
     }
 
-    /// Copies instead, for bytes that splice(2) does not see.
+    /// A transfer that only copies, for bytes that splice(2) does not see.
     pub(super) fn copy_fallback(&self) -> CopyTransfer {
         self.copy.transfer()
     }
@@ -103,19 +103,19 @@ impl SpliceEngine {
 impl Pipe {
     fn new() -> io::Result<Self> {
         let (read, write) = rustix::pipe::pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC)?;
-        // Beyond the user's share (pipe-user-pages-soft) a smaller pipe does the same work.
+        // Fails above the user's share (`fs.pipe-user-pages-soft`); a smaller pipe does the same work.
         let _default_size = rustix::pipe::fcntl_setpipe_size(&write, PIPE_CAPACITY);
         Ok(Self { read, write, buffered: 0 })
     }
 }
 
-/// One direction's pipe, while there is something in it.
+/// Splices one direction. Holds a pipe while it holds bytes.
 pub(super) struct SpliceTransfer {
     engine: SpliceEngine,
     pipe: Option<Pipe>,
-    /// Carries what is small, and a burst for which there is no pipe (descriptors ran out in mid-flow).
+    /// Copies small messages, and larger ones while no pipe can be opened.
     copy: CopyTransfer,
-    /// Whether the next read is believed to bring little, as the last one did.
+    /// Whether the last read returned a small message, so that the next one probably does.
     expects_small: bool,
 }
 

@@ -11,11 +11,14 @@ use crate::config::{Route, SourceAddress};
 use crate::downstream::admission::{ConnectionPermit, FlowPermit};
 use crate::downstream::reject;
 use crate::engine::packet::ClientEndpoint;
-use crate::engine::{CarryResult, EngineKind, EngineObserver, SocketPair};
+use crate::engine::{
+    CarryResult, DeclineReason, EngineKind, EngineObserver, FlowEnd, FlowRequest, LocalErrorStage,
+    SocketPair,
+};
 use crate::session::offloaded::{NextStep, Permits, outcome_from_end, with_idle_timeout};
 use crate::session::{ConnContext, record_fields};
 use crate::telemetry::metrics::{DeclinedLabels, HandoverLabels};
-use crate::telemetry::{Metrics, Outcome, Record};
+use crate::telemetry::{Metrics, Record};
 use crate::upstream::connect::{Connector, OffloadableConnect};
 use crate::upstream::dialer::{
     BackendConn, BackendDialer, BackendPreamble, NoBackend, StarttlsReplay,
@@ -45,11 +48,12 @@ pub(super) async fn forward(
     let preamble =
         BackendPreamble { proxy_header: &proxy_header, replay, probe, client_bytes_follow: true };
     let engine = context.shared.engine_selector.packet_engine(context.config.engine);
-    let addresses = (record.entry.proxy.unwrap_or(record.entry.client), record.entry.listener);
+    let (peer, listener) =
+        (record.entry.proxy.unwrap_or(record.entry.client), record.entry.listener);
     let offload = engine.and_then(|engine| {
         Some(OffloadableConnect {
             engine,
-            client_endpoint: ClientEndpoint::new(&client, addresses).ok()?,
+            client_endpoint: ClientEndpoint::new(&client, peer, listener).ok()?,
         })
     });
     match Box::pin(connect_backend(route, (preamble, offload), context, record)).await {
@@ -105,15 +109,21 @@ async fn run_engine(
         Box::new(Permits { _connection_permit, _flow_permit, _connection_guard, _loop_guard });
     record.entry.backend = Some(label);
     context.counters.add_bytes(bytes_sent, 0);
-    let Ok(socket_pair) = SocketPair::new(client, (socket, takeover), Arc::clone(context.counters))
-    else {
-        return Outcome::ClientClosed.into();
+    let counters = Arc::clone(context.counters);
+    let pair = match &takeover {
+        Some(_) => SocketPair::for_takeover(client, socket, counters),
+        None => SocketPair::new(client, socket, counters),
     };
-    let relay = context.shared.engine_selector.carry(
-        context.config.engine,
-        (socket_pair, &route.label),
-        context.metrics(),
-    );
+    let pair = match pair {
+        Ok(pair) => pair,
+        Err(error) => {
+            let end = FlowEnd::local_error(LocalErrorStage::SocketOption, &error);
+            return outcome_from_end(Some(end)).into();
+        }
+    };
+    let request =
+        FlowRequest { choice: context.config.engine, route: &route.label, pair, takeover };
+    let relay = context.shared.engine_selector.carry(request, context.metrics());
     match with_idle_timeout(Box::pin(relay), context.config.limits.idle_timeout, context.counters)
         .await
     {
@@ -125,8 +135,8 @@ async fn run_engine(
 }
 
 impl EngineObserver for Metrics {
-    fn on_declined(&self, engine: EngineKind, reason: &'static str) {
-        let labels = DeclinedLabels { engine: engine.name(), reason };
+    fn on_declined(&self, engine: EngineKind, reason: DeclineReason) {
+        let labels = DeclinedLabels { engine: engine.name(), reason: reason.label() };
         self.engine_declined.get_or_create(&labels).inc();
     }
 

@@ -94,7 +94,7 @@ pub(crate) fn run_handover(
         let route = session.record.entry.route.clone().unwrap_or_default();
         let metrics = &shared.telemetry.metrics;
         let relay =
-            Box::pin(shared.engine_selector.carry_handover(*engine, (*handover, &route), metrics));
+            Box::pin(shared.engine_selector.carry_handover(*engine, *handover, &route, metrics));
         let outcome = tokio::select! {
             end = with_idle_timeout(relay, limits.idle_timeout, &session.counters) => outcome_from_end(end),
             () = shared.abort.cancelled() => Outcome::Shutdown,
@@ -114,7 +114,7 @@ impl Record {
 
 /// How a flow has ended, if that was not for idleness.
 pub(crate) fn outcome_from_end(end: Option<FlowEnd>) -> Outcome {
-    end.map_or(Outcome::IdleTimeout, |end| Outcome::FlowEnded(end.name()))
+    end.map_or(Outcome::IdleTimeout, |end| Outcome::FlowEnded(end.label()))
 }
 
 /// Carries a flow to its end. `None`: no byte has moved for `limit`.

@@ -15,7 +15,9 @@ use tokio_rustls::server::TlsStream;
 use crate::config::Terminate;
 use crate::downstream::admission::ConnectionPermit;
 use crate::downstream::reject;
-use crate::engine::{FlowEnd, Socket, rebind_to_runtime, set_graceful_close};
+use crate::engine::{
+    FlowEnd, LocalErrorStage, Socket, is_local_error, rebind_to_runtime, set_graceful_close,
+};
 use crate::session::offloaded::{Session, outcome_from_end, with_idle_timeout};
 use crate::session::{ConnContext, Shared, forward};
 use crate::telemetry::{Outcome, Record};
@@ -88,7 +90,13 @@ async fn terminate(
 ) -> Outcome {
     let PendingTermination { client, hello, terminate, tls_config, handshake_timeout } =
         termination;
-    let Ok(client) = rebind_to_runtime(client) else { return Outcome::ClientClosed };
+    let client = match rebind_to_runtime(client) {
+        Ok(client) => client,
+        Err(error) => {
+            let end = FlowEnd::local_error(LocalErrorStage::Register, &error);
+            return outcome_from_end(Some(end));
+        }
+    };
     let _flow_permit = match context.admit_flow(record) {
         Ok(permit) => permit,
         Err(reason) => return reject::reject_immediately(client, reason, record),
@@ -114,8 +122,9 @@ async fn terminate(
     };
     let BackendConn { socket, label, _connection_guard, _loop_guard, .. } = backend_conn;
     record.entry.backend = Some(label);
-    if socket.set_nodelay_and_reset_on_close().is_err() {
-        return Outcome::ClientClosed;
+    if let Err(error) = socket.set_nodelay_and_reset_on_close() {
+        let end = FlowEnd::local_error(LocalErrorStage::SocketOption, &error);
+        return outcome_from_end(Some(end));
     }
     let add_bytes = |up, down| context.counters.add_bytes(up, down);
     let relay = Box::pin(proxy_plaintext(tls, socket, add_bytes));
@@ -175,6 +184,8 @@ async fn proxy_plaintext(
 enum CopyError {
     Read,
     Write,
+    /// This host could not carry the direction on.
+    Local(LocalErrorStage),
 }
 
 impl CopyError {
@@ -182,7 +193,16 @@ impl CopyError {
         match self {
             Self::Read => read,
             Self::Write => write,
+            Self::Local(stage) => FlowEnd::LocalError(stage),
         }
+    }
+
+    fn reading(error: &io::Error) -> Self {
+        if is_local_error(error) { Self::Local(LocalErrorStage::Read) } else { Self::Read }
+    }
+
+    fn writing(error: &io::Error) -> Self {
+        if is_local_error(error) { Self::Local(LocalErrorStage::Write) } else { Self::Write }
     }
 }
 
@@ -193,13 +213,13 @@ async fn copy_direction<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
 ) -> Result<(R, W), CopyError> {
     let mut buffer = vec![0; BUFFER_LEN];
     loop {
-        let bytes = from.read(&mut buffer).await.map_err(|_| CopyError::Read)?;
+        let bytes = from.read(&mut buffer).await.map_err(|error| CopyError::reading(&error))?;
         if bytes == 0 {
-            to.shutdown().await.map_err(|_| CopyError::Write)?;
+            to.shutdown().await.map_err(|error| CopyError::writing(&error))?;
             return Ok((from, to));
         }
-        to.write_all(&buffer[..bytes]).await.map_err(|_| CopyError::Write)?;
-        to.flush().await.map_err(|_| CopyError::Write)?;
+        to.write_all(&buffer[..bytes]).await.map_err(|error| CopyError::writing(&error))?;
+        to.flush().await.map_err(|error| CopyError::writing(&error))?;
         add_bytes(bytes);
     }
 }

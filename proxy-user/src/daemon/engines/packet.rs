@@ -38,7 +38,7 @@ pub(super) fn load(config: &Config, ladder: &EngineSelector, pins: Option<&Path>
     let hook = config.packet.hook;
     let xdp_interfaces = targets.iter().filter(|link| link.use_xdp).count();
     info!(interfaces = names.join(" "), ?ports, ?hook, xdp_interfaces, "packet");
-    let packet = PacketEngine::load((&targets, hook), PortAllocator::new(ports.clone()), pins);
+    let packet = PacketEngine::load(&targets, hook, PortAllocator::new(ports.clone()), pins);
     // The kernel's types took some 50 MB for a moment.
     sys::trim_heap();
     let packet = packet?;

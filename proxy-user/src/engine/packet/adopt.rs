@@ -8,14 +8,17 @@ use std::time::Instant;
 
 use snisplit_common::abi::packet::{FlowEntry, FlowState};
 
+use super::PacketEngine;
 use super::clock::{idle_time, ktime_now};
+use super::flow::{FlowGuard, OffloadedFlow, OnDrop};
 use super::flow_watch::FlowUpdate;
-use super::{FlowCounters, FlowGuard, OffloadedFlow, OnDrop, PacketEngine, PortLease};
+use super::ports::PortLease;
 use crate::bpf::address::peer_and_local;
+use crate::engine::FlowCounters;
 
 /// A flow without an agent.
 pub(crate) struct AdoptedFlow {
-    flow: FlowGuard,
+    guard: FlowGuard,
     lease: PortLease,
     entry: FlowEntry,
     route: Option<String>,
@@ -39,20 +42,18 @@ impl PacketEngine {
             return None;
         }
         let (backend, local) = peer_and_local(&entry.backend_tuple);
-        let watch = self.monitor.watch(flow_id);
+        let mut guard = FlowGuard::new(&self.programs, &self.monitor, flow_id, OnDrop::ResetPeers);
         // It may have ended while nobody listened, also just now.
         let current = self.programs.flow_entry(flow_id)?;
         if current.state != FlowState::Offloaded {
-            self.monitor.unwatch(flow_id);
-            self.monitor.enter_time_wait(flow_id);
             self.ports.quarantine(backend, local.port(), last_packet_at(&current));
+            guard.on_drop = OnDrop::TimeWait(None);
             return None;
         }
         let lease = self.ports.reserve_adopted(backend, local.port());
         self.monitor.publish(flow_id, FlowUpdate::State(current.state));
-        let flow = FlowGuard { engine: self.clone(), flow_id, watch, on_drop: OnDrop::ResetPeers };
         let route = self.programs.route_name(entry.route_id);
-        Some(AdoptedFlow { flow, lease, entry, route })
+        Some(AdoptedFlow { guard, lease, entry, route })
     }
 }
 
@@ -91,7 +92,7 @@ impl AdoptedFlow {
 
     /// Goes on with it, on this account.
     pub(crate) fn into_offloaded(self, counters: Arc<FlowCounters>) -> Box<OffloadedFlow> {
-        let Self { flow, lease, .. } = self;
-        Box::new(OffloadedFlow { flow, lease: Some(lease), counters })
+        let Self { guard, lease, .. } = self;
+        Box::new(OffloadedFlow { guard, lease: Some(lease), counters })
     }
 }

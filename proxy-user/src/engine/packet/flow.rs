@@ -10,21 +10,25 @@ use tokio::io::Interest;
 use tokio::select;
 use tokio::task::yield_now;
 
-use super::super::{EngineKind, FlowCounters, FlowEnd, Socket, SocketPair};
+use super::flow_monitor::FlowMonitor;
 use super::flow_watch::{FlowUpdate, FlowWatch};
-use super::{PacketEngine, PortLease, reset};
+use super::ports::PortLease;
+use super::reset;
+use crate::bpf::packet::PacketPrograms;
+use crate::engine::{EngineKind, FlowCounters, FlowEnd, Socket, SocketPair};
 
 /// A flow that the programs know.
 pub(super) struct FlowGuard {
-    pub(super) engine: PacketEngine,
-    pub(super) flow_id: u64,
-    pub(super) watch: Arc<FlowWatch>,
+    programs: Arc<PacketPrograms>,
+    monitor: Arc<FlowMonitor>,
+    flow_id: u64,
+    watch: Arc<FlowWatch>,
     pub(super) on_drop: OnDrop,
 }
 
 /// One that has no sockets any more.
 pub(crate) struct OffloadedFlow {
-    pub(super) flow: FlowGuard,
+    pub(super) guard: FlowGuard,
     pub(super) lease: Option<PortLease>,
     pub(super) counters: Arc<FlowCounters>,
 }
@@ -36,12 +40,12 @@ pub(super) enum OnDrop {
     /// It has none: it is cut.
     ResetPeers,
     /// What is repeated of its end still has its way.
-    TimeWait(PortLease),
+    TimeWait(Option<PortLease>),
 }
 
 impl Drop for FlowGuard {
     fn drop(&mut self) {
-        let PacketEngine { programs, monitor, .. } = &self.engine;
+        let Self { programs, monitor, .. } = self;
         monitor.unwatch(self.flow_id);
         match &self.on_drop {
             OnDrop::Remove => _ = programs.remove_flow(self.flow_id),
@@ -54,15 +58,27 @@ impl Drop for FlowGuard {
 }
 
 impl FlowGuard {
+    /// Follows a flow from before the programs know it.
+    pub(super) fn new(
+        programs: &Arc<PacketPrograms>,
+        monitor: &Arc<FlowMonitor>,
+        flow_id: u64,
+        on_drop: OnDrop,
+    ) -> Self {
+        let watch = monitor.watch(flow_id);
+        let (programs, monitor) = (Arc::clone(programs), Arc::clone(monitor));
+        Self { programs, monitor, flow_id, watch, on_drop }
+    }
+
     fn entry(&self) -> Option<FlowEntry> {
-        self.engine.programs.flow_entry(self.flow_id)
+        self.programs.flow_entry(self.flow_id)
     }
 
     /// Waits until it is clear whose flow it is; `Err` is why it stays with its sockets. May be called off and
     /// called again.
     pub(super) async fn wait_takeover(&self, pair: &SocketPair) -> Result<(), FallbackReason> {
         let is_notified = select! {
-            told = self.watch.wait_for(FlowUpdate::is_takeover_decided) => match told {
+            told = self.watch.wait_for(FlowUpdate::takeover_decided) => match told {
                 FlowUpdate::State(state) if state.is_translated() => return Ok(()),
                 FlowUpdate::State(_) => true,
                 FlowUpdate::PeerDead(_) | FlowUpdate::ResetRequested => false,
@@ -72,7 +88,7 @@ impl FlowGuard {
             () = readable_or_closed(&pair.backend) => false,
         };
         if !is_notified {
-            let _unknown = self.engine.programs.force_fallback(self.flow_id);
+            let _unknown = self.programs.force_fallback(self.flow_id);
         }
         loop {
             match self.entry() {
@@ -89,20 +105,18 @@ impl FlowGuard {
 impl OffloadedFlow {
     /// Sees it to its end.
     pub(crate) async fn wait_end(&mut self) -> FlowEnd {
-        let Self { flow, lease, counters } = self;
+        let Self { guard, lease, counters } = self;
         counters.set_engine(EngineKind::Packet);
-        let (programs, flow_id) = (Arc::clone(&flow.engine.programs), flow.flow_id);
-        let watch = Arc::clone(&flow.watch);
+        let (programs, flow_id) = (Arc::clone(&guard.programs), guard.flow_id);
+        let watch = Arc::clone(&guard.watch);
         let now = move || {
             programs.flow_entry(flow_id).as_ref().map_or((0, 0), FlowEntry::delivered_bytes)
         };
         let _counter_guard =
             counters.attach_kernel_counters(move || watch.delivered().unwrap_or_else(&now));
-        let last = flow.watch.wait_for(|update| update.flow_end().is_some()).await;
-        // Nothing else was waited for.
-        let (end, peers_know) = last.flow_end().unwrap_or((FlowEnd::OperatorReset, false));
-        if let Some(lease) = lease.take().filter(|_| peers_know) {
-            flow.on_drop = OnDrop::TimeWait(lease);
+        let (end, peers_know) = guard.watch.wait_for(FlowUpdate::flow_end).await;
+        if peers_know {
+            guard.on_drop = OnDrop::TimeWait(lease.take());
         }
         end
     }

@@ -10,10 +10,10 @@ use snisplit_common::abi::packet::{
 use tokio::task::{JoinSet, spawn_blocking, yield_now};
 use tokio::time::sleep;
 
-use super::super::Peer;
 use super::clock::{idle_time, ktime_now};
 use super::flow_watch::{FlowUpdate, FlowWatch};
 use crate::bpf::packet::{FlowEvents, PacketPrograms};
+use crate::engine::Peer;
 
 /// How long what is repeated of a flow's end is still translated, as TIME-WAIT is kept (`TCP_TIMEWAIT_LEN`,
 /// include/net/tcp.h). Another connection by its port ends it before (`sni_out`).
@@ -92,7 +92,7 @@ impl FlowMonitor {
         }
         if let Some(watch) = self.flows().get(&event.flow_id) {
             if event.state.is_terminal() {
-                watch.set_delivered((event.bytes_up, event.bytes_down));
+                watch.set_delivered(event.bytes_up, event.bytes_down);
             }
             watch.publish(FlowUpdate::State(event.state));
         }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use snisplit_common::abi::packet::FlowState;
 use tokio::sync::Notify;
 
-use super::super::{FlowEnd, Peer};
+use crate::engine::{FlowEnd, Peer};
 
 /// The last news of a flow. One task may wait for them.
 #[derive(Debug, Default)]
@@ -48,12 +48,13 @@ impl FlowUpdate {
         Self::ALL.iter().position(|update| *update == self).unwrap_or_default() as u8
     }
 
-    /// Whether it is clear whose flow it is.
-    pub(super) const fn is_takeover_decided(self) -> bool {
-        match self {
+    /// This update, once the programs have decided on the takeover or nobody waits for them.
+    pub(super) fn takeover_decided(self) -> Option<Self> {
+        let is_decided = match self {
             Self::State(state) => state as u64 >= FlowState::Offloaded as u64,
             Self::PeerDead(_) | Self::ResetRequested => true,
-        }
+        };
+        is_decided.then_some(self)
     }
 
     /// How a flow without sockets has ended, and whether its peers know of it.
@@ -79,9 +80,9 @@ impl FlowWatch {
         }
     }
 
-    /// Bytes up and down, before the end is told.
-    pub(super) fn set_delivered(&self, delivered: (u64, u64)) {
-        let _known = self.delivered.set(delivered);
+    /// Sets the bytes delivered up and down, before the end of the flow is published.
+    pub(super) fn set_delivered(&self, up: u64, down: u64) {
+        let _known = self.delivered.set((up, down));
     }
 
     pub(super) fn delivered(&self) -> Option<(u64, u64)> {
@@ -92,12 +93,11 @@ impl FlowWatch {
         FlowUpdate::ALL[usize::from(self.last.load(Ordering::Acquire))]
     }
 
-    /// Waits until what there is to say `is` so.
-    pub(super) async fn wait_for(&self, predicate: impl Fn(FlowUpdate) -> bool) -> FlowUpdate {
+    /// Waits until the last update is one that `select` answers with a value.
+    pub(super) async fn wait_for<T>(&self, select: impl Fn(FlowUpdate) -> Option<T>) -> T {
         loop {
-            let last = self.last();
-            if predicate(last) {
-                return last;
+            if let Some(selected) = select(self.last()) {
+                return selected;
             }
             // What was told since then has left a permit.
             self.notify.notified().await;
@@ -115,14 +115,14 @@ mod tests {
         watch.publish(FlowUpdate::State(FlowState::Closed));
         watch.publish(FlowUpdate::State(FlowState::Offloaded));
         assert_eq!(
-            watch.wait_for(FlowUpdate::is_takeover_decided).await,
+            watch.wait_for(FlowUpdate::takeover_decided).await,
             FlowUpdate::State(FlowState::Closed)
         );
-        let (update, ()) =
-            tokio::join!(watch.wait_for(|update| update == FlowUpdate::ResetRequested), async {
-                tokio::task::yield_now().await;
-                watch.publish(FlowUpdate::ResetRequested);
-            });
+        let is_reset = |update| (update == FlowUpdate::ResetRequested).then_some(update);
+        let (update, ()) = tokio::join!(watch.wait_for(is_reset), async {
+            tokio::task::yield_now().await;
+            watch.publish(FlowUpdate::ResetRequested);
+        });
         assert_eq!(update.flow_end(), Some((FlowEnd::OperatorReset, false)));
     }
 

@@ -106,9 +106,9 @@ impl PortLease {
         }
     }
 
-    /// The back end, and the port.
-    pub(super) const fn backend_and_port(&self) -> (SocketAddr, u16) {
-        (self.backend, self.port)
+    /// The back end that the port is leased for.
+    pub(super) const fn backend(&self) -> SocketAddr {
+        self.backend
     }
 }
 

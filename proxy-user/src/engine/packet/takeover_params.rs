@@ -9,9 +9,9 @@ use snisplit_common::abi::packet::{
 };
 use tokio::net::TcpStream;
 
-use super::super::{Socket, SocketPair, TcpTimeouts};
-use super::PortLease;
+use super::ports::PortLease;
 use crate::bpf::address::ingress_tuple;
+use crate::engine::{DeclineReason, Socket, TcpTimeouts};
 use crate::sys::{self, TcpInfo};
 
 /// include/net/tcp_states.h
@@ -47,10 +47,11 @@ pub(crate) struct TakeoverParams {
 }
 
 impl ClientEndpoint {
-    /// `peer` is where the connection comes from, and `at` its listener.
+    /// `peer` is where the connection comes from, and `listener` the address it was accepted on.
     pub(crate) fn new(
         client: &TcpStream,
-        (peer, listener): (SocketAddr, SocketAddr),
+        peer: SocketAddr,
+        listener: SocketAddr,
     ) -> io::Result<Self> {
         let local = if listener.ip().is_unspecified() { client.local_addr()? } else { listener };
         Ok(Self { peer, local, info: sys::tcp_info(client)? })
@@ -79,7 +80,7 @@ impl ClientEndpoint {
 impl TakeoverParams {
     /// Our address, and the back end's.
     pub(crate) const fn addresses(&self) -> (SocketAddr, SocketAddr) {
-        (self.local, self.lease.backend_and_port().0)
+        (self.local, self.lease.backend())
     }
 }
 
@@ -91,40 +92,38 @@ const fn mss_with_options(info: &TcpInfo) -> u32 {
 }
 
 /// The flow as it is to be armed and what its back end's socket says, or why it cannot be.
-pub(super) fn flow_entry(pair: &SocketPair) -> Result<(FlowEntry, TcpInfo), &'static str> {
-    let backend = match &pair.backend {
-        Socket::Unix(_) => return Err("not_tcp"),
+pub(super) fn flow_entry(
+    backend: &Socket,
+    params: Option<&TakeoverParams>,
+) -> Result<(FlowEntry, TcpInfo), DeclineReason> {
+    let backend = match backend {
+        Socket::Unix(_) => return Err(DeclineReason::NotTcp),
         socket @ (Socket::Tcp(_) | Socket::UnregisteredTcp(_)) => socket,
     };
-    let Some(takeover) = &pair.takeover else { return Err("no_source_port") };
+    let Some(params) = params else { return Err(DeclineReason::NoSourcePort) };
     let TakeoverParams {
         client: ClientEndpoint { peer, local: client_local, info: client_info },
         local: backend_local,
         lease,
         ..
-    } = &**takeover;
-    let (client_addrs, backend_addrs) = (
-        canonical_pair((*peer, *client_local)),
-        canonical_pair((lease.backend_and_port().0, *backend_local)),
-    );
-    if client_addrs.0.is_ipv4() != backend_addrs.0.is_ipv4() {
-        return Err("address_family_mismatch");
+    } = params;
+    let client_link = AddressPair::new(*peer, *client_local);
+    let backend_link = AddressPair::new(lease.backend(), *backend_local);
+    if client_link.peer.is_ipv4() != backend_link.peer.is_ipv4() {
+        return Err(DeclineReason::AddressFamilyMismatch);
     }
     // What stays on this host does not pass the interfaces.
-    if [client_addrs, backend_addrs]
-        .iter()
-        .any(|(peer, local)| peer.ip() == local.ip() || peer.ip().is_loopback())
-    {
-        return Err("same_host");
+    if client_link.is_same_host() || backend_link.is_same_host() {
+        return Err(DeclineReason::SameHost);
     }
-    let backend_info = sys::tcp_info(backend).map_err(|_| "not_connected")?;
+    let backend_info = sys::tcp_info(backend).map_err(|_| DeclineReason::NotConnected)?;
     lease.record_mss(backend_info.advmss);
     // The kernel does not know what became of its SYN.
     let advmss = backend_info.advmss.min(lease.clamped_mss.unwrap_or(backend_info.advmss));
     check_compatible(client_info, &TcpInfo { advmss, ..backend_info })?;
     let entry = FlowEntry {
-        client_tuple: ingress_tuple(client_addrs.0, client_addrs.1),
-        backend_tuple: ingress_tuple(backend_addrs.0, backend_addrs.1),
+        client_tuple: ingress_tuple(client_link.peer, client_link.local),
+        backend_tuple: ingress_tuple(backend_link.peer, backend_link.local),
         to_backend: translation(client_info, &backend_info),
         to_client: translation(&backend_info, client_info),
         ..FlowEntry::default()
@@ -132,32 +131,45 @@ pub(super) fn flow_entry(pair: &SocketPair) -> Result<(FlowEntry, TcpInfo), &'st
     Ok((entry, backend_info))
 }
 
-fn canonical_pair((peer, local): (SocketAddr, SocketAddr)) -> (SocketAddr, SocketAddr) {
-    let canonical_addr = |address: SocketAddr| (address.ip().to_canonical(), address.port()).into();
-    (canonical_addr(peer), canonical_addr(local))
+/// Both addresses of a connection.
+struct AddressPair {
+    peer: SocketAddr,
+    local: SocketAddr,
 }
 
-fn check_compatible(client: &TcpInfo, backend: &TcpInfo) -> Result<(), &'static str> {
+impl AddressPair {
+    /// Writes IPv4 addresses of IPv6 sockets as IPv4 (RFC 4291 §2.5.5.2).
+    fn new(peer: SocketAddr, local: SocketAddr) -> Self {
+        let canonical = |address: SocketAddr| (address.ip().to_canonical(), address.port()).into();
+        Self { peer: canonical(peer), local: canonical(local) }
+    }
+
+    fn is_same_host(&self) -> bool {
+        self.peer.ip() == self.local.ip() || self.peer.ip().is_loopback()
+    }
+}
+
+fn check_compatible(client: &TcpInfo, backend: &TcpInfo) -> Result<(), DeclineReason> {
     let either = client.options | backend.options;
     let differs = client.options ^ backend.options;
     if client.state != TCP_ESTABLISHED || backend.state != TCP_ESTABLISHED {
-        return Err("half_closed");
+        return Err(DeclineReason::HalfClosed);
     }
     if either & TCPI_OPT_SYN_DATA != 0 {
-        return Err("tcp_fast_open");
+        return Err(DeclineReason::TcpFastOpen);
     }
     if either & TCPI_OPT_USEC_TS != 0 {
-        return Err("tcp_usec_timestamps");
+        return Err(DeclineReason::TcpUsecTimestamps);
     }
     if differs & TCPI_OPT_TIMESTAMPS != 0 {
-        return Err("tcp_timestamps");
+        return Err(DeclineReason::TcpTimestamps);
     }
     if differs & TCPI_OPT_SACK != 0 {
-        return Err("tcp_sack");
+        return Err(DeclineReason::TcpSack);
     }
     // Each may send as much as it was told, and the other must be able to take that.
     if mss_with_options(backend) < client.advmss || mss_with_options(client) < backend.advmss {
-        return Err("tcp_mss");
+        return Err(DeclineReason::TcpMss);
     }
     Ok(())
 }
@@ -194,16 +206,16 @@ mod tests {
         let both = TCPI_OPT_TIMESTAMPS | TCPI_OPT_SACK;
         let rows = [
             (INFO, INFO, Ok(())),
-            (with(TCPI_OPT_SACK), with(both), Err("tcp_timestamps")),
-            (with(both), with(TCPI_OPT_TIMESTAMPS), Err("tcp_sack")),
+            (with(TCPI_OPT_SACK), with(both), Err(DeclineReason::TcpTimestamps)),
+            (with(both), with(TCPI_OPT_TIMESTAMPS), Err(DeclineReason::TcpSack)),
             (with(both | TCPI_OPT_ECN), with(both), Ok(())),
-            (with(both), with(both | TCPI_OPT_SYN_DATA), Err("tcp_fast_open")),
-            (with(both), with(both | TCPI_OPT_USEC_TS), Err("tcp_usec_timestamps")),
-            (TcpInfo { state: 8, ..INFO }, INFO, Err("half_closed")),
+            (with(both), with(both | TCPI_OPT_SYN_DATA), Err(DeclineReason::TcpFastOpen)),
+            (with(both), with(both | TCPI_OPT_USEC_TS), Err(DeclineReason::TcpUsecTimestamps)),
+            (TcpInfo { state: 8, ..INFO }, INFO, Err(DeclineReason::HalfClosed)),
             // A back end behind a smaller MTU than what the client was told.
-            (INFO, TcpInfo { snd_mss: 1388, ..INFO }, Err("tcp_mss")),
+            (INFO, TcpInfo { snd_mss: 1388, ..INFO }, Err(DeclineReason::TcpMss)),
             // A back end that was told more than the client can take.
-            (TcpInfo { snd_mss: 1388, ..INFO }, INFO, Err("tcp_mss")),
+            (TcpInfo { snd_mss: 1388, ..INFO }, INFO, Err(DeclineReason::TcpMss)),
             (TcpInfo { snd_mss: 1388, ..INFO }, TcpInfo { advmss: 1400, ..INFO }, Ok(())),
             // Without timestamps a segment has nothing else.
             (

@@ -4,24 +4,39 @@ use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+use std::{fmt, io};
 
 use snisplit_common::abi::{DirectionEntry, DirectionState};
 use tokio::io::Interest;
 use tokio::time::sleep;
 
-use super::super::Peer;
-use super::super::splice::SpliceEngine;
-use super::super::transfer::Transfer;
-use super::accounting::{
-    bytes_read_exact, bytes_written, bytes_written_exact, raise_rcvlowat, uncap_rcvbuf,
-};
-use super::lazy_socket::{DirectionSockets, SocketState, socket_state};
+use super::lazy_socket::{LazySocket, SocketState, socket_state};
+use super::receive_buffer::{raise_rcvlowat, uncap_rcvbuf};
 use crate::bpf::{self, BpfError, SockmapProgram};
+use crate::engine::byte_counts::{bytes_read_exact, bytes_written, bytes_written_exact};
+use crate::engine::splice::SpliceEngine;
+use crate::engine::transfer::Transfer;
+use crate::engine::{LocalErrorStage, Peer, is_local_error};
 use crate::sys;
 
-/// Pauses while the kernel empties a backlog: it has no event for that.
-pub(super) const POLL_BACKOFF: (Duration, Duration) =
-    (Duration::from_micros(200), Duration::from_millis(20));
+/// Pauses between looks at what the kernel has no event for. Each is twice as long as the one before.
+pub(super) struct PollBackoff {
+    next: Duration,
+}
+
+impl PollBackoff {
+    const FIRST: Duration = Duration::from_micros(200);
+    const LONGEST: Duration = Duration::from_millis(20);
+
+    pub(super) const fn new() -> Self {
+        Self { next: Self::FIRST }
+    }
+
+    pub(super) async fn wait(&mut self) {
+        sleep(self.next).await;
+        self.next = (self.next * 2).min(Self::LONGEST);
+    }
+}
 
 /// A direction, known by the socket that receives.
 #[derive(Clone, Copy, Debug)]
@@ -34,11 +49,53 @@ pub(super) struct FlowDirection {
     initial_read: u64,
 }
 
-/// The socket that broke.
+/// The two sockets of a direction.
+#[derive(Clone, Copy)]
+pub(super) struct DirectionSockets<'s> {
+    pub(super) from: &'s LazySocket,
+    pub(super) to: &'s LazySocket,
+}
+
+/// Why a direction ended early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum DirectionError {
+    /// The receiving socket failed.
     From,
+    /// The sending socket failed.
     To,
+    /// This host could not carry the direction on.
+    Local(LocalErrorStage),
+}
+
+/// Why a flow ended early.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FlowError {
+    /// The connection to this peer failed.
+    Peer(Peer),
+    /// This host could not carry the flow on.
+    Local(LocalErrorStage),
+}
+
+/// Makes a local error of whatever failed at this stage.
+pub(super) fn local<E: fmt::Display>(stage: LocalErrorStage) -> impl FnOnce(E) -> DirectionError {
+    move |error| {
+        stage.log(&error);
+        DirectionError::Local(stage)
+    }
+}
+
+impl DirectionError {
+    fn reading(error: &io::Error) -> Self {
+        Self::of_socket(Self::From, LocalErrorStage::Read, error)
+    }
+
+    fn writing(error: &io::Error) -> Self {
+        Self::of_socket(Self::To, LocalErrorStage::Write, error)
+    }
+
+    fn of_socket(socket: Self, stage: LocalErrorStage, error: &io::Error) -> Self {
+        if is_local_error(error) { local(stage)(error) } else { socket }
+    }
 }
 
 impl FlowDirection {
@@ -59,22 +116,25 @@ impl FlowDirection {
     /// The program's account; a poisoned one is a broken receiver.
     pub(super) fn entry(&self, program: &SockmapProgram) -> Result<DirectionEntry, DirectionError> {
         let entry = program.flow_entry(self.cookie);
-        entry.filter(|entry| entry.state != DirectionState::Poisoned).ok_or(DirectionError::From)
+        entry
+            .filter(|entry| entry.state != DirectionState::Poisoned)
+            .ok_or(DirectionError::Local(LocalErrorStage::FlowEntry))
     }
 
     /// Whether the sender's TCP has everything so far, the kernel's backlog included.
     fn is_delivered(&self, to: &TcpStream, sent: u64) -> Result<bool, DirectionError> {
-        let written = bytes_written(to).map_err(|_| DirectionError::To)?;
+        let written = bytes_written(to).map_err(local(LocalErrorStage::SocketState))?;
         // Fewer than at first: an acknowledgement came between the two looks.
         Ok(written.saturating_sub(self.initial_written) >= sent)
     }
 
-    /// Which side a broken socket of this direction is.
-    pub(super) const fn failed_peer(&self, error: DirectionError) -> Peer {
+    /// What an error of this direction means for the flow.
+    pub(super) const fn flow_error(&self, error: DirectionError) -> FlowError {
         match (error, self.peer) {
-            (DirectionError::From, peer) => peer,
-            (DirectionError::To, Peer::Client) => Peer::Backend,
-            (DirectionError::To, Peer::Backend) => Peer::Client,
+            (DirectionError::From, peer) => FlowError::Peer(peer),
+            (DirectionError::To, Peer::Client) => FlowError::Peer(Peer::Backend),
+            (DirectionError::To, Peer::Backend) => FlowError::Peer(Peer::Client),
+            (DirectionError::Local(stage), _) => FlowError::Local(stage),
         }
     }
 
@@ -85,7 +145,8 @@ impl FlowDirection {
         from: &TcpStream,
     ) -> Result<bool, DirectionError> {
         // The FIN counts as a byte, and may be known before the bytes in front of it.
-        let received = sys::tcp_info(from).map_err(|_| DirectionError::From)?.bytes_received;
+        let info = sys::tcp_info(from).map_err(local(LocalErrorStage::SocketState))?;
+        let received = info.bytes_received;
         Ok(self.entry(program)?.redirected_bytes + 1 == received - self.initial_read)
     }
 
@@ -106,7 +167,7 @@ impl FlowDirection {
     /// (`tcp_bpf_recvmsg_parser` keeps `copied_seq`, `tcp_bpf_recvmsg` does not), and splice(2) does not
     /// see them. Once taken out, a half-closed socket could not go back (sock_map_sk_state_allowed).
     fn detach(&self, program: &SockmapProgram, from: &TcpStream) -> Result<bool, DirectionError> {
-        raise_rcvlowat(from).map_err(|_| DirectionError::From)?;
+        raise_rcvlowat(from).map_err(local(LocalErrorStage::SocketOption))?;
         let stays_attached = self.entry(program)?.passed_bytes > 0;
         if !stays_attached {
             program.remove_source(self.cookie);
@@ -118,9 +179,9 @@ impl FlowDirection {
             uncap_rcvbuf(from);
         }
         if passed > 0 && !stays_attached {
-            program.add_source(self.cookie, from).map_err(|_| DirectionError::From)?;
+            program.add_source(self.cookie, from).map_err(local(LocalErrorStage::SockmapUpdate))?;
         }
-        sys::set_rcvlowat(from, 1).map_err(|_| DirectionError::From)?;
+        sys::set_rcvlowat(from, 1).map_err(local(LocalErrorStage::SocketOption))?;
         Ok(passed > 0)
     }
 
@@ -135,25 +196,25 @@ impl FlowDirection {
     ) -> Result<(), DirectionError> {
         let has_passed_bytes = self.detach(program, sockets.from)?;
         self.wait_delivered(program, sockets.to).await?;
-        let mut pause = POLL_BACKOFF.0;
+        let mut backoff = PollBackoff::new();
         loop {
             match has_passed_bytes {
                 true => relay_until_eof(sockets, splice.copy_fallback(), relayed).await?,
                 false => relay_until_eof(sockets, splice.transfer(), relayed).await?,
             }
-            let received =
-                sys::tcp_info(sockets.from).map_err(|_| DirectionError::From)?.bytes_received;
+            let info = sys::tcp_info(sockets.from).map_err(local(LocalErrorStage::SocketState))?;
             let redirected = self.entry(program)?.redirected_bytes;
-            if self.initial_read + redirected + relayed.load(Ordering::Relaxed) + 1 == received {
+            if self.initial_read + redirected + relayed.load(Ordering::Relaxed) + 1
+                == info.bytes_received
+            {
                 return Ok(());
             }
             // What was left to us may still be on its way to where recv(2) looks (sk_psock_backlog), and
             // behind a FIN recv(2) does not wait for it. Anything else that is missing is lost.
             if !has_passed_bytes {
-                return Err(DirectionError::From);
+                return Err(DirectionError::Local(LocalErrorStage::MissingBytes));
             }
-            sleep(pause).await;
-            pause = (pause * 2).min(POLL_BACKOFF.1);
+            backoff.wait().await;
         }
     }
 
@@ -163,16 +224,16 @@ impl FlowDirection {
         program: &SockmapProgram,
         to: &TcpStream,
     ) -> Result<(), DirectionError> {
-        let mut pause = POLL_BACKOFF.0;
+        let mut backoff = PollBackoff::new();
         loop {
             if self.is_delivered(to, self.entry(program)?.redirected_bytes)? {
                 return Ok(());
             }
-            if socket_state(to) == SocketState::Failed {
+            let state = socket_state(to).map_err(local(LocalErrorStage::SocketState))?;
+            if state == SocketState::Failed {
                 return Err(DirectionError::To);
             }
-            sleep(pause).await;
-            pause = (pause * 2).min(POLL_BACKOFF.1);
+            backoff.wait().await;
         }
     }
 }
@@ -183,18 +244,19 @@ async fn relay_until_eof(
     mut transfer: impl Transfer,
     relayed: &AtomicU64,
 ) -> Result<(), DirectionError> {
-    let reading = from.register().map_err(|_| DirectionError::From)?;
-    let writing = to.register().map_err(|_| DirectionError::To)?;
+    let reading = from.register().map_err(local(LocalErrorStage::Register))?;
+    let writing = to.register().map_err(local(LocalErrorStage::Register))?;
     loop {
         let outcome =
             reading.async_io(Interest::READABLE, |from| transfer.read_from(from.as_fd())).await;
-        if outcome.map_err(|_| DirectionError::From)?.bytes == 0 {
+        if outcome.map_err(|error| DirectionError::reading(&error))?.bytes == 0 {
             return Ok(());
         }
         while transfer.buffered() > 0 {
             let written =
                 writing.async_io(Interest::WRITABLE, |to| transfer.write_to(to.as_fd())).await;
-            relayed.fetch_add(written.map_err(|_| DirectionError::To)? as u64, Ordering::Relaxed);
+            let written = written.map_err(|error| DirectionError::writing(&error))?;
+            relayed.fetch_add(written as u64, Ordering::Relaxed);
         }
         transfer.release();
     }

@@ -13,15 +13,18 @@ use snisplit_common::abi::DirectionState;
 use tokio::net::TcpStream;
 use tokio::select;
 use tokio::sync::watch;
-use tokio::time::sleep;
 use tracing::debug;
 
-use super::super::splice::SpliceEngine;
-use super::super::{FlowCounters, FlowEnd, Peer, set_graceful_close, wait_send_queue_empty};
-use super::SockmapEngine;
-use super::direction::{DirectionError, FlowDirection, POLL_BACKOFF};
-use super::lazy_socket::{DirectionSockets, LazySocket, SocketState, socket_state};
+use super::direction::{
+    DirectionError, DirectionSockets, FlowDirection, FlowError, PollBackoff, local,
+};
+use super::hangup_monitor::HangupMonitor;
+use super::lazy_socket::{LazySocket, SocketState, failed_peer, socket_state};
 use crate::bpf::SockmapProgram;
+use crate::engine::splice::SpliceEngine;
+use crate::engine::{
+    FlowCounters, FlowEnd, LocalErrorStage, Peer, set_graceful_close, wait_send_queue_empty,
+};
 use crate::sys;
 
 /// A pair in the maps, before the kick for the bytes that wait in it.
@@ -67,31 +70,34 @@ impl Drop for FlowEntryGuard {
 
 impl PreparedFlow {
     /// Carries both directions to their end.
-    pub(super) async fn run(self, engine: &SockmapEngine) -> FlowEnd {
+    pub(super) async fn run(self, monitor: &HangupMonitor, splice: &SpliceEngine) -> FlowEnd {
         let Self { client, backend, counters, entries } = self;
         let entries = Arc::new(entries);
         let counted_entries = Arc::clone(&entries);
         let _counter_guard =
             counters.attach_kernel_counters(move || counted_entries.bytes_delivered());
-        let (Ok(client), Ok(backend)) = (LazySocket::new(client), LazySocket::new(backend)) else {
-            return FlowEnd::ClientReset;
+        let sockets = LazySocket::new(client).and_then(|c| Ok((c, LazySocket::new(backend)?)));
+        let (client, backend) = match sockets {
+            Ok(sockets) => sockets,
+            Err(error) => return FlowEnd::local_error(LocalErrorStage::Register, &error),
         };
         let cookies = entries.directions.map(|direction| direction.cookie);
-        let Ok(registration) = engine.hangup_monitor.register([&client, &backend], cookies) else {
-            return FlowEnd::ClientReset;
+        let registration = match monitor.register([&client, &backend], cookies) {
+            Ok(registration) => registration,
+            Err(error) => return FlowEnd::local_error(LocalErrorStage::Register, &error),
         };
         // Bytes that came before the sockets were sources wait for this (tcp_set_rcvlowat).
-        if [&backend, &client].into_iter().any(|s| sys::set_rcvlowat(s, 1).is_err()) {
-            return FlowEnd::ClientReset;
+        let lowered = [&backend, &client].into_iter().try_for_each(|s| sys::set_rcvlowat(s, 1));
+        if let Err(error) = lowered {
+            return FlowEnd::local_error(LocalErrorStage::SocketOption, &error);
         }
-        let splice = &engine.splice;
         let flow = RunningFlow { splice, client: &client, backend: &backend, entries: &entries };
         match flow.run_both(&registration.wake_rx).await {
             Ok(()) => {
                 [&client, &backend].into_iter().for_each(set_graceful_close);
                 FlowEnd::Closed
             }
-            Err(side) => flow.reset(side).await,
+            Err(error) => flow.reset(error).await,
         }
     }
 }
@@ -112,7 +118,7 @@ impl<'f> RunningFlow<'f> {
     }
 
     /// Both directions, until both ends have been passed on; `Err` is the side that broke.
-    async fn run_both(&self, wake_rx: &watch::Receiver<()>) -> Result<(), Peer> {
+    async fn run_both(&self, wake_rx: &watch::Receiver<()>) -> Result<(), FlowError> {
         let [up, down] = self.entries.directions;
         let (mut up_ends, mut down_ends) = (
             pin!(self.run_direction(0, wake_rx.clone())),
@@ -123,13 +129,13 @@ impl<'f> RunningFlow<'f> {
             ended = &mut down_ends => (ended, down, up, up_ends),
         };
         match first {
-            Ok(()) => other_ends.await.map_err(|error| other_direction.failed_peer(error)),
+            Ok(()) => other_ends.await.map_err(|error| other_direction.flow_error(error)),
             Err(DirectionError::To) => {
                 // The dead side may have said something before it died: that still has a reader.
                 let _also_broken = other_ends.await;
-                Err(direction.failed_peer(DirectionError::To))
+                Err(direction.flow_error(DirectionError::To))
             }
-            Err(DirectionError::From) => Err(direction.failed_peer(DirectionError::From)),
+            Err(error) => Err(direction.flow_error(error)),
         }
     }
 
@@ -141,10 +147,11 @@ impl<'f> RunningFlow<'f> {
     ) -> Result<(), DirectionError> {
         let direction = self.entries.directions[index];
         let (program, sockets) = (&self.entries.program, self.sockets(direction));
-        let mut pause = POLL_BACKOFF.0;
+        let mut backoff = PollBackoff::new();
         loop {
             wake_rx.mark_unchanged();
-            if socket_state(sockets.to) == SocketState::Failed {
+            let to_state = socket_state(sockets.to).map_err(local(LocalErrorStage::SocketState))?;
+            if to_state == SocketState::Failed {
                 return Err(DirectionError::To);
             }
             // What a broken socket said before is still delivered.
@@ -157,7 +164,9 @@ impl<'f> RunningFlow<'f> {
                 | DirectionState::Redirecting
                 | DirectionState::Poisoned => {}
             }
-            match socket_state(sockets.from) {
+            let from_state =
+                socket_state(sockets.from).map_err(local(LocalErrorStage::SocketState))?;
+            match from_state {
                 SocketState::Open => {
                     _ = wake_rx.changed().await;
                     continue;
@@ -172,8 +181,7 @@ impl<'f> RunningFlow<'f> {
             if direction.is_drained(program, sockets)? {
                 break;
             }
-            sleep(pause).await;
-            pause = (pause * 2).min(POLL_BACKOFF.1);
+            backoff.wait().await;
         }
         let _reset_meanwhile = sockets.to.shutdown(Shutdown::Write);
         Ok(())
@@ -186,10 +194,14 @@ impl<'f> RunningFlow<'f> {
     }
 
     /// The survivor gets what the kernel took for it; then dropping both resets both.
-    async fn reset(&self, failed: Peer) -> FlowEnd {
-        let (index, other, end) = match failed {
-            Peer::Client => (0, self.backend, FlowEnd::ClientReset),
-            Peer::Backend => (1, self.client, FlowEnd::BackendReset),
+    async fn reset(&self, error: FlowError) -> FlowEnd {
+        let failed = match (error, failed_peer(self.client, self.backend)) {
+            (FlowError::Peer(peer), _) | (FlowError::Local(_), Some(peer)) => peer,
+            (FlowError::Local(stage), None) => return FlowEnd::LocalError(stage),
+        };
+        let (index, other) = match failed {
+            Peer::Client => (0, self.backend),
+            Peer::Backend => (1, self.client),
         };
         let direction = self.entries.directions[index];
         let errors = [self.client, self.backend].map(|socket| socket.take_error());
@@ -201,6 +213,6 @@ impl<'f> RunningFlow<'f> {
         if direction.wait_delivered(&self.entries.program, other).await.is_ok() {
             wait_send_queue_empty(other).await;
         }
-        end
+        FlowEnd::reset_by(failed)
     }
 }

@@ -10,6 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use crate::engine::Peer;
 use crate::sys;
 
 /// A socket that tokio does not watch until it must: it would wake for every packet.
@@ -18,13 +19,6 @@ pub(super) struct LazySocket {
     socket: Arc<TcpStream>,
     /// Both directions of a flow may need it.
     registered: OnceLock<AsyncFd<Arc<TcpStream>>>,
-}
-
-/// The two sockets of a direction.
-#[derive(Clone, Copy)]
-pub(super) struct DirectionSockets<'s> {
-    pub(super) from: &'s LazySocket,
-    pub(super) to: &'s LazySocket,
 }
 
 impl LazySocket {
@@ -67,15 +61,29 @@ pub(super) enum SocketState {
 }
 
 /// Asks without taking the error off the socket.
-pub(super) fn socket_state(socket: &TcpStream) -> SocketState {
+pub(super) fn socket_state(socket: &impl AsFd) -> io::Result<SocketState> {
     let mut polled = [PollFd::new(socket, PollFlags::RDHUP)];
     let no_wait = Timespec { tv_sec: 0, tv_nsec: 0 };
-    let result = rustix::io::retry_on_intr(|| poll(&mut polled, Some(&no_wait)));
+    rustix::io::retry_on_intr(|| poll(&mut polled, Some(&no_wait)))?;
     let revents = polled[0].revents();
-    match result {
-        Ok(_) if revents.contains(PollFlags::ERR) => SocketState::Failed,
-        Ok(_) if revents.intersects(PollFlags::RDHUP | PollFlags::HUP) => SocketState::PeerClosed,
-        Ok(_) => SocketState::Open,
-        Err(_) => SocketState::Failed,
+    Ok(if revents.contains(PollFlags::ERR) {
+        SocketState::Failed
+    } else if revents.intersects(PollFlags::RDHUP | PollFlags::HUP) {
+        SocketState::PeerClosed
+    } else {
+        SocketState::Open
+    })
+}
+
+/// The peer whose connection has failed, if one has.
+///
+/// The kernel takes a failed socket out of the maps (`sock_map_unhash`, net/core/sock_map.c), and the program
+/// then poisons the direction to it. Such a direction is that peer's doing.
+pub(super) fn failed_peer(client: &impl AsFd, backend: &impl AsFd) -> Option<Peer> {
+    let has_failed = |state: io::Result<SocketState>| state.is_ok_and(|s| s == SocketState::Failed);
+    if has_failed(socket_state(client)) {
+        Some(Peer::Client)
+    } else {
+        has_failed(socket_state(backend)).then_some(Peer::Backend)
     }
 }
