@@ -9,22 +9,21 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::Result;
-use instant_acme::Account;
-use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 
 use crate::certs::CertStore;
-use crate::config::terminate::{CertificateSource, Challenge};
-use crate::config::{AcmeConfig, Config, Terminate};
+use crate::config::{AcmeConfig, Config};
 use certificate_task::CertificateTask;
-use http_client::RetryAfter;
-use store::StateStore;
+use context::AcmeContext;
+use spec::CertificateSpec;
 
 mod account;
 mod certificate_task;
+mod context;
 mod dns01;
 mod http_client;
 mod order;
+mod spec;
 pub(crate) mod status;
 pub(crate) mod store;
 
@@ -33,25 +32,6 @@ pub(crate) struct CertificateManager {
     cert_store: CertStore,
     context: Option<Arc<AcmeContext>>,
     running: HashMap<CertificateSpec, JoinHandle<()>>,
-}
-
-/// A certificate that is wanted.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct CertificateSpec {
-    label: String,
-    names: Vec<String>,
-    challenge: Challenge,
-}
-
-/// What all orders share.
-struct AcmeContext {
-    config: AcmeConfig,
-    /// Name servers of the configuration.
-    nameservers: Vec<SocketAddr>,
-    store: StateStore,
-    cert_store: CertStore,
-    retry_after: RetryAfter,
-    account: Mutex<Option<Account>>,
 }
 
 impl CertificateManager {
@@ -108,45 +88,9 @@ impl CertificateManager {
         {
             return Ok(Arc::clone(context));
         }
-        let previous_store = current.map(|office| &office.store);
-        let store = StateStore::open(&acme.state_dir, &acme.directory, previous_store)?;
-        Ok(Arc::new(AcmeContext {
-            config: acme.clone(),
-            nameservers: nameservers.to_vec(),
-            store,
-            cert_store: self.cert_store.clone(),
-            retry_after: RetryAfter::default(),
-            account: Mutex::new(None),
-        }))
-    }
-}
-
-impl CertificateSpec {
-    fn from_terminate(terminate: &Terminate) -> Option<Self> {
-        let CertificateSource::Acme(challenge) = terminate.certificate else { return None };
-        Some(Self {
-            label: terminate.route.label.clone(),
-            names: terminate.route.names.iter().map(ToString::to_string).collect(),
-            challenge,
-        })
-    }
-}
-
-impl AcmeContext {
-    /// The account, opened by whoever needs it first.
-    async fn account(&self) -> Result<Account> {
-        let mut account = self.account.lock().await;
-        if let Some(account) = &*account {
-            return Ok(account.clone());
-        }
-        let opened = account::load_or_create(&self.config, &self.store, &self.retry_after).await?;
-        Ok(account.insert(opened).clone())
-    }
-
-    /// The CA does not know the account any more.
-    fn clear_account(&self) {
-        if let Ok(mut account) = self.account.try_lock() {
-            *account = None;
-        }
+        let cert_store = self.cert_store.clone();
+        let context =
+            AcmeContext::open(acme, nameservers, cert_store, current.map(|open| &**open))?;
+        Ok(Arc::new(context))
     }
 }

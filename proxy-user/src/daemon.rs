@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::certs::CertStore;
-use crate::config::{Config, Overrides};
+use crate::config::Config;
 use crate::downstream::admission::ConnectionLimiter;
 use crate::engine::{EngineChoice, EngineSelector};
 use crate::net;
@@ -31,25 +31,17 @@ use crate::upstream::resolve::Resolver;
 use crate::upstream::select::Backends;
 
 mod certificates;
+mod config_source;
 mod config_watcher;
 mod engines;
 mod listeners;
+mod packet_engine;
+mod pin_dir;
 mod reload;
+mod services;
 
-use crate::upstream::health_check::HealthChecker;
-use certificates::CertificateSources;
-use listeners::Listeners;
-
-/// Where the configuration comes from, and comes from again at a reload.
-#[derive(Debug)]
-pub struct ConfigSource {
-    /// The file, if there is one.
-    pub path: Option<PathBuf>,
-    /// The flags, which win over it.
-    pub overrides: Overrides,
-    /// Whether to reload as soon as the file changes.
-    pub watch: bool,
-}
+pub use config_source::ConfigSource;
+use services::Services;
 
 /// Serves until SIGTERM or SIGINT, then waits up to `drain_timeout` for connections to end; a second
 /// signal resets them. SIGHUP reloads the file.
@@ -91,7 +83,7 @@ async fn serve(source: &ConfigSource, config: Config) -> Result<()> {
         }
     };
     let drain_timeout = shared.config.load().drain_timeout;
-    info!(signal = signal_name, running = tasks.len(), drain = ?drain_timeout, "stopping");
+    info!(signal = signal_name, connections = tasks.len(), ?drain_timeout, "stopping");
     services.listeners.stop_accepting().await;
     drain(&tasks, drain_timeout, &mut signals).await;
     shared.abort.cancel();
@@ -118,24 +110,6 @@ fn build_shared(config: Config) -> Result<Shared> {
     })
 }
 
-/// What follows the configuration besides connections.
-struct Services {
-    listeners: Listeners,
-    certificates: CertificateSources,
-    health_checker: HealthChecker,
-}
-
-impl Services {
-    fn new(shared: &Arc<Shared>, tasks: &TaskTracker) -> Result<Self> {
-        let listeners = Listeners::new(Arc::clone(shared), tasks.clone());
-        Ok(Self {
-            listeners: listeners.context("cannot start a thread")?,
-            certificates: CertificateSources::new(shared.cert_store.clone()),
-            health_checker: HealthChecker::new(Arc::clone(shared)),
-        })
-    }
-}
-
 fn start(shared: &Arc<Shared>, services: &mut Services, tasks: &TaskTracker) -> Result<()> {
     let config = shared.config.load_full();
     shared.backends.retain_configured(&config);
@@ -152,16 +126,6 @@ fn start(shared: &Arc<Shared>, services: &mut Services, tasks: &TaskTracker) -> 
     Ok(())
 }
 
-impl ConfigSource {
-    fn load(&self) -> Result<Config> {
-        Ok(Config::load(self.path.as_deref(), &self.overrides)?)
-    }
-
-    fn watcher(&self) -> config_watcher::ConfigWatcher {
-        config_watcher::ConfigWatcher::new(self.path.clone().filter(|_| self.watch))
-    }
-}
-
 /// Opens the access log and the admin port.
 fn open_telemetry(config: &Config, cert_store: &CertStore) -> Result<Telemetry> {
     let metrics = Metrics::default();
@@ -170,7 +134,7 @@ fn open_telemetry(config: &Config, cert_store: &CertStore) -> Result<Telemetry> 
         let socket = TcpListener::bind(address)
             .with_context(|| format!("admin.address: cannot listen on {address}"))?;
         socket.set_nonblocking(true)?;
-        info!(address = %socket.local_addr()?, "admin");
+        info!(address = %socket.local_addr()?, "admin port listening");
         let socket = tokio::net::TcpListener::from_std(socket)?;
         let cert_store = cert_store.clone();
         tokio::spawn(admin::serve(socket, metrics.clone(), move || cert_store.missing()));
@@ -188,10 +152,12 @@ async fn drain(tasks: &TaskTracker, limit: Duration, signals: &mut Signals) {
     select! {
         waited = timeout(limit, tasks.wait()) => {
             if waited.is_err() {
-                info!(cut = tasks.len(), "drain time is over");
+                info!(reset_connections = tasks.len(), "drain timeout expired");
             }
         }
-        signal_name = signals.recv_stop() => info!(signal = signal_name, cut = tasks.len(), "told twice"),
+        signal_name = signals.recv_stop() => {
+            info!(signal = signal_name, reset_connections = tasks.len(), "second signal received");
+        }
     }
 }
 
@@ -228,9 +194,9 @@ fn raise_fd_limit() {
     let raised = setrlimit(Resource::Nofile, Rlimit { current: nr_open, maximum: nr_open })
         .or_else(|_| setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }));
     if let Err(error) = raised {
-        warn!(%error, "cannot raise the limit of open files");
+        warn!(%error, "cannot raise the open file limit");
     }
     if let Some(limit) = getrlimit(Resource::Nofile).current {
-        info!(limit, connections = max_connections_for_nofile(limit), "open files");
+        info!(limit, max_connections = max_connections_for_nofile(limit), "open file limit");
     }
 }

@@ -5,15 +5,10 @@
 
 #![deny(unsafe_code)]
 
-pub mod cert_commands;
 pub mod cli;
+pub mod commands;
 pub mod config;
 pub mod daemon;
-pub mod doctor;
-pub mod explain;
-pub mod flow_commands;
-pub mod net;
-pub mod status;
 
 mod acme;
 mod bpf;
@@ -23,6 +18,7 @@ mod downstream;
 mod engine;
 mod file_stamp;
 mod instance;
+mod net;
 mod session;
 mod sys;
 mod telemetry;

@@ -11,10 +11,12 @@ use serde::Serialize;
 use snisplit::cli::{
     CertsCommand, Cli, Command, ConfigArgs, FlowsCommand, InstanceArgs, NetCommand, OutputFormat,
 };
+use snisplit::commands::flows::FlowList;
+use snisplit::commands::status::Status;
+use snisplit::commands::{certs, check, doctor, explain, flows, net, top};
 use snisplit::config::{Config, ConfigErrors};
+use snisplit::daemon;
 use snisplit::daemon::ConfigSource;
-use snisplit::status::{FlowList, Status};
-use snisplit::{cert_commands, daemon, doctor, explain, flow_commands, net, status};
 use tracing::level_filters::LevelFilter;
 
 /// A short connection makes some forty allocations, and glibc's took 3 to 4 % of its time.
@@ -65,7 +67,7 @@ fn run_command(command: Command, output: OutputFormat) -> anyhow::Result<ExitCod
         Command::Check(config_args) => {
             let config = load_config(&config_args)?;
             let source = config_args.config.as_deref().unwrap_or(Path::new("flags"));
-            println!("{}: ok, {}", source.display(), explain::summary(&config));
+            println!("{}: ok, {}", source.display(), check::summary(&config));
         }
         Command::Explain(args) => {
             let config = load_config(&args.config_args)?;
@@ -74,10 +76,10 @@ fn run_command(command: Command, output: OutputFormat) -> anyhow::Result<ExitCod
         Command::Certs {
             command: Some(CertsCommand::Renew { name, config_args: setup }), ..
         } => {
-            cert_commands::renew(&load_config(&setup)?, &name)?;
+            certs::renew(&load_config(&setup)?, &name)?;
         }
         Command::Certs { command: None, config_args: setup } => {
-            print!("{}", cert_commands::list(&load_config(&setup)?)?)
+            print!("{}", certs::list(&load_config(&setup)?)?)
         }
         Command::Net { command: NetCommand::Check(setup) } => {
             return net::check(&load_config(&setup)?);
@@ -93,9 +95,7 @@ fn run_command(command: Command, output: OutputFormat) -> anyhow::Result<ExitCod
         Command::Flows { command: None, instance_args: InstanceArgs { instance } } => {
             print_output(&FlowList::read(&instance)?, output)?;
         }
-        Command::Top { instance, interval, count: times } => {
-            status::top(&instance, interval, times)?
-        }
+        Command::Top { instance, interval, count: times } => top::run(&instance, interval, times)?,
         Command::Doctor { ebpf_log_level: ebpf_log } => return doctor::run(ebpf_log),
     }
     Ok(ExitCode::SUCCESS)
@@ -103,11 +103,9 @@ fn run_command(command: Command, output: OutputFormat) -> anyhow::Result<ExitCod
 
 fn run_flows_command(command: FlowsCommand) -> anyhow::Result<String> {
     match command {
-        FlowsCommand::Reset { client, instance } => {
-            flow_commands::request_reset(&instance, &client)
-        }
-        FlowsCommand::Migrate { instance } => flow_commands::migrate(&instance),
-        FlowsCommand::Purge { instance } => flow_commands::purge(&instance),
+        FlowsCommand::Reset { client, instance } => flows::request_reset(&instance, &client),
+        FlowsCommand::Migrate { instance } => flows::migrate(&instance),
+        FlowsCommand::Purge { instance } => flows::purge(&instance),
     }
 }
 

@@ -6,7 +6,7 @@ pub(crate) mod admin;
 pub(crate) mod metrics;
 pub(crate) mod record;
 
-pub(crate) use access_log::AccessLog;
+pub(crate) use access_log::{AccessLog, BackendEndpoint};
 pub(crate) use acme_log::AcmeLog;
 pub(crate) use metrics::Metrics;
-pub(crate) use record::{BackendEndpoint, Outcome, Record};
+pub(crate) use record::{Outcome, Record};

@@ -103,7 +103,7 @@ impl Agent {
         let log = collect_log(child.stderr.take().unwrap());
         let agent = Self { child, records, log, allows_warnings: false };
         // `auto` tries the kernel's engine behind that, which takes CPU time and descriptors.
-        let ready_messages = [" ready ", " engines "];
+        let ready_messages = [" ready engine=", " engines loaded "];
         wait_until("the agent to be ready", || {
             ready_messages.iter().all(|words| agent.log_count(words) > 0).then_some(())
         });

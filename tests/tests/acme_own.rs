@@ -71,7 +71,9 @@ fn passthrough_works_before_a_certificate_is_issued() {
     assert_eq!(agent.next_record_for("front.test")["reason"], "no_certificate");
     assert_eq!(admin_get(&lab, "/readyz"), ("no certificate yet: front.test\n".into(), 503));
     assert_eq!(admin_get(&lab, "/healthz").1, 200);
-    wait_until("the failure", || (agent.log_count("WARN no certificate") == 1).then_some(()));
+    wait_until("the failure", || {
+        (agent.log_count("WARN certificate order failed") == 1).then_some(())
+    });
     let listed = output_text(&run_certs(&lab, &[]));
     assert!(
         listed.contains("there is none yet") && !listed.contains("last error   none"),
@@ -189,7 +191,9 @@ fn an_account_is_created_with_external_binding() {
     // A wrong key is refused and said so; the right one, by reload, is taken at once.
     let file = write_file(&lab, "snisplit.toml", &config("d3Jvbmcga2V5IHRoYXQgbm9ib2R5IGtub3dz"));
     let agent = Agent::start_with_config(&lab, &file, &[]).allow_warnings();
-    wait_until("the refusal", || (agent.log_count("WARN no certificate") >= 1).then_some(()));
+    wait_until("the refusal", || {
+        (agent.log_count("WARN certificate order failed") >= 1).then_some(())
+    });
     std::fs::write(&file, config(secret)).unwrap();
     let refused = pebble::certificate_dir(&lab, "front.test").join("status.json");
     wait_until("the refusal to be on disk", || std::fs::remove_file(&refused).ok());
@@ -207,7 +211,9 @@ fn the_backoff_after_a_rejection_survives_a_restart() {
     let front = "front.test=10.91.2.2:8080;challenge=http-01";
     let flags = ["--terminate", front, "--http", "127.0.0.1:80"];
     let first = start_agent(&lab, &flags).allow_warnings();
-    wait_until("the refusal", || (first.log_count("WARN no certificate") == 1).then_some(()));
+    wait_until("the refusal", || {
+        (first.log_count("WARN certificate order failed") == 1).then_some(())
+    });
     assert!(first.log().contains("acme:error:connection"), "the CA's own words: {}", first.log());
     let failed = wait_until("the status", || {
         certificate_status(&lab, "front.test").filter(|status| !status["failure"].is_null())

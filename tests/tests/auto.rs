@@ -161,21 +161,25 @@ fn status_and_flows_answer_while_the_agent_hangs() {
     assert!(runs, "{status}");
     assert_eq!(status["agent"]["pid"], flow.agent.pid());
     assert_eq!(status["agent"]["engine"], "sockmap");
-    let trial = status["agent"]["sockmap"].as_str().unwrap();
-    assert!(trial.starts_with("works: tried on this kernel"), "{trial}");
-    let [kernel] = status["kernel"].as_array().unwrap().as_slice() else { panic!("{status}") };
-    assert_eq!((&kernel["engine"], &kernel["flows"]), (&"sockmap".into(), &1.into()));
-    assert_eq!(kernel["up"], exchanged + flow.hello_len);
+    assert_eq!(status["agent"]["sockmap_status"], "works");
+    let description = status["agent"]["sockmap_description"].as_str().unwrap();
+    assert!(description.starts_with("works: tested on this kernel"), "{description}");
+    let [engine] = status["engines"].as_array().unwrap().as_slice() else { panic!("{status}") };
+    assert_eq!((&engine["engine"], &engine["flows"]), (&"sockmap".into(), &1.into()));
+    assert_eq!(engine["bytes_up"], exchanged + flow.hello_len);
+    let redirected = &engine["counters"][0];
+    assert_eq!(redirected["id"], "redirected");
+    assert!(redirected["value"].as_u64().unwrap() > 0, "{status}");
 
     let (_, flows) = run_json("flows", instance);
     let [one] = flows.as_array().unwrap().as_slice() else { panic!("{flows}") };
     assert_eq!(one["client"], flow.client.local_addr().unwrap().to_string());
     assert_eq!((&one["backend"], &one["route"]), (&"10.91.2.2:8001".into(), &"a.test".into()));
     assert_eq!(
-        (&one["up"], &one["down"]),
+        (&one["bytes_up"], &one["bytes_down"]),
         (&(exchanged + flow.hello_len).into(), &exchanged.into())
     );
-    assert_eq!((&one["up_state"], &one["engine"]), (&"redirecting".into(), &"sockmap".into()));
+    assert_eq!((&one["state_up"], &one["engine"]), (&"redirecting".into(), &"sockmap".into()));
 
     flow.agent.signal(Signal::KILL);
     wait_until("the dead agent to be known as dead", || {
@@ -187,7 +191,7 @@ fn status_and_flows_answer_while_the_agent_hangs() {
 fn status_without_an_agent_is_an_error() {
     let (runs, status) = run_json("status", "sp-nobody");
     assert!(!runs);
-    assert_eq!((&status["agent"], &status["kernel"]), (&Value::Null, &serde_json::json!([])));
+    assert_eq!((&status["agent"], &status["engines"]), (&Value::Null, &serde_json::json!([])));
     let (ok, output) = run_json("flows", "sp-nobody");
     assert!(!ok && output.to_string().contains("/sys/fs/bpf/snisplit/sp-nobody"), "{output}");
 }

@@ -136,7 +136,7 @@ fn the_ejection_of_a_refusing_backend_survives_a_reload() {
     assert_eq!(agent.metric(&lab, up), 0.0);
     std::fs::write(&file, config_text(", \"b.test\"")).unwrap();
     agent.signal(Signal::HUP);
-    wait_until("the reload", || (agent.log_count("reloaded") == 1).then_some(()));
+    wait_until("the reload", || (agent.log_count("configuration reloaded") == 1).then_some(()));
     (0..8).for_each(|_| ask());
     assert_eq!(agent.metric(&lab, failures), 3.0, "left alone, also after a reload");
     assert!(agent.log().contains("back end does not answer; others go first"));

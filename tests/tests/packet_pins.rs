@@ -36,16 +36,18 @@ fn flows_status_and_bpftool_show_a_flow() {
     assert_eq!(read_exact(client, 4), b"down");
     let flows = wait_until("the bytes to be acknowledged", || {
         let flows = run_json(&["flows", "--instance", instance]);
-        (flows[0]["up"] == 2 && flows[0]["down"] == flow.answer_len + 4).then_some(flows)
+        (flows[0]["bytes_up"] == 2 && flows[0]["bytes_down"] == flow.answer_len + 4)
+            .then_some(flows)
     });
     let [one] = flows.as_array().unwrap().as_slice() else { panic!("{flows}") };
     assert_eq!(one["client"], client.local_addr().unwrap().to_string());
     assert_eq!((&one["backend"], &one["route"]), (&"10.91.2.2:8001".into(), &"a.test".into()));
-    assert_eq!((&one["engine"], &one["up_state"]), (&"packet".into(), &"offloaded".into()));
+    assert_eq!((&one["engine"], &one["state_up"]), (&"packet".into(), &"offloaded".into()));
 
     let status = run_json(&["status", "--instance", instance]);
-    let [kernel] = status["kernel"].as_array().unwrap().as_slice() else { panic!("{status}") };
-    assert_eq!((&kernel["engine"], &kernel["flows"]), (&"packet".into(), &1.into()));
+    let [engine] = status["engines"].as_array().unwrap().as_slice() else { panic!("{status}") };
+    assert_eq!((&engine["engine"], &engine["flows"]), (&"packet".into(), &1.into()));
+    assert_eq!(engine["counters"][0]["id"], "forwarded");
 
     let pinned = |map: &str| {
         let path = format!("/sys/fs/bpf/snisplit/{instance}/{map}");
@@ -62,7 +64,7 @@ fn flows_status_and_bpftool_show_a_flow() {
     assert_eq!(read_all(client), b"");
     flow.assert_record(2, 4, "closed");
     let flows = run_json(&["flows", "--instance", instance]);
-    assert_eq!(flows[0]["up_state"], "half_closed", "kept for what is repeated");
+    assert_eq!(flows[0]["state_up"], "half_closed", "kept for what is repeated");
 }
 
 #[test]
@@ -80,7 +82,7 @@ fn flows_of_a_dead_agent_are_purged_on_request() {
         let done = flow.lab().in_proxy(|| run_command(&drop));
         done.status.success().then_some(done)
     });
-    assert!(String::from_utf8_lossy(&done.stdout).starts_with("1 flows ended"), "{done:?}");
+    assert!(String::from_utf8_lossy(&done.stdout).starts_with("1 flows reset"), "{done:?}");
     for side in [client, backend] {
         assert_eq!(read_to_end_or_error(side), (vec![], Err(ErrorKind::ConnectionReset)));
     }
@@ -94,7 +96,7 @@ fn a_flow_is_reset_on_request() {
     let (other, other_backend) = flow.connect_another();
     let client = flow.client.local_addr().unwrap().to_string();
     let done = run_command(&["flows", "reset", &client, "--instance", instance]);
-    assert!(String::from_utf8_lossy(&done.stdout).starts_with("1 flows will be cut"), "{done:?}");
+    assert!(String::from_utf8_lossy(&done.stdout).starts_with("1 flows will be reset"), "{done:?}");
     for side in [&flow.client, &flow.backend] {
         assert_eq!(read_to_end_or_error(side), (vec![], Err(ErrorKind::ConnectionReset)));
     }

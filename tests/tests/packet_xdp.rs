@@ -212,8 +212,8 @@ fn xdp_flows_survive_their_agent() {
 fn interfaces_without_xdp_redirect_use_tc() {
     let lab = Lab::new();
     let agent = start_agent(&lab, false, true).allow_warnings();
-    assert_eq!(agent.log_count("packet.xdp: not in this driver: a veth"), 2);
-    assert_eq!(agent.log_count("WARN packet.xdp: no interface can have it"), 1);
+    assert_eq!(agent.log_count("packet.xdp: not supported by this driver: a veth"), 2);
+    assert_eq!(agent.log_count("WARN packet.xdp: no interface supports it"), 1);
     let pair = connect_offloaded(&lab, agent::address(), &listen(&lab, backend(8001)));
     transfer_both_ways(&pair, 300_000);
     assert_eq!(agent.next_record()["engine"], "packet");

@@ -57,7 +57,7 @@ impl Setup {
 }
 
 fn wait_for_reloads(agent: &Agent, times: usize) {
-    wait_until("the reload", || (agent.log_count("reloaded") >= times).then_some(()));
+    wait_until("the reload", || (agent.log_count("configuration reloaded") >= times).then_some(()));
 }
 
 #[test]

@@ -72,7 +72,9 @@ fn names_are_resolved_again_after_their_ttl() {
     // A reload begins with an empty cache.
     let reload = || setup.agent.signal(Signal::HUP);
     reload();
-    wait_until("the reload", || (setup.agent.log_count("reloaded") == 1).then_some(()));
+    wait_until("the reload", || {
+        (setup.agent.log_count("configuration reloaded") == 1).then_some(())
+    });
     assert_eq!(setup.backend_reached("lasting"), 1);
 }
 

@@ -211,7 +211,7 @@ fn certificate_files_are_reloaded_when_they_change() {
     let new_key = fs::read(&renewed.key).unwrap();
     assert_ne!(key, new_key);
     wait_until("the new certificate", || (served_certificate(&setup.lab) != before).then_some(()));
-    assert!(setup.agent.log_count("certificate read again") >= 1);
+    assert!(setup.agent.log_count("certificate reloaded") >= 1);
 }
 
 /// The certificate that a client is shown.
@@ -228,7 +228,7 @@ fn a_certificate_that_does_not_match_its_key_is_logged_once() {
     let _nginx = nginx_plain(&lab, 8080, "plain nginx here");
     let before = served_certificate(&lab);
     fs::copy(create_identity(&lab, "other.test").key, &id.key).unwrap();
-    let warnings = || agent.log_count("the old certificate stays");
+    let warnings = || agent.log_count("certificate not reloaded, the old one stays in use");
     wait_until("a word of it", || (warnings() > 0).then_some(()));
     sleep_for(Duration::from_secs(3));
     assert_eq!(warnings(), 1);

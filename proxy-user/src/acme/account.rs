@@ -71,7 +71,7 @@ pub(super) async fn load_or_create(
     stored.id = Some(account.id().to_owned());
     stored.contact.clone_from(&acme.contact);
     store::write_json(&store.account_path(), &stored)?;
-    info!(id = account.id(), "ACME account");
+    info!(id = account.id(), "ACME account ready");
     Ok(account)
 }
 
@@ -94,7 +94,7 @@ async fn create_with_eab(
     let id = Some(account.id().to_owned());
     let stored = StoredAccount { key: BASE64.encode(&key), id, contact: acme.contact.clone() };
     store::write_json(&store.account_path(), &stored)?;
-    info!(id = account.id(), "ACME account, bound to an external one");
+    info!(id = account.id(), "ACME account created with external account binding");
     Ok(account)
 }
 

@@ -11,12 +11,14 @@ use snisplit_common::renewal::{FailureKind, OrderFailure, RenewalAction, Renewal
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
+use super::account;
+use super::context::AcmeContext;
 use super::dns01::Dns01Solver;
 use super::http_client::is_bad_nonce;
 use super::order::{self, OrderContext};
-use super::status::CertificateStatus;
+use super::spec::CertificateSpec;
+use super::status::{CertificateStatus, format_time};
 use super::store::{self, CertificateDir};
-use super::{AcmeContext, CertificateSpec, account};
 use crate::certs::pem;
 
 /// How often a wish to renew is looked for, and the clock.
@@ -119,9 +121,8 @@ impl CertificateTask {
                 self.renewal.suggested_window = None;
                 self.next_ari_poll = SystemTime::UNIX_EPOCH;
                 self.status.last_error = None;
-                let until =
-                    self.renewal.validity.map(|(_, until)| super::status::format_time(until));
-                info!(name = %self.spec.label, not_after = until, "certificate in use");
+                let until = self.renewal.validity.map(|(_, until)| format_time(until));
+                info!(name = %self.spec.label, not_after = until, "certificate installed");
             }
             Err(error) => self.record_failure(&error),
         }
@@ -132,7 +133,7 @@ impl CertificateTask {
         for _ in 0..MAX_BAD_NONCE_RETRIES {
             match self.order_once().await {
                 Err(error) if error.downcast_ref().is_some_and(is_bad_nonce) => {
-                    debug!(name = %self.spec.label, "going on: {error:#}");
+                    debug!(name = %self.spec.label, "retrying after a bad nonce: {error:#}");
                 }
                 done => return done,
             }
@@ -183,15 +184,15 @@ impl CertificateTask {
             retry_after: self.context.retry_after.take(),
         };
         self.renewal.failure = Some(failure);
-        let next_attempt = super::status::format_time(self.renewal.due_at());
+        let next_attempt = format_time(self.renewal.due_at());
         self.status.last_error = Some(format!("{error:#}"));
         let name = &self.spec.label;
         match (kind, failure.count) {
             (FailureKind::Unreachable, 2..) => {
-                info!(%name, next_attempt, "no certificate: {error:#}")
+                info!(%name, next_attempt, "certificate order failed: {error:#}")
             }
             (FailureKind::Unreachable | FailureKind::Rejected, _) => {
-                warn!(%name, next_attempt, "no certificate: {error:#}");
+                warn!(%name, next_attempt, "certificate order failed: {error:#}");
             }
         }
     }

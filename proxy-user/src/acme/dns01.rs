@@ -105,7 +105,7 @@ impl<'d> Dns01Solver<'d> {
             match missing {
                 Ok(None) => return Ok(()),
                 Ok(Some(_)) | Err(_) if Instant::now() < deadline => {
-                    debug!(name = txt.name, ?missing, "dns-01: not everywhere yet");
+                    debug!(name = txt.name, ?missing, "dns-01: record not propagated yet");
                 }
                 Ok(Some(server)) => {
                     bail!("dns-01: after {limit:?} {server} still lacks {}", txt.name);

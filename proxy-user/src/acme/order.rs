@@ -13,9 +13,9 @@ use serde::{Deserialize, Serialize};
 use snisplit_common::server_name::ServerName;
 use tracing::{debug, info};
 
-use super::CertificateSpec;
 use super::dns01::{Dns01Solver, TxtRecord};
 use super::http_client::is_bad_nonce;
+use super::spec::CertificateSpec;
 use super::store::{self, CertificateDir};
 use crate::certs::{CertStore, ChallengeGuard, challenge};
 use crate::config::terminate::Challenge;
@@ -88,13 +88,13 @@ impl OrderContext<'_> {
             match self.account.order(pending.url.clone()).await {
                 Ok(mut order) => {
                     if order.state().status != OrderStatus::Invalid {
-                        info!(name = %spec.label, "an order goes on where it was left");
+                        info!(name = %spec.label, "order resumed");
                         return Ok((order, pending));
                     }
                 }
                 Err(error) if is_bad_nonce(&error) => return Err(error.into()),
                 Err(Error::Api(problem)) => {
-                    debug!(name = %spec.label, %problem, "the order is no more")
+                    debug!(name = %spec.label, %problem, "stored order is unknown to the CA")
                 }
                 Err(error) => return Err(error.into()),
             }

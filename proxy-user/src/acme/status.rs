@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use snisplit_common::renewal::{FailureKind, OrderFailure, RenewalInput};
 
-use super::CertificateSpec;
+use super::spec::CertificateSpec;
 
 /// `status.json`; times are seconds since 1970.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]

@@ -191,7 +191,7 @@ pub(super) fn read_or_set_aside<T>(
             let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             let aside = path.with_extension(format!("corrupt-{}", since_1970.as_secs()));
             fs::rename(path, &aside)?;
-            warn!("{} is corrupt ({why}); it is now {}", path.display(), aside.display());
+            warn!("{} is corrupt ({why}); moved to {}", path.display(), aside.display());
             Ok(None)
         }
     }

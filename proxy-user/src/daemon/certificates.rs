@@ -7,7 +7,7 @@ use tokio::task::JoinHandle;
 
 use crate::acme::CertificateManager;
 use crate::certs::CertStore;
-use crate::certs::pem::CertFileWatcher;
+use crate::certs::file_watcher::CertFileWatcher;
 use crate::config::Config;
 
 /// The keepers of ordered certificates, and the watcher of files.

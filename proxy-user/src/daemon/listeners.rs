@@ -119,7 +119,7 @@ impl PreparedListeners<'_> {
         }
         for endpoint in self.removed {
             if let Some(tasks) = accepting.remove(&endpoint) {
-                info!(address = %endpoint.address(), "no longer listening");
+                info!(address = %endpoint.address(), "stopped listening");
                 tasks.iter().for_each(JoinHandle::abort);
             }
         }

@@ -9,7 +9,8 @@ use anyhow::{Result, bail};
 use snisplit_common::decide::AcmeBypass;
 use tracing::{info, warn};
 
-use super::{ConfigSource, Services};
+use super::config_source::ConfigSource;
+use super::services::Services;
 use crate::config::{Config, Route};
 use crate::session::Shared;
 use crate::telemetry::metrics::ReloadLabels;
@@ -27,7 +28,7 @@ pub(super) fn reload(
     let result = match apply_new_config(source, shared, services) {
         Ok(()) => "ok",
         Err(error) => {
-            warn!(trigger, "not reloaded, the old configuration stays:\n{error:#}");
+            warn!(trigger, "reload failed, the old configuration stays in force:\n{error:#}");
             "failed"
         }
     };
@@ -60,7 +61,7 @@ fn log_changes(old: &Config, new: &Config) {
     };
     let changed: Vec<&String> = after.iter().filter(is_changed).map(|(names, _)| names).collect();
     let (added, removed) = (only(&after, &before), only(&before, &after));
-    info!(routes = after.len(), ?added, ?removed, ?changed, "reloaded");
+    info!(routes = after.len(), ?added, ?removed, ?changed, "configuration reloaded");
     let restart_only =
         |c: &Config| (c.admin, c.access_log.clone(), c.access_log_format, c.instance.clone());
     if restart_only(old) != restart_only(new) {

@@ -16,13 +16,13 @@ use netlink_packet_route::{AddressFamily, IpProtocol, RouteNetlinkMessage};
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use netlink_sys::{Socket, SocketAddr as Kernel};
 
-use super::{ROUTE_TABLE, RoutingItem};
+use super::routing::{ROUTE_TABLE, RoutingItem};
 
 /// The loopback device of every network namespace (LOOPBACK_IFINDEX, net/net_namespace.h).
 const LOOPBACK_IFINDEX: u32 = 1;
 
 /// What of ours the kernel has.
-pub(super) fn installed() -> io::Result<BTreeSet<RoutingItem>> {
+pub(crate) fn installed() -> io::Result<BTreeSet<RoutingItem>> {
     let mut items = BTreeSet::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut rules = RuleMessage::default();
@@ -37,7 +37,7 @@ pub(super) fn installed() -> io::Result<BTreeSet<RoutingItem>> {
     Ok(items)
 }
 
-pub(super) fn add(item: &RoutingItem) -> io::Result<()> {
+pub(crate) fn add(item: &RoutingItem) -> io::Result<()> {
     let request = match item {
         RoutingItem::Rule(backend) => RouteNetlinkMessage::NewRule(rule(*backend)),
         RoutingItem::Route { is_v6 } => RouteNetlinkMessage::NewRoute(route(*is_v6)),
@@ -45,7 +45,7 @@ pub(super) fn add(item: &RoutingItem) -> io::Result<()> {
     send_request(request, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL).map(drop)
 }
 
-pub(super) fn remove(item: &RoutingItem) -> io::Result<()> {
+pub(crate) fn remove(item: &RoutingItem) -> io::Result<()> {
     let request = match item {
         RoutingItem::Rule(backend) => RouteNetlinkMessage::DelRule(rule(*backend)),
         RoutingItem::Route { is_v6 } => RouteNetlinkMessage::DelRoute(route(*is_v6)),

@@ -5,14 +5,15 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, BufWriter, Write};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 
+use serde::Serialize;
 use serde_json::Value;
 
-use super::Metrics;
-use super::record::AccessLogEntry;
+use super::metrics::Metrics;
 
 /// Lines waiting for the disk.
 const QUEUE_LINES: usize = 8192;
@@ -25,6 +26,49 @@ pub enum AccessLogFormat {
     Json,
     /// `key=value` pairs of what is known; values with blanks or quotes are JSON strings.
     Text,
+}
+
+/// A back end.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub(crate) enum BackendEndpoint {
+    Address(SocketAddr),
+    /// `unix:` and its path.
+    Unix(String),
+}
+
+/// The access log's line. Absent fields were never known.
+#[derive(Debug, Serialize)]
+pub(crate) struct AccessLogEntry {
+    /// Seconds since 1970 at accept.
+    pub(crate) timestamp: f64,
+    pub(crate) client: SocketAddr,
+    /// The proxy that spoke for the client (PROXY protocol).
+    pub(crate) proxy: Option<SocketAddr>,
+    pub(crate) listener: SocketAddr,
+    pub(crate) sni: Option<String>,
+    pub(crate) alpn: Vec<String>,
+    pub(crate) client_hello_bytes: Option<usize>,
+    pub(crate) client_hello_records: Option<usize>,
+    /// Seconds from accept to a whole hello.
+    pub(crate) client_hello_seconds: Option<f64>,
+    /// The first name of the route.
+    pub(crate) route: Option<String>,
+    pub(crate) backend: Option<BackendEndpoint>,
+    /// Seconds that connecting took.
+    pub(crate) connect_seconds: Option<f64>,
+    pub(crate) engine: Option<&'static str>,
+    /// Why it was decided so.
+    pub(crate) reason: Option<&'static str>,
+    /// The alert sent, by its name in the IANA registry.
+    pub(crate) alert: Option<&'static str>,
+    /// Bytes delivered to the back end.
+    pub(crate) bytes_up: u64,
+    /// Bytes delivered to the client.
+    pub(crate) bytes_down: u64,
+    /// Seconds from accept to the end.
+    pub(crate) duration_seconds: f64,
+    pub(crate) outcome: &'static str,
 }
 
 impl AccessLogFormat {
@@ -128,7 +172,7 @@ fn write_loop(messages: &Receiver<Message>, path: &Path, out: &mut Output) {
         if let Err(error) = &result
             && !failed
         {
-            tracing::warn!(%error, "the access log cannot be written");
+            tracing::warn!(%error, "cannot write the access log");
         }
         failed = result.is_err();
     }

@@ -4,11 +4,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use serde::Serialize;
 use tracing::debug;
 
-use super::metrics::{AcmeLabels, BytesLabels, EndedLabels, RejectedLabels};
-use super::{AccessLog, Metrics};
+use super::access_log::{AccessLog, AccessLogEntry};
+use super::metrics::{AcmeLabels, BytesLabels, EndedLabels, Metrics, RejectedLabels};
 
 /// What became of one connection. Dropping it is what counts and logs it, so each is told exactly
 /// once, however its task ends.
@@ -49,49 +48,6 @@ pub(crate) enum Outcome {
     Shutdown,
     /// The task died; a bug.
     InternalError,
-}
-
-/// A back end.
-#[derive(Debug, Serialize)]
-#[serde(untagged)]
-pub(crate) enum BackendEndpoint {
-    Address(SocketAddr),
-    /// `unix:` and its path.
-    Unix(String),
-}
-
-/// The access log's line. Absent fields were never known.
-#[derive(Debug, Serialize)]
-pub(crate) struct AccessLogEntry {
-    /// Seconds since 1970 at accept.
-    pub(crate) timestamp: f64,
-    pub(crate) client: SocketAddr,
-    /// The proxy that spoke for the client (PROXY protocol).
-    pub(crate) proxy: Option<SocketAddr>,
-    pub(crate) listener: SocketAddr,
-    pub(crate) sni: Option<String>,
-    pub(crate) alpn: Vec<String>,
-    pub(crate) client_hello_bytes: Option<usize>,
-    pub(crate) client_hello_records: Option<usize>,
-    /// Seconds from accept to a whole hello.
-    pub(crate) client_hello_seconds: Option<f64>,
-    /// The first name of the route.
-    pub(crate) route: Option<String>,
-    pub(crate) backend: Option<BackendEndpoint>,
-    /// Seconds that connecting took.
-    pub(crate) connect_seconds: Option<f64>,
-    pub(crate) engine: Option<&'static str>,
-    /// Why it was decided so.
-    pub(crate) reason: Option<&'static str>,
-    /// The alert sent, by its name in the IANA registry.
-    pub(crate) alert: Option<&'static str>,
-    /// Bytes delivered to the back end.
-    pub(crate) bytes_up: u64,
-    /// Bytes delivered to the client.
-    pub(crate) bytes_down: u64,
-    /// Seconds from accept to the end.
-    pub(crate) duration_seconds: f64,
-    pub(crate) outcome: &'static str,
 }
 
 impl Record {

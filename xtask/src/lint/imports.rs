@@ -43,18 +43,13 @@ const LAYERS: [(&str, MayImport); 13] = [
 /// this list when it is merged.
 const LAYERS_BEFORE_MOVE: &[(&str, MayImport)] = &[
     ("acme", Only(&["dns"])),
-    ("cert_commands", AllBut(&["daemon"])),
     ("certs", Only(&["file_stamp"])),
     ("cli", AllBut(&["daemon"])),
     ("config", Only(&["bpf", "certs", "engine", "telemetry"])),
     ("dns", Only(&[])),
-    ("doctor", AllBut(&["daemon"])),
     ("downstream", Only(&["session"])),
-    ("explain", AllBut(&["daemon"])),
     ("file_stamp", Only(&[])),
-    ("flow_commands", AllBut(&["daemon"])),
     ("instance", AllBut(&["daemon"])),
-    ("status", AllBut(&["daemon"])),
     ("upstream", Only(&["dns", "downstream", "session"])),
 ];
 

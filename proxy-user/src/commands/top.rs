@@ -1,4 +1,4 @@
-//! `snisplit top`: the flows that the kernel carries, those first that move most.
+//! `snisplit top`: the offloaded flows and their rates, the busiest first.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -10,10 +10,9 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use rustix::termios::tcgetwinsize;
 
-use super::FlowList;
-use super::flows::FlowRow;
+use super::flows::{FlowList, FlowRow};
 
-/// Lines of a terminal that are no flow's: the sums, the titles, and where the cursor is left.
+/// Lines of a terminal that show no flow: the totals, the titles, and the line of the cursor.
 const NON_FLOW_LINES: usize = 3;
 
 /// Prints the flows every `interval`, `iterations` times or until standard output is closed. On a
@@ -44,7 +43,7 @@ pub fn run(instance: &str, interval: Duration, iterations: Option<u64>) -> Resul
     Ok(())
 }
 
-/// Flows and what they move, bytes per second up and down; those that move most first.
+/// Flows with their rates up and down in bytes per second, the busiest first.
 struct RateTable<'f>(Vec<(&'f FlowRow, [f64; 2])>);
 
 impl<'f> RateTable<'f> {
@@ -55,20 +54,21 @@ impl<'f> RateTable<'f> {
     ) -> Self {
         let key = |flow: &FlowRow| -> (SocketAddr, SocketAddr) { (flow.client, flow.backend) };
         let previous: HashMap<_, _> =
-            previous.iter().map(|it| (key(it), [it.up, it.down])).collect();
+            previous.iter().map(|flow| (key(flow), [flow.bytes_up, flow.bytes_down])).collect();
         let rates = |flow: &FlowRow| {
-            // One that came in between began at nothing.
+            // A flow without an earlier sample counts from 0.
             let [up, down] = previous.get(&key(flow)).copied().unwrap_or_default();
-            // An engine that hands a flow on leaves its count to the next one.
-            let moved = [flow.up.saturating_sub(up), flow.down.saturating_sub(down)];
+            // After a handover the counters of a flow start again at 0.
+            let moved = [flow.bytes_up.saturating_sub(up), flow.bytes_down.saturating_sub(down)];
             moved.map(|bytes| bytes as f64 / elapsed.as_secs_f64())
         };
-        let mut all: Vec<_> = current.iter().map(|flow| (flow, rates(flow))).collect();
-        all.sort_by(|(_, one), (_, other)| (other[0] + other[1]).total_cmp(&(one[0] + one[1])));
-        Self(all)
+        let mut rows: Vec<_> = current.iter().map(|flow| (flow, rates(flow))).collect();
+        rows.sort_by(|(_, a), (_, b)| (b[0] + b[1]).total_cmp(&(a[0] + a[1])));
+        Self(rows)
     }
 }
 
+/// One reading as text, at most `rows` flows of it.
 struct TopView<'t> {
     table: &'t RateTable<'t>,
     rows: usize,
@@ -89,9 +89,9 @@ impl fmt::Display for TopView<'_> {
             write!(
                 f,
                 "{:>11.1}{:>11.1}{:>11}",
-                megabytes(flow.up),
-                megabytes(flow.down),
-                flow.age
+                megabytes(flow.bytes_up),
+                megabytes(flow.bytes_down),
+                flow.age_seconds
             )?;
             writeln!(f, "  {engine:<8} {client} -> {backend} {route}")?;
         }

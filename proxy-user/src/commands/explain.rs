@@ -68,18 +68,6 @@ pub fn explain(config: &Config, args: &ExplainArgs) -> Result<String> {
     Ok(out)
 }
 
-/// The config in half a line, for `check`.
-pub fn summary(config: &Config) -> String {
-    let names: usize = config.all_routes().map(|route| route.names.len()).sum();
-    format!(
-        "{} listener(s), {} route(s) and {} terminated for {names} name(s), engine {}",
-        config.listeners.len(),
-        config.routes.iter().len(),
-        config.terminates.iter().len(),
-        config.engine
-    )
-}
-
 fn write_line(out: &mut String, what: &str, words: &str) {
     let _infallible = writeln!(out, "{what:<16} {words}");
 }

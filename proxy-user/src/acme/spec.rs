@@ -1,0 +1,23 @@
+//! The certificates that a configuration wants ordered.
+
+use crate::config::Terminate;
+use crate::config::terminate::{CertificateSource, Challenge};
+
+/// A certificate that is wanted.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct CertificateSpec {
+    pub(super) label: String,
+    pub(super) names: Vec<String>,
+    pub(super) challenge: Challenge,
+}
+
+impl CertificateSpec {
+    pub(super) fn from_terminate(terminate: &Terminate) -> Option<Self> {
+        let CertificateSource::Acme(challenge) = terminate.certificate else { return None };
+        Some(Self {
+            label: terminate.route.label.clone(),
+            names: terminate.route.names.iter().map(ToString::to_string).collect(),
+            challenge,
+        })
+    }
+}

@@ -1,0 +1,59 @@
+//! The start of the packet engine: what it needs of the host, and where it is attached.
+
+use std::path::Path;
+
+use anyhow::Result;
+use tracing::{info, warn};
+
+use crate::bpf::packet::AttachTarget;
+use crate::config::Config;
+use crate::engine::EngineSelector;
+use crate::engine::packet::{PacketEngine, PortAllocator};
+use crate::net::host::{self, Interface};
+use crate::sys;
+
+/// Attaches the packet engine to the interfaces and makes it available.
+///
+/// # Errors
+///
+/// An interface or the port range of the configuration cannot be used, or the kernel rejects the
+/// programs.
+pub(super) fn load(config: &Config, selector: &EngineSelector, pins: Option<&Path>) -> Result<()> {
+    let ports = &config.packet.ports;
+    let interfaces = host::select_interfaces(&config.packet)?;
+    host::ensure_ports_reserved(ports)?;
+    host::enable_lo_forwarding()?;
+    let targets: Vec<AttachTarget> = interfaces
+        .into_iter()
+        .map(|interface| {
+            let use_xdp = config.packet.xdp && supports_xdp(&interface);
+            let Interface { name, ifindex, peer_in_other_netns, .. } = interface;
+            AttachTarget { name, ifindex, peer_in_other_netns, use_xdp }
+        })
+        .collect();
+    if config.packet.xdp && targets.iter().all(|target| !target.use_xdp) {
+        warn!(
+            "packet.xdp: no interface supports it; only the programs of packet.hook are attached"
+        );
+    }
+    let names: Vec<&str> = targets.iter().map(|target| target.name.as_str()).collect();
+    let hook = config.packet.hook;
+    let xdp_interfaces = targets.iter().filter(|target| target.use_xdp).count();
+    let packet = PacketEngine::load(&targets, hook, PortAllocator::new(ports.clone()), pins);
+    // The parsed BTF took some 50 MB, which the allocator would keep.
+    sys::trim_heap();
+    let packet = packet?;
+    packet.enable_xdp_redirect(host::supports_ndo_xdp_xmit)?;
+    info!(interfaces = names.join(" "), ?ports, ?hook, xdp_interfaces, "packet engine attached");
+    selector.set_packet(packet);
+    Ok(())
+}
+
+/// Returns whether an interface's driver supports the XDP program, and logs why not.
+fn supports_xdp(interface: &Interface) -> bool {
+    let reason = host::xdp_unsupported_reason(interface);
+    if let Some(reason) = &reason {
+        info!(interface = interface.name, "packet.xdp: not supported by this driver: {reason}");
+    }
+    reason.is_none()
+}

@@ -1,0 +1,29 @@
+//! The parts of the agent that follow the configuration, besides connections.
+
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use tokio_util::task::TaskTracker;
+
+use super::certificates::CertificateSources;
+use super::listeners::Listeners;
+use crate::session::Shared;
+use crate::upstream::health_check::HealthChecker;
+
+/// What follows the configuration besides connections.
+pub(super) struct Services {
+    pub(super) listeners: Listeners,
+    pub(super) certificates: CertificateSources,
+    pub(super) health_checker: HealthChecker,
+}
+
+impl Services {
+    pub(super) fn new(shared: &Arc<Shared>, tasks: &TaskTracker) -> Result<Self> {
+        let listeners = Listeners::new(Arc::clone(shared), tasks.clone());
+        Ok(Self {
+            listeners: listeners.context("cannot start a thread")?,
+            certificates: CertificateSources::new(shared.cert_store.clone()),
+            health_checker: HealthChecker::new(Arc::clone(shared)),
+        })
+    }
+}
