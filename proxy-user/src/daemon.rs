@@ -20,21 +20,20 @@ use tracing::{info, warn};
 
 use crate::certs::CertStore;
 use crate::config::Config;
-use crate::conn::Shared;
-use crate::conn::admission::ConnectionLimiter;
-use crate::conn::adopt;
-use crate::conn::resolve::Resolver;
-use crate::conn::select::Backends;
+use crate::downstream::admission::ConnectionLimiter;
 use crate::engine::{EngineChoice, EngineSelector};
 use crate::net;
+use crate::session::Shared;
+use crate::session::adopt;
 use crate::telemetry::record::Telemetry;
 use crate::telemetry::{AccessLog, AcmeLog, Metrics, admin};
+use crate::upstream::resolve::Resolver;
+use crate::upstream::select::Backends;
 
 mod certificates;
 mod config_source;
 mod config_watcher;
 mod engines;
-mod health_check;
 mod listeners;
 mod packet_engine;
 mod pin_dir;

@@ -1,6 +1,6 @@
 //! The shell of snisplit: all input and output around the law in `snisplit_common`.
 //!
-//! Read `conn` first: it is the life of a connection, a line a step. [`daemon`] builds everything
+//! Read `session` first: it is the life of a connection, a line a step. [`daemon`] builds everything
 //! and owns shutdown; nothing imports it.
 
 #![deny(unsafe_code)]
@@ -13,11 +13,13 @@ pub mod daemon;
 mod acme;
 mod bpf;
 mod certs;
-mod conn;
 mod dns;
+mod downstream;
 mod engine;
 mod file_stamp;
 mod instance;
 mod net;
+mod session;
 mod sys;
 mod telemetry;
+mod upstream;

@@ -14,9 +14,9 @@ use tracing::{info, warn};
 use super::packet_engine;
 use super::pin_dir::PinDir;
 use crate::config::Config;
-use crate::conn::Shared;
 use crate::engine::{EngineChoice, EngineKind, EngineSelector, self_test};
 use crate::instance::{InstanceInfo, InstanceLock, SockmapStatus};
+use crate::session::Shared;
 use crate::sys;
 
 /// What must live as long as the agent: the pins and the instance file.

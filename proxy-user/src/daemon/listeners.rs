@@ -13,8 +13,11 @@ use tokio_util::task::TaskTracker;
 use tracing::info;
 
 use crate::config::Config;
-use crate::conn::{Shared, accept, acceptor_threads, acme_http};
+use crate::downstream::accept;
+use crate::downstream::acceptor_threads;
 use crate::engine::{EngineChoice, EngineKind};
+use crate::session::Shared;
+use crate::session::acme_http;
 
 /// All addresses that are accepted on.
 pub(super) struct Listeners {

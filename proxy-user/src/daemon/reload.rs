@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use super::config_source::ConfigSource;
 use super::services::Services;
 use crate::config::{Config, Route};
-use crate::conn::Shared;
+use crate::session::Shared;
 use crate::telemetry::metrics::ReloadLabels;
 
 /// Reads the configuration again and says what became of it.

@@ -6,9 +6,9 @@ use anyhow::{Context as _, Result};
 use tokio_util::task::TaskTracker;
 
 use super::certificates::CertificateSources;
-use super::health_check::HealthChecker;
 use super::listeners::Listeners;
-use crate::conn::Shared;
+use crate::session::Shared;
+use crate::upstream::health_check::HealthChecker;
 
 /// What follows the configuration besides connections.
 pub(super) struct Services {

@@ -46,10 +46,11 @@ const LAYERS_BEFORE_MOVE: &[(&str, MayImport)] = &[
     ("certs", Only(&["file_stamp"])),
     ("cli", AllBut(&["daemon"])),
     ("config", Only(&["bpf", "certs", "engine", "telemetry"])),
-    ("conn", Only(&["certs", "config", "dns", "engine", "sys", "telemetry"])),
     ("dns", Only(&[])),
+    ("downstream", Only(&["session"])),
     ("file_stamp", Only(&[])),
     ("instance", AllBut(&["daemon"])),
+    ("upstream", Only(&["dns", "downstream", "session"])),
 ];
 
 /// A library or a binary of the workspace.

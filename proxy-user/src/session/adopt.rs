@@ -5,10 +5,10 @@ use std::sync::Arc;
 use tokio_util::task::TaskTracker;
 use tracing::info;
 
-use super::Shared;
-use super::offloaded::{OffloadedConn, run_offloaded};
 use crate::engine::FlowCounters;
 use crate::engine::packet::AdoptedFlow;
+use crate::session::Shared;
+use crate::session::offloaded::{OffloadedConn, run_offloaded};
 use crate::telemetry::{BackendEndpoint, Record};
 
 /// Takes all of them in. Before the first connection: its port must not be one of theirs.

@@ -12,15 +12,17 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::admission::ConnectionPermit;
-use super::dialer::{BackendConn, BackendPreamble, StarttlsReplay};
-use super::offloaded::{Session, outcome_from_end, with_idle_timeout};
-use super::{ConnContext, Shared, forward, proxy_header, reject};
 use crate::config::Terminate;
+use crate::downstream::admission::ConnectionPermit;
+use crate::downstream::reject;
 use crate::engine::{
     FlowEnd, LocalErrorStage, Socket, is_local_error, rebind_to_runtime, set_graceful_close,
 };
+use crate::session::offloaded::{Session, outcome_from_end, with_idle_timeout};
+use crate::session::{ConnContext, Shared, forward};
 use crate::telemetry::{Outcome, Record};
+use crate::upstream::dialer::{BackendConn, BackendPreamble, StarttlsReplay};
+use crate::upstream::proxy_header;
 
 /// How long a validation may take; there is one round trip to wait for, and what stays longer is no
 /// CA (CVE-2026-22045 was the lack of this in Traefik).
@@ -31,7 +33,7 @@ const BUFFER_LEN: usize = 16 * 1024;
 
 /// Answers a TLS-ALPN-01 validation and closes: no byte of application data is taken or sent
 /// (RFC 8737 §3).
-pub(super) async fn answer_tls_alpn(client: TcpStream, config: Arc<ServerConfig>) -> Outcome {
+pub(crate) async fn answer_tls_alpn(client: TcpStream, config: Arc<ServerConfig>) -> Outcome {
     let handshake = timeout(ACME_HANDSHAKE_TIMEOUT, async {
         let mut tls = TlsAcceptor::from(config).accept(client).await?;
         set_graceful_close(tls.get_ref().0);
@@ -50,18 +52,18 @@ pub(super) async fn answer_tls_alpn(client: TcpStream, config: Arc<ServerConfig>
 }
 
 /// Ordinary traffic to a name of our own: an unread hello, and what answers it.
-pub(super) struct PendingTermination {
-    pub(super) client: TcpStream,
-    pub(super) hello: Box<ClientHello>,
-    pub(super) terminate: Arc<Terminate>,
-    pub(super) tls_config: Arc<ServerConfig>,
+pub(crate) struct PendingTermination {
+    pub(crate) client: TcpStream,
+    pub(crate) hello: Box<ClientHello>,
+    pub(crate) terminate: Arc<Terminate>,
+    pub(crate) tls_config: Arc<ServerConfig>,
     /// `client_hello_timeout`
-    pub(super) handshake_timeout: Duration,
+    pub(crate) handshake_timeout: Duration,
 }
 
 /// Terminates it to its end, and tells of it.
 #[expect(clippy::manual_async_fn, reason = "that would hold what it takes twice")]
-pub(super) fn run_termination(
+pub(crate) fn run_termination(
     mut session: Session,
     (termination, connection_permit): (Box<PendingTermination>, ConnectionPermit),
     shared: Arc<Shared>,

@@ -17,26 +17,26 @@ use crate::engine::Socket;
 
 /// What to show: so many bytes of the client, at its hello.
 #[derive(Clone, Copy)]
-pub(super) struct HelloProbe<'c> {
-    pub(super) client: &'c TcpStream,
-    pub(super) hello_len: usize,
-    pub(super) timeout: Duration,
+pub(crate) struct HelloProbe<'c> {
+    pub(crate) client: &'c TcpStream,
+    pub(crate) hello_len: usize,
+    pub(crate) timeout: Duration,
 }
 
 impl HelloProbe<'_> {
     /// Whether the back end said something before the time was up. An end of stream is no answer.
-    pub(super) async fn send_and_wait(self, backend: &mut Socket) -> io::Result<()> {
+    pub(crate) async fn send_and_wait(self, backend: &mut Socket) -> io::Result<()> {
         let client_hello = self.read_hello(RecvFlags::PEEK)?;
         timeout(self.timeout, send_and_await_first_byte(backend, &client_hello)).await?
     }
 
     /// Takes the hello from the client: the back end that answered has it already.
-    pub(super) fn consume(self) -> io::Result<usize> {
+    pub(crate) fn consume(self) -> io::Result<usize> {
         Ok(self.read_hello(RecvFlags::empty())?.len())
     }
 
     /// Whether the client will not be there for any answer.
-    pub(super) fn client_closed(self) -> bool {
+    pub(crate) fn client_closed(self) -> bool {
         self.read_hello(RecvFlags::PEEK).is_err()
     }
 

@@ -8,11 +8,11 @@ use rustix::net::sockopt::set_tcp_quickack;
 use socket2::{Domain, Protocol, SockRef, Type};
 use tokio::net::{TcpStream, UnixStream};
 
-use super::resolve::Resolver;
 use crate::config::{Backend, BackendAddr, Limits};
 use crate::engine::Socket;
 use crate::engine::packet::{ClientEndpoint, PacketEngine, TakeoverParams};
 use crate::sys;
+use crate::upstream::resolve::Resolver;
 
 /// What connecting goes by.
 #[derive(Clone, Copy)]

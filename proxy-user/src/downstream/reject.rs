@@ -9,7 +9,7 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::preamble::PreambleError;
+use crate::downstream::preamble::PreambleError;
 use crate::engine::set_graceful_close;
 use crate::telemetry::{Outcome, Record};
 
@@ -17,7 +17,7 @@ use crate::telemetry::{Outcome, Record};
 const LINGERING_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Ends a connection that brought no hello.
-pub(super) async fn close_without_hello(
+pub(crate) async fn close_without_hello(
     client: TcpStream,
     error: PreambleError,
     record: &mut Record,
@@ -43,7 +43,7 @@ pub(super) async fn close_without_hello(
 
 /// Turns a connection away at the door. There may be many of these, so none is waited for: the
 /// alert arrives unless a hello is on its way already.
-pub(super) fn reject_immediately(
+pub(crate) fn reject_immediately(
     client: TcpStream,
     reason: &'static str,
     record: &mut Record,
@@ -61,7 +61,7 @@ pub(super) fn reject_immediately(
 /// Closing a socket with unread bytes (the hello) makes the kernel send a reset, which throws away
 /// an alert that the client has not read yet (RFC 2525 §2.17). So: end our side, then read and
 /// forget until the client ends its own, within a second.
-pub(super) async fn reject_with_alert(
+pub(crate) async fn reject_with_alert(
     client: TcpStream,
     alert: Alert,
     reason: &'static str,

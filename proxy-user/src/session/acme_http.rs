@@ -18,11 +18,11 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use super::Shared;
-use super::connect::Connector;
 use crate::certs::CertStore;
 use crate::config::{Config, Route};
+use crate::session::Shared;
 use crate::telemetry::metrics::AcmeLabels;
+use crate::upstream::connect::Connector;
 
 const ACME_HTTP01_PREFIX: &str = "/.well-known/acme-challenge/";
 /// Connections at once; more wait in the kernel's queue.

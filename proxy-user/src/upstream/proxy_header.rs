@@ -9,7 +9,7 @@ use crate::telemetry::Record;
 
 /// The header to send, empty for none. It tells the addresses that a trusted proxy told us, else the
 /// connection's own; ACME validations get it like all others.
-pub(super) fn encode_header(
+pub(crate) fn encode_header(
     route: &Route,
     hello: &ClientHello,
     client: &TcpStream,

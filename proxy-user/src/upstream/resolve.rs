@@ -59,7 +59,7 @@ impl Resolver {
     }
 
     /// The addresses of a host, in the order that the name server gives.
-    pub(super) async fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    pub(crate) async fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
         let ips = self.resolve_ips(host).await?;
         Ok(ips.into_iter().map(|ip| SocketAddr::new(ip, port)).collect())
     }

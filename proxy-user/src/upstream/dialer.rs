@@ -10,41 +10,41 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
 use tracing::debug;
 
-use super::admission::{ConnectionLimiter, LoopGuard};
-use super::connect::{self, Connector, HandshakeAck};
-use super::first_byte::HelloProbe;
-use super::select::{Backends, ConnectionGuard, SelectedBackend};
 use crate::config::{Backend, BackendAddr, Route};
+use crate::downstream::admission::{ConnectionLimiter, LoopGuard};
 use crate::engine::Socket;
 use crate::engine::packet::TakeoverParams;
 use crate::telemetry::metrics;
 use crate::telemetry::{BackendEndpoint, Metrics};
+use crate::upstream::connect::{self, Connector, HandshakeAck};
+use crate::upstream::first_byte::HelloProbe;
+use crate::upstream::select::{Backends, ConnectionGuard, SelectedBackend};
 
 /// No back end of the route answered.
-pub(super) struct NoBackend;
+pub(crate) struct NoBackend;
 
 /// What dialling goes by.
-pub(super) struct BackendDialer<'d> {
-    pub(super) connector: Connector<'d>,
-    pub(super) limiter: &'d ConnectionLimiter,
-    pub(super) backends: &'d Backends,
-    pub(super) metrics: &'d Metrics,
+pub(crate) struct BackendDialer<'d> {
+    pub(crate) connector: Connector<'d>,
+    pub(crate) limiter: &'d ConnectionLimiter,
+    pub(crate) backends: &'d Backends,
+    pub(crate) metrics: &'d Metrics,
 }
 
 /// What a back end hears before the client's own bytes.
 #[derive(Clone, Copy)]
-pub(super) struct BackendPreamble<'p> {
-    pub(super) proxy_header: &'p [u8],
-    pub(super) replay: StarttlsReplay,
+pub(crate) struct BackendPreamble<'p> {
+    pub(crate) proxy_header: &'p [u8],
+    pub(crate) replay: StarttlsReplay,
     /// The hello, where a back end must answer it to be taken.
-    pub(super) probe: Option<HelloProbe<'p>>,
+    pub(crate) probe: Option<HelloProbe<'p>>,
     /// Whether the client's own bytes are there already.
-    pub(super) client_bytes_follow: bool,
+    pub(crate) client_bytes_follow: bool,
 }
 
 impl BackendPreamble<'_> {
     /// What a back end hears first.
-    pub(super) fn handshake_ack(self) -> HandshakeAck {
+    pub(crate) fn handshake_ack(self) -> HandshakeAck {
         if self.client_bytes_follow || self.has_bytes() {
             HandshakeAck::Piggybacked
         } else {
@@ -59,24 +59,24 @@ impl BackendPreamble<'_> {
 }
 
 /// A connection to a back end, and what must be kept as long as it lasts.
-pub(super) struct BackendConn {
-    pub(super) socket: Socket,
+pub(crate) struct BackendConn {
+    pub(crate) socket: Socket,
     /// What the packet engine must know of it, if that may have it.
-    pub(super) takeover: Option<Box<TakeoverParams>>,
+    pub(crate) takeover: Option<Box<TakeoverParams>>,
     /// Its address, for people.
-    pub(super) label: BackendEndpoint,
+    pub(crate) label: BackendEndpoint,
     /// Bytes of the client that it has already.
-    pub(super) bytes_sent: usize,
-    pub(super) _connection_guard: ConnectionGuard,
+    pub(crate) bytes_sent: usize,
+    pub(crate) _connection_guard: ConnectionGuard,
     /// A back end on this very host could be ourselves: its connection is known by our address.
-    pub(super) _loop_guard: Option<LoopGuard>,
+    pub(crate) _loop_guard: Option<LoopGuard>,
 }
 
 impl BackendDialer<'_> {
     /// Tries every address of every back end once, in the order that `balance` gives.
     /// `connect_timeout` bounds each back end, name resolution included. The first to take `preface`
     /// is it.
-    pub(super) async fn connect_any(
+    pub(crate) async fn connect_any(
         &self,
         route: &Route,
         client: IpAddr,
@@ -167,7 +167,7 @@ impl BackendDialer<'_> {
 
 /// What a back end must hear before the hello because the client said it to us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum StarttlsReplay {
+pub(crate) enum StarttlsReplay {
     None,
     /// PostgreSQL's request for TLS; the back end must be willing.
     SslRequest,

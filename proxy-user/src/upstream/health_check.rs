@@ -20,11 +20,11 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 
 use crate::config::{Backend, Config, HealthCheckKind, Route};
-use crate::conn::Shared;
-use crate::conn::connect::Connector;
+use crate::session::Shared;
+use crate::upstream::connect::Connector;
 
 /// The running checks, by what they ask.
-pub(super) struct HealthChecker {
+pub(crate) struct HealthChecker {
     shared: Arc<Shared>,
     running: HashMap<CheckTarget, JoinHandle<()>>,
 }
@@ -39,12 +39,12 @@ struct CheckTarget {
 }
 
 impl HealthChecker {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
         Self { shared, running: HashMap::new() }
     }
 
     /// Runs the checks that a configuration wants, and no others. The same question goes on.
-    pub(super) fn apply(&mut self, config: &Config) {
+    pub(crate) fn apply(&mut self, config: &Config) {
         let targets: Vec<CheckTarget> = config.all_routes().flat_map(check_targets).collect();
         self.running.retain(|target, task| {
             let stays = targets.contains(target);

@@ -29,14 +29,14 @@ struct BackendState {
 }
 
 /// A back end to dial.
-pub(super) struct SelectedBackend<'r> {
-    pub(super) backend: &'r Backend,
+pub(crate) struct SelectedBackend<'r> {
+    pub(crate) backend: &'r Backend,
     state: Arc<BackendState>,
 }
 
 /// A connection to a back end, counted until it is dropped.
 #[derive(Debug)]
-pub(super) struct ConnectionGuard(Arc<BackendState>);
+pub(crate) struct ConnectionGuard(Arc<BackendState>);
 
 impl Drop for ConnectionGuard {
     fn drop(&mut self) {
@@ -66,7 +66,7 @@ impl Backends {
     }
 
     /// The back ends of a route, the one to dial first in front.
-    pub(super) fn select_order<'r>(
+    pub(crate) fn select_order<'r>(
         &self,
         route: &'r Route,
         client: IpAddr,
@@ -95,13 +95,13 @@ impl Backends {
     }
 
     /// Counts a connection that was made.
-    pub(super) fn track_connection(&self, selected: &SelectedBackend<'_>) -> ConnectionGuard {
+    pub(crate) fn track_connection(&self, selected: &SelectedBackend<'_>) -> ConnectionGuard {
         selected.state.connections.fetch_add(1, Ordering::Relaxed);
         ConnectionGuard(Arc::clone(&selected.state))
     }
 
     /// A connection was tried.
-    pub(super) fn record_connect(&self, selected: &SelectedBackend<'_>, succeeded: bool) {
+    pub(crate) fn record_connect(&self, selected: &SelectedBackend<'_>, succeeded: bool) {
         let transition = selected.state.health().record_connect(succeeded, self.now());
         if transition.is_some() {
             self.log_transition(&selected.backend.name, transition);

@@ -19,33 +19,23 @@ use crate::engine::{EngineSelector, FlowCounters};
 use crate::telemetry::record::Telemetry;
 use crate::telemetry::{AcmeLog, Metrics, Outcome, Record};
 
-pub(crate) mod accept;
-pub(crate) mod acceptor_threads;
+use crate::downstream::admission::{ConnectionLimiter, FlowPermit, RejectReason};
+use crate::downstream::preamble::{PreambleError, PreambleReader};
+use crate::downstream::reject;
+use crate::session::certificate_view::{CertificateView, TlsMaterial};
+use crate::session::offloaded::{NextStep, OffloadedConn, Session, run_handover, run_offloaded};
+use crate::session::terminate::PendingTermination;
+use crate::upstream::dialer::StarttlsReplay;
+use crate::upstream::resolve::Resolver;
+use crate::upstream::select::Backends;
+
 pub(crate) mod acme_http;
-pub(crate) mod admission;
 pub(crate) mod adopt;
 pub(crate) mod certificate_view;
-pub(crate) mod connect;
-mod dialer;
-mod first_byte;
-mod forward;
-mod offloaded;
-mod preamble;
-mod proxy_header;
-mod record_fields;
-mod reject;
-pub(crate) mod resolve;
-pub(crate) mod select;
-mod terminate;
-
-use admission::ConnectionLimiter;
-use certificate_view::{CertificateView, TlsMaterial};
-use dialer::StarttlsReplay;
-use offloaded::{NextStep, OffloadedConn, Session, run_handover, run_offloaded};
-use preamble::{PreambleError, PreambleReader};
-use resolve::Resolver;
-use select::Backends;
-use terminate::PendingTermination;
+pub(crate) mod forward;
+pub(crate) mod offloaded;
+pub(crate) mod record_fields;
+pub(crate) mod terminate;
 
 /// What every connection of the agent shares.
 pub(crate) struct Shared {
@@ -78,7 +68,7 @@ impl<'s> ConnContext<'s> {
     }
 
     /// Counts a flow against its source.
-    fn admit_flow(self, record: &Record) -> Result<admission::FlowPermit, admission::RejectReason> {
+    fn admit_flow(self, record: &Record) -> Result<FlowPermit, RejectReason> {
         self.shared.limiter.acquire_flow(record.entry.client.ip(), &self.config.limits)
     }
 }

@@ -26,7 +26,7 @@ const INITIAL_PEEK_LEN: usize = 4096;
 
 /// Why there is no hello.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum PreambleError {
+pub(crate) enum PreambleError {
     /// The bytes are none, and never will be.
     InvalidClientHello(ClientHelloError),
     /// A PROXY header was due.
@@ -43,7 +43,7 @@ pub(super) enum PreambleError {
 
 /// A client that has the time up to an instant to say its first words; dripping bytes does not
 /// extend it.
-pub(super) struct PreambleReader<'c> {
+pub(crate) struct PreambleReader<'c> {
     client: &'c TcpStream,
     deadline: Instant,
     /// Bytes seen at the last look, all from the first unread one on. They are not kept: the next
@@ -54,12 +54,12 @@ pub(super) struct PreambleReader<'c> {
 }
 
 impl<'c> PreambleReader<'c> {
-    pub(super) fn new(client: &'c TcpStream, timeout: Duration) -> Self {
+    pub(crate) fn new(client: &'c TcpStream, timeout: Duration) -> Self {
         Self { client, deadline: Instant::now() + timeout, peeked_len: 0, rcvlowat_raised: false }
     }
 
     /// The PROXY header, taken out of the socket.
-    pub(super) async fn read_proxy_header(&mut self) -> Result<Header, PreambleError> {
+    pub(crate) async fn read_proxy_header(&mut self) -> Result<Header, PreambleError> {
         let found = self.read_until(MAX_HEADER_LEN, |seen| match proxy_protocol::parse(seen) {
             proxy_protocol::ParseStatus::Incomplete { needed: need } => Continue(need),
             proxy_protocol::ParseStatus::Complete(header) => Break(Ok(header)),
@@ -74,7 +74,7 @@ impl<'c> PreambleReader<'c> {
 
     /// What goes before TLS where PostgreSQL is spoken, answered. Whether the client asked for TLS
     /// rather than just begin.
-    pub(super) async fn answer_starttls(&mut self) -> Result<bool, PreambleError> {
+    pub(crate) async fn answer_starttls(&mut self) -> Result<bool, PreambleError> {
         loop {
             let reading =
                 self.read_until(INITIAL_PEEK_LEN, |bytes| match starttls::parse_request(bytes) {
@@ -109,7 +109,7 @@ impl<'c> PreambleReader<'c> {
     }
 
     /// The hello. `limit` bounds the handshake message in bytes.
-    pub(super) async fn read_client_hello(
+    pub(crate) async fn read_client_hello(
         &mut self,
         limit: usize,
     ) -> Result<Box<ClientHello>, PreambleError> {

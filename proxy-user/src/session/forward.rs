@@ -7,20 +7,24 @@ use snisplit_common::alert::Alert;
 use snisplit_common::client_hello::ClientHello;
 use tokio::net::TcpStream;
 
-use super::admission::{ConnectionPermit, FlowPermit};
-use super::connect::{Connector, OffloadableConnect};
-use super::dialer::{BackendConn, BackendDialer, BackendPreamble, NoBackend, StarttlsReplay};
-use super::first_byte::HelloProbe;
-use super::offloaded::{NextStep, Permits, outcome_from_end, with_idle_timeout};
-use super::{ConnContext, proxy_header, record_fields, reject};
 use crate::config::{Route, SourceAddress};
+use crate::downstream::admission::{ConnectionPermit, FlowPermit};
+use crate::downstream::reject;
 use crate::engine::packet::ClientEndpoint;
 use crate::engine::{
     CarryResult, DeclineReason, EngineKind, EngineObserver, FlowEnd, FlowRequest, LocalErrorStage,
     SocketPair,
 };
+use crate::session::offloaded::{NextStep, Permits, outcome_from_end, with_idle_timeout};
+use crate::session::{ConnContext, record_fields};
 use crate::telemetry::metrics::{DeclinedLabels, HandoverLabels};
 use crate::telemetry::{Metrics, Record};
+use crate::upstream::connect::{Connector, OffloadableConnect};
+use crate::upstream::dialer::{
+    BackendConn, BackendDialer, BackendPreamble, NoBackend, StarttlsReplay,
+};
+use crate::upstream::first_byte::HelloProbe;
+use crate::upstream::proxy_header;
 
 pub(super) async fn forward(
     client: TcpStream,

@@ -18,7 +18,7 @@ use crate::config::Limits;
 const ACME_VALIDATION_BURST: usize = 16;
 
 /// Why a connection is turned away; the word in counters and logs.
-pub(super) type RejectReason = &'static str;
+pub(crate) type RejectReason = &'static str;
 
 /// The door.
 #[derive(Clone, Debug, Default)]
@@ -37,25 +37,25 @@ struct Counts {
 
 /// A place inside, for a connection that has still to say its hello.
 #[derive(Debug)]
-pub(super) struct HandshakePermit {
+pub(crate) struct HandshakePermit {
     limiter: ConnectionLimiter,
     source: Option<SourcePrefix>,
 }
 
 /// A place inside, for any connection.
 #[derive(Debug)]
-pub(super) struct ConnectionPermit(ConnectionLimiter);
+pub(crate) struct ConnectionPermit(ConnectionLimiter);
 
 /// A place among the flows of a source.
 #[derive(Debug)]
-pub(super) struct FlowPermit {
+pub(crate) struct FlowPermit {
     limiter: ConnectionLimiter,
     source: SourcePrefix,
 }
 
 /// An address of ours that must not come back to us.
 #[derive(Debug)]
-pub(super) struct LoopGuard {
+pub(crate) struct LoopGuard {
     limiter: ConnectionLimiter,
     address: SocketAddr,
 }
@@ -66,7 +66,7 @@ impl ConnectionLimiter {
     }
 
     /// Lets a connection in, to say its hello. A trusted proxy is no source: it speaks for many.
-    pub(super) fn acquire(
+    pub(crate) fn acquire(
         &self,
         client_addr: SocketAddr,
         is_trusted_proxy: bool,
@@ -98,7 +98,7 @@ impl ConnectionLimiter {
     }
 
     /// Counts a flow against its source.
-    pub(super) fn acquire_flow(
+    pub(crate) fn acquire_flow(
         &self,
         client: IpAddr,
         limits: &Limits,
@@ -115,12 +115,12 @@ impl ConnectionLimiter {
 
     /// Whether a connection that has said its hello is one that we dialled ourselves. Not before:
     /// the address is noted before the hello is sent.
-    pub(super) fn is_loop(&self, client_addr: SocketAddr) -> bool {
+    pub(crate) fn is_loop(&self, client_addr: SocketAddr) -> bool {
         self.lock().local_addrs.contains(&client_addr)
     }
 
     /// Notes an address that we dial this very host from.
-    pub(super) fn register_local_addr(&self, address: SocketAddr) -> LoopGuard {
+    pub(crate) fn register_local_addr(&self, address: SocketAddr) -> LoopGuard {
         self.lock().local_addrs.insert(address);
         LoopGuard { limiter: self.clone(), address }
     }

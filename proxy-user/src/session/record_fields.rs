@@ -6,13 +6,13 @@ use snisplit_common::client_hello::{ClientHello, Sni};
 use snisplit_common::decide::{Action, Decision};
 use snisplit_common::proxy_protocol::Header;
 
-use super::certificate_view::TlsMaterial;
 use crate::config::Route;
+use crate::session::certificate_view::TlsMaterial;
 use crate::telemetry::metrics::AcmeLabels;
 use crate::telemetry::{AcmeLog, Record};
 
 /// A trusted proxy says who the client is.
-pub(super) fn set_proxy_header(header: &Header, record: &mut Record) {
+pub(crate) fn set_proxy_header(header: &Header, record: &mut Record) {
     record.entry.proxy = Some(record.entry.client);
     if let Some((source, destination)) = header.addresses {
         record.entry.client = source;
@@ -20,7 +20,7 @@ pub(super) fn set_proxy_header(header: &Header, record: &mut Record) {
     }
 }
 
-pub(super) fn set_client_hello(hello: &ClientHello, record: &mut Record) {
+pub(crate) fn set_client_hello(hello: &ClientHello, record: &mut Record) {
     let seconds = record.elapsed().as_secs_f64();
     record.metrics().client_hello_seconds.observe(seconds);
     record.entry.client_hello_seconds = Some(seconds);
@@ -36,7 +36,7 @@ pub(super) fn set_client_hello(hello: &ClientHello, record: &mut Record) {
     };
 }
 
-pub(super) fn set_decision(
+pub(crate) fn set_decision(
     hello: &ClientHello,
     decision: &Decision<'_, Route, TlsMaterial>,
     acme_log: &AcmeLog,
@@ -66,7 +66,7 @@ pub(super) fn set_decision(
 }
 
 /// How long a dial has taken.
-pub(super) fn set_connect_time(started_at: Instant, record: &mut Record) {
+pub(crate) fn set_connect_time(started_at: Instant, record: &mut Record) {
     let seconds = started_at.elapsed().as_secs_f64();
     record.metrics().backend_connect_seconds.observe(seconds);
     record.entry.connect_seconds = Some(seconds);

@@ -5,17 +5,17 @@ use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 
-use super::Shared;
-use super::admission::{ConnectionPermit, FlowPermit, LoopGuard};
-use super::select::ConnectionGuard;
-use super::terminate::PendingTermination;
 use crate::config::Config;
+use crate::downstream::admission::{ConnectionPermit, FlowPermit, LoopGuard};
 use crate::engine::packet::OffloadedFlow;
 use crate::engine::{EngineKind, FlowCounters, FlowEnd, Handover};
+use crate::session::Shared;
+use crate::session::terminate::PendingTermination;
 use crate::telemetry::{Outcome, Record};
+use crate::upstream::select::ConnectionGuard;
 
 /// What becomes of a connection.
-pub(super) enum NextStep {
+pub(crate) enum NextStep {
     /// It has ended.
     Done(Outcome),
     /// Nothing is left to do but to wait for the end, in these places.
@@ -33,27 +33,27 @@ impl From<Outcome> for NextStep {
 }
 
 /// What a forwarded connection counts as, until this is dropped.
-pub(super) struct Permits {
-    pub(super) _connection_permit: ConnectionPermit,
-    pub(super) _flow_permit: Option<FlowPermit>,
-    pub(super) _connection_guard: ConnectionGuard,
-    pub(super) _loop_guard: Option<LoopGuard>,
+pub(crate) struct Permits {
+    pub(crate) _connection_permit: ConnectionPermit,
+    pub(crate) _flow_permit: Option<FlowPermit>,
+    pub(crate) _connection_guard: ConnectionGuard,
+    pub(crate) _loop_guard: Option<LoopGuard>,
 }
 
 /// A flow in flight. In the order that its parts go in: it is told of last.
-pub(super) struct OffloadedConn {
-    pub(super) flow: Box<OffloadedFlow>,
+pub(crate) struct OffloadedConn {
+    pub(crate) flow: Box<OffloadedFlow>,
     /// One of a former agent has none.
-    pub(super) _permits: Option<Box<Permits>>,
-    pub(super) counters: Arc<FlowCounters>,
+    pub(crate) _permits: Option<Box<Permits>>,
+    pub(crate) counters: Arc<FlowCounters>,
     /// `idle_timeout`
-    pub(super) idle_timeout: Option<Duration>,
-    pub(super) record: Record,
+    pub(crate) idle_timeout: Option<Duration>,
+    pub(crate) record: Record,
 }
 
 /// Waits for the end, and tells of it.
 #[expect(clippy::manual_async_fn, reason = "that would hold what it takes twice")]
-pub(super) fn run_offloaded(
+pub(crate) fn run_offloaded(
     mut offloaded: OffloadedConn,
     shared: Arc<Shared>,
 ) -> impl Future<Output = ()> {
@@ -68,21 +68,21 @@ pub(super) fn run_offloaded(
 }
 
 /// What a connection has to its end, whichever task serves it.
-pub(super) struct Session {
-    pub(super) config: Arc<Config>,
-    pub(super) counters: Arc<FlowCounters>,
-    pub(super) record: Record,
+pub(crate) struct Session {
+    pub(crate) config: Arc<Config>,
+    pub(crate) counters: Arc<FlowCounters>,
+    pub(crate) record: Record,
 }
 
 impl Session {
-    pub(super) fn conclude(&mut self, outcome: Outcome) {
+    pub(crate) fn conclude(&mut self, outcome: Outcome) {
         self.record.conclude(outcome, &self.counters);
     }
 }
 
 /// Carries what has grown up to its end, and tells of it.
 #[expect(clippy::manual_async_fn, reason = "that would hold what it takes twice")]
-pub(super) fn run_handover(
+pub(crate) fn run_handover(
     mut session: Session,
     (handover, permits): (Box<Handover>, Box<Permits>),
     shared: Arc<Shared>,
@@ -105,7 +105,7 @@ pub(super) fn run_handover(
 
 impl Record {
     /// The end, what was carried, and by which engine.
-    pub(super) fn conclude(&mut self, outcome: Outcome, counters: &FlowCounters) {
+    pub(crate) fn conclude(&mut self, outcome: Outcome, counters: &FlowCounters) {
         self.outcome = outcome;
         (self.entry.bytes_up, self.entry.bytes_down) = counters.totals();
         self.entry.engine = self.entry.engine.or(counters.engine().map(EngineKind::name));
@@ -113,12 +113,12 @@ impl Record {
 }
 
 /// How a flow has ended, if that was not for idleness.
-pub(super) fn outcome_from_end(end: Option<FlowEnd>) -> Outcome {
+pub(crate) fn outcome_from_end(end: Option<FlowEnd>) -> Outcome {
     end.map_or(Outcome::IdleTimeout, |end| Outcome::FlowEnded(end.label()))
 }
 
 /// Carries a flow to its end. `None`: no byte has moved for `limit`.
-pub(super) async fn with_idle_timeout<T>(
+pub(crate) async fn with_idle_timeout<T>(
     future: impl Future<Output = T>,
     idle_timeout: Option<Duration>,
     counters: &FlowCounters,

@@ -14,8 +14,8 @@ use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
-use super::{Shared, serve};
 use crate::config::Limits;
+use crate::session::{Shared, serve};
 
 /// Connections that may wait for accept(2); net.core.somaxconn caps it.
 const BACKLOG: i32 = 4096;

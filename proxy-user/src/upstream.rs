@@ -1,0 +1,9 @@
+//! The side of the back end: resolution, selection, connection and health.
+
+pub(crate) mod connect;
+pub(crate) mod dialer;
+pub(crate) mod first_byte;
+pub(crate) mod health_check;
+pub(crate) mod proxy_header;
+pub(crate) mod resolve;
+pub(crate) mod select;
