@@ -12,11 +12,12 @@ use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, RingBuf, SockHash};
 use aya_ebpf::macros::{btf_map, stream_verdict};
 use aya_ebpf::programs::SkBuffContext;
 use aya_log_ebpf::{debug, warn};
-use snisplit_common::abi::{
+use snisplit_common::abi::sockmap::{
     BACKLOG_HARD_LIMIT, BACKLOG_SOFT_LIMIT, CLASSIFY_WINDOW_NS, DirectionEntry, DirectionState,
-    EVENT_RING_BYTES, MAX_EXCHANGE_BYTES, MAX_ROUTES, MAX_SOCKETS, RouteName, SKB_LEN_EWMA_WEIGHT,
-    SKB_TRUESIZE_OVERHEAD, SOCKMAP_COUNTER_COUNT, SockmapCounter, SockmapEvent, SockmapEventKind,
+    MAX_EXCHANGE_BYTES, MAX_SOCKETS, SKB_LEN_EWMA_WEIGHT, SKB_TRUESIZE_OVERHEAD,
+    SOCKMAP_COUNTER_COUNT, SockmapCounter, SockmapEvent, SockmapEventKind,
 };
+use snisplit_common::abi::{EVENT_RING_BYTES, MAX_ROUTES, RouteName};
 
 mod helpers;
 

@@ -7,8 +7,9 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
 use serde::Serialize;
+use snisplit_common::abi::Direction;
 use snisplit_common::abi::packet::{FlowState, PacketCounter};
-use snisplit_common::abi::{Direction, DirectionEntry, SockmapCounter};
+use snisplit_common::abi::sockmap::{DirectionEntry, SockmapCounter};
 
 use crate::bpf::inspect::{PacketState, PinnedState, SockmapState};
 use crate::bpf::{self, pin_dir};

@@ -7,8 +7,7 @@ use aya::maps::MapError;
 use aya::pin::PinError;
 use aya::programs::ProgramError;
 use aya::programs::links::LinkError;
-use snisplit_common::abi::ABI_VERSION;
-use snisplit_common::abi::packet::PACKET_ABI_VERSION;
+use snisplit_common::abi::{PACKET_ABI_VERSION, SOCKMAP_ABI_VERSION};
 use thiserror::Error;
 
 /// Why the kernel does not do what it should.
@@ -38,7 +37,7 @@ pub(crate) enum BpfError {
     #[error("the program's log does not open")]
     Log(#[from] aya_log::Error),
     #[error(
-        "the pins are of ABI version {0}, this snisplit is of {ABI_VERSION}: use the one that runs"
+        "the pins are of ABI version {0}, this snisplit is of {SOCKMAP_ABI_VERSION}: use the one that runs"
     )]
     AbiVersion(u32),
     #[error(

@@ -5,13 +5,13 @@ use std::path::Path;
 
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use snisplit_common::abi::packet::{
-    FlowEntry, FlowState, PACKET_ABI_MAP, PACKET_ABI_VERSION, PACKET_COUNTERS_MAP,
-    PACKET_FLOWS_MAP, PACKET_INTERFACES_MAP, PACKET_ROUTES_MAP, PACKET_TUPLES_MAP, PacketCounter,
-    RESET_REQUESTS_MAP,
+    FlowEntry, FlowState, PACKET_ABI_MAP, PACKET_COUNTERS_MAP, PACKET_FLOWS_MAP,
+    PACKET_INTERFACES_MAP, PACKET_ROUTES_MAP, PACKET_TUPLES_MAP, PacketCounter, RESET_REQUESTS_MAP,
 };
-use snisplit_common::abi::{
-    ABI_MAP, ABI_VERSION, COUNTERS_MAP, DirectionEntry, FLOWS_MAP, ROUTES_MAP, SockmapCounter,
+use snisplit_common::abi::sockmap::{
+    ABI_MAP, COUNTERS_MAP, DirectionEntry, FLOWS_MAP, ROUTES_MAP, SockmapCounter,
 };
+use snisplit_common::abi::{PACKET_ABI_VERSION, SOCKMAP_ABI_VERSION};
 
 use super::BpfError;
 use super::codec::{FlowBytes, FlowEntryBytes, MapValue as _, TupleBytes, TupleEntryBytes};
@@ -54,7 +54,7 @@ impl PinnedState {
 impl SockmapState {
     fn read(dir: &Path) -> Result<Self, BpfError> {
         match abi_version(dir, ABI_MAP)? {
-            ABI_VERSION => {}
+            SOCKMAP_ABI_VERSION => {}
             other => return Err(BpfError::AbiVersion(other)),
         }
         let flows = HashMap::try_from(Map::HashMap(open_map(dir, FLOWS_MAP)?))?;

@@ -6,8 +6,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
 use serde::Serialize;
+use snisplit_common::abi::Direction;
 use snisplit_common::abi::packet::{FlowEntry, PeerState};
-use snisplit_common::abi::{Direction, DirectionEntry, DirectionState};
+use snisplit_common::abi::sockmap::{DirectionEntry, DirectionState};
 
 use super::{pin_dir_text, read_pinned, total_bytes};
 use crate::bpf::address::{peer_and_local, socket_addr};

@@ -7,9 +7,10 @@ use std::path::Path;
 
 use aya::EbpfLoader;
 use aya::maps::{Array, HashMap, Map, MapData, MapType};
+use snisplit_common::abi::PACKET_ABI_VERSION;
 use snisplit_common::abi::packet::{
-    FallbackReason, FlowEntry, FlowState, PACKET_ABI_MAP, PACKET_ABI_VERSION, PACKET_COUNTERS_MAP,
-    PACKET_FLOWS_MAP, PACKET_TUPLES_MAP, PeerState, Translation, Tuple,
+    FallbackReason, FlowEntry, FlowState, PACKET_ABI_MAP, PACKET_COUNTERS_MAP, PACKET_FLOWS_MAP,
+    PACKET_TUPLES_MAP, PeerState, Translation, Tuple,
 };
 
 use super::super::BpfError;

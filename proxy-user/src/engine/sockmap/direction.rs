@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use snisplit_common::abi::{DirectionEntry, DirectionState};
+use snisplit_common::abi::sockmap::{DirectionEntry, DirectionState};
 use tokio::io::Interest;
 use tokio::time::sleep;
 
