@@ -38,7 +38,7 @@ use codec::{FlowBytes, MapValue as _, encode};
 pub(crate) use error::BpfError;
 use route_names::RouteNames;
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/snisplit-ebpf"));
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/snisplit-sockmap"));
 
 /// The maps that people look at.
 pub(crate) const PINNED_MAPS: [&str; 4] = [ABI_MAP, FLOWS_MAP, ROUTES_MAP, COUNTERS_MAP];
