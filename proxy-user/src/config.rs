@@ -136,7 +136,11 @@ impl Config {
         })
     }
 
-    /// Reads the file, if one is named, and lays the flags over it.
+    /// Reads the file, if one is named, and applies the flags.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigErrors`] holds every fault of the file and of the flags.
     pub fn load(path: Option<&std::path::Path>, flags: &Overrides) -> Result<Self, ConfigErrors> {
         let mut draft = match path {
             Some(path) => file::read(path)?,

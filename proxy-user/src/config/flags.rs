@@ -27,7 +27,7 @@ pub struct Overrides {
     #[arg(long, value_name = "WHOSE")]
     acme_bypass: Option<String>,
 
-    /// Address to accept on, such as [::]:443; may be repeated, replaces the file's listeners
+    /// Address to accept on, such as `[::]:443`; may be repeated, replaces the file's listeners
     #[arg(long, value_name = "ADDR")]
     listen: Vec<String>,
 
