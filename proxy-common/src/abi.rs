@@ -8,9 +8,9 @@ pub mod packet;
 pub mod sockmap;
 
 /// Version of [`sockmap`]: changes whenever a layout or a meaning does.
-pub const SOCKMAP_ABI_VERSION: u32 = 4;
+pub const SOCKMAP_ABI_VERSION: u32 = 5;
 /// Version of [`packet`], likewise.
-pub const PACKET_ABI_VERSION: u32 = 4;
+pub const PACKET_ABI_VERSION: u32 = 5;
 
 /// Routes at once; flows of more have number 0.
 pub const MAX_ROUTES: usize = 16_384;

@@ -31,7 +31,7 @@ pub const PACKET_EVENTS_MAP: &str = "packet_events";
 pub const PACKET_COUNTERS_MAP: &str = "packet_counters";
 /// How to leave by the interfaces that the programs are attached to ([`XMIT_QDISC`], [`XMIT_PEER`] or
 /// [`XMIT_XDP`]), by their numbers.
-pub const PACKET_INTERFACES_MAP: &str = "packet_links";
+pub const PACKET_INTERFACES_MAP: &str = "packet_ifaces";
 /// In [`PACKET_INTERFACES_MAP`]: by its queue, as all else does.
 pub const XMIT_QDISC: u32 = 1;
 /// In [`PACKET_INTERFACES_MAP`]: it is one end of a veth pair whose other end is in another network namespace,
@@ -41,10 +41,10 @@ pub const XMIT_PEER: u32 = 2;
 pub const XMIT_XDP: u32 = 3;
 
 /// What a SYN to a back end must not offer, by the tuple that its answer comes by, without our address.
-pub const SYN_CLAMP_MAP: &str = "packet_offers";
+pub const SYN_CLAMP_MAP: &str = "packet_clamps";
 
 /// Numbers of flows that somebody wants cut (`snisplit flows cut`); the agent looks once a second.
-pub const RESET_REQUESTS_MAP: &str = "packet_cuts";
+pub const RESET_REQUESTS_MAP: &str = "packet_resets";
 /// Wishes at once.
 pub const MAX_RESET_REQUESTS: usize = 65_536;
 

@@ -28,14 +28,14 @@ pub(super) static TUPLES: HashMap<Tuple, TupleEntry, MAX_TUPLES, NO_PREALLOC> = 
 #[btf_map(name = "packet_routes")]
 static ROUTE_NAMES: HashMap<u32, RouteName, MAX_ROUTES, NO_PREALLOC> = HashMap::new();
 
-#[btf_map(name = "packet_offers")]
+#[btf_map(name = "packet_clamps")]
 pub(super) static SYN_CLAMPS: HashMap<Tuple, u32, MAX_SYN_CLAMPS, NO_PREALLOC> = HashMap::new();
 
 /// From one process to another; the programs do not look at it.
-#[btf_map(name = "packet_cuts")]
+#[btf_map(name = "packet_resets")]
 static RESET_REQUESTS: HashMap<u64, u32, MAX_RESET_REQUESTS, NO_PREALLOC> = HashMap::new();
 
-#[btf_map(name = "packet_links")]
+#[btf_map(name = "packet_ifaces")]
 pub(super) static INTERFACES: HashMap<u32, u32, MAX_INTERFACES, NO_PREALLOC> = HashMap::new();
 
 #[btf_map(name = "packet_events")]

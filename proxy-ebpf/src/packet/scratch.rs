@@ -20,7 +20,7 @@ pub(super) struct Scratch {
 const _: () = assert!(size_of::<Scratch>() <= 32 << 10);
 
 /// This CPU's. No program is interrupted by another one: softirqs are off while each of them runs.
-#[btf_map(name = "packet_work")]
+#[btf_map(name = "packet_scratch")]
 static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 
 impl Scratch {

@@ -43,7 +43,7 @@ pub(crate) enum BpfError {
     #[error(
         "the flows in {1} are of a snisplit with packet ABI version {0}, this one is of \
          {PACKET_ABI_VERSION}: start that one again, or try `snisplit flows migrate`; \
-         `snisplit flows drop` ends them"
+         `snisplit flows purge` ends them"
     )]
     PacketAbiVersion(u32, String),
     #[error("an interface does not take the program")]

@@ -15,7 +15,7 @@ use snisplit_common::abi::{PACKET_ABI_VERSION, SOCKMAP_ABI_VERSION};
 
 use super::BpfError;
 use super::codec::{FlowBytes, FlowEntryBytes, MapValue as _, TupleBytes, TupleEntryBytes};
-use super::packet::slots_by_flow;
+use super::packet::{OLD_INTERFACES_PIN, slots_by_flow};
 use super::route_names::{RouteNameBytes, decode_name};
 
 /// The maps of an instance as they are at this instant, of the engines that it has.
@@ -124,10 +124,11 @@ pub(crate) fn remove_tuples(dir: &Path) -> Result<(), BpfError> {
     Ok(())
 }
 
-/// The numbers of the interfaces that the packet engine's programs are at.
+/// Returns the indices of the interfaces that the packet engine's programs are attached to.
 pub(super) fn attached_interfaces(dir: &Path) -> Result<Vec<u32>, BpfError> {
-    let map: HashMap<MapData, u32, u32> =
-        Map::HashMap(open_map(dir, PACKET_INTERFACES_MAP)?).try_into()?;
+    let map =
+        open_map(dir, PACKET_INTERFACES_MAP).or_else(|_| open_map(dir, OLD_INTERFACES_PIN))?;
+    let map: HashMap<MapData, u32, u32> = Map::HashMap(map).try_into()?;
     Ok(map.keys().flatten().collect())
 }
 
