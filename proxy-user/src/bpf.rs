@@ -12,9 +12,10 @@ use aya_log::EbpfLogger;
 use log::Log;
 use rustix::fs::statfs;
 use rustix::net::sockopt::socket_cookie;
-use snisplit_common::abi::{
-    ABI_MAP, ABI_VERSION, COPIED_SEQ_OFFSET, COUNTERS_MAP, DirectionEntry, EVENTS_MAP, FLOWS_MAP,
-    ROUTES_MAP, SKB_SEQ_OFFSET, SOCKMAP_VERDICT_PROGRAM, SOURCES_MAP, SockmapCounter, SockmapEvent,
+use snisplit_common::abi::SOCKMAP_ABI_VERSION;
+use snisplit_common::abi::sockmap::{
+    ABI_MAP, COPIED_SEQ_OFFSET, COUNTERS_MAP, DirectionEntry, EVENTS_MAP, FLOWS_MAP, ROUTES_MAP,
+    SKB_SEQ_OFFSET, SOCKMAP_VERDICT_PROGRAM, SOURCES_MAP, SockmapCounter, SockmapEvent,
     SockmapEventKind, TARGETS_MAP, WRITE_SEQ_OFFSET,
 };
 use tokio::io::Interest;
@@ -37,7 +38,7 @@ use codec::{FlowBytes, MapValue as _, encode};
 pub(crate) use error::BpfError;
 use route_names::RouteNames;
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/snisplit-ebpf"));
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/snisplit-sockmap"));
 
 /// The maps that people look at.
 pub(crate) const PINNED_MAPS: [&str; 4] = [ABI_MAP, FLOWS_MAP, ROUTES_MAP, COUNTERS_MAP];
@@ -104,7 +105,7 @@ impl SockmapProgram {
         let log = EbpfLogger::init(&mut ebpf)?;
         let mut take_map = |name| ebpf.take_map(name).ok_or(BpfError::MissingFromObject(name));
         let mut abi: Array<MapData, u32> = take_map(ABI_MAP)?.try_into()?;
-        abi.set(0, ABI_VERSION, 0)?;
+        abi.set(0, SOCKMAP_ABI_VERSION, 0)?;
         let sources: SockHash<MapData, u64> = take_map(SOURCES_MAP)?.try_into()?;
         let ring = RingBuf::try_from(take_map(EVENTS_MAP)?)?;
         let events = sys::async_fd(ring, Interest::READABLE)?;

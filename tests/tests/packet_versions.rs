@@ -1,20 +1,26 @@
-//! Pins of other versions of the packet engine: what it understands goes on, and it does not touch the rest.
+//! Pins of other ABI versions of the packet engine: `flows migrate` converts those that it knows, and the
+//! agent does not touch the rest.
 
 //@ engines: named
 
 use std::fs;
+use std::mem::offset_of;
 use std::net::TcpStream;
 use std::process::{Command, Output};
 
 use aya::maps::{Array, HashMap, Map, MapData};
 use rustix::process::Signal;
+use snisplit_common::abi::packet::{
+    FlowEntry, PACKET_FLOWS_MAP, PACKET_INTERFACES_MAP, PACKET_TUPLES_MAP, PeerState,
+    RESET_REQUESTS_MAP, Translation, Tuple, TupleEntry,
+};
 use snisplit_tests::agent::{Agent, binary_path};
 use snisplit_tests::flow::Flow;
 use snisplit_tests::kernel::bpftool;
 use snisplit_tests::stream::{read_all, read_exact, shutdown_write, write};
 use snisplit_tests::wait::wait_until;
 
-/// Of 20 more are in no window.
+/// Bytes of one write. Sequence numbers 20 writes ahead are outside of every window.
 static BLOCK: [u8; 200_000] = [7; 200_000];
 
 fn run_command(words: &[&str]) -> Output {
@@ -25,65 +31,73 @@ fn pin_path(instance: &str, map: &str) -> String {
     format!("/sys/fs/bpf/snisplit/{instance}/{map}")
 }
 
-/// A record as versions before 4 had it, of one of this version's (`abi::packet::Splice`).
-fn encode_flow_entry_v3(record: &[u8; 384]) -> [u8; 264] {
-    let word = |at: usize| &record[at..at + 4];
-    // Numbers that were as wide as a word.
-    let byte = |at: usize| [record[at], 0, 0, 0];
-    let (client, backend) = (192, 320);
-    let direction_v3 = |way: usize, own: usize, other: usize| {
-        let counts =
-            [&record[own..own + 8], &record[other + 16..other + 24], &record[own + 8..own + 16]];
-        let scales = [byte(way + 20), byte(way + 21)].concat();
-        let of_window = [word(own + 24), word(other + 36), word(other + 40)];
-        let of_end = [word(own + 28), word(own + 32)];
+/// Bytes of a flow's entry in this version.
+const ENTRY_SIZE: usize = size_of::<FlowEntry>();
+/// Bytes of a flow's entry in versions 2 and 3.
+const V3_ENTRY_SIZE: usize = 264;
+
+/// Bytes of an entry in a map of flows, of this version.
+type Entry = [u8; ENTRY_SIZE];
+
+/// Encodes an entry of this version in the layout that versions 2 and 3 had.
+fn encode_flow_entry_v3(entry: &Entry) -> [u8; V3_ENTRY_SIZE] {
+    let bytes = |offset: usize, len: usize| &entry[offset..offset + len];
+    let word = |offset: usize| bytes(offset, 4);
+    // A byte of this version was a word.
+    let byte = |offset: usize| [entry[offset], 0, 0, 0];
+    let direction = |translation: usize, own: usize, other: usize| {
+        let counts = [
+            bytes(own + offset_of!(PeerState, packets), 8),
+            bytes(other + offset_of!(PeerState, acked_bytes), 8),
+            bytes(own + offset_of!(PeerState, last_seen_ns), 8),
+        ];
+        // From `seq_delta` to `min_tsecr`.
+        let deltas = bytes(translation, offset_of!(Translation, wscale_from));
+        let scales = [
+            byte(translation + offset_of!(Translation, wscale_from)),
+            byte(translation + offset_of!(Translation, wscale_to)),
+        ];
+        let window = [
+            word(own + offset_of!(PeerState, snd_nxt)),
+            word(other + offset_of!(PeerState, acked_seq)),
+            word(other + offset_of!(PeerState, rcv_wnd_end)),
+        ];
+        let fin = [
+            word(own + offset_of!(PeerState, fin_seq)),
+            word(own + offset_of!(PeerState, has_fin)),
+        ];
         [
             &counts.concat()[..],
-            &record[way..way + 20],
-            &scales,
+            deltas,
+            &scales.concat(),
             &[0; 4],
-            &of_window.concat(),
-            &of_end.concat(),
-            &byte(way + 22),
+            &window.concat(),
+            &fin.concat(),
+            &byte(translation + offset_of!(Translation, strip_ecn)),
         ]
         .concat()
     };
+    let client = offset_of!(FlowEntry, client_state);
+    let backend = offset_of!(FlowEntry, backend_state);
     let parts = [
-        &record[..8],
-        &record[136..144],
-        &record[8..44],
-        &record[68..104],
-        &direction_v3(44, client, backend),
-        &direction_v3(104, backend, client),
-        &record[144..156],
+        bytes(offset_of!(FlowEntry, state), 8),
+        bytes(offset_of!(FlowEntry, started_at), 8),
+        bytes(offset_of!(FlowEntry, client_tuple), size_of::<Tuple>()),
+        bytes(offset_of!(FlowEntry, backend_tuple), size_of::<Tuple>()),
+        &direction(offset_of!(FlowEntry, to_backend), client, backend),
+        &direction(offset_of!(FlowEntry, to_client), backend, client),
+        // `expected_acked`, `route_id` and `fallback_reason`.
+        bytes(offset_of!(FlowEntry, expected_acked), 12),
         &[0; 4],
     ];
     parts.concat().try_into().unwrap()
 }
 
-/// Makes an instance's pins what an agent of version 2 or 3 would have left: flows in a hash map, and in version
-/// 2 one counter less. The programs that run are still this version's, and have their own maps.
+/// Makes an instance's pins what an agent of an older version would have left. The programs that
+/// run are this version's, and keep their own maps.
 fn downgrade_pins(instance: &str, version: u32) {
-    let path = pin_path(instance, "packet_flows");
-    let table = MapData::from_pin(&path).unwrap();
-    let table = Array::<_, [u8; 384]>::try_from(Map::Array(table)).unwrap();
-    let records: Vec<[u8; 384]> = table.iter().flatten().filter(|one| *one != [0; 384]).collect();
-    fs::remove_file(&path).unwrap();
-    let made = ["type", "hash", "key", "8", "value", "264", "entries", "131072", "flags", "1"];
-    bpftool(&[&["map", "create", &path][..], &made, &["name", "packet_flows"]].concat());
-    let map = MapData::from_pin(&path).unwrap();
-    let mut map = HashMap::<_, u64, [u8; 264]>::try_from(Map::HashMap(map)).unwrap();
-    for record in records {
-        let number = u64::from_ne_bytes(record[128..136].try_into().unwrap());
-        map.insert(number, encode_flow_entry_v3(&record), 0).unwrap();
-    }
-    let tuples = MapData::from_pin(pin_path(instance, "packet_tuples")).unwrap();
-    let mut tuples = HashMap::<_, [u8; 36], [u8; 16]>::try_from(Map::HashMap(tuples)).unwrap();
-    let all: Vec<_> = tuples.iter().flatten().collect();
-    for (tuple, mut leg) in all {
-        // Was not there.
-        leg[12..].fill(0);
-        tuples.insert(tuple, leg, 0).unwrap();
+    if version <= 3 {
+        downgrade_flow_table(instance);
     }
     if version == 2 {
         let counters = pin_path(instance, "packet_counters");
@@ -91,10 +105,54 @@ fn downgrade_pins(instance: &str, version: u32) {
         let made = ["type", "percpu_array", "key", "4", "value", "8", "entries", "9"];
         bpftool(&[&["map", "create", &counters][..], &made, &["name", "packet_counters"]].concat());
     }
+    // Version 5 renamed these. No interface has index 99.
+    let abi = pin_path(instance, "packet_abi");
+    bpftool(&["map", "pin", "pinned", &abi, &pin_path(instance, "xdp_99")]);
+    for (new, old) in OLD_PINS {
+        fs::rename(pin_path(instance, new), pin_path(instance, old)).unwrap();
+    }
     set_pinned_version(instance, version);
 }
 
-/// Says of an instance's pins that they are of this version.
+/// Pins that have another name since version 5: the present name, and the old one.
+const OLD_PINS: [(&str, &str); 3] = [
+    (RESET_REQUESTS_MAP, "packet_cuts"),
+    (PACKET_INTERFACES_MAP, "packet_links"),
+    ("xdp_99", "early_99"),
+];
+
+/// Replaces the array of flows by the hash map that versions 2 and 3 had, and takes the slots out of
+/// the tuples.
+fn downgrade_flow_table(instance: &str) {
+    let path = pin_path(instance, PACKET_FLOWS_MAP);
+    let table = MapData::from_pin(&path).unwrap();
+    let table = Array::<_, Entry>::try_from(Map::Array(table)).unwrap();
+    let entries: Vec<Entry> =
+        table.iter().flatten().filter(|one| *one != [0; ENTRY_SIZE]).collect();
+    fs::remove_file(&path).unwrap();
+    let size = V3_ENTRY_SIZE.to_string();
+    let made = ["type", "hash", "key", "8", "value", &size, "entries", "131072", "flags", "1"];
+    bpftool(&[&["map", "create", &path][..], &made, &["name", PACKET_FLOWS_MAP]].concat());
+    let map = MapData::from_pin(&path).unwrap();
+    let mut map = HashMap::<_, u64, [u8; V3_ENTRY_SIZE]>::try_from(Map::HashMap(map)).unwrap();
+    for entry in entries {
+        let id = entry[offset_of!(FlowEntry, id)..].first_chunk().unwrap();
+        map.insert(u64::from_ne_bytes(*id), encode_flow_entry_v3(&entry), 0).unwrap();
+    }
+    let tuples = MapData::from_pin(pin_path(instance, PACKET_TUPLES_MAP)).unwrap();
+    let mut tuples =
+        HashMap::<_, [u8; size_of::<Tuple>()], [u8; size_of::<TupleEntry>()]>::try_from(
+            Map::HashMap(tuples),
+        )
+        .unwrap();
+    let all: Vec<_> = tuples.iter().flatten().collect();
+    for (tuple, mut tuple_entry) in all {
+        tuple_entry[offset_of!(TupleEntry, slot)..].fill(0);
+        tuples.insert(tuple, tuple_entry, 0).unwrap();
+    }
+}
+
+/// Writes an ABI version into an instance's pins.
 fn set_pinned_version(instance: &str, version: u32) {
     let path = pin_path(instance, "packet_abi");
     let version = version.to_ne_bytes().map(|byte| byte.to_string());
@@ -103,10 +161,10 @@ fn set_pinned_version(instance: &str, version: u32) {
     bpftool(&[&key[..], &value].concat());
 }
 
-/// Flows run on, whatever happens to pins, and the next agent follows them from where they are by then.
+/// Flows of an older version continue while their pins are converted, and the next agent adopts them.
 #[test]
 fn flows_of_an_older_version_continue_after_migration() {
-    for (version, flows) in [(2, 2), (3, 1)] {
+    for (version, flows) in [(2, 2), (3, 1), (4, 2)] {
         let instance = format!("sp-older{version}");
         let flow = Flow::open_with("packet", &["--instance", &instance]);
         let other = (flows > 1).then(|| flow.connect_another());
@@ -124,9 +182,13 @@ fn flows_of_an_older_version_continue_after_migration() {
         let output = String::from_utf8_lossy(&done.stdout).into_owned();
         let all = format!("{flows} flows, of packet ABI version {version}, can go on");
         assert!(output.contains(&all), "{done:?}");
-        // Seen by nobody but the programs that are still there; those of this version know where they have this
-        // flow, which is where it is now, but not where others have come to be.
-        let rounds = if other.is_none() { 20 } else { 0 };
+        for (new, old) in OLD_PINS {
+            let exists = |pin| fs::exists(pin_path(&instance, pin)).unwrap();
+            assert!(exists(new) && !exists(old), "{old} is {new}");
+        }
+        // Only the running programs see these bytes. They are this version's and find a flow of versions 2
+        // and 3 by its slot, which is right for the first flow only.
+        let rounds = if other.is_none() || version > 3 { 20 } else { 0 };
         for (from, to) in [(client, backend), (backend, client)].repeat(rounds) {
             write(from, &BLOCK);
             assert_eq!(read_exact(to, BLOCK.len()), BLOCK);
@@ -141,7 +203,7 @@ fn flows_of_an_older_version_continue_after_migration() {
     }
 }
 
-/// An agent of this version says what can be done, and does nothing.
+/// Asserts that an agent of this version does not start, and names the command that helps.
 fn assert_refused(flow: &Flow, version: u32, words: &[&str]) {
     let words = [&["run", "--listen", "10.91.1.1:9443"], words].concat();
     let output = String::from_utf8(flow.lab().in_proxy(|| run_command(&words)).stderr).unwrap();
@@ -149,7 +211,7 @@ fn assert_refused(flow: &Flow, version: u32, words: &[&str]) {
     assert!(output.contains("`snisplit flows migrate`"), "{output}");
 }
 
-/// Two bytes go up, then both peers end it. So many bytes went up before, behind the hello.
+/// Sends two bytes up and ends both directions. `before` is the number of bytes that went up after the hello.
 fn assert_ends_in_order(agent: &Agent, (client, backend): (&TcpStream, &TcpStream), before: usize) {
     write(client, b"up");
     assert_eq!(read_exact(backend, 2), b"up");
@@ -161,7 +223,7 @@ fn assert_ends_in_order(agent: &Agent, (client, backend): (&TcpStream, &TcpStrea
     assert_eq!((&record["outcome"], &record["bytes_up"]), (&"closed".into(), &(before + 2).into()));
 }
 
-/// An agent of another ABI does not touch what it does not understand, and says what can be done.
+/// An agent does not touch pins of an unknown ABI version, and names the command that helps.
 #[test]
 fn pins_of_another_version_are_refused() {
     let instance = "sp-other";
@@ -180,7 +242,7 @@ fn pins_of_another_version_are_refused() {
         (!output.contains("another snisplit runs")).then_some(output)
     });
     assert!(output.contains("packet ABI version 99"), "{output}");
-    assert!(output.contains("`snisplit flows drop`"), "{output}");
+    assert!(output.contains("`snisplit flows purge`"), "{output}");
     let unknown = run_command(&["flows", "migrate", "--instance", instance]);
     assert!(String::from_utf8_lossy(&unknown.stderr).contains("version 99"), "{unknown:?}");
     // The flow does not care. Nor for one that understands, and fails for another reason.

@@ -177,7 +177,7 @@ fn xdp_flows_survive_their_agent() {
     let lab = Lab::with_xdp_drivers();
     let listener = listen(&lab, backend(8001));
     let is_in_driver = |number: u32| {
-        fs::exists(format!("/sys/fs/bpf/snisplit/{}/early_{number}", lab.namespace_names()[1]))
+        fs::exists(format!("/sys/fs/bpf/snisplit/{}/xdp_{number}", lab.namespace_names()[1]))
             .unwrap()
     };
     let mut pairs: Vec<_> = Vec::new();

@@ -13,9 +13,9 @@ use aya_ebpf::helpers::generated::{
 };
 use aya_ebpf::programs::{TcContext, XdpContext};
 
-use crate::checksum::{Checksum, ChecksumDiff, is_equal_sum};
+use super::checksum::{Checksum, ChecksumDiff, is_equal_sum};
 
-pub(crate) trait Frame: EbpfContext {
+pub(super) trait Frame: EbpfContext {
     /// Copies from the frame.
     ///
     /// # Safety
@@ -99,11 +99,11 @@ pub(crate) trait Frame: EbpfContext {
 
 /// The front of a frame, until a helper has changed it. The verifier refuses a program that goes beyond the
 /// length that was asked for, or reads what is not aligned enough for the machine.
-pub(crate) struct LinearData(usize);
+pub(super) struct LinearData(usize);
 
 impl LinearData {
     #[inline(always)]
-    pub(crate) fn get<T: Copy>(&self, at: u32) -> T {
+    pub(super) fn get<T: Copy>(&self, at: u32) -> T {
         // SAFETY: it is there, and is one of the plain structures of headers.
         unsafe { ((self.0 + at as usize) as *const T).read() }
     }
@@ -111,7 +111,7 @@ impl LinearData {
     /// For a program that does this the kernel sees to it that nobody else has the bytes
     /// (`bpf_unclone_prologue`, net/core/filter.c).
     #[inline(always)]
-    pub(crate) fn set<T>(&mut self, at: u32, value: T) {
+    pub(super) fn set<T>(&mut self, at: u32, value: T) {
         // SAFETY: as above.
         unsafe { ((self.0 + at as usize) as *mut T).write(value) };
     }

@@ -4,108 +4,108 @@ use core::ptr;
 
 use snisplit_common::abi::packet::Tuple;
 
-use crate::frame::Frame;
+use super::frame::Frame;
 
 /// `struct ethhdr`.
-pub(crate) const ETH_HLEN: u32 = 14;
+pub(super) const ETH_HLEN: u32 = 14;
 /// `struct tcphdr` without options.
-pub(crate) const TCP_HLEN: u32 = 20;
+pub(super) const TCP_HLEN: u32 = 20;
 /// Most bytes of TCP options.
-pub(crate) const MAX_OPTIONS_LEN: u32 = 40;
+pub(super) const MAX_OPTIONS_LEN: u32 = 40;
 
-pub(crate) const ETH_P_IP: u16 = 0x0800;
-pub(crate) const ETH_P_IPV6: u16 = 0x86dd;
+pub(super) const ETH_P_IP: u16 = 0x0800;
+pub(super) const ETH_P_IPV6: u16 = 0x86dd;
 /// Where a TCP header begins behind an IP header without options.
-pub(crate) const TCP_OFFSET_V4: u32 = ETH_HLEN + 20;
-pub(crate) const TCP_OFFSET_V6: u32 = ETH_HLEN + 40;
-pub(crate) const IPPROTO_TCP: u8 = 6;
+pub(super) const TCP_OFFSET_V4: u32 = ETH_HLEN + 20;
+pub(super) const TCP_OFFSET_V6: u32 = ETH_HLEN + 40;
+pub(super) const IPPROTO_TCP: u8 = 6;
 
-pub(crate) const FIN: u8 = 0x01;
-pub(crate) const SYN: u8 = 0x02;
-pub(crate) const RST: u8 = 0x04;
-pub(crate) const ACK: u8 = 0x10;
-pub(crate) const ECE: u8 = 0x40;
-pub(crate) const CWR: u8 = 0x80;
+pub(super) const FIN: u8 = 0x01;
+pub(super) const SYN: u8 = 0x02;
+pub(super) const RST: u8 = 0x04;
+pub(super) const ACK: u8 = 0x10;
+pub(super) const ECE: u8 = 0x40;
+pub(super) const CWR: u8 = 0x80;
 
 /// The bits of an IP header that ECN has; both are set if congestion was met (RFC 3168 §5).
-pub(crate) const INET_ECN_MASK: u32 = 3;
+pub(super) const INET_ECN_MASK: u32 = 3;
 
 /// `struct iphdr` without options. Fields of more than a byte are in network order here and below.
 #[derive(Clone, Copy)]
 #[repr(C)]
-pub(crate) struct Ipv4Header {
-    pub(crate) version_ihl: u8,
-    pub(crate) tos: u8,
-    pub(crate) total_len: u16,
-    pub(crate) id: u16,
-    pub(crate) frag_off: u16,
-    pub(crate) ttl: u8,
-    pub(crate) protocol: u8,
-    pub(crate) check: u16,
-    pub(crate) source: u32,
-    pub(crate) destination: u32,
+pub(super) struct Ipv4Header {
+    pub(super) version_ihl: u8,
+    pub(super) tos: u8,
+    pub(super) total_len: u16,
+    pub(super) id: u16,
+    pub(super) frag_off: u16,
+    pub(super) ttl: u8,
+    pub(super) protocol: u8,
+    pub(super) check: u16,
+    pub(super) source: u32,
+    pub(super) destination: u32,
 }
 
 /// `struct ipv6hdr`.
 #[derive(Clone, Copy)]
 #[repr(C)]
-pub(crate) struct Ipv6Header {
-    pub(crate) version_tc_flow: u32,
-    pub(crate) payload_len: u16,
-    pub(crate) next_header: u8,
-    pub(crate) hop_limit: u8,
-    pub(crate) source: [u32; 4],
-    pub(crate) destination: [u32; 4],
+pub(super) struct Ipv6Header {
+    pub(super) version_tc_flow: u32,
+    pub(super) payload_len: u16,
+    pub(super) next_header: u8,
+    pub(super) hop_limit: u8,
+    pub(super) source: [u32; 4],
+    pub(super) destination: [u32; 4],
 }
 
 /// `struct tcphdr`.
 #[derive(Clone, Copy)]
 #[repr(C)]
-pub(crate) struct TcpHeader {
-    pub(crate) source: u16,
-    pub(crate) destination: u16,
-    pub(crate) seq: u32,
-    pub(crate) ack: u32,
-    pub(crate) data_offset: u8,
-    pub(crate) flags: u8,
-    pub(crate) window: u16,
-    pub(crate) check: u16,
-    pub(crate) urgent_pointer: u16,
+pub(super) struct TcpHeader {
+    pub(super) source: u16,
+    pub(super) destination: u16,
+    pub(super) seq: u32,
+    pub(super) ack: u32,
+    pub(super) data_offset: u8,
+    pub(super) flags: u8,
+    pub(super) window: u16,
+    pub(super) check: u16,
+    pub(super) urgent_pointer: u16,
 }
 
 /// Of which IP a packet is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
-pub(crate) enum Family {
+pub(super) enum Family {
     V4 = 4,
     V6 = 6,
 }
 
 /// A TCP segment.
 #[repr(C)]
-pub(crate) struct Segment {
-    pub(crate) tuple: Tuple,
+pub(super) struct Segment {
+    pub(super) tuple: Tuple,
     /// What is translated: as it stands in the packet, but for a challenge and for marks of congestion.
-    pub(crate) tcp: TcpHeader,
-    pub(crate) family: Family,
+    pub(super) tcp: TcpHeader,
+    pub(super) family: Family,
     /// Where its TCP header begins.
-    pub(crate) tcp_offset: u32,
+    pub(super) tcp_offset: u32,
     /// Hops that it may still take.
-    pub(crate) ttl: u32,
+    pub(super) ttl: u32,
     /// The IP header's type of service, or traffic class.
-    pub(crate) traffic_class: u32,
+    pub(super) traffic_class: u32,
     /// Bytes of options, 40 at most.
-    pub(crate) options_len: u32,
+    pub(super) options_len: u32,
     /// Bytes of data.
-    pub(crate) payload_len: u32,
+    pub(super) payload_len: u32,
     /// Whether it can be translated; 0 is no.
-    pub(crate) is_translatable: u32,
+    pub(super) is_translatable: u32,
 }
 
 impl Segment {
     /// `None` is something else. Nothing but TCP directly behind IP behind Ethernet is ours.
     #[inline(always)]
-    pub(crate) fn parse(&mut self, ctx: &impl Frame) -> Option<()> {
+    pub(super) fn parse(&mut self, ctx: &impl Frame) -> Option<()> {
         let family = family(ctx)?;
         let ip_payload_len = match family {
             Family::V4 => self.parse_ipv4(ctx)?,
@@ -176,7 +176,7 @@ impl Segment {
 
     /// Makes it one that arrives, of one that leaves.
     #[inline(always)]
-    pub(crate) fn swap_ends(&mut self) {
+    pub(super) fn swap_ends(&mut self) {
         let Tuple { source, destination, source_port, destination_port } = &mut self.tuple;
         let [from, to] = [addr_words(source), addr_words(destination)];
         store_addr(source, to);
@@ -184,20 +184,20 @@ impl Segment {
         core::mem::swap(source_port, destination_port);
     }
 
-    pub(crate) fn has_flags(&self, flags: u8) -> bool {
+    pub(super) fn has_flags(&self, flags: u8) -> bool {
         self.tcp.flags & flags == flags
     }
 
-    pub(crate) fn seq(&self) -> u32 {
+    pub(super) fn seq(&self) -> u32 {
         u32::from_be(self.tcp.seq)
     }
 
-    pub(crate) fn ack(&self) -> u32 {
+    pub(super) fn ack(&self) -> u32 {
         u32::from_be(self.tcp.ack)
     }
 
     /// Behind the last number that it takes.
-    pub(crate) fn seq_end(&self) -> u32 {
+    pub(super) fn seq_end(&self) -> u32 {
         let control_len = u32::from(self.has_flags(FIN)) + u32::from(self.has_flags(SYN));
         self.seq().wrapping_add(self.payload_len).wrapping_add(control_len)
     }
@@ -205,7 +205,7 @@ impl Segment {
 
 /// The family of what is in the frame.
 #[inline(always)]
-pub(crate) fn family(ctx: &impl Frame) -> Option<Family> {
+pub(super) fn family(ctx: &impl Frame) -> Option<Family> {
     match ctx.protocol() {
         ETH_P_IP => Some(Family::V4),
         ETH_P_IPV6 => Some(Family::V6),
@@ -215,25 +215,25 @@ pub(crate) fn family(ctx: &impl Frame) -> Option<Family> {
 
 /// Writes an address of IPv4 as one of IPv6.
 #[inline(always)]
-pub(crate) fn store_v4_mapped(addr: &mut [u8; 16], v4: u32) {
+pub(super) fn store_v4_mapped(addr: &mut [u8; 16], v4: u32) {
     store_addr(addr, [0, 0, 0xffff_u32.to_be(), v4]);
 }
 
 #[inline(always)]
-pub(crate) fn store_addr(addr: &mut [u8; 16], words: [u32; 4]) {
+pub(super) fn store_addr(addr: &mut [u8; 16], words: [u32; 4]) {
     // SAFETY: addresses of a tuple are aligned for that.
     unsafe { ptr::from_mut(addr).cast::<[u32; 4]>().write(words) };
 }
 
 /// The words of an address in a tuple, as they stand.
 #[inline(always)]
-pub(crate) fn addr_words(addr: &[u8; 16]) -> [u32; 4] {
+pub(super) fn addr_words(addr: &[u8; 16]) -> [u32; 4] {
     // SAFETY: addresses of a tuple are aligned for that.
     unsafe { ptr::from_ref(addr).cast::<[u32; 4]>().read() }
 }
 
 /// The word of an address that matters of IPv4.
 #[inline(always)]
-pub(crate) fn from_v4_mapped(addr: &[u8; 16]) -> u32 {
+pub(super) fn from_v4_mapped(addr: &[u8; 16]) -> u32 {
     addr_words(addr)[3]
 }

@@ -6,20 +6,21 @@ use aya_ebpf::programs::TcContext;
 use snisplit_common::abi::Direction;
 use snisplit_common::abi::packet::{PacketCounter, Translation, Tuple};
 
-use crate::checksum::ChecksumDiff;
-use crate::frame::Frame;
-use crate::headers::{
+use super::action::{TC_ACT_SHOT, TCX_NEXT};
+use super::checksum::ChecksumDiff;
+use super::frame::Frame;
+use super::headers::{
     ETH_HLEN, Family, Ipv4Header, Ipv6Header, Segment, TcpHeader, addr_words, family,
     from_v4_mapped, store_addr, store_v4_mapped,
 };
-use crate::lookup::find_flow;
-use crate::maps::count;
-use crate::options::REWRITE_FAILED;
-use crate::route::redirect;
-use crate::scratch::Scratch;
-use crate::state;
-use crate::track::is_within;
-use crate::translate::IpHeader as _;
+use super::lookup::find_flow;
+use super::maps::count;
+use super::options::REWRITE_FAILED;
+use super::route::redirect;
+use super::scratch::Scratch;
+use super::state;
+use super::track::is_within;
+use super::translate::IpHeader as _;
 
 const IPPROTO_ICMP: u8 = 1;
 const IPPROTO_TCP: u8 = 6;
@@ -50,8 +51,8 @@ const QUOTED_TCP_OFFSET_V6: u32 = QUOTED_OFFSET_V6 + 40;
 
 /// What becomes of a packet that is no TCP segment.
 #[inline(never)]
-pub(crate) fn forward_error(ctx: &TcContext, scratch: &mut Scratch) -> i32 {
-    translate_error(ctx, scratch).unwrap_or(crate::TCX_NEXT)
+pub(super) fn forward_error(ctx: &TcContext, scratch: &mut Scratch) -> i32 {
+    translate_error(ctx, scratch).unwrap_or(TCX_NEXT)
 }
 
 /// `None`: it is not one of ours.
@@ -96,7 +97,7 @@ fn translate_error(ctx: &TcContext, scratch: &mut Scratch) -> Option<i32> {
     let is_rewritten = Frame::store(ctx, 0, &next_hop.eth_addrs).is_some()
         && rewrite_error(ctx, quoted, translation, sender);
     count(if is_rewritten { PacketCounter::IcmpForwarded } else { PacketCounter::Malformed });
-    Some(if is_rewritten { redirect(next_hop) } else { crate::TC_ACT_SHOT })
+    Some(if is_rewritten { redirect(next_hop) } else { TC_ACT_SHOT })
 }
 
 /// A quote may have no more of the TCP header than this (RFC 792).

@@ -3,15 +3,15 @@
 use snisplit_common::abi::Direction;
 use snisplit_common::abi::packet::{FlowEntry, FlowState, Tuple, TupleEntry};
 
-use crate::headers::addr_words;
-use crate::maps::{FLOWS, TUPLES};
-use crate::state;
+use super::headers::addr_words;
+use super::maps::{FLOWS, TUPLES};
+use super::state;
 
 /// The flow whose packets arrive by a tuple. What is said of the tuple may be of another one already, once
 /// it has gone (`htab_elem_free`, kernel/bpf/hashtab.c); the flow knows better, whose record stays while a
 /// program has it (`Wish::LetGo`).
 #[inline(always)]
-pub(crate) fn find_flow(tuple: &Tuple) -> Option<(Direction, *mut FlowEntry)> {
+pub(super) fn find_flow(tuple: &Tuple) -> Option<(Direction, *mut FlowEntry)> {
     lookup_entry(tuple).map(|(entry, flow)| (entry.direction, flow))
 }
 
@@ -25,7 +25,7 @@ fn lookup_entry(tuple: &Tuple) -> Option<(TupleEntry, *mut FlowEntry)> {
 
 /// Which flow it is.
 #[inline(always)]
-pub(crate) fn flow_id(flow: *const FlowEntry) -> u64 {
+pub(super) fn flow_id(flow: *const FlowEntry) -> u64 {
     // SAFETY: the entry lives until this program ends, and its number does not change.
     unsafe { (*flow).id }
 }
@@ -60,12 +60,12 @@ const TUPLE_CACHE_LEN: usize = 2048;
 /// What this CPU has found: a look-up by a slot takes less than one by a tuple. Who has the slot by now shows
 /// there; a flow that has ended is looked up by its tuple, which may be another's.
 #[repr(C, align(8))]
-pub(crate) struct TupleCache([TupleCacheEntry; TUPLE_CACHE_LEN]);
+pub(super) struct TupleCache([TupleCacheEntry; TUPLE_CACHE_LEN]);
 
 impl TupleCache {
     /// It is in one of two places, next to each other; in the first one if it came last.
     #[inline(always)]
-    pub(crate) fn find_flow(&mut self, tuple: &Tuple) -> Option<(Direction, *mut FlowEntry)> {
+    pub(super) fn find_flow(&mut self, tuple: &Tuple) -> Option<(Direction, *mut FlowEntry)> {
         let (tag, first) = (hash_tag(tuple), bucket_of(tuple));
         let second = first ^ 1;
         for bucket in [first, second] {

@@ -18,25 +18,25 @@ static PACKET_ABI: Array<u32, 1> = Array::new();
 const MMAPABLE: usize = aya_ebpf::bindings::BPF_F_MMAPABLE as usize;
 
 #[btf_map(name = "packet_flows")]
-pub(crate) static FLOWS: Array<FlowEntry, MAX_PACKET_FLOWS, MMAPABLE> = Array::new();
+pub(super) static FLOWS: Array<FlowEntry, MAX_PACKET_FLOWS, MMAPABLE> = Array::new();
 
 /// Never evicted: what is left without its entry would be answered with a reset.
 #[btf_map(name = "packet_tuples")]
-pub(crate) static TUPLES: HashMap<Tuple, TupleEntry, MAX_TUPLES, NO_PREALLOC> = HashMap::new();
+pub(super) static TUPLES: HashMap<Tuple, TupleEntry, MAX_TUPLES, NO_PREALLOC> = HashMap::new();
 
 /// For people; the programs do not look at it.
 #[btf_map(name = "packet_routes")]
 static ROUTE_NAMES: HashMap<u32, RouteName, MAX_ROUTES, NO_PREALLOC> = HashMap::new();
 
-#[btf_map(name = "packet_offers")]
-pub(crate) static SYN_CLAMPS: HashMap<Tuple, u32, MAX_SYN_CLAMPS, NO_PREALLOC> = HashMap::new();
+#[btf_map(name = "packet_clamps")]
+pub(super) static SYN_CLAMPS: HashMap<Tuple, u32, MAX_SYN_CLAMPS, NO_PREALLOC> = HashMap::new();
 
 /// From one process to another; the programs do not look at it.
-#[btf_map(name = "packet_cuts")]
+#[btf_map(name = "packet_resets")]
 static RESET_REQUESTS: HashMap<u64, u32, MAX_RESET_REQUESTS, NO_PREALLOC> = HashMap::new();
 
-#[btf_map(name = "packet_links")]
-pub(crate) static INTERFACES: HashMap<u32, u32, MAX_INTERFACES, NO_PREALLOC> = HashMap::new();
+#[btf_map(name = "packet_ifaces")]
+pub(super) static INTERFACES: HashMap<u32, u32, MAX_INTERFACES, NO_PREALLOC> = HashMap::new();
 
 #[btf_map(name = "packet_events")]
 static EVENTS: RingBuf<FlowEvent, EVENT_RING_BYTES> = RingBuf::new();
@@ -46,19 +46,19 @@ static COUNTERS: PerCpuArray<u64, PACKET_COUNTER_COUNT> = PerCpuArray::new();
 
 /// Tells user space whose a flow is now.
 #[inline(always)]
-pub(crate) fn emit_state(flow_id: u64, state: FlowState) {
+pub(super) fn emit_state(flow_id: u64, state: FlowState) {
     emit(FlowEvent { flow_id, state, bytes_up: 0, bytes_down: 0 });
 }
 
 #[inline(always)]
-pub(crate) fn emit(event: FlowEvent) {
+pub(super) fn emit(event: FlowEvent) {
     if EVENTS.output(event, 0).is_err() {
         count(PacketCounter::EventLost);
     }
 }
 
 #[inline(always)]
-pub(crate) fn count(counter: PacketCounter) {
+pub(super) fn count(counter: PacketCounter) {
     if let Some(slot) = COUNTERS.get_ptr_mut(counter as u32) {
         // SAFETY: the slot is this CPU's, and never goes; an interrupt in between may cost a count.
         unsafe { *slot += 1 };

@@ -11,17 +11,17 @@ use snisplit_common::abi::packet::{
     CLAMP_MSS_MASK, CLAMP_NO_SACK, CLAMP_NO_TIMESTAMPS, Translation,
 };
 
-use crate::checksum::ChecksumDiff;
-use crate::frame::Frame;
-use crate::headers::MAX_OPTIONS_LEN;
-use crate::tcp_timestamps::OptionDelta;
+use super::checksum::ChecksumDiff;
+use super::frame::Frame;
+use super::headers::MAX_OPTIONS_LEN;
+use super::tcp_timestamps::OptionDelta;
 
 const TCPOPT_EOL: u8 = 0;
-pub(crate) const TCPOPT_NOP: u8 = 1;
+pub(super) const TCPOPT_NOP: u8 = 1;
 const TCPOPT_MSS: u8 = 2;
 const TCPOPT_SACK_PERM: u8 = 4;
 const TCPOPT_SACK: u8 = 5;
-pub(crate) const TCPOPT_TIMESTAMP: u8 = 8;
+pub(super) const TCPOPT_TIMESTAMP: u8 = 8;
 
 /// More options than fit.
 const MAX_OPTION_STEPS: u32 = MAX_OPTIONS_LEN;
@@ -32,19 +32,19 @@ const MAX_SACK_EDGES: u32 = 8;
 /// it is too much for the stack, and so that the verifier takes nothing in it for known: one look at one
 /// option is enough for it then.
 #[repr(C)]
-pub(crate) struct Options {
+pub(super) struct Options {
     /// With room for what is read behind their end.
-    pub(crate) bytes: [u8; MAX_OPTIONS_LEN as usize + 8],
-    pub(crate) diff: ChecksumDiff,
+    pub(super) bytes: [u8; MAX_OPTIONS_LEN as usize + 8],
+    pub(super) diff: ChecksumDiff,
     length: u32,
     /// Where the next option begins.
     offset: u32,
-    pub(crate) is_changed: u32,
-    pub(crate) is_malformed: u32,
+    pub(super) is_changed: u32,
+    pub(super) is_malformed: u32,
     has_tsval: u32,
     tsval: u32,
     /// What a SYN may offer (`OFFERS`), if this is one; then nothing is translated.
-    pub(crate) clamp: u32,
+    pub(super) clamp: u32,
     delta: OptionDelta,
 }
 
@@ -59,11 +59,11 @@ fn scratch() -> Option<&'static mut Options> {
 }
 
 /// No folded sum is as large.
-pub(crate) const REWRITE_FAILED: u64 = u64::MAX;
+pub(super) const REWRITE_FAILED: u64 = u64::MAX;
 
 /// Translates options where they lie; what that changes in the sum, or [`REWRITE_FAILED`].
 #[inline(never)]
-pub(crate) fn rewrite_options(
+pub(super) fn rewrite_options(
     ctx: &impl Frame,
     offset: u32,
     length: u32,
@@ -78,7 +78,7 @@ pub(crate) fn rewrite_options(
 
 impl Options {
     #[inline(always)]
-    pub(crate) fn read(ctx: &impl Frame, offset: u32, length: u32) -> Option<&'static mut Self> {
+    pub(super) fn read(ctx: &impl Frame, offset: u32, length: u32) -> Option<&'static mut Self> {
         let options = scratch()?;
         options.diff = ChecksumDiff::default();
         (options.length, options.offset) = (length, 0);
@@ -96,12 +96,12 @@ impl Options {
 
     /// The sender's timestamp, once they are translated.
     #[inline(always)]
-    pub(crate) const fn tsval(&self) -> Option<u32> {
+    pub(super) const fn tsval(&self) -> Option<u32> {
         if self.has_tsval == 0 { None } else { Some(self.tsval) }
     }
 
     #[inline(always)]
-    pub(crate) fn write(&self, ctx: &impl Frame, offset: u32) -> Option<()> {
+    pub(super) fn write(&self, ctx: &impl Frame, offset: u32) -> Option<()> {
         if self.is_changed == 0 {
             return Some(());
         }
@@ -114,14 +114,14 @@ impl Options {
 
     /// Translates in place; what that changes in the sum. `None`: they cannot be.
     #[inline(always)]
-    pub(crate) fn translate(&mut self, translation: &Translation) -> Option<ChecksumDiff> {
+    pub(super) fn translate(&mut self, translation: &Translation) -> Option<ChecksumDiff> {
         self.delta = OptionDelta::from_translation(translation);
         self.for_each_option();
         (self.is_malformed == 0).then_some(self.diff)
     }
 
     #[inline(always)]
-    pub(crate) fn for_each_option(&self) {
+    pub(super) fn for_each_option(&self) {
         if self.length > 0 {
             // SAFETY: the callback is one, and takes nothing from the context.
             unsafe { bpf_loop(MAX_OPTION_STEPS, option_step as *mut c_void, ptr::null_mut(), 0) };
@@ -183,7 +183,7 @@ impl Options {
     }
 
     #[inline(always)]
-    pub(crate) fn read_u8(&self, offset: u32) -> Option<u8> {
+    pub(super) fn read_u8(&self, offset: u32) -> Option<u8> {
         self.bytes.get(offset as usize).copied()
     }
 

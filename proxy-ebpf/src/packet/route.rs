@@ -10,40 +10,40 @@ use aya_ebpf::helpers::generated::{
 };
 use snisplit_common::abi::packet::{Tuple, XMIT_PEER};
 
-use crate::frame::Frame;
-use crate::headers::{Family, IPPROTO_TCP, addr_words, from_v4_mapped};
-use crate::maps::INTERFACES;
+use super::action::TC_ACT_REDIRECT;
+use super::frame::Frame;
+use super::headers::{Family, IPPROTO_TCP, addr_words, from_v4_mapped};
+use super::maps::INTERFACES;
 
 /// linux/socket.h
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 /// The loopback interface has this number in every network namespace (net/core/dev.c).
 const LOOPBACK_IFINDEX: u32 = 1;
-const TC_ACT_REDIRECT: i32 = 7;
 
 /// Where a packet leaves.
 ///
 /// No function that is not inlined may have an enum with data in its signature, an `Option` included:
 /// the type information that some compilers make of one is none that the kernel takes.
 #[repr(C)]
-pub(crate) struct NextHop {
-    pub(crate) ifindex: u32,
+pub(super) struct NextHop {
+    pub(super) ifindex: u32,
     /// How to leave by that interface (`LINKS`); 0 if the programs are not attached to it.
-    pub(crate) xmit: u32,
+    pub(super) xmit: u32,
     /// Whether the addresses are known.
-    pub(crate) is_resolved: u32,
+    pub(super) is_resolved: u32,
     /// Most bytes behind the Ethernet header.
-    pub(crate) mtu: u32,
+    pub(super) mtu: u32,
     /// Destination and source of the frame.
-    pub(crate) eth_addrs: [u32; 3],
-    /// When this was asked for, of the coarse clock: now, that is, but for [`ROUTE_CACHE_JIFFIES`].
-    pub(crate) now_ns: u64,
+    pub(super) eth_addrs: [u32; 3],
+    /// When this was asked for, of the coarse clock: now, that is, but for [`JIFFIES`].
+    pub(super) now_ns: u64,
 }
 
 /// A way, and of which peer and which address of ours.
 #[repr(C)]
 struct RouteCacheEntry {
-    /// When it is of, in [`ROUTE_CACHE_JIFFIES`]. 0 if it is to be asked for again.
+    /// When it is of, in [`JIFFIES`]. 0 if it is to be asked for again.
     epoch: u64,
     family: Family,
     peer: [u32; 4],
@@ -59,13 +59,13 @@ const ROUTE_CACHE_JIFFIES: u64 = 4;
 
 /// This CPU's ways of now. Looking one up takes a good part of a packet's time.
 #[repr(C)]
-pub(crate) struct RouteCache([RouteCacheEntry; ROUTE_CACHE_LEN]);
+pub(super) struct RouteCache([RouteCacheEntry; ROUTE_CACHE_LEN]);
 
 impl RouteCache {
     /// The way to whoever's packets arrive by the tuple `to`. `None`: there is none. It holds until the
     /// next one is asked for.
     #[inline(always)]
-    pub(crate) fn get(
+    pub(super) fn get(
         &mut self,
         ctx: &impl Frame,
         family: Family,
@@ -160,7 +160,7 @@ fn query_fib(ctx: &impl Frame, family: Family, tuple: &Tuple, entry: &mut RouteC
 
 /// Sends the packet that way, its Ethernet header written; the answer is what the program returns.
 #[inline(always)]
-pub(crate) fn redirect(next_hop: &NextHop) -> i32 {
+pub(super) fn redirect(next_hop: &NextHop) -> i32 {
     // SAFETY: these take numbers; without parameters the last one asks for the way once more, and then for
     // the neighbour.
     unsafe {

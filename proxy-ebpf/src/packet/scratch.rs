@@ -3,30 +3,30 @@
 use aya_ebpf::btf_maps::PerCpuArray;
 use aya_ebpf::macros::btf_map;
 
-use crate::headers::Segment;
-use crate::lookup::TupleCache;
-use crate::route::RouteCache;
-use crate::sockets::SockTuple;
+use super::headers::Segment;
+use super::lookup::TupleCache;
+use super::route::RouteCache;
+use super::sockets::SockTuple;
 
 #[repr(C)]
-pub(crate) struct Scratch {
-    pub(crate) segment: Segment,
-    pub(crate) tuple_cache: TupleCache,
-    pub(crate) route_cache: RouteCache,
-    pub(crate) sock_tuple: SockTuple,
+pub(super) struct Scratch {
+    pub(super) segment: Segment,
+    pub(super) tuple_cache: TupleCache,
+    pub(super) route_cache: RouteCache,
+    pub(super) sock_tuple: SockTuple,
 }
 
 /// More than this no per-CPU map holds (`PCPU_MIN_UNIT_SIZE`, mm/percpu.c).
 const _: () = assert!(size_of::<Scratch>() <= 32 << 10);
 
 /// This CPU's. No program is interrupted by another one: softirqs are off while each of them runs.
-#[btf_map(name = "packet_work")]
+#[btf_map(name = "packet_scratch")]
 static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 
 impl Scratch {
     /// This CPU's, with whatever is in it.
     #[inline(always)]
-    pub(crate) fn current_cpu() -> Option<&'static mut Self> {
+    pub(super) fn current_cpu() -> Option<&'static mut Self> {
         // SAFETY: the slot is this CPU's, never goes, and is used by one function at a time.
         SCRATCH.get_ptr_mut(0).map(|slot| unsafe { &mut *slot })
     }

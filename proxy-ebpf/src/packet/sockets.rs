@@ -10,7 +10,7 @@ use aya_ebpf::programs::TcContext;
 use aya_ebpf::{EbpfContext as _, Global};
 use snisplit_common::abi::packet::Tuple;
 
-use crate::headers::{Family, addr_words, from_v4_mapped};
+use super::headers::{Family, addr_words, from_v4_mapped};
 
 macro_rules! offsets {
     ($($name:ident $what:literal;)*) => {
@@ -44,21 +44,21 @@ const CURRENT_NETNS: u64 = 0xffff_ffff_ffff_ffff;
 
 /// Numbers of a socket.
 #[derive(Clone, Copy)]
-pub(crate) struct SockSnapshot {
-    pub(crate) is_established: bool,
-    pub(crate) rcv_nxt: u32,
-    pub(crate) copied_seq: u32,
-    pub(crate) snd_una: u32,
-    pub(crate) write_seq: u32,
-    pub(crate) bytes_acked: u32,
-    pub(crate) is_ofo_queue_empty: bool,
-    pub(crate) is_ecn_idle: bool,
-    pub(crate) ts_recent: u32,
-    pub(crate) ts_offset: u32,
+pub(super) struct SockSnapshot {
+    pub(super) is_established: bool,
+    pub(super) rcv_nxt: u32,
+    pub(super) copied_seq: u32,
+    pub(super) snd_una: u32,
+    pub(super) write_seq: u32,
+    pub(super) bytes_acked: u32,
+    pub(super) is_ofo_queue_empty: bool,
+    pub(super) is_ecn_idle: bool,
+    pub(super) ts_recent: u32,
+    pub(super) ts_offset: u32,
 }
 
 /// `struct bpf_sock_tuple` of either family. Not on the stack, for it is too much for that.
-pub(crate) struct SockTuple([u32; 9]);
+pub(super) struct SockTuple([u32; 9]);
 
 impl SockTuple {
     /// As the kernel takes it: addresses and ports, which are behind whatever addresses there are. And how
@@ -85,7 +85,7 @@ impl SockTuple {
 
 /// Reads the socket that a tuple's packets go to.
 #[inline(always)]
-pub(crate) fn snapshot(
+pub(super) fn snapshot(
     ctx: &TcContext,
     sock_tuple: &mut SockTuple,
     family: Family,

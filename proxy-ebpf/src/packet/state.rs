@@ -6,7 +6,7 @@ use snisplit_common::abi::packet::{FlowEntry, FlowState};
 
 /// The state as another CPU may have left it.
 #[inline(always)]
-pub(crate) fn load(flow: *const FlowEntry) -> FlowState {
+pub(super) fn load(flow: *const FlowEntry) -> FlowState {
     // SAFETY: the entry lives until this program ends (RCU); every number that is ever written there is
     // one of the enum's.
     unsafe { (&raw const (*flow).state).read_volatile() }
@@ -15,7 +15,7 @@ pub(crate) fn load(flow: *const FlowEntry) -> FlowState {
 /// Moves the state on; the answer is what it was, and whether it was `from`. A full barrier, as every
 /// atomic instruction with a result is (Documentation/bpf/standardization/instruction-set.rst).
 #[inline(always)]
-pub(crate) fn compare_exchange(flow: *mut FlowEntry, from: FlowState, to: FlowState) -> bool {
+pub(super) fn compare_exchange(flow: *mut FlowEntry, from: FlowState, to: FlowState) -> bool {
     let mut previous = from as u64;
     // SAFETY: eight aligned bytes of a live entry; a number of the enum is written.
     unsafe {

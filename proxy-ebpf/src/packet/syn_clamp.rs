@@ -3,10 +3,10 @@
 
 use aya_ebpf::programs::TcContext;
 
-use crate::checksum::ChecksumDiff;
-use crate::headers::{Segment, TCP_HLEN, store_addr};
-use crate::maps::SYN_CLAMPS;
-use crate::options::{Options, TCPOPT_NOP};
+use super::checksum::ChecksumDiff;
+use super::headers::{Segment, TCP_HLEN, store_addr};
+use super::maps::SYN_CLAMPS;
+use super::options::{Options, TCPOPT_NOP};
 
 /// Where a header's checksum is.
 const TCP_CHECK_OFFSET: u32 = 16;
@@ -15,7 +15,7 @@ const TIMESTAMPS_LEN: u32 = 10;
 
 /// Changes the options of a SYN, if that is wanted of whom it is to and the port that it is from.
 #[inline(always)]
-pub(crate) fn clamp_syn(ctx: &TcContext, segment: &mut Segment) {
+pub(super) fn clamp_syn(ctx: &TcContext, segment: &mut Segment) {
     // From whatever address of ours.
     store_addr(&mut segment.tuple.destination, [0; 4]);
     // SAFETY: written by user space before the socket connects.
@@ -38,7 +38,7 @@ fn clamp_options(ctx: &TcContext, segment: &Segment, clamp: u32) -> Option<()> {
 impl Options {
     /// Makes what is not to be offered no option at all, and the size of segments no larger than that.
     #[inline(always)]
-    pub(crate) fn clamp(&mut self, clamp: u32) -> Option<ChecksumDiff> {
+    pub(super) fn clamp(&mut self, clamp: u32) -> Option<ChecksumDiff> {
         self.clamp = clamp;
         self.for_each_option();
         (self.is_malformed == 0).then_some(self.diff)
@@ -46,7 +46,7 @@ impl Options {
 
     /// No operation, so many times.
     #[inline(always)]
-    pub(crate) fn nop_out(&mut self, offset: u32, length: u32) {
+    pub(super) fn nop_out(&mut self, offset: u32, length: u32) {
         for nth in 0..TIMESTAMPS_LEN {
             if nth < length {
                 self.write_u8(offset + nth, TCPOPT_NOP);
@@ -56,7 +56,7 @@ impl Options {
 
     /// A size of segments, unless it is smaller already.
     #[inline(always)]
-    pub(crate) fn clamp_mss(&mut self, offset: u32, max_mss: u16) {
+    pub(super) fn clamp_mss(&mut self, offset: u32, max_mss: u16) {
         let high = self.read_u8(offset).unwrap_or_default();
         let low = self.read_u8(offset + 1).unwrap_or_default();
         let [new_high, new_low] = max_mss.to_be_bytes();

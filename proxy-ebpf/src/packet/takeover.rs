@@ -5,13 +5,13 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::programs::TcContext;
 use snisplit_common::abi::packet::{FallbackReason, FlowEntry, FlowState};
 
-use crate::headers::{ACK, TCP_HLEN};
-use crate::lookup::flow_id;
-use crate::maps::emit_state;
-use crate::options::Options;
-use crate::scratch::Scratch;
-use crate::sockets::{SockSnapshot, snapshot};
-use crate::state;
+use super::headers::{ACK, TCP_HLEN};
+use super::lookup::flow_id;
+use super::maps::emit_state;
+use super::options::Options;
+use super::scratch::Scratch;
+use super::sockets::{SockSnapshot, snapshot};
+use super::state;
 
 /// What a receiver has room for as long as it has not said otherwise.
 const INITIAL_WINDOW: u32 = 1 << 20;
@@ -21,7 +21,7 @@ const TS_TICK_NS: u64 = 1_000_000;
 /// Whether the flow is the kernel's now. The gag is on while this looks: a socket may still receive
 /// what was on its way to it, but what it says to that is not heard.
 #[inline(never)]
-pub(crate) fn take_over(ctx: &TcContext, scratch: &mut Scratch, flow: *mut FlowEntry) -> bool {
+pub(super) fn take_over(ctx: &TcContext, scratch: &mut Scratch, flow: *mut FlowEntry) -> bool {
     if !state::compare_exchange(flow, FlowState::Pending, FlowState::TakingOver) {
         return false;
     }

@@ -2,25 +2,25 @@
 
 use snisplit_common::abi::packet::Translation;
 
-use crate::checksum::ChecksumDiff;
-use crate::options::{TCPOPT_NOP, TCPOPT_TIMESTAMP};
+use super::checksum::ChecksumDiff;
+use super::options::{TCPOPT_NOP, TCPOPT_TIMESTAMP};
 
 /// Bytes of options that are timestamps and nothing else, as RFC 7323 appendix A lays them out.
-pub(crate) const TS_ONLY_LEN: u32 = 12;
+pub(super) const TS_ONLY_LEN: u32 = 12;
 
 /// What a [`Way`] adds to options.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub(crate) struct OptionDelta {
-    pub(crate) ack_delta: u32,
-    pub(crate) tsval_delta: u32,
-    pub(crate) tsecr_delta: u32,
-    pub(crate) min_tsecr: u32,
+pub(super) struct OptionDelta {
+    pub(super) ack_delta: u32,
+    pub(super) tsval_delta: u32,
+    pub(super) tsecr_delta: u32,
+    pub(super) min_tsecr: u32,
 }
 
 impl OptionDelta {
     #[inline(always)]
-    pub(crate) const fn from_translation(translation: &Translation) -> Self {
+    pub(super) const fn from_translation(translation: &Translation) -> Self {
         let Translation {
             ack_delta: ack,
             tsval_delta: stamp,
@@ -33,7 +33,7 @@ impl OptionDelta {
 
     /// An echo of a timestamp, for the one who sent that.
     #[inline(always)]
-    pub(crate) const fn translate_tsecr(&self, tsecr: u32) -> u32 {
+    pub(super) const fn translate_tsecr(&self, tsecr: u32) -> u32 {
         let tsecr = tsecr.wrapping_add(self.tsecr_delta);
         let is_too_old = (tsecr.wrapping_sub(self.min_tsecr) as i32) < 0;
         if is_too_old { self.min_tsecr } else { tsecr }
@@ -43,7 +43,7 @@ impl OptionDelta {
 /// Options of [`TS_ONLY_LEN`] bytes, in network order.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub(crate) struct Timestamps {
+pub(super) struct Timestamps {
     option_header: u32,
     tsval: u32,
     tsecr: u32,
@@ -52,13 +52,13 @@ pub(crate) struct Timestamps {
 impl Timestamps {
     /// Whether there is nothing else.
     #[inline(always)]
-    pub(crate) fn is_only_option(&self) -> bool {
+    pub(super) fn is_only_option(&self) -> bool {
         self.option_header == u32::from_ne_bytes([TCPOPT_NOP, TCPOPT_NOP, TCPOPT_TIMESTAMP, 10])
     }
 
     /// For the receiver; `change` is what that changes in the sum.
     #[inline(always)]
-    pub(crate) fn translated(self, translation: &Translation, change: &mut ChecksumDiff) -> Self {
+    pub(super) fn translated(self, translation: &Translation, change: &mut ChecksumDiff) -> Self {
         let delta = OptionDelta::from_translation(translation);
         let tsval = u32::from_be(self.tsval).wrapping_add(delta.tsval_delta).to_be();
         let tsecr = delta.translate_tsecr(u32::from_be(self.tsecr)).to_be();

@@ -4,10 +4,10 @@
 use snisplit_common::abi::Direction;
 use snisplit_common::abi::packet::{FlowEntry, FlowEvent, FlowState, PeerState, Translation};
 
-use crate::headers::{ACK, FIN, RST, SYN, Segment};
-use crate::lookup::flow_id;
-use crate::maps::emit;
-use crate::state;
+use super::headers::{ACK, FIN, RST, SYN, Segment};
+use super::lookup::flow_id;
+use super::maps::emit;
+use super::state;
 
 /// How far back a segment may begin, at least: one that is sent again, or a probe.
 const MAX_OLD_BYTES: u32 = 1 << 16;
@@ -20,14 +20,14 @@ const fn is_after(a: u32, b: u32) -> bool {
 
 /// Whether a number is within `from` and `to`.
 #[inline(always)]
-pub(crate) const fn is_within(number: u32, from: u32, to: u32) -> bool {
+pub(super) const fn is_within(number: u32, from: u32, to: u32) -> bool {
     number.wrapping_sub(from) <= to.wrapping_sub(from)
 }
 
 /// Takes note of a segment. What a peer has said is written by its own packets only, but for a reset, which
 /// ends the flow.
 #[inline(always)]
-pub(crate) fn track_segment(
+pub(super) fn track_segment(
     segment: &Segment,
     direction: Direction,
     flow: *mut FlowEntry,
@@ -71,7 +71,7 @@ pub(crate) fn track_segment(
 /// RFC 5961 §4 has the receiver of such a SYN do: its answer makes a peer that knows nothing of the old
 /// connection reset it.
 #[inline(always)]
-pub(crate) fn make_challenge_ack(
+pub(super) fn make_challenge_ack(
     segment: &mut Segment,
     direction: Direction,
     flow: *mut FlowEntry,

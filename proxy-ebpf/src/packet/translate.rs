@@ -4,16 +4,16 @@ use core::mem::offset_of;
 
 use snisplit_common::abi::packet::{PacketCounter, Translation, Tuple};
 
-use crate::checksum::ChecksumDiff;
-use crate::frame::{Frame, LinearData};
-use crate::headers::{
+use super::checksum::ChecksumDiff;
+use super::frame::{Frame, LinearData};
+use super::headers::{
     CWR, ECE, ETH_HLEN, ETH_P_IP, ETH_P_IPV6, Family, INET_ECN_MASK, Ipv4Header, Ipv6Header,
     Segment, TCP_HLEN, TCP_OFFSET_V4, TCP_OFFSET_V6, TcpHeader, addr_words, from_v4_mapped,
 };
-use crate::maps::count;
-use crate::options::{self, REWRITE_FAILED};
-use crate::route::NextHop;
-use crate::tcp_timestamps::{TS_ONLY_LEN, Timestamps};
+use super::maps::count;
+use super::options::{self, REWRITE_FAILED};
+use super::route::NextHop;
+use super::tcp_timestamps::{TS_ONLY_LEN, Timestamps};
 
 /// Where `h_proto` is in an Ethernet header.
 const ETH_PROTO_OFFSET: u32 = 12;
@@ -28,7 +28,7 @@ const TTL_DECREMENT: u16 = u16::from_ne_bytes([1, 0]);
 /// Rewrites a segment for the receiver, whose own packets arrive by the tuple `to`. `false`: it is one
 /// that cannot be, or the buffer does not let itself be written.
 #[inline(always)]
-pub(crate) fn translate(
+pub(super) fn translate(
     ctx: &impl Frame,
     segment: &Segment,
     translation: &Translation,
@@ -120,7 +120,7 @@ fn concat_u16(first: u16, second: u16) -> u32 {
 }
 
 /// What differs between IPv4 and IPv6.
-pub(crate) trait IpHeader {
+pub(super) trait IpHeader {
     const ETHERTYPE: u16;
     const TCP_OFFSET: u32;
 
@@ -231,7 +231,7 @@ impl IpHeader for Ipv6Header {
 /// Keeps marks of congestion from a receiver that cannot tell of them (RFC 6040 §4.2). `false`: the packet
 /// is to be dropped, as it would have been without ECN.
 #[inline(always)]
-pub(crate) fn apply_ecn(segment: &mut Segment, translation: &Translation) -> bool {
+pub(super) fn apply_ecn(segment: &mut Segment, translation: &Translation) -> bool {
     if translation.strip_ecn == 0 {
         return true;
     }

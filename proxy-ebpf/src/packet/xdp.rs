@@ -3,27 +3,27 @@
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT};
 use aya_ebpf::helpers::generated::bpf_redirect;
-use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use snisplit_common::abi::Direction;
 use snisplit_common::abi::packet::{FlowEntry, PacketCounter, XMIT_XDP};
 
-use crate::checksum::ChecksumDiff;
-use crate::frame::Frame;
-use crate::headers::{
+use super::checksum::ChecksumDiff;
+use super::frame::Frame;
+use super::headers::{
     ETH_HLEN, Family, IPPROTO_TCP, SYN, Segment, TCP_HLEN, addr_words, from_v4_mapped,
 };
-use crate::maps::count;
-use crate::route::NextHop;
-use crate::scratch::Scratch;
-use crate::state;
-use crate::track::track_segment;
-use crate::translate::{apply_ecn, translate};
+use super::maps::count;
+use super::route::NextHop;
+use super::scratch::Scratch;
+use super::state;
+use super::track::track_segment;
+use super::translate::{apply_ecn, translate};
 
-#[xdp(frags)]
-fn sni_xdp(ctx: XdpContext) -> u32 {
+/// `sni_xdp`.
+#[inline(always)]
+pub(crate) fn receive(ctx: &XdpContext) -> u32 {
     let Some(scratch) = Scratch::current_cpu() else { return XDP_PASS };
-    if scratch.segment.parse(&ctx).is_none() {
+    if scratch.segment.parse(ctx).is_none() {
         return XDP_PASS;
     }
     let segment = &scratch.segment;
@@ -35,7 +35,7 @@ fn sni_xdp(ctx: XdpContext) -> u32 {
         && segment.ttl > 1
         && !is_checksum_partial(segment);
     match is_ordinary && state::load(flow).is_translated() {
-        true => forward_frame(&ctx, scratch, direction, flow),
+        true => forward_frame(ctx, scratch, direction, flow),
         false => XDP_PASS,
     }
 }

@@ -3,11 +3,12 @@
 
 use std::mem::offset_of;
 
+use snisplit_common::abi::Direction;
 use snisplit_common::abi::packet::{
     FallbackReason, FlowEntry, FlowEvent, FlowState, PeerState, Translation, Tuple, TupleEntry,
 };
-use snisplit_common::abi::{
-    Direction, DirectionEntry, DirectionState, SockmapEvent, SockmapEventKind,
+use snisplit_common::abi::sockmap::{
+    DirectionEntry, DirectionState, SockmapEvent, SockmapEventKind,
 };
 
 /// A [`DirectionEntry`] as it stands in the map.

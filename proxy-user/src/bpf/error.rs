@@ -7,8 +7,7 @@ use aya::maps::MapError;
 use aya::pin::PinError;
 use aya::programs::ProgramError;
 use aya::programs::links::LinkError;
-use snisplit_common::abi::ABI_VERSION;
-use snisplit_common::abi::packet::PACKET_ABI_VERSION;
+use snisplit_common::abi::{PACKET_ABI_VERSION, SOCKMAP_ABI_VERSION};
 use thiserror::Error;
 
 /// Why the kernel does not do what it should.
@@ -38,13 +37,13 @@ pub(crate) enum BpfError {
     #[error("the program's log does not open")]
     Log(#[from] aya_log::Error),
     #[error(
-        "the pins are of ABI version {0}, this snisplit is of {ABI_VERSION}: use the one that runs"
+        "the pins are of ABI version {0}, this snisplit is of {SOCKMAP_ABI_VERSION}: use the one that runs"
     )]
     AbiVersion(u32),
     #[error(
         "the flows in {1} are of a snisplit with packet ABI version {0}, this one is of \
          {PACKET_ABI_VERSION}: start that one again, or try `snisplit flows migrate`; \
-         `snisplit flows drop` ends them"
+         `snisplit flows purge` ends them"
     )]
     PacketAbiVersion(u32, String),
     #[error("an interface does not take the program")]

@@ -5,17 +5,17 @@ use std::path::Path;
 
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use snisplit_common::abi::packet::{
-    FlowEntry, FlowState, PACKET_ABI_MAP, PACKET_ABI_VERSION, PACKET_COUNTERS_MAP,
-    PACKET_FLOWS_MAP, PACKET_INTERFACES_MAP, PACKET_ROUTES_MAP, PACKET_TUPLES_MAP, PacketCounter,
-    RESET_REQUESTS_MAP,
+    FlowEntry, FlowState, PACKET_ABI_MAP, PACKET_COUNTERS_MAP, PACKET_FLOWS_MAP,
+    PACKET_INTERFACES_MAP, PACKET_ROUTES_MAP, PACKET_TUPLES_MAP, PacketCounter, RESET_REQUESTS_MAP,
 };
-use snisplit_common::abi::{
-    ABI_MAP, ABI_VERSION, COUNTERS_MAP, DirectionEntry, FLOWS_MAP, ROUTES_MAP, SockmapCounter,
+use snisplit_common::abi::sockmap::{
+    ABI_MAP, COUNTERS_MAP, DirectionEntry, FLOWS_MAP, ROUTES_MAP, SockmapCounter,
 };
+use snisplit_common::abi::{PACKET_ABI_VERSION, SOCKMAP_ABI_VERSION};
 
 use super::BpfError;
 use super::codec::{FlowBytes, FlowEntryBytes, MapValue as _, TupleBytes, TupleEntryBytes};
-use super::packet::slots_by_flow;
+use super::packet::{OLD_INTERFACES_PIN, slots_by_flow};
 use super::route_names::{RouteNameBytes, decode_name};
 
 /// The maps of an instance as they are at this instant, of the engines that it has.
@@ -54,7 +54,7 @@ impl PinnedState {
 impl SockmapState {
     fn read(dir: &Path) -> Result<Self, BpfError> {
         match abi_version(dir, ABI_MAP)? {
-            ABI_VERSION => {}
+            SOCKMAP_ABI_VERSION => {}
             other => return Err(BpfError::AbiVersion(other)),
         }
         let flows = HashMap::try_from(Map::HashMap(open_map(dir, FLOWS_MAP)?))?;
@@ -124,10 +124,11 @@ pub(crate) fn remove_tuples(dir: &Path) -> Result<(), BpfError> {
     Ok(())
 }
 
-/// The numbers of the interfaces that the packet engine's programs are at.
+/// Returns the indices of the interfaces that the packet engine's programs are attached to.
 pub(super) fn attached_interfaces(dir: &Path) -> Result<Vec<u32>, BpfError> {
-    let map: HashMap<MapData, u32, u32> =
-        Map::HashMap(open_map(dir, PACKET_INTERFACES_MAP)?).try_into()?;
+    let map =
+        open_map(dir, PACKET_INTERFACES_MAP).or_else(|_| open_map(dir, OLD_INTERFACES_PIN))?;
+    let map: HashMap<MapData, u32, u32> = Map::HashMap(map).try_into()?;
     Ok(map.keys().flatten().collect())
 }
 

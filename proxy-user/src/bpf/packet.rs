@@ -10,11 +10,11 @@ use aya::maps::{Array, HashMap, MapData, PerCpuArray};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use rustix::thread::{MembarrierCommand, membarrier};
+use snisplit_common::abi::PACKET_ABI_VERSION;
 use snisplit_common::abi::packet::{
-    CONTROL_PROGRAM, ControlCommand, FlowEntry, FlowState, PACKET_ABI_MAP, PACKET_ABI_VERSION,
-    PACKET_COUNTERS_MAP, PACKET_EVENTS_MAP, PACKET_FLOWS_MAP, PACKET_INTERFACES_MAP,
-    PACKET_ROUTES_MAP, PACKET_TUPLES_MAP, PacketCounter, RESET_REQUESTS_MAP, SYN_CLAMP_MAP, Tuple,
-    XMIT_XDP,
+    CONTROL_PROGRAM, ControlCommand, FlowEntry, FlowState, PACKET_ABI_MAP, PACKET_COUNTERS_MAP,
+    PACKET_EVENTS_MAP, PACKET_FLOWS_MAP, PACKET_INTERFACES_MAP, PACKET_ROUTES_MAP,
+    PACKET_TUPLES_MAP, PacketCounter, RESET_REQUESTS_MAP, SYN_CLAMP_MAP, Tuple, XMIT_XDP,
 };
 use tokio::sync::Notify;
 
@@ -27,6 +27,7 @@ mod attach;
 mod events;
 mod flow_table;
 mod migrate;
+mod pins;
 mod slot_allocator;
 mod tc;
 mod xdp;
@@ -36,25 +37,12 @@ pub(crate) use events::FlowEvents;
 use flow_table::FlowTable;
 pub(super) use flow_table::slots_by_flow;
 pub(crate) use migrate::migrate;
+pub(super) use pins::OLD_INTERFACES_PIN;
+use pins::PINNED_MAPS;
+pub(crate) use pins::is_own_pin;
 pub(crate) use tc::{AttachTarget, Hook};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/snisplit-packet"));
-
-/// The maps that outlive the agent, so that flows do; people may look at them too.
-const PINNED_MAPS: [&str; 7] = [
-    PACKET_ABI_MAP,
-    PACKET_FLOWS_MAP,
-    PACKET_TUPLES_MAP,
-    PACKET_ROUTES_MAP,
-    PACKET_COUNTERS_MAP,
-    RESET_REQUESTS_MAP,
-    PACKET_INTERFACES_MAP,
-];
-
-/// Whether a pin of this name is the packet engine's.
-pub(crate) fn is_own_pin(name: &str) -> bool {
-    PINNED_MAPS.contains(&name) || tc::is_own_pin(name)
-}
 
 /// The programs at their interfaces. Dropping it detaches them.
 pub(crate) struct PacketPrograms {

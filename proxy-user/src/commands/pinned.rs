@@ -1,7 +1,7 @@
 //! What the engines of an instance have pinned in bpffs.
 
 use anyhow::{Context as _, Result};
-use snisplit_common::abi::DirectionEntry;
+use snisplit_common::abi::sockmap::DirectionEntry;
 
 use crate::bpf::inspect::PinnedState;
 use crate::bpf::{self, pin_dir};

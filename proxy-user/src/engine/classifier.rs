@@ -6,7 +6,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use snisplit_common::abi::MAX_EXCHANGE_BYTES;
+use snisplit_common::abi::sockmap::MAX_EXCHANGE_BYTES;
 
 use super::Peer;
 

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use snisplit_common::abi::SockmapCounter;
+use snisplit_common::abi::sockmap::SockmapCounter;
 use snisplit_common::kernel_bugs::known_bug;
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};

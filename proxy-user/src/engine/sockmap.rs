@@ -12,7 +12,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use snisplit_common::abi::{BULK_BYTES_PER_WINDOW, Direction, DirectionEntry};
+use snisplit_common::abi::Direction;
+use snisplit_common::abi::sockmap::{BULK_BYTES_PER_WINDOW, DirectionEntry};
 use tokio::net::TcpStream;
 use tracing::level_filters::LevelFilter;
 

@@ -5,10 +5,10 @@
 //! that defines it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use syn::{Item, ItemMod};
+use syn::{Attribute, Expr, ExprLit, Item, ItemMod, Lit, Meta, MetaNameValue};
 
 use super::graph::{Graph, Import};
 use super::paths::{Collector, Reference, defined_name, is_test_only};
@@ -113,10 +113,15 @@ impl CrateModules<'_> {
         if let Some((_, items)) = &child.content {
             return self.load_items(items, Some(parent), file, &below);
         }
+        let file_name = format!("{}::{name}", self.files[file].name);
+        if let Some(path) = path_attribute(&child.attrs) {
+            let path = without_parents(&folder.join(path));
+            let folder = path.parent().unwrap_or(Path::new("")).to_owned();
+            return self.load_file(SourceFile { path, name: file_name }, Some(parent), folder);
+        }
         let flat = folder.join(format!("{name}.rs"));
         let path = if (self.read)(&flat).is_some() { flat } else { below.join("mod.rs") };
-        let name = format!("{}::{name}", self.files[file].name);
-        self.load_file(SourceFile { path, name }, Some(parent), below)
+        self.load_file(SourceFile { path, name: file_name }, Some(parent), below)
     }
 
     fn graph(&self) -> Graph {
@@ -186,6 +191,31 @@ impl CrateModules<'_> {
     }
 }
 
+/// The value of a `#[path = "…"]` attribute.
+fn path_attribute(attributes: &[Attribute]) -> Option<String> {
+    attributes.iter().find_map(|attribute| match &attribute.meta {
+        Meta::NameValue(MetaNameValue {
+            path,
+            value: Expr::Lit(ExprLit { lit: Lit::Str(value), .. }),
+            ..
+        }) if path.is_ident("path") => Some(value.value()),
+        Meta::NameValue(_) | Meta::Path(_) | Meta::List(_) => None,
+    })
+}
+
+/// The same path without `..`, which each takes one folder back.
+fn without_parents(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for component in path.components() {
+        if component == Component::ParentDir {
+            plain.pop();
+        } else {
+            plain.push(component);
+        }
+    }
+    plain
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -227,6 +257,21 @@ mod tests {
             "crate::c -> crate::b::b",
         ];
         assert_eq!(edges(&files), expected);
+    }
+
+    #[test]
+    fn a_path_attribute_names_the_file() {
+        let read = |path: &Path| match path.to_str() {
+            Some("src/bin/a.rs") => Some("#[path = \"../a/mod.rs\"] mod a;".to_owned()),
+            Some("src/a/mod.rs") => Some("mod b; mod c;".to_owned()),
+            Some("src/a/b.rs") => Some("use super::c::C;".to_owned()),
+            Some("src/a/c.rs") => Some("pub(super) struct C;".to_owned()),
+            _ => None,
+        };
+        let graph = import_graph(Path::new("src/bin/a.rs"), &read).unwrap();
+        let import = graph.imports().next().unwrap();
+        assert_eq!((&*import.from, &*import.place), ("crate::a::b", "src/a/b.rs:1"));
+        assert_eq!(import.to, "crate::a::c");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use snisplit_common::abi::packet::{
     CONTROL_PROGRAM, EGRESS_PROGRAM, INGRESS_PROGRAM, XMIT_PEER, XMIT_QDISC,
 };
 
+use super::pins::xdp_pin;
 use super::tc::{self, AttachTarget, Hook};
 use super::tc_program;
 use crate::bpf::{BpfError, inspect, load_retry};
@@ -63,7 +64,7 @@ pub(super) fn detach_unlisted(
         if let Some(folder) = pins {
             tc::detach(folder, *number, target.map(|_| hook));
             if target.is_none_or(|link| !link.use_xdp) {
-                let _there_was_none = fs::remove_file(tc::xdp_pin(folder, *number));
+                let _there_was_none = fs::remove_file(xdp_pin(folder, *number));
             }
         }
         if target.is_none() {
@@ -77,6 +78,6 @@ pub(crate) fn detach_all(dir: &Path) {
     let interfaces = inspect::attached_interfaces(dir).unwrap_or_default();
     for ifindex in interfaces {
         tc::detach(dir, ifindex, None);
-        let _there_was_none = fs::remove_file(tc::xdp_pin(dir, ifindex));
+        let _there_was_none = fs::remove_file(xdp_pin(dir, ifindex));
     }
 }

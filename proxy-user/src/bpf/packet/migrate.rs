@@ -7,9 +7,10 @@ use std::path::Path;
 
 use aya::EbpfLoader;
 use aya::maps::{Array, HashMap, Map, MapData, MapType};
+use snisplit_common::abi::PACKET_ABI_VERSION;
 use snisplit_common::abi::packet::{
-    FallbackReason, FlowEntry, FlowState, PACKET_ABI_MAP, PACKET_ABI_VERSION, PACKET_COUNTERS_MAP,
-    PACKET_FLOWS_MAP, PACKET_TUPLES_MAP, PeerState, Translation, Tuple,
+    FallbackReason, FlowEntry, FlowState, PACKET_ABI_MAP, PACKET_COUNTERS_MAP, PACKET_FLOWS_MAP,
+    PACKET_TUPLES_MAP, PeerState, Translation, Tuple,
 };
 
 use super::super::BpfError;
@@ -19,39 +20,49 @@ use super::super::codec::{
 use super::super::inspect::{abi_version, open_map};
 use super::OBJECT;
 use super::flow_table::tuple_entries;
+use super::pins::{NEW_FLOWS_PIN, rename_old_pins};
 
-/// Counts one thing less than the next.
+/// Lacks the counter of packets that XDP forwards.
 const V2_NO_XDP: u32 = 2;
-/// Has its flows in a hash map, and another record of each.
+/// Has its flows in a hash map, in another layout.
 const V3_HASH: u32 = 3;
-/// The table of this version, until all flows are in it.
-const NEW_TABLE_PIN: &str = "packet_flows_next";
+/// Has other names of pins, and the layout of this version.
+const V4_OLD_PINS: u32 = 4;
 
-/// Makes what is pinned there this version's; which it was.
+/// Converts the pins of an older ABI version, and returns that version.
+///
+/// Each step can be repeated: a call that was cut short leaves the version as it was.
+///
+/// # Errors
+/// Fails if the version is unknown, or if the kernel does not let a map be read or written.
 pub(crate) fn migrate(dir: &Path) -> Result<u32, BpfError> {
     let from_version = abi_version(dir, PACKET_ABI_MAP)?;
     match from_version {
         PACKET_ABI_VERSION => return Ok(from_version),
-        // The next agent begins to count anew; it is gone already if we were killed here before.
-        V2_NO_XDP => _ = fs::remove_file(dir.join(PACKET_COUNTERS_MAP)),
-        V3_HASH => {}
+        V2_NO_XDP => {
+            // The next agent makes new counters. An earlier call may have removed these already.
+            let _already_removed = fs::remove_file(dir.join(PACKET_COUNTERS_MAP));
+            convert_flow_table(dir)?;
+        }
+        V3_HASH => convert_flow_table(dir)?,
+        V4_OLD_PINS => {}
         _ => return Err(BpfError::PacketAbiVersion(from_version, dir.display().to_string())),
     }
-    convert_flow_table(dir)?;
+    rename_old_pins(dir)?;
     let mut abi: Array<MapData, u32> = Map::Array(open_map(dir, PACKET_ABI_MAP)?).try_into()?;
     abi.set(0, PACKET_ABI_VERSION, 0)?;
     Ok(from_version)
 }
 
-/// From the hash map to a table, which then takes its place.
+/// Copies the flows of a hash map into an array, and pins the array in place of the hash map.
 fn convert_flow_table(dir: &Path) -> Result<(), BpfError> {
     let old = open_map(dir, PACKET_FLOWS_MAP)?;
     if old.info()?.map_type()? != MapType::Hash {
-        // Killed after it had taken its place.
+        // An earlier call has replaced it already.
         return Ok(());
     }
     let old: HashMap<MapData, u64, FlowEntryV3Bytes> = Map::HashMap(old).try_into()?;
-    let new_pin = dir.join(NEW_TABLE_PIN);
+    let new_pin = dir.join(NEW_FLOWS_PIN);
     let _there_was_none = fs::remove_file(&new_pin);
     let mut ebpf = EbpfLoader::new().map_pin_path(PACKET_FLOWS_MAP, &new_pin).load(OBJECT)?;
     let table =
@@ -62,10 +73,10 @@ fn convert_flow_table(dir: &Path) -> Result<(), BpfError> {
     for (slot, (flow_id, bytes)) in (0..).zip(old.iter().flatten()) {
         let entry = FlowEntryV3::read_from(&bytes).as_flow_entry(flow_id);
         table.set(slot, encode::<{ size_of::<FlowEntry>() }>(&entry), 0)?;
-        for (tuple, leg) in tuple_entries((flow_id, slot), &entry) {
-            // The programs of that version do not look at what is new in it.
-            if tuples.get(&tuple, 0).is_ok_and(|found| found[..12] == leg[..12]) {
-                tuples.insert(tuple, leg, 0)?;
+        for (tuple, tuple_entry) in tuple_entries((flow_id, slot), &entry) {
+            // Older versions leave out the slot, the last field. Their programs do not read it.
+            if tuples.get(&tuple, 0).is_ok_and(|found| found[..12] == tuple_entry[..12]) {
+                tuples.insert(tuple, tuple_entry, 0)?;
             }
         }
     }

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
 use aya::programs::tc::{
@@ -15,6 +15,7 @@ use rustix::net::netdevice::index_to_name;
 use rustix::net::{AddressFamily, SocketType, socket};
 
 use super::BpfError;
+use super::pins::tc_pin;
 
 /// An interface that packets of flows come and go by.
 pub(crate) struct AttachTarget {
@@ -52,30 +53,8 @@ impl Hook {
 
 const ATTACH_TYPES: [TcAttachType; 2] = [TcAttachType::Ingress, TcAttachType::Egress];
 
-/// What the pins of places begin with; the interface's number follows.
-const TC_PIN_PREFIXES: [&str; 2] = ["in_", "out_"];
-
-/// Of the place in its driver.
-const XDP_PIN_PREFIX: &str = "early_";
-
 /// Of a filter: in front of all others.
 const FILTER_PRIORITY: u16 = 1;
-
-/// Whether a pin of this name is a place.
-pub(super) fn is_own_pin(name: &str) -> bool {
-    TC_PIN_PREFIXES.iter().chain([&XDP_PIN_PREFIX]).any(|prefix| name.starts_with(prefix))
-}
-
-/// The pin of the place in an interface's driver.
-pub(super) fn xdp_pin(dir: &Path, ifindex: u32) -> PathBuf {
-    dir.join(format!("{XDP_PIN_PREFIX}{ifindex}"))
-}
-
-fn tc_pin(dir: &Path, attach_type: TcAttachType, ifindex: u32) -> PathBuf {
-    let [ingress, egress] = TC_PIN_PREFIXES;
-    let prefix = if matches!(attach_type, TcAttachType::Ingress) { ingress } else { egress };
-    dir.join(format!("{prefix}{ifindex}"))
-}
 
 /// The filters of an instance have a number that no other has: its folder's name as one (FNV-1a).
 fn filter_handle(dir: &Path) -> TcHandle {

@@ -10,7 +10,8 @@ use aya::programs::{ProgramError, Xdp};
 use snisplit_common::abi::packet::XDP_PROGRAM;
 use tracing::warn;
 
-use super::tc::{AttachTarget, xdp_pin};
+use super::pins::xdp_pin;
+use super::tc::AttachTarget;
 use crate::bpf::{BpfError, load_retry};
 
 /// Puts it where it is wanted; the answer is where it is. Where it does not go (another one is there, or the

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use std::{fmt, io};
 
-use snisplit_common::abi::{DirectionEntry, DirectionState};
+use snisplit_common::abi::sockmap::{DirectionEntry, DirectionState};
 use tokio::io::Interest;
 use tokio::time::sleep;
 

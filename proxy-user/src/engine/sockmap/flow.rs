@@ -8,7 +8,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use snisplit_common::abi::DirectionState;
+use snisplit_common::abi::sockmap::DirectionState;
 use tokio::net::TcpStream;
 use tokio::select;
 use tokio::sync::watch;

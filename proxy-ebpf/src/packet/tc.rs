@@ -1,61 +1,30 @@
-//! The kernel programs of the packet engine.
-//!
-//! `sni_in` sees what arrives. A flow that is armed still belongs to two sockets; when its back end
-//! answers, they are looked at, and if they hold nothing any more, packets of the flow are translated
-//! from one leg to the other from then on. `sni_out` sees what this host sends, and gags those two
-//! sockets. `sni_xdp` does what `sni_in` does with the packets of a flow that is taken over, in the driver
-//! (XDP). `sni_ctl` lets user space decide that a flow stays with its sockets.
+//! The programs at interfaces.
 
-#![no_std]
-#![no_main]
-#![feature(asm_experimental_arch)]
-
-use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use snisplit_common::abi::Direction;
 use snisplit_common::abi::packet::{
     ControlCommand, FallbackReason, FlowEntry, FlowState, PacketCounter, Tuple,
 };
 
-mod checksum;
-mod frame;
-mod headers;
-mod icmp;
-mod lookup;
-mod maps;
-mod options;
-mod route;
-mod scratch;
-mod sockets;
-mod state;
-mod syn_clamp;
-mod takeover;
-mod tcp_timestamps;
-mod track;
-mod translate;
-mod xdp;
+use super::action::{TC_ACT_SHOT, TCX_NEXT};
+use super::headers::{self, ACK, FIN, RST, SYN};
+use super::lookup::{find_flow, flow_id};
+use super::maps::{FLOWS, TUPLES, count, emit_state};
+use super::scratch::Scratch;
+use super::{icmp, route, state, syn_clamp, takeover, track, translate};
 
-use headers::{ACK, FIN, RST, SYN};
-use lookup::{find_flow, flow_id};
-use maps::{FLOWS, TUPLES, count, emit_state};
-use scratch::Scratch;
-
-/// `TCX_NEXT`, and TC_ACT_UNSPEC of older hooks: it is not ours.
-const TCX_NEXT: i32 = -1;
-/// `TC_ACT_SHOT`.
-const TC_ACT_SHOT: i32 = 2;
-
-#[classifier]
-fn sni_in(ctx: TcContext) -> i32 {
+/// `sni_in`.
+#[inline(always)]
+pub(crate) fn ingress(ctx: &TcContext) -> i32 {
     let Some(scratch) = Scratch::current_cpu() else { return TCX_NEXT };
-    if scratch.segment.parse(&ctx).is_none() {
-        return icmp::forward_error(&ctx, scratch);
+    if scratch.segment.parse(ctx).is_none() {
+        return icmp::forward_error(ctx, scratch);
     }
     let Some((direction, flow)) = scratch.tuple_cache.find_flow(&scratch.segment.tuple) else {
         return TCX_NEXT;
     };
     let is_offloaded = match state::load(flow) {
-        FlowState::Pending => try_take_over(&ctx, scratch, direction, flow),
+        FlowState::Pending => try_take_over(ctx, scratch, direction, flow),
         FlowState::TakingOver => {
             count(PacketCounter::DroppedInTakeover);
             return TC_ACT_SHOT;
@@ -66,24 +35,25 @@ fn sni_in(ctx: TcContext) -> i32 {
         | FlowState::ClientReset
         | FlowState::BackendReset => true,
     };
-    if is_offloaded { forward_segment(&ctx, scratch, direction, flow) } else { TCX_NEXT }
+    if is_offloaded { forward_segment(ctx, scratch, direction, flow) } else { TCX_NEXT }
 }
 
-#[classifier]
-fn sni_out(ctx: TcContext) -> i32 {
+/// `sni_out`.
+#[inline(always)]
+pub(crate) fn egress(ctx: &TcContext) -> i32 {
     // SAFETY: the context that the kernel gave us.
     if unsafe { (*ctx.skb.skb).ingress_ifindex } != 0 {
         // Sent on, perhaps by us.
         return TCX_NEXT;
     }
     let Some(Scratch { segment, .. }) = Scratch::current_cpu() else { return TCX_NEXT };
-    if segment.parse(&ctx).is_none() {
+    if segment.parse(ctx).is_none() {
         return TCX_NEXT;
     }
     segment.swap_ends();
     if segment.tcp.flags & (SYN | ACK) == SYN {
         evict_closed(&segment.tuple);
-        syn_clamp::clamp_syn(&ctx, segment);
+        syn_clamp::clamp_syn(ctx, segment);
         return TCX_NEXT;
     }
     let Some((_, flow)) = find_flow(&segment.tuple) else { return TCX_NEXT };
@@ -108,8 +78,8 @@ fn sni_out(ctx: TcContext) -> i32 {
 
 /// Its packet is the slot of a flow and what is wanted of it, behind room for an Ethernet header. The
 /// answer is the state that the flow is in.
-#[classifier]
-fn sni_ctl(ctx: TcContext) -> i32 {
+#[inline(always)]
+pub(crate) fn control(ctx: &TcContext) -> i32 {
     let offset = headers::ETH_HLEN as usize;
     let Ok(slot) = ctx.load::<u64>(offset) else { return TCX_NEXT };
     let Ok(command) = ctx.load::<u64>(offset + size_of::<u64>()) else { return TCX_NEXT };
@@ -208,10 +178,4 @@ fn forward_segment(
     }
     count(if is_new { PacketCounter::ChallengeAck } else { PacketCounter::Forwarded });
     route::redirect(next_hop)
-}
-
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    // The verifier refuses a program that could get here.
-    loop {}
 }

@@ -10,7 +10,7 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::programs::SkBuffContext;
 use aya_ebpf::{EbpfContext as _, Global};
 
-use super::TARGETS;
+use super::maps::TARGETS;
 
 /// Of the sequence number in an `sk_buff` that TCP owns (`TCP_SKB_CB`, include/net/tcp.h).
 #[unsafe(no_mangle)]
@@ -28,19 +28,19 @@ const MAX_ADJUST_LEN: u32 = 0xfff;
 const MAX_ADJUST_CALLS: u32 = 17;
 
 /// The cookie of the socket that received.
-pub(crate) fn socket_cookie(ctx: &SkBuffContext) -> u64 {
+pub(super) fn socket_cookie(ctx: &SkBuffContext) -> u64 {
     // SAFETY: the helper reads the socket of the context that the kernel gave us.
     unsafe { bpf_get_socket_cookie(ctx.as_ptr()) }
 }
 
 /// Nanoseconds since boot, as of the last tick.
-pub(crate) fn monotonic_ns() -> u64 {
+pub(super) fn monotonic_ns() -> u64 {
     // SAFETY: takes nothing and touches nothing.
     unsafe { bpf_ktime_get_coarse_ns() }
 }
 
 /// The sequence number of the first byte in the buffer.
-pub(crate) fn skb_seq(ctx: &SkBuffContext) -> Option<u32> {
+pub(super) fn skb_seq(ctx: &SkBuffContext) -> Option<u32> {
     let offset = SKB_SEQ_OFFSET.load() as usize;
     // SAFETY: the context of this program type is the `sk_buff` itself; the address is read as
     // kernel memory and never dereferenced here.
@@ -48,12 +48,12 @@ pub(crate) fn skb_seq(ctx: &SkBuffContext) -> Option<u32> {
 }
 
 /// The end of what was handed to a target's TCP.
-pub(crate) fn write_seq(target: u64) -> Option<u32> {
+pub(super) fn write_seq(target: u64) -> Option<u32> {
     read_tcp_sock_u32(target, WRITE_SEQ_OFFSET.load())
 }
 
 /// The beginning of what was not taken from a target.
-pub(crate) fn copied_seq(target: u64) -> Option<u32> {
+pub(super) fn copied_seq(target: u64) -> Option<u32> {
     read_tcp_sock_u32(target, COPIED_SEQ_OFFSET.load())
 }
 
@@ -87,7 +87,7 @@ fn read_kernel_u32(from: *mut c_void) -> Option<u32> {
 }
 
 /// Takes bytes away in front.
-pub(crate) fn trim_head(ctx: &SkBuffContext, bytes: u32) -> Option<()> {
+pub(super) fn trim_head(ctx: &SkBuffContext, bytes: u32) -> Option<()> {
     let mut remaining = bytes;
     for _ in 0..MAX_ADJUST_CALLS {
         if remaining == 0 {

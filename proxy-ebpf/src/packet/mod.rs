@@ -1,0 +1,21 @@
+//! The packet engine.
+
+mod action;
+mod checksum;
+mod frame;
+mod headers;
+mod icmp;
+mod lookup;
+mod maps;
+mod options;
+mod route;
+mod scratch;
+mod sockets;
+mod state;
+mod syn_clamp;
+mod takeover;
+pub(crate) mod tc;
+mod tcp_timestamps;
+mod track;
+mod translate;
+pub(crate) mod xdp;

@@ -1,0 +1,7 @@
+//! The sockmap engine.
+
+mod backlog;
+mod classify;
+mod helpers;
+mod maps;
+pub(crate) mod verdict;
