@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, Result, bail};
 use rustix::fs::{FlockOperation, flock};
 use serde::Serialize;
-use snisplit_common::abi::packet::{FlowEntry, FlowState, PeerState};
 use snisplit_common::abi::Direction;
+use snisplit_common::abi::packet::{FlowEntry, FlowState, PeerState};
 use snisplit_common::abi::sockmap::{DirectionEntry, DirectionState};
 
 use super::pinned::{pin_dir_text, read_pinned, total_bytes};

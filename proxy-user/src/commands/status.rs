@@ -9,7 +9,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 use snisplit_common::abi::packet::{FlowState, PacketCounter};
-use snisplit_common::abi::{Direction, SockmapCounter};
+use snisplit_common::abi::{Direction, sockmap::SockmapCounter};
 
 use super::pinned::{pin_dir_text, read_pinned, total_bytes};
 use crate::bpf::inspect::{PacketState, PinnedState, SockmapState};
