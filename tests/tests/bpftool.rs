@@ -1,4 +1,4 @@
-//! What a person sees of the kernel's work with nothing but bpftool, by the README's own commands.
+//! What bpftool shows of offloaded flows, by the commands of docs/reference/bpf.md.
 
 //@ engines: named
 
@@ -14,11 +14,11 @@ use snisplit_tests::kernel::{bpftool, sockmap_entry_count};
 use snisplit_tests::stream::{read_all, read_exact, shutdown_write, write};
 use snisplit_tests::wait::wait_until;
 
-/// The README's commands, for the instance of this test, with JSON for an answer.
-fn readme_commands(instance: &str) -> Vec<Vec<String>> {
-    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
-    let readme = fs::read_to_string(readme).unwrap();
-    let lines = readme.lines().filter_map(|line| line.strip_prefix("bpftool "));
+/// Commands of the page, with the instance of this test.
+fn documented_commands(instance: &str) -> Vec<Vec<String>> {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference/bpf.md");
+    let page = fs::read_to_string(page).unwrap();
+    let lines = page.lines().filter_map(|line| line.strip_prefix("bpftool "));
     let words = |line: &str| {
         let command =
             line.split(" #").next().unwrap().replace("/default/", &format!("/{instance}/"));
@@ -38,9 +38,9 @@ fn map_values(command: &[String]) -> Vec<Value> {
 }
 
 #[test]
-fn the_commands_of_the_readme_show_the_flows() {
+fn the_documented_commands_show_the_flows() {
     let instance = "sp-bpftool";
-    let all = readme_commands(instance);
+    let all = documented_commands(instance);
     let [flows, counters, program, ..] = all.as_slice() else { panic!("{all:?}") };
     let flow = Flow::open_with("sockmap", &["--instance", instance]);
     write(&flow.client, b"up");
@@ -77,9 +77,9 @@ fn the_commands_of_the_readme_show_the_flows() {
 }
 
 #[test]
-fn the_commands_of_the_readme_show_a_packet_flow() {
+fn the_documented_commands_show_a_packet_flow() {
     let instance = "sp-bpftool-packet";
-    let all = readme_commands(instance);
+    let all = documented_commands(instance);
     let [.., tuples, record] = all.as_slice() else { panic!("{all:?}") };
     let flow = Flow::open_with("packet", &["--instance", instance]);
     let client = flow.client.local_addr().unwrap();
