@@ -57,7 +57,7 @@ enum Verb {
     },
     /// Run one file of the root suite, or one test: no lint, no unit tests
     It {
-        /// FILE or FILE::TEST, such as split or split::two_names_reach_their_backends; part of a test's
+        /// FILE or FILE::TEST, such as split or split::early_data_reaches_the_back_end; part of a test's
         /// name is enough
         #[arg(value_name = "FILE[::TEST]")]
         path: String,
