@@ -12,6 +12,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+use crate::kernel::{self, PacketCounter, SockmapCounter};
 use crate::lab::{Lab, PROXY};
 use crate::link::has_ipv6;
 use crate::wait::{default_timeout, wait_until};
@@ -24,6 +25,7 @@ const ADMIN: &str = "127.0.0.1:9901";
 #[derive(Debug)]
 pub struct Agent {
     child: Child,
+    instance: String,
     records: Receiver<Value>,
     log: Arc<Mutex<String>>,
     allows_warnings: bool,
@@ -92,16 +94,18 @@ impl Agent {
         if let Some(engine) = selected_engine().filter(|_| !args.contains(&"--engine")) {
             command.args(["--engine", &engine]);
         }
-        // Tests that run side by side are agents of one host.
-        if !args.contains(&"--instance") {
-            command.args(["--instance", lab.namespace_names()[1]]);
+        // Tests that run at the same time share bpffs and /run, so each agent needs an instance of its own.
+        let named = args.iter().position(|arg| *arg == "--instance").map(|at| args[at + 1]);
+        let instance = named.unwrap_or_else(|| lab.namespace_names()[1]).to_owned();
+        if named.is_none() {
+            command.args(["--instance", &instance]);
         }
         command.env("NO_COLOR", "1").stdin(Stdio::null());
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = lab.in_proxy(|| command.spawn()).unwrap();
         let records = parse_records(child.stdout.take().unwrap());
         let log = collect_log(child.stderr.take().unwrap());
-        let agent = Self { child, records, log, allows_warnings: false };
+        let agent = Self { child, instance, records, log, allows_warnings: false };
         // `auto` tries the kernel's engine behind that, which takes CPU time and descriptors.
         let ready_messages = [" ready ", " engines "];
         wait_until("the agent to be ready", || {
@@ -153,6 +157,26 @@ impl Agent {
         let statm = std::fs::read_to_string(format!("/proc/{}/statm", self.pid())).unwrap();
         let pages: u64 = statm.split_whitespace().nth(1).unwrap().parse().unwrap();
         pages * rustix::param::page_size() as u64
+    }
+
+    /// Name of the instance that it is on its host.
+    pub fn instance(&self) -> &str {
+        &self.instance
+    }
+
+    /// Path of one of its pins.
+    pub fn pin_path(&self, name: &str) -> String {
+        kernel::pin_path(&self.instance, name)
+    }
+
+    /// A counter of its sockmap engine, summed over all CPUs.
+    pub fn sockmap_counter(&self, counter: SockmapCounter) -> u64 {
+        kernel::sockmap_counter(&self.instance, counter)
+    }
+
+    /// A counter of its packet engine, summed over all CPUs.
+    pub fn packet_counter(&self, counter: PacketCounter) -> u64 {
+        kernel::packet_counter(&self.instance, counter)
     }
 
     /// Its process id.

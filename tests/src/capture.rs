@@ -106,7 +106,7 @@ impl Capture {
         let (mut all, mut resets) = (0, 0);
         self.stop(lab, |packet| {
             all += 1;
-            resets += usize::from(parse_verified(packet).2.rst);
+            resets += usize::from(parse_verified(packet).tcp.rst);
         });
         (all, resets)
     }

@@ -29,6 +29,7 @@ pub mod segment;
 pub mod stream;
 pub mod tenant;
 pub mod test_run;
+pub mod testbed;
 pub mod tls;
 pub mod traffic;
 pub mod wait;

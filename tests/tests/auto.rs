@@ -62,7 +62,7 @@ fn end_and_check_updates(flow: &Flow) {
 }
 
 fn flow_entry(flow: &Flow, which: &str) -> Option<Value> {
-    let all = kernel::sockmap_flow_entries(flow.lab().namespace_names()[1]);
+    let all = kernel::sockmap_flow_entries(flow.agent.instance());
     all.into_iter().find(|one| one["direction"] == which)
 }
 
@@ -153,7 +153,7 @@ fn run_json(verb: &str, instance: &str) -> (bool, Value) {
 #[test]
 fn status_and_flows_answer_while_the_agent_hangs() {
     let flow = Flow::open("sockmap");
-    let instance = flow.lab().namespace_names()[1];
+    let instance = flow.agent.instance();
     let exchanged = flow.exchange_messages(3);
     flow.agent.signal(Signal::STOP);
 

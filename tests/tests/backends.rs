@@ -9,12 +9,12 @@ use snisplit_tests::capture::{Capture, CapturePoint};
 use snisplit_tests::client_hello::ClientHello;
 use snisplit_tests::flow::ENGINES;
 use snisplit_tests::lab::{Lab, backend};
-use snisplit_tests::offloaded_flow::connect_offloaded;
 use snisplit_tests::peer::{openssl, s_client};
 use snisplit_tests::stream::{
     accept, connect, listen, read_all, read_exact, read_to_end_or_error, shutdown_write,
     stop_listening, write,
 };
+use snisplit_tests::testbed::Peers;
 use snisplit_tests::wait::wait_until;
 
 /// Opens flows to listeners of our own and counts who gets them; they stay open.
@@ -178,7 +178,7 @@ fn the_first_payload_acknowledges_the_syn_ack() {
         let routes = routes.map(|route| ["--route", route]).concat();
         let _agent = Agent::start(&lab, &[&["--engine", engine][..], &routes].concat());
         let _checked = accept(&checks);
-        let _flows = [(); 4].map(|()| connect_offloaded(&lab, agent::address(), &plain));
+        let _flows = [(); 4].map(|()| Peers::connect_offloaded(&lab, agent::address(), &plain));
         let headers = [(); 4].map(|()| {
             let client = connect(&lab, agent::address());
             write(&client, &hello(b"b.test"));

@@ -58,7 +58,7 @@ fn queued_single_bytes_are_limited_by_memory() {
     let (many, single) = (900_000, 300_000);
     write(client, &vec![0; many]);
     (0..single).for_each(|_| write(client, b"x"));
-    let directions = sockmap_flow_entries(flow.lab().namespace_names()[1]);
+    let directions = sockmap_flow_entries(flow.agent.instance());
     let up = directions.iter().find(|flow| flow["direction"] == "Up").unwrap();
     let redirected = up["redirected_bytes"].as_u64().unwrap() as usize;
     assert!(redirected < flow.hello_len + many + single / 10, "{up}");
