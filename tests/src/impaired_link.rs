@@ -11,10 +11,9 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use fastrand::Rng;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tun_rs::{DeviceBuilder, Layer, SyncDevice};
-
-use crate::rng::SeededRng;
 
 /// What happens to TCP packets, each way. Everything else only takes its time.
 #[derive(Clone, Copy, Debug)]
@@ -104,7 +103,7 @@ impl ImpairedLink {
             let (sender, frames) = channel();
             let (from, to) = (Arc::clone(from), Arc::clone(to));
             let (stop_flag, link_stats) = (Arc::clone(&stop), Arc::clone(&stats));
-            let rng = SeededRng::new(seed);
+            let rng = Rng::with_seed(seed);
             threads.push(thread::spawn(move || {
                 receive_and_impair(&from, impairment, rng, (&stop_flag, &link_stats), &sender)
             }));
@@ -136,7 +135,7 @@ type Frame = Reverse<(Instant, u64, Vec<u8>)>;
 fn receive_and_impair(
     from: &SyncDevice,
     how: Impairment,
-    mut rng: SeededRng,
+    mut rng: Rng,
     (stop, fates): (&AtomicBool, &LinkStats),
     to: &Sender<Frame>,
 ) {
@@ -155,11 +154,11 @@ fn receive_and_impair(
             continue;
         };
         let frame = &buffer[..bytes];
-        let jitter = rng.below(how.jitter.as_micros() as u64 + 1);
+        let jitter = rng.u64(..=how.jitter.as_micros() as u64);
         let arrives = Instant::now() + how.delay + Duration::from_micros(jitter);
         last = last.max(arrives);
         let mut happens = |count: &AtomicU64, per_mille| {
-            let happens = is_tcp(frame) && rng.below(1_000) < per_mille;
+            let happens = is_tcp(frame) && rng.u64(..1_000) < per_mille;
             count.fetch_add(happens.into(), Ordering::Relaxed);
             happens
         };

@@ -5,11 +5,11 @@
 
 use std::net::SocketAddr;
 
+use fastrand::Rng;
 use snisplit_tests::kernel::{Direction, PacketCounter};
 use snisplit_tests::lab::Lab;
 use snisplit_tests::link::has_ipv6;
 use snisplit_tests::offloaded_flow::{OffloadedFlow, TestRunResult};
-use snisplit_tests::rng::SeededRng;
 use snisplit_tests::segment::{
     Endpoints, SegmentNumbers, build_segment, ecn_bits, parse_verified, sack_option,
     timestamps_option, with_ecn, with_vlan_tag,
@@ -170,24 +170,24 @@ fn timestamp_echoes_and_windows_have_a_minimum() {
 #[test]
 fn translating_there_and_back_restores_a_segment() {
     for_both_families(|flow| {
-        let mut rng = SeededRng::new(5);
+        let mut rng = Rng::with_seed(5);
         for _ in 0..40 {
             check_there_and_back(&flow, &mut rng);
         }
     });
 }
 
-fn check_there_and_back(flow: &OffloadedFlow, rng: &mut SeededRng) {
-    let mut number = || rng.below(1 << 32) as u32;
+fn check_there_and_back(flow: &OffloadedFlow, rng: &mut Rng) {
+    let mut number = || rng.u32(..);
     let (seq, ack, edges, tsval) = (number(), number(), [number(), number()], number());
     // An echo that is not too old.
     let min_tsecr = flow
         .field(Direction::Up, "min_tsecr")
         .wrapping_sub(flow.field(Direction::Up, "tsecr_delta"));
-    let tsecr = min_tsecr.wrapping_add(rng.below(1 << 20) as u32);
+    let tsecr = min_tsecr.wrapping_add(rng.u32(..1 << 20));
     let options =
         [vec![1, 1], timestamps_option(tsval, tsecr), vec![1, 1], sack_option(&edges)].concat();
-    let payload = vec![3; rng.below(1_000) as usize];
+    let payload = vec![3; rng.usize(..1_000)];
     let numbers = SegmentNumbers { seq, ack, window: 512 };
     let up = build_segment(flow.arriving(Direction::Up), numbers, &options, &payload);
     let there = parse_verified(&flow.test_run(&up, None).packet).tcp;

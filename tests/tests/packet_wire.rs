@@ -9,6 +9,7 @@ use std::process::Command;
 use std::thread;
 
 use etherparse::{PacketBuilder, TcpOptionElement, icmpv4};
+use fastrand::Rng;
 use snisplit_tests::agent::{self, Agent};
 use snisplit_tests::capture::{Capture, CapturePoint};
 use snisplit_tests::client_hello::ClientHello;
@@ -18,7 +19,6 @@ use snisplit_tests::kernel::PacketCounter;
 use snisplit_tests::lab::Lab;
 use snisplit_tests::link::has_ipv6;
 use snisplit_tests::offloaded_flow::OffloadedFlow;
-use snisplit_tests::rng::SeededRng;
 use snisplit_tests::segment::Endpoints;
 use snisplit_tests::stream::{
     RandomStream, accept, close_with_reset, read_all, read_all_hashed, read_exact,
@@ -142,13 +142,13 @@ fn octets(address: SocketAddr) -> [u8; 4] {
 }
 
 /// A packet with the addresses of a flow and random numbers: a reset, a FIN, a SYN, data or an ICMP error.
-fn forged_packet(rng: &mut SeededRng, endpoints: Endpoints) -> Vec<u8> {
+fn forged_packet(rng: &mut Rng, endpoints: Endpoints) -> Vec<u8> {
     let Endpoints { source: from, destination: to } = endpoints;
-    let (seq, ack) = (rng.below(1 << 32) as u32, rng.below(1 << 32) as u32);
+    let (seq, ack) = (rng.u32(..), rng.u32(..));
     let ip = || PacketBuilder::ipv4(octets(from), octets(to), 64);
     let tcp = || ip().tcp(from.port(), to.port(), seq, 500);
     let mut packet = Vec::new();
-    match rng.below(5) {
+    match rng.u8(..5) {
         0 => tcp().rst().write(&mut packet, &[]).unwrap(),
         1 => tcp().fin().ack(ack).write(&mut packet, &[]).unwrap(),
         2 => tcp().syn().write(&mut packet, &[]).unwrap(),
@@ -174,7 +174,7 @@ fn forged_packets_end_no_flow() {
     let Flow { client, backend, agent, .. } = &flow;
     let lab = flow.lab();
     let forge = |seed, endpoints: Endpoints| {
-        let mut rng = SeededRng::new(seed);
+        let mut rng = Rng::with_seed(seed);
         (0..MANY).map(|_| forged_packet(&mut rng, endpoints)).collect::<Vec<_>>()
     };
     let of_client = Endpoints::sent_by(client);
