@@ -1,7 +1,7 @@
-//! The lab: a client, the agent and back ends, each in a network namespace of its own.
+//! The lab of the root suite: a client, the agent and back ends, each in a network namespace of its own.
 //!
-//! Tests say what happens from outside: who answered, which bytes, what ended it. Nothing here
-//! sleeps; everything waits for a condition with a deadline.
+//! Tests look at the agent from outside: which back end answered, which bytes arrived, how a connection ended. Helpers
+//! wait for a condition with a timeout, and do not sleep for a fixed time.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;

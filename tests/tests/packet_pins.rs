@@ -14,6 +14,7 @@ use snisplit_tests::flow::Flow;
 use snisplit_tests::kernel::{dump_map, pin_dir};
 use snisplit_tests::offloaded_flow::lookup_flow_entry;
 use snisplit_tests::stream::{read_all, read_exact, read_to_end_or_error, shutdown_write, write};
+use snisplit_tests::testbed::Peers;
 use snisplit_tests::wait::wait_until;
 
 fn run_command(args: &[&str]) -> Output {
@@ -93,7 +94,7 @@ fn flows_of_a_dead_agent_are_purged_on_request() {
 fn a_flow_is_reset_on_request() {
     let instance = "sp-cut";
     let flow = Flow::open_with("packet", &["--instance", instance]);
-    let (other, other_backend) = flow.connect_another();
+    let Peers { client: other, backend: other_backend } = flow.connect_another();
     let client = flow.client.local_addr().unwrap().to_string();
     let done = run_command(&["flows", "reset", &client, "--instance", instance]);
     assert!(String::from_utf8_lossy(&done.stdout).starts_with("1 flows will be cut"), "{done:?}");
