@@ -1,4 +1,4 @@
-//! The agent under test: the real binary, its log and its records.
+//! The agent under test: a process of the snisplit binary, its log and its records.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::{IpAddr, SocketAddr};
@@ -12,46 +12,47 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+use crate::kernel::{self, PacketCounter, SockmapCounter};
 use crate::lab::{Lab, PROXY};
 use crate::link::has_ipv6;
 use crate::wait::{default_timeout, wait_until};
 
-/// Where the agent listens, on every address.
+/// Port that the agent listens on, on every address.
 pub const PORT: u16 = 443;
 const ADMIN: &str = "127.0.0.1:9901";
 
-/// A running agent. Dropping it ends it, and fails the test if it panicked or warned unasked.
+/// A running agent. Dropping it kills the process, and fails the test if the log has a panic or an unexpected warning.
 #[derive(Debug)]
 pub struct Agent {
     child: Child,
+    instance: String,
     records: Receiver<Value>,
     log: Arc<Mutex<String>>,
     allows_warnings: bool,
 }
 
-/// The binary that `cargo xtask test` built.
+/// Path of the binary that `cargo xtask test` built.
 pub fn binary_path() -> String {
     std::env::var("SNISPLIT_BIN").expect("SNISPLIT_BIN: run these tests by `cargo xtask test`")
 }
 
-/// The engine of agents whose test does not name one: `cargo xtask test --engine`, else the default.
+/// Engine of agents whose test does not name one: that of `cargo xtask test --engine`, or none for the default.
 fn selected_engine() -> Option<String> {
     std::env::var("SNISPLIT_TEST_ENGINE").ok()
 }
 
-/// What the record of a short flow says when the test did not name an engine.
+/// Engine that the record of a short flow has if its test does not name one.
 pub fn default_engine() -> String {
     selected_engine().unwrap_or_else(|| "splice".into())
 }
 
 impl Agent {
-    /// Starts the agent in the lab with these flags, besides a listener and an access log, and
-    /// waits until it is ready.
+    /// Starts an agent with a listener, an access log and these flags, and waits until it is ready.
     pub fn start(lab: &Lab, flags: &[&str]) -> Self {
         Self::start_with_wrapper(lab, &[], flags)
     }
 
-    /// The same, run by another program such as `prlimit`.
+    /// Starts an agent as [`Self::start`] does, by another program such as `prlimit`.
     pub fn start_with_wrapper(lab: &Lab, wrapper: &[&str], flags: &[&str]) -> Self {
         let telemetry_args = ["--admin", ADMIN, "--access-log", "-"];
         Self::spawn(
@@ -61,20 +62,20 @@ impl Agent {
         )
     }
 
-    /// Starts the agent without records or metrics, for benchmarks.
+    /// Starts an agent without access log and metrics, for benchmarks.
     pub fn start_without_telemetry(lab: &Lab, flags: &[&str]) -> Self {
         Self::spawn(lab, &[&binary_path()], flags)
     }
 
-    /// Starts the agent with nothing but a config file and what else is said here.
+    /// Starts an agent with a configuration file, an access log and these flags, and without a listener of its own.
     pub fn start_with_config(lab: &Lab, file: &Path, flags: &[&str]) -> Self {
         let args = ["run", "--admin", ADMIN, "--access-log", "-", "--config"];
         let binary = binary_path();
-        let words = [&[&binary[..]], &args[..], &[file.to_str().unwrap()], flags].concat();
-        Self::launch(lab, &words)
+        let args = [&[&binary[..]], &args[..], &[file.to_str().unwrap()], flags].concat();
+        Self::launch(lab, &args)
     }
 
-    /// The same, without records: the access log is the test's own.
+    /// Starts an agent with a configuration file and these flags. It has no records, unless the flags name an access log.
     pub fn start_without_access_log(lab: &Lab, file: &Path, flags: &[&str]) -> Self {
         let binary = binary_path();
         let args = [&binary, "run", "--config", file.to_str().unwrap()];
@@ -92,37 +93,39 @@ impl Agent {
         if let Some(engine) = selected_engine().filter(|_| !args.contains(&"--engine")) {
             command.args(["--engine", &engine]);
         }
-        // Tests that run side by side are agents of one host.
-        if !args.contains(&"--instance") {
-            command.args(["--instance", lab.namespace_names()[1]]);
+        // Tests that run at the same time share bpffs and /run, so each agent needs an instance of its own.
+        let named = args.iter().position(|arg| *arg == "--instance").map(|at| args[at + 1]);
+        let instance = named.unwrap_or_else(|| lab.namespace_names()[1]).to_owned();
+        if named.is_none() {
+            command.args(["--instance", &instance]);
         }
         command.env("NO_COLOR", "1").stdin(Stdio::null());
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = lab.in_proxy(|| command.spawn()).unwrap();
         let records = parse_records(child.stdout.take().unwrap());
         let log = collect_log(child.stderr.take().unwrap());
-        let agent = Self { child, records, log, allows_warnings: false };
-        // `auto` tries the kernel's engine behind that, which takes CPU time and descriptors.
+        let agent = Self { child, instance, records, log, allows_warnings: false };
+        // After "ready", the self-test of sockmap runs, which takes CPU time and descriptors. "engines" follows it.
         let ready_messages = [" ready engine=", " engines loaded "];
         wait_until("the agent to be ready", || {
-            ready_messages.iter().all(|words| agent.log_count(words) > 0).then_some(())
+            ready_messages.iter().all(|text| agent.log_count(text) > 0).then_some(())
         });
         agent
     }
 
-    /// Warnings are part of this test.
+    /// Accepts warnings in the log.
     pub fn allow_warnings(mut self) -> Self {
         self.allows_warnings = true;
         self
     }
 
-    /// The next record: what became of one connection.
+    /// Waits for the next record of the access log.
     #[track_caller]
     pub fn next_record(&self) -> Value {
-        self.records.recv_timeout(default_timeout()).expect("a connection should have ended")
+        self.records.recv_timeout(default_timeout()).expect("no connection has ended")
     }
 
-    /// The next record of a connection that asked for this name.
+    /// Waits for the next record with this server name, and drops those before it.
     #[track_caller]
     pub fn next_record_for(&self, name: &str) -> Value {
         loop {
@@ -133,26 +136,46 @@ impl Agent {
         }
     }
 
-    /// Whether a connection ends within this time.
+    /// Waits for the next record for this time at most.
     pub fn next_record_within(&self, time: Duration) -> Option<Value> {
         self.records.recv_timeout(time).ok()
     }
 
-    /// What it logged so far.
+    /// Its log so far.
     pub fn log(&self) -> String {
         self.log.lock().unwrap().clone()
     }
 
-    /// How often it logged this.
-    pub fn log_count(&self, words: &str) -> usize {
-        self.log.lock().unwrap().matches(words).count()
+    /// How often its log contains this text.
+    pub fn log_count(&self, text: &str) -> usize {
+        self.log.lock().unwrap().matches(text).count()
     }
 
-    /// Bytes of memory that it holds.
+    /// Its resident memory in bytes.
     pub fn resident_bytes(&self) -> u64 {
         let statm = std::fs::read_to_string(format!("/proc/{}/statm", self.pid())).unwrap();
         let pages: u64 = statm.split_whitespace().nth(1).unwrap().parse().unwrap();
         pages * rustix::param::page_size() as u64
+    }
+
+    /// Name of the instance that it is on its host.
+    pub fn instance(&self) -> &str {
+        &self.instance
+    }
+
+    /// Path of one of its pins.
+    pub fn pin_path(&self, name: &str) -> String {
+        kernel::pin_path(&self.instance, name)
+    }
+
+    /// A counter of its sockmap engine, summed over all CPUs.
+    pub fn sockmap_counter(&self, counter: SockmapCounter) -> u64 {
+        kernel::sockmap_counter(&self.instance, counter)
+    }
+
+    /// A counter of its packet engine, summed over all CPUs.
+    pub fn packet_counter(&self, counter: PacketCounter) -> u64 {
+        kernel::packet_counter(&self.instance, counter)
     }
 
     /// Its process id.
@@ -160,14 +183,14 @@ impl Agent {
         self.child.id()
     }
 
-    /// A metric's value by its whole name with labels; 0 if it never counted.
+    /// Value of the metric with this name and labels; 0 if `/metrics` does not have it.
     pub fn metric(&self, lab: &Lab, name: &str) -> f64 {
         let text = self.metrics(lab);
         let value = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok();
         text.lines().find_map(value).unwrap_or(0.0)
     }
 
-    /// Everything that `/metrics` says.
+    /// Text of `/metrics`.
     pub fn metrics(&self, lab: &Lab) -> String {
         let text = lab.in_proxy(|| {
             let url = format!("http://{ADMIN}/metrics");
@@ -181,12 +204,12 @@ impl Agent {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
-    /// Waits for it to exit by itself.
+    /// Waits until it exits.
     pub fn wait_for_exit(&mut self) -> ExitStatus {
         wait_until("the agent to exit", || self.child.try_wait().unwrap())
     }
 
-    /// Descriptors of one kind that it holds, by what /proc calls them (`socket:`, `pipe:`).
+    /// Number of its open descriptors of one kind, such as `socket:` or `pipe:` (proc_pid_fd(5)).
     pub fn open_descriptors(&self, kind: &str) -> usize {
         let folder = format!("/proc/{}/fd", self.pid());
         let links = std::fs::read_dir(folder).unwrap();
@@ -195,7 +218,7 @@ impl Agent {
         links.filter_map(target).filter(|to| to.to_string_lossy().starts_with(kind)).count()
     }
 
-    /// CPU time it has used.
+    /// CPU time that it has used.
     pub fn cpu_time(&self) -> Duration {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
         let fields: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
@@ -210,7 +233,7 @@ impl Drop for Agent {
         let _reaped = self.child.wait();
         let log = self.log();
         if thread::panicking() {
-            eprintln!("--- the agent's log\n{log}---");
+            eprintln!("--- log of the agent\n{log}---");
             return;
         }
         assert!(!log.contains("panicked"), "{log}");
@@ -218,7 +241,7 @@ impl Drop for Agent {
     }
 }
 
-/// The agent's address for the client.
+/// Address of the agent, as the client sees it.
 pub fn address() -> SocketAddr {
     (IpAddr::V4(PROXY), PORT).into()
 }

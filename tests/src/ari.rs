@@ -1,4 +1,4 @@
-//! nginx before Pebble, which adds renewal information (RFC 9773) to a CA that has none.
+//! nginx in front of Pebble, which adds renewal information (ARI, RFC 9773) to a CA without it.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -7,7 +7,7 @@ use crate::lab::Lab;
 use crate::pebble::Pebble;
 use crate::peer::{ServerProcess, write_file};
 
-/// The front; what it adds is a window that is over.
+/// The proxy in front of Pebble. Its renewal window is in the past.
 #[derive(Debug)]
 pub struct AriProxy {
     _server: ServerProcess,
@@ -16,7 +16,7 @@ pub struct AriProxy {
 }
 
 impl AriProxy {
-    /// Starts it before a Pebble that runs.
+    /// Starts the proxy in front of a running Pebble.
     pub fn start(lab: &Lab, pebble: &Pebble) -> Self {
         let folder = lab.dir().display();
         let config = format!(
@@ -48,18 +48,18 @@ impl AriProxy {
         let file = write_file(lab, "ari.conf", &config);
         let mut nginx = Command::new("nginx");
         nginx.arg("-c").arg(file).args(["-p", "."]);
-        let at = "10.91.1.2:14443".parse().unwrap();
-        let runs = ServerProcess::start_at_client(lab, at, &mut nginx);
+        let address = "10.91.1.2:14443".parse().unwrap();
+        let server = ServerProcess::start_at_client(lab, address, &mut nginx);
         let log = lab.dir().join("ari.log");
-        Self { _server: runs, directory: "https://10.91.1.2:14443/dir".into(), log }
+        Self { _server: server, directory: "https://10.91.1.2:14443/dir".into(), log }
     }
 
-    /// Where its directory is.
+    /// URL of the ACME directory.
     pub fn directory(&self) -> &str {
         &self.directory
     }
 
-    /// The first certificate that was asked about.
+    /// Path of the first request for renewal information.
     pub fn first_renewal_info_path(&self) -> String {
         let log = std::fs::read_to_string(&self.log).unwrap();
         log.lines().find(|line| line.starts_with("/ari/")).unwrap().to_owned()

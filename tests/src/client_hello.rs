@@ -1,18 +1,18 @@
-//! Client hellos: recorded from real clients, and of our own making where no client would.
+//! ClientHellos: recorded from real clients, and built for cases that no client sends.
 
 use std::fs;
 use std::path::PathBuf;
 
-/// A recorded greeting: the bytes of a real client's first flight.
+/// A recorded ClientHello: the first bytes that a real client sent.
 #[derive(Debug)]
 pub struct RecordedClientHello {
-    /// The client, such as `chromium`.
+    /// Name of the client, such as `chromium`.
     pub client: String,
-    /// What it sent to the name `a.test`.
+    /// Its bytes, for the server name `a.test`.
     pub bytes: Vec<u8>,
 }
 
-/// All client hellos in `tests/client_hellos`; `tests/client_hellos/README.md` says where they come from.
+/// Reads all files of `tests/client_hellos`, whose README.md says where they come from.
 pub fn recorded_client_hellos() -> Vec<RecordedClientHello> {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("client_hellos");
     let mut hellos: Vec<_> = fs::read_dir(folder)
@@ -28,19 +28,19 @@ pub fn recorded_client_hellos() -> Vec<RecordedClientHello> {
     hellos
 }
 
-/// A ClientHello of our own making.
+/// Builder of a ClientHello.
 #[derive(Clone, Debug)]
 pub struct ClientHello {
     extensions: Vec<u8>,
 }
 
 impl ClientHello {
-    /// No extensions yet.
+    /// Starts without extensions.
     pub const fn new() -> Self {
         Self { extensions: Vec::new() }
     }
 
-    /// Any extension.
+    /// Adds an extension.
     pub fn extension(mut self, kind: u16, data: &[u8]) -> Self {
         self.extensions.extend(kind.to_be_bytes());
         self.extensions.extend(len16(data.len()));
@@ -48,13 +48,13 @@ impl ClientHello {
         self
     }
 
-    /// The server name extension, with whatever bytes for a name.
+    /// Adds the server name extension. The name may be invalid.
     pub fn sni(self, name: &[u8]) -> Self {
         let entry = [&[0], &len16(name.len())[..], name].concat();
         self.extension(0, &[&len16(entry.len())[..], &entry].concat())
     }
 
-    /// The ALPN extension.
+    /// Adds the ALPN extension.
     pub fn alpn(self, protocols: &[&str]) -> Self {
         let list: Vec<u8> = protocols
             .iter()
@@ -63,12 +63,12 @@ impl ClientHello {
         self.extension(16, &[&len16(list.len())[..], &list].concat())
     }
 
-    /// Pads the handshake message (without its header) to this many bytes.
+    /// Pads the handshake message, without its header, to so many bytes.
     pub fn padded_to(self, size: usize) -> Self {
         let now = self.handshake_message().len() - 4;
         let mut padded = self;
         let mut left = size - now;
-        // One extension holds 65,535 bytes at most; several kinds are needed for a long one.
+        // An extension has 65,535 bytes at most, so a long message needs several.
         for kind in 0xff00.. {
             let data = match left {
                 0 => break,
@@ -82,7 +82,7 @@ impl ClientHello {
         padded
     }
 
-    /// The handshake message.
+    /// Encodes the handshake message.
     pub fn handshake_message(&self) -> Vec<u8> {
         let mut body = vec![3, 3];
         body.extend([0x5a; 32]);
@@ -93,12 +93,12 @@ impl ClientHello {
         [&[1], &len[1..], &body].concat()
     }
 
-    /// In records of at most so many bytes.
+    /// Encodes it in records of at most so many bytes each.
     pub fn fragmented(&self, size: usize) -> Vec<u8> {
         encode_records(&self.handshake_message(), size)
     }
 
-    /// In as few records as there can be.
+    /// Encodes it in as few records as possible.
     pub fn encode(&self) -> Vec<u8> {
         self.fragmented(16_384)
     }
@@ -110,7 +110,7 @@ impl Default for ClientHello {
     }
 }
 
-/// Puts a handshake message into records of at most so many bytes.
+/// Encodes a handshake message in records of at most so many bytes each.
 pub fn encode_records(message: &[u8], size: usize) -> Vec<u8> {
     let record = |part: &[u8]| [&[22, 3, 1], &len16(part.len())[..], part].concat();
     message.chunks(size).flat_map(record).collect()

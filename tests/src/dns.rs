@@ -1,4 +1,4 @@
-//! Knot, a real authoritative name server, among the back ends.
+//! Knot, an authoritative name server among the back ends.
 
 use std::net::SocketAddr;
 use std::process::{Command, Output};
@@ -7,10 +7,10 @@ use crate::lab::{Lab, backend};
 use crate::peer::{ServerProcess, write_file};
 use crate::wait::wait_until;
 
-/// The key that may update a zone: its name, and its secret in base64.
+/// TSIG key that may update a zone: its name, and its secret in base64.
 pub const TSIG: (&str, &str) = ("acme-key", "c25pc3BsaXQgdGVzdCBrZXksIG5vdCBhIHNlY3JldCE=");
 
-/// A name server that is the authority for one zone.
+/// An authoritative name server with one zone.
 #[derive(Debug)]
 pub struct DnsServer {
     server: ServerProcess,
@@ -19,7 +19,7 @@ pub struct DnsServer {
 }
 
 impl DnsServer {
-    /// Starts it with an empty zone, which [`TSIG`] may update.
+    /// Starts the name server with an empty zone, which [`TSIG`] may update.
     pub fn start(lab: &Lab, zone: &str) -> Self {
         let folder = lab.dir().display();
         let records = format!(
@@ -44,10 +44,10 @@ impl DnsServer {
             file = file.display(),
         );
         let file = write_file(lab, "knot.conf", &config);
-        let runs =
+        let server =
             ServerProcess::start_backend(lab, address(), Command::new("knotd").arg("-c").arg(file));
-        let dns = Self { server: runs, zone: zone.to_owned(), control_socket: control };
-        wait_until("Knot to take orders", || {
+        let dns = Self { server, zone: zone.to_owned(), control_socket: control };
+        wait_until("Knot to accept commands", || {
             dns.knotc_output(&["zone-read", zone]).status.success().then_some(())
         });
         dns
@@ -68,13 +68,13 @@ impl DnsServer {
         self.server.pid()
     }
 
-    /// All its records.
+    /// All records of the zone.
     pub fn read_zone(&self) -> String {
         let done = self.knotc_output(&["zone-read", &self.zone]);
         String::from_utf8_lossy(&done.stdout).into_owned()
     }
 
-    /// Where `knotc` talks to it.
+    /// Path of the socket that knotc(8) uses.
     pub fn control_socket(&self) -> &str {
         &self.control_socket
     }
@@ -87,12 +87,12 @@ impl DnsServer {
         assert!(done.status.success() || had_none_before, "knotc {args:?}: {output}\n{log}");
     }
 
-    fn knotc_output(&self, words: &[&str]) -> Output {
-        Command::new("knotc").args(["-s", &self.control_socket]).args(words).output().unwrap()
+    fn knotc_output(&self, args: &[&str]) -> Output {
+        Command::new("knotc").args(["-s", &self.control_socket]).args(args).output().unwrap()
     }
 }
 
-/// Where it answers.
+/// Address of the name server.
 pub fn address() -> SocketAddr {
     backend(53)
 }

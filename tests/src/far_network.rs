@@ -1,16 +1,16 @@
-//! A network behind the back ends' one, which is the router to it. The way on from that router takes
-//! smaller packets than the hosts beyond know.
+//! A network behind the back ends' namespace, which is the router to it. The router's link there has a smaller MTU than
+//! the host in that network knows.
 
 use crate::lab::Lab;
 use crate::link::has_ipv6;
 use crate::namespace::{Namespace, ip, wait_for_ipv6};
 
-/// A host beyond: 10.91.3.2 and fd91:3::2.
+/// A host in that network, with the addresses 10.91.3.2 and fd91:3::2.
 #[derive(Debug)]
 pub struct FarNetwork(Namespace);
 
 impl FarNetwork {
-    /// Lays the way there.
+    /// Creates the network. `mtu` is that of the router's link.
     pub fn new(lab: &Lab, mtu: u16) -> Self {
         let far = Namespace::new("f");
         let [_, proxy, router] = lab.namespace_names();
@@ -28,8 +28,8 @@ impl FarNetwork {
                 [(router, gateway, "to-far"), (far.name(), host, "to-router")]
             {
                 let address = format!("{address}/{bits}");
-                let words = ["-n", namespace, "addr", "add", &address, "dev", link];
-                ip(&[&words[..], nodad].concat());
+                let args = ["-n", namespace, "addr", "add", &address, "dev", link];
+                ip(&[&args[..], nodad].concat());
             }
             ip(&["-n", proxy, family, "route", "add", net, "via", next]);
             ip(&["-n", far.name(), family, "route", "add", "default", "via", gateway]);
@@ -47,7 +47,7 @@ impl FarNetwork {
         Self(far)
     }
 
-    /// Runs something there.
+    /// Calls `act` in the host's namespace.
     pub fn run<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
         self.0.run(act)
     }

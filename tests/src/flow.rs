@@ -1,20 +1,21 @@
-//! A flow that has begun, for tests of what carries it.
+//! A flow that is open, for tests that compare engines.
 
 use std::net::{TcpListener, TcpStream};
 
 use crate::agent::{self, Agent};
 use crate::client_hello::ClientHello;
 use crate::lab::{Lab, backend};
-use crate::stream::{accept, connect, listen, read_exact, write};
+use crate::stream::{listen, read_exact, write};
+use crate::testbed::{ANSWER, Peers};
 
-/// What every engine must do alike is tested on each of these.
+/// All engines.
 pub const ENGINES: [&str; 4] = ["copy", "splice", "sockmap", "packet"];
 
-/// Those whose flows have sockets: what the kernel does for these (keep-alive, a reset when they are closed,
-/// netfilter's hooks in front of them), it does for them.
+/// Engines whose flows keep the agent's sockets, with all that the kernel does for a socket: keepalive probes, a reset
+/// when it is closed, netfilter hooks in front of it.
 pub const SOCKET_ENGINES: [&str; 3] = ["copy", "splice", "sockmap"];
 
-/// One flow through the agent, its greeting already at the back end.
+/// One flow through an agent. Its back end has received the ClientHello.
 #[derive(Debug)]
 pub struct Flow {
     /// The client's socket.
@@ -23,53 +24,46 @@ pub struct Flow {
     pub backend: TcpStream,
     /// The agent between them.
     pub agent: Agent,
-    /// The engine asked for.
+    /// The engine of the agent's `--engine`.
     pub engine: &'static str,
-    /// Bytes of the greeting.
+    /// Bytes of the ClientHello.
     pub hello_len: usize,
-    /// Bytes of the answer.
+    /// Bytes that the back end has answered, for the packet engine to take over; 0 for others.
     pub answer_len: usize,
     listener: TcpListener,
     lab: Lab,
 }
 
 impl Flow {
-    /// Starts everything, greets, and reads the greeting at the back end.
+    /// Opens a flow in a new lab, through an agent with this engine.
     pub fn open(engine: &'static str) -> Self {
         Self::open_with(engine, &[])
     }
 
-    /// The same, the agent started with these flags too.
+    /// Opens a flow in a new lab, through an agent with this engine and these flags.
     pub fn open_with(engine: &'static str, flags: &[&str]) -> Self {
         Self::open_in_lab(Lab::new(), engine, flags)
     }
 
-    /// The same in a lab of the caller's making.
+    /// Opens a flow in this lab, through an agent with this engine and these flags.
     pub fn open_in_lab(lab: Lab, engine: &'static str, flags: &[&str]) -> Self {
         let engine_and_route = ["--engine", engine, "--route", "a.test=10.91.2.2:8001"];
         let agent = Agent::start(&lab, &[&engine_and_route[..], flags].concat());
         let listener = listen(&lab, backend(8001));
-        let client = connect(&lab, agent::address());
-        let hello = ClientHello::new().sni(b"a.test").encode();
-        write(&client, &hello);
-        let backend = accept(&listener);
-        assert_eq!(read_exact(&backend, hello.len()), hello);
-        let answer_len = answer_if_packet(engine, &client, &backend);
-        Self { client, backend, agent, engine, hello_len: hello.len(), answer_len, listener, lab }
+        let peers = connect_peers(&lab, &listener, engine);
+        let answer_len = if engine == "packet" { ANSWER.len() } else { 0 };
+        let hello_len = ClientHello::new().sni(b"a.test").encode().len();
+        let Peers { client, backend } = peers;
+        Self { client, backend, agent, engine, hello_len, answer_len, listener, lab }
     }
 
-    /// One more flow beside this one: client and back end.
-    pub fn connect_another(&self) -> (TcpStream, TcpStream) {
-        let client = connect(&self.lab, agent::address());
-        let hello = ClientHello::new().sni(b"a.test").encode();
-        write(&client, &hello);
-        let backend = accept(&self.listener);
-        assert_eq!(read_exact(&backend, hello.len()), hello);
-        answer_if_packet(self.engine, &client, &backend);
-        (client, backend)
+    /// Opens one more flow through the same agent.
+    pub fn connect_another(&self) -> Peers {
+        connect_peers(&self.lab, &self.listener, self.engine)
     }
 
-    /// Messages to and fro, each heard before the next is said. Bytes each way.
+    /// Exchanges so many messages, each as a request and a response of the same bytes. Returns the bytes in each
+    /// direction.
     pub fn exchange_messages(&self, messages: usize) -> usize {
         let Self { client, backend, .. } = self;
         for number in 0..messages {
@@ -82,12 +76,12 @@ impl Flow {
         messages * size_of::<usize>()
     }
 
-    /// Where it runs.
+    /// The lab that the flow is in.
     pub fn lab(&self) -> &Lab {
         &self.lab
     }
 
-    /// The record must say what was carried, by which engine, and how it ended.
+    /// Asserts the next record: bytes in each direction besides ClientHello and answer, the engine, and the outcome.
     #[track_caller]
     pub fn assert_record(&self, up: usize, down: usize, outcome: &str) {
         let record = self.agent.next_record();
@@ -101,14 +95,10 @@ impl Flow {
     }
 }
 
-/// The packet engine takes a flow when its back end has answered, and before the client says more, as
-/// in TLS.
-fn answer_if_packet(engine: &str, client: &TcpStream, backend: &TcpStream) -> usize {
-    if engine != "packet" {
-        return 0;
+/// Opens a flow. The packet engine takes a flow over when the back end has answered, so it answers for that engine.
+fn connect_peers(lab: &Lab, listener: &TcpListener, engine: &str) -> Peers {
+    if engine == "packet" {
+        return Peers::connect_offloaded(lab, agent::address(), listener);
     }
-    let answer = b"an answer";
-    write(backend, answer);
-    assert_eq!(read_exact(client, answer.len()), answer);
-    answer.len()
+    Peers::connect(lab, agent::address(), listener, &ClientHello::new().sni(b"a.test"))
 }

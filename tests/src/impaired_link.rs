@@ -1,6 +1,7 @@
-//! A bad line: a cable whose TCP packets are lost, late, out of order or doubled. This kernel has no
-//! `sch_netem`, so the cable is us: frames go from one TAP device to the other through user space.
-//! TAP devices know no offloads: what crosses is what a wire would carry, in packets of the MTU.
+//! Impaired links: TCP packets are lost, delayed, reordered or duplicated, as `sch_netem` does, which not every kernel has.
+//!
+//! Two TAP devices are the ends of a link, and threads forward frames between them. TAP devices have no offloads: frames
+//! are not larger than the MTU, and have complete checksums.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -11,28 +12,27 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use fastrand::Rng;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tun_rs::{DeviceBuilder, Layer, SyncDevice};
 
-use crate::rng::SeededRng;
-
-/// What happens to TCP packets, each way. Everything else only takes its time.
+/// Impairment of TCP packets in each direction. Other packets are delayed only.
 #[derive(Clone, Copy, Debug)]
 pub struct Impairment {
-    /// Lost, of a thousand.
+    /// Lost packets of 1,000.
     pub loss_per_mille: u64,
-    /// Carried twice, of a thousand.
+    /// Duplicated packets of 1,000.
     pub duplicate_per_mille: u64,
-    /// Overtaken by those behind them, of a thousand.
+    /// Packets of 1,000 that later ones overtake.
     pub reorder_per_mille: u64,
-    /// How long the way is.
+    /// Delay of every packet.
     pub delay: Duration,
-    /// How much longer it may be, at random. Packets do not overtake each other by that.
+    /// Largest random delay in addition. Packets keep their order.
     pub jitter: Duration,
 }
 
 impl Impairment {
-    /// A cable as it should be.
+    /// No impairment.
     pub const NONE: Self = Self {
         loss_per_mille: 0,
         duplicate_per_mille: 0,
@@ -41,7 +41,8 @@ impl Impairment {
         jitter: Duration::ZERO,
     };
 
-    /// A mobile client far away: besides what is lost, 2 % doubled, 3 % reordered, 3 to 5 ms each way.
+    /// A mobile network that loses this percentage of packets: 2 % are duplicated, 3 % reordered, 3 to 5 ms of delay in each
+    /// direction.
     pub const fn lossy(percent: u64) -> Self {
         Self {
             loss_per_mille: percent * 10,
@@ -53,21 +54,21 @@ impl Impairment {
     }
 }
 
-/// What became of packets.
+/// Counters of a link, both directions together.
 #[derive(Debug, Default)]
 pub struct LinkStats {
-    /// Carried, the second of doubled ones included.
+    /// Forwarded packets, duplicates included.
     forwarded: AtomicU64,
-    /// Lost.
+    /// Lost packets.
     lost: AtomicU64,
-    /// Carried twice.
+    /// Duplicated packets.
     duplicated: AtomicU64,
-    /// Sent off late, so that others overtook them.
+    /// Packets that were delayed, so that others overtook them.
     reordered: AtomicU64,
 }
 
 impl LinkStats {
-    /// Carried, lost, doubled and reordered.
+    /// Packets forwarded, lost, duplicated and reordered.
     pub fn counts(&self) -> [u64; 4] {
         let all = [&self.forwarded, &self.lost, &self.duplicated, &self.reordered];
         all.map(|count| count.load(Ordering::Relaxed))
@@ -76,12 +77,15 @@ impl LinkStats {
 
 impl fmt::Display for LinkStats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [carried, lost, doubled, reordered] = self.counts();
-        write!(f, "{carried} packets, {lost} lost, {doubled} doubled, {reordered} reordered")
+        let [forwarded, lost, duplicated, reordered] = self.counts();
+        write!(
+            f,
+            "{forwarded} packets, {lost} lost, {duplicated} duplicated, {reordered} reordered"
+        )
     }
 }
 
-/// A cable with an end in each of two namespaces. Dropping it takes it out.
+/// A running link between two namespaces. Dropping it stops its threads.
 #[derive(Debug)]
 pub struct ImpairedLink {
     stop: Arc<AtomicBool>,
@@ -89,13 +93,13 @@ pub struct ImpairedLink {
     stats: Arc<LinkStats>,
 }
 
-/// One end, to be called in its namespace.
+/// Creates one end of a link in the calling thread's namespace.
 pub fn create_tap(name: &str) -> SyncDevice {
     DeviceBuilder::new().name(name).layer(Layer::L2).mtu(1500).build_sync().unwrap()
 }
 
 impl ImpairedLink {
-    /// Joins two ends.
+    /// Starts to forward between two ends.
     pub fn new(ends: [SyncDevice; 2], impairment: Impairment) -> Self {
         let [left, right] = ends.map(Arc::new);
         let (stop, stats) = (Arc::new(AtomicBool::new(false)), Arc::new(LinkStats::default()));
@@ -103,17 +107,22 @@ impl ImpairedLink {
         for (from, to, seed) in [(&left, &right, 1), (&right, &left, 2)] {
             let (sender, frames) = channel();
             let (from, to) = (Arc::clone(from), Arc::clone(to));
-            let (stop_flag, link_stats) = (Arc::clone(&stop), Arc::clone(&stats));
-            let rng = SeededRng::new(seed);
-            threads.push(thread::spawn(move || {
-                receive_and_impair(&from, impairment, rng, (&stop_flag, &link_stats), &sender)
-            }));
+            let direction = Direction {
+                from,
+                to: sender,
+                impairment,
+                rng: Rng::with_seed(seed),
+                stop: Arc::clone(&stop),
+                stats: Arc::clone(&stats),
+                sequence: 0,
+            };
+            threads.push(thread::spawn(move || direction.receive_and_impair()));
             threads.push(thread::spawn(move || deliver_when_due(&frames, &to)));
         }
         Self { stop, threads, stats }
     }
 
-    /// What became of packets so far, both ways.
+    /// Counters so far.
     pub fn stats(&self) -> &LinkStats {
         &self.stats
     }
@@ -126,56 +135,79 @@ impl Drop for ImpairedLink {
     }
 }
 
-/// How long to wait for a frame before looking whether it is all over.
+/// How long a thread waits for a frame before it looks at the stop flag.
 const STOP_POLL_INTERVAL: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 
-/// A frame on its way: when it arrives, its number among all, its bytes.
+/// A delayed frame: when it arrives, its number among all frames, its bytes.
 type Frame = Reverse<(Instant, u64, Vec<u8>)>;
 
-/// Takes frames off one end and decides what becomes of them.
-fn receive_and_impair(
-    from: &SyncDevice,
-    how: Impairment,
-    mut rng: SeededRng,
-    (stop, fates): (&AtomicBool, &LinkStats),
-    to: &Sender<Frame>,
-) {
-    from.set_nonblocking(true).unwrap();
-    let mut buffer = vec![0; 2_048];
-    let (mut sequence, mut last) = (0, Instant::now());
-    let mut send = |at, bytes: &[u8]| {
-        sequence += 1;
-        fates.forwarded.fetch_add(1, Ordering::Relaxed);
-        let _over = to.send(Reverse((at, sequence, bytes.to_vec())));
-    };
-    while !stop.load(Ordering::Relaxed) {
-        let Ok(bytes) = from.recv(&mut buffer) else {
-            let _spurious =
-                poll(&mut [PollFd::new(from, PollFlags::IN)], Some(&STOP_POLL_INTERVAL));
-            continue;
-        };
-        let frame = &buffer[..bytes];
-        let jitter = rng.below(how.jitter.as_micros() as u64 + 1);
-        let arrives = Instant::now() + how.delay + Duration::from_micros(jitter);
-        last = last.max(arrives);
-        let mut happens = |count: &AtomicU64, per_mille| {
-            let happens = is_tcp(frame) && rng.below(1_000) < per_mille;
-            count.fetch_add(happens.into(), Ordering::Relaxed);
-            happens
-        };
-        if happens(&fates.lost, how.loss_per_mille) {
-            continue;
+/// One direction of a link.
+struct Direction {
+    from: Arc<SyncDevice>,
+    to: Sender<Frame>,
+    impairment: Impairment,
+    rng: Rng,
+    stop: Arc<AtomicBool>,
+    stats: Arc<LinkStats>,
+    /// Number of the last frame.
+    sequence: u64,
+}
+
+impl Direction {
+    /// Receives frames from one end, and drops, delays, reorders or duplicates them.
+    fn receive_and_impair(mut self) {
+        self.from.set_nonblocking(true).unwrap();
+        let mut buffer = vec![0; 2_048];
+        let mut last = Instant::now();
+        while !self.stop.load(Ordering::Relaxed) {
+            let Ok(bytes) = self.from.recv(&mut buffer) else {
+                let _spurious =
+                    poll(&mut [PollFd::new(&self.from, PollFlags::IN)], Some(&STOP_POLL_INTERVAL));
+                continue;
+            };
+            let frame = &buffer[..bytes];
+            let Impairment { delay, jitter, .. } = self.impairment;
+            let jitter = Duration::from_micros(self.rng.u64(..=jitter.as_micros() as u64));
+            last = last.max(Instant::now() + delay + jitter);
+            if is_tcp(frame) {
+                self.impair_tcp(frame, last);
+            } else {
+                self.send(frame, last);
+            }
         }
-        let is_late = happens(&fates.reordered, how.reorder_per_mille);
-        let at = if is_late { last + how.delay / 2 } else { last };
-        send(at, frame);
-        if happens(&fates.duplicated, how.duplicate_per_mille) {
-            send(at + how.delay / 4, frame);
+    }
+
+    fn impair_tcp(&mut self, frame: &[u8], arrival: Instant) {
+        let Impairment { loss_per_mille, duplicate_per_mille, reorder_per_mille, delay, .. } =
+            self.impairment;
+        if self.happens(loss_per_mille) {
+            self.stats.lost.fetch_add(1, Ordering::Relaxed);
+            return;
         }
+        let mut arrival = arrival;
+        if self.happens(reorder_per_mille) {
+            self.stats.reordered.fetch_add(1, Ordering::Relaxed);
+            arrival += delay / 2;
+        }
+        self.send(frame, arrival);
+        if self.happens(duplicate_per_mille) {
+            self.stats.duplicated.fetch_add(1, Ordering::Relaxed);
+            self.send(frame, arrival + delay / 4);
+        }
+    }
+
+    fn happens(&mut self, per_mille: u64) -> bool {
+        self.rng.u64(..1_000) < per_mille
+    }
+
+    fn send(&mut self, frame: &[u8], arrival: Instant) {
+        self.sequence += 1;
+        self.stats.forwarded.fetch_add(1, Ordering::Relaxed);
+        let _link_is_dropped = self.to.send(Reverse((arrival, self.sequence, frame.to_vec())));
     }
 }
 
-/// Puts frames on the other end when their time has come.
+/// Sends each frame to the other end when it has to arrive.
 fn deliver_when_due(frames: &Receiver<Frame>, to: &SyncDevice) {
     let mut queue: BinaryHeap<Frame> = BinaryHeap::new();
     loop {

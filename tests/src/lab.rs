@@ -1,4 +1,4 @@
-//! Three namespaces in a row: client | proxy | back ends. Gone when the `Lab` is dropped.
+//! Three network namespaces in a row: client, proxy, back ends. Dropping a [`Lab`] removes them.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
@@ -7,21 +7,21 @@ use std::process::Command;
 use tempfile::TempDir;
 
 use crate::impaired_link::{self, ImpairedLink, Impairment, LinkStats};
-use crate::link::{LinkEnd, create_veth, create_vlan, has_ipv6, link_namespaces, move_nic};
+use crate::link::{Host, LinkEnd, create_veth, create_vlan, has_ipv6, link_namespaces, move_nic};
 use crate::namespace::{Namespace, ip};
 
-/// The proxy, as the client sees it.
+/// Address of the proxy on the client's side.
 pub const PROXY: Ipv4Addr = Ipv4Addr::new(10, 91, 1, 1);
-/// The proxy's IPv6 address towards the client.
+/// IPv6 address of the proxy on the client's side.
 pub const PROXY6: Ipv6Addr = Ipv6Addr::new(0xfd91, 1, 0, 0, 0, 0, 0, 1);
-/// The client.
+/// Address of the client.
 pub const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 91, 1, 2);
-/// The back ends, told apart by port.
+/// Address of all back ends, which differ by port.
 pub const BACKEND: Ipv4Addr = Ipv4Addr::new(10, 91, 2, 2);
-/// The back ends over IPv6.
+/// IPv6 address of all back ends.
 pub const BACKEND6: Ipv6Addr = Ipv6Addr::new(0xfd91, 2, 0, 0, 0, 0, 0, 2);
 
-/// The topology and a folder for whatever the peers write.
+/// The namespaces with their links, and a folder for files.
 #[derive(Debug)]
 pub struct Lab {
     impaired_links: Vec<ImpairedLink>,
@@ -32,43 +32,43 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Builds the namespaces and joins them.
+    /// Creates the namespaces, with veth links.
     pub fn new() -> Self {
         Self::with_links(create_veth)
     }
 
-    /// The same with lines in VLANs instead (802.1Q), if they are to be: towards the client, towards the back
-    /// ends.
+    /// Creates the namespaces, with links in a VLAN (802.1Q) where `selected` is true: to the client, to the back ends.
     pub fn with_vlans(selected: [bool; 2]) -> Self {
-        let mut which = selected.into_iter();
+        let mut selected = selected.into_iter();
         Self::with_links(|ends| {
-            if which.next() == Some(true) { create_vlan(ends) } else { create_veth(ends) }
+            if selected.next() == Some(true) { create_vlan(ends) } else { create_veth(ends) }
         })
     }
 
-    /// The same with bad lines instead of good ones.
+    /// Creates the namespaces, with impaired links.
     pub fn impaired(impairment: Impairment) -> Self {
         Self::partly_impaired([true; 2], impairment)
     }
 
-    /// The same for some of its lines: towards the client, towards the back ends. What goes from a good one
-    /// to one like this has to get its checksum on the way.
-    pub fn partly_impaired(which: [bool; 2], impairment: Impairment) -> Self {
-        let (mut which, mut cables) = (which.into_iter(), Vec::new());
+    /// Creates the namespaces, with impaired links where `selected` is true: to the client, to the back ends.
+    ///
+    /// A packet from a veth has a partial checksum, which the kernel finishes in front of an impaired link.
+    pub fn partly_impaired(selected: [bool; 2], impairment: Impairment) -> Self {
+        let (mut selected, mut impaired_links) = (selected.into_iter(), Vec::new());
         let mut lab = Self::with_links(|ends| {
-            if which.next() != Some(true) {
+            if selected.next() != Some(true) {
                 return create_veth(ends);
             }
             let ends =
                 ends.map(|end| end.namespace.run(|| impaired_link::create_tap(end.interface)));
-            cables.push(ImpairedLink::new(ends, impairment));
+            impaired_links.push(ImpairedLink::new(ends, impairment));
         });
-        lab.impaired_links = cables;
+        lab.impaired_links = impaired_links;
         lab
     }
 
-    /// The same with lines whose ends have native XDP: TAP devices, or the NICs that `SNISPLIT_NICS` has the
-    /// addresses of, of which two and two are joined.
+    /// Creates the namespaces, with links whose ends have native XDP: TAP devices, or NICs. `SNISPLIT_NICS` has the
+    /// Ethernet addresses of 4 NICs, of which two and two are connected.
     pub fn with_xdp_drivers() -> Self {
         let Ok(nics) = std::env::var(NICS_ENV) else {
             return Self::impaired(Impairment::NONE);
@@ -88,18 +88,21 @@ impl Lab {
             dir: TempDir::with_prefix("sp-").unwrap(),
         };
         let Self { client, proxy, backends, .. } = &lab;
-        link_namespaces((client, CLIENT, 0x1002), (proxy, PROXY, 0x1001), &mut create_link);
-        let backend_side = (proxy, Ipv4Addr::new(10, 91, 2, 1), 0x2001);
-        link_namespaces(backend_side, (backends, BACKEND, 0x2002), &mut create_link);
+        let host = |namespace, v4, id| Host { namespace, v4, id };
+        let proxy_at_backends = Ipv4Addr::new(10, 91, 2, 1);
+        let to_client = [host(client, CLIENT, 0x1002), host(proxy, PROXY, 0x1001)];
+        let to_backends = [host(proxy, proxy_at_backends, 0x2001), host(backends, BACKEND, 0x2002)];
+        link_namespaces(to_client, &mut create_link);
+        link_namespaces(to_backends, &mut create_link);
         lab
     }
 
-    /// What the bad lines did so far: towards the client, towards the back ends.
+    /// Statistics of the impaired links: to the client, to the back ends.
     pub fn link_stats(&self) -> impl Iterator<Item = &LinkStats> {
         self.impaired_links.iter().map(ImpairedLink::stats)
     }
 
-    /// Makes the proxy the router between client and back ends, whose packets it forwards.
+    /// Makes the proxy's host the router between client and back ends.
     pub fn route_via_proxy(&self) {
         ip(&["-n", self.client.name(), "route", "add", "default", "via", &PROXY.to_string()]);
         ip(&["-n", self.backends.name(), "route", "add", "default", "via", "10.91.2.1"]);
@@ -116,8 +119,8 @@ impl Lab {
         });
     }
 
-    /// Drops what these rules say, such as `in iifname "to-1002" drop`, and nothing that former ones
-    /// said. `in` is before routing, `out` behind it.
+    /// Replaces the rules by which the proxy's host drops packets, such as `in iifname "to-1002" drop`. `in` is the hook
+    /// prerouting, `out` the hook output.
     pub fn set_drop_rules(&self, rules: &[&str]) {
         let chain = |name: &str, hook: &str| {
             let own = rules.iter().filter_map(|rule| rule.strip_prefix(name));
@@ -131,7 +134,7 @@ impl Lab {
         });
     }
 
-    /// How many packets were dropped by a chain's rules so far.
+    /// Number of packets that the rules of a chain have dropped so far.
     pub fn dropped_packets(&self, chain: &str) -> u64 {
         let mut list = Command::new("nft");
         list.args(["-j", "list", "chain", "inet", "spcut", chain]);
@@ -141,7 +144,7 @@ impl Lab {
         counts.filter_map(|rest| rest.split([',', '}']).next()?.trim().parse::<u64>().ok()).sum()
     }
 
-    /// Gives the back ends one more address.
+    /// Adds an address to the back ends.
     pub fn add_backend_address(&self, address: IpAddr) {
         let prefix = if address.is_ipv4() { 24 } else { 64 };
         let link = ["dev", "to-2001"];
@@ -149,34 +152,37 @@ impl Lab {
         ip(&[&["-n", self.backends.name(), "addr", "add", &address][..], &link].concat());
     }
 
-    /// Takes the cable out, or puts it back in, between the proxy and the back ends.
+    /// Sets the link between the proxy and the back ends up or down.
     pub fn set_backend_link(&self, is_up: bool) {
         let state = if is_up { "up" } else { "down" };
         ip(&["-n", self.backends.name(), "link", "set", "to-2001", state]);
     }
 
-    /// Runs something as the client. Sockets and children made there stay there.
+    /// Calls `act` in the client's namespace. Sockets and processes that it creates stay there.
     pub fn in_client<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
         self.client.run(act)
     }
 
-    /// Runs something where the agent is.
+    /// Calls `act` in the proxy's namespace.
     pub fn in_proxy<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
         self.proxy.run(act)
     }
 
-    /// Runs something where the back ends are.
+    /// Calls `act` in the back ends' namespace.
     pub fn in_backends<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
         self.backends.run(act)
     }
 
-    /// Runs something in the namespace of this name.
+    /// Calls `act` in the namespace with this name.
     pub fn in_namespace<T: Send>(&self, name: &str, act: impl FnOnce() -> T + Send) -> T {
         let all = [&self.client, &self.proxy, &self.backends];
-        all.into_iter().find(|one| one.name() == name).expect("one of `names`").run(act)
+        all.into_iter()
+            .find(|one| one.name() == name)
+            .expect("a name of `namespace_names`")
+            .run(act)
     }
 
-    /// A folder of this lab's own.
+    /// Folder for files of this lab.
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
@@ -193,15 +199,15 @@ impl Default for Lab {
     }
 }
 
-/// Has the addresses of NICs that lines may be made of.
+/// Variable with the Ethernet addresses of the NICs for [`Lab::with_xdp_drivers`].
 const NICS_ENV: &str = "SNISPLIT_NICS";
 
-/// Whether lines with drivers are made of NICs.
+/// Whether [`Lab::with_xdp_drivers`] uses NICs.
 pub fn uses_nics() -> bool {
     std::env::var_os(NICS_ENV).is_some()
 }
 
-/// The address of a back end on this port.
+/// Address of the back end on this port.
 pub fn backend(port: u16) -> SocketAddr {
     (IpAddr::V4(BACKEND), port).into()
 }

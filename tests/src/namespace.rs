@@ -1,4 +1,4 @@
-//! A network namespace, gone when it is dropped.
+//! A network namespace, which is removed when it is dropped.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -50,20 +50,22 @@ impl Drop for Namespace {
     }
 }
 
-/// Waits until the namespace that we are in hears who asks for its IPv6 address on a link, of which this is
-/// the last byte. A worker of the kernel sees to that once the link is up (`addrconf_dad_work`), on a busy
-/// machine seconds later; whoever asks before gets no answer, and after three of them EHOSTUNREACH.
+/// Waits until the calling thread's namespace answers neighbour solicitations for its address on a link. `host` is the last
+/// byte of the address.
+///
+/// A kernel worker joins the multicast group once the link is up (`addrconf_dad_work`), seconds later on a busy machine.
+/// A peer that asks before gets no answer, and EHOSTUNREACH after three attempts.
 pub(crate) fn wait_for_ipv6(link: &str, host: u8) {
     let (link, group) =
         (format!(" {link} "), format!(" ff0200000000000000000001ff0000{host:02x} "));
-    wait_until("a link that hears IPv6", || {
+    wait_until("an IPv6 address that answers", || {
         let groups = fs::read_to_string("/proc/thread-self/net/igmp6").unwrap();
         let is_ours = |line: &str| line.contains(&link) && line.contains(&group);
         groups.lines().any(is_ours).then_some(())
     });
 }
 
-/// ip(8).
+/// Runs ip(8).
 pub(crate) fn ip(args: &[&str]) {
     let done = Command::new("ip").args(args).output().unwrap();
     assert!(done.status.success(), "ip {args:?}: {}", String::from_utf8_lossy(&done.stderr));

@@ -1,5 +1,5 @@
-//! Pebble, a real ACME server, where the client is: it looks names up, and all of them are at the
-//! agent, so that is where it validates.
+//! Pebble, an ACME server in the client's namespace. Its name server answers every name with the agent's address, so Pebble
+//! validates at the agent.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
@@ -15,10 +15,10 @@ use crate::lab::{CLIENT, Lab, PROXY};
 use crate::peer::{ServerProcess, write_file};
 use crate::wait::{wait_until, wait_until_within};
 
-/// Clients of a CA may ask too early and then wait for seconds.
+/// Timeout for a certificate. An ACME client that polls too early waits for seconds.
 const ISSUANCE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// An ACME server and the name server that it asks.
+/// A running Pebble and its name server.
 #[derive(Debug)]
 pub struct Pebble {
     server: ServerProcess,
@@ -27,17 +27,26 @@ pub struct Pebble {
     root_file: PathBuf,
 }
 
-/// What Pebble may be told.
+/// Settings of a Pebble.
 #[derive(Clone, Copy, Debug)]
 pub struct PebbleConfig {
-    /// How long its certificates are good for, seconds.
+    /// Validity of its certificates, in seconds.
     pub validity_seconds: u64,
-    /// Key id and HMAC key that a new account must be bound to.
-    pub eab: Option<(&'static str, &'static str)>,
-    /// Another name server than the one that sends everything to the agent.
+    /// Key that a new account has to be bound to (external account binding).
+    pub eab: Option<EabKey>,
+    /// Name server to use instead of the one that answers with the agent's address.
     pub name_server: Option<SocketAddr>,
-    /// How many good nonces of a hundred it says are bad.
+    /// Percentage of valid nonces that it rejects.
     pub bad_nonce_percent: u32,
+}
+
+/// Key for external account binding (RFC 8555 §7.3.4).
+#[derive(Clone, Copy, Debug)]
+pub struct EabKey {
+    /// Key identifier.
+    pub id: &'static str,
+    /// HMAC key in base64url.
+    pub hmac: &'static str,
 }
 
 impl Default for PebbleConfig {
@@ -52,12 +61,12 @@ impl Default for PebbleConfig {
 }
 
 impl Pebble {
-    /// Starts it with the usual terms.
+    /// Starts a Pebble with default settings.
     pub fn start(lab: &Lab) -> Self {
         Self::start_with(lab, PebbleConfig::default())
     }
 
-    /// Starts it.
+    /// Starts a Pebble with these settings.
     pub fn start_with(lab: &Lab, settings: PebbleConfig) -> Self {
         let at = |port| SocketAddr::new(IpAddr::V4(CLIENT), port);
         let mut dns = Command::new("pebble-challtestsrv");
@@ -67,7 +76,7 @@ impl Pebble {
         let dns_server = ServerProcess::start_at_client(lab, at(8055), &mut dns);
         let ca_file = ensure_ca(lab);
         let (cert, key) = issue_https_certificate(lab, &ca_file);
-        let bindings = settings.eab.map(|(id, secret)| (id.to_owned(), secret.into()));
+        let bindings = settings.eab.map(|key| (key.id.to_owned(), key.hmac.into()));
         let bindings: serde_json::Map<String, Value> = bindings.into_iter().collect();
         let config = json!({ "pebble": {
             "listenAddress": at(14000).to_string(), "managementListenAddress": at(15000).to_string(),
@@ -94,27 +103,27 @@ impl Pebble {
         Self { server, dns_server, ca_file, root_file: path }
     }
 
-    /// Where its directory is.
+    /// URL of its ACME directory.
     pub fn directory(&self) -> String {
         format!("https://{CLIENT}:14000/dir")
     }
 
-    /// The root that its own HTTPS is signed by.
+    /// Root certificate of its own HTTPS.
     pub fn ca_file(&self) -> &Path {
         &self.ca_file
     }
 
-    /// Stops the name server that it asks before it validates.
+    /// Stops its name server, which it queries before it validates.
     pub fn pause_validation(&self) {
         self.dns_server.signal(Signal::STOP);
     }
 
-    /// Lets that go on.
+    /// Continues its name server.
     pub fn resume_validation(&self) {
         self.dns_server.signal(Signal::CONT);
     }
 
-    /// How many accounts, or orders, it was asked for.
+    /// Number of its `accounts` or `orders` so far.
     pub fn logged_count(&self, what: &str) -> usize {
         let log = self.server.log();
         let line = format!(" {what} in ");
@@ -124,16 +133,16 @@ impl Pebble {
         counts.filter_map(number).next_back().unwrap_or(0)
     }
 
-    /// What it logged.
+    /// Its log.
     pub fn log(&self) -> String {
         self.server.log()
     }
 
-    /// Returns the certificate that the agent serves for a name, to a client that trusts this CA only.
+    /// Connects through the agent, with trust in this CA only. Returns the certificate that is served for a name.
     ///
     /// # Errors
     ///
-    /// What the client said, if it did not accept the certificate.
+    /// The output of openssl, if the certificate is not valid for the name, or there is none.
     pub fn served_certificate(&self, lab: &Lab, name: &str) -> Result<ServedCertificate, String> {
         let mut command = Command::new("timeout");
         command.args(["20", "openssl", "s_client", "-servername", name, "-verify_hostname", name]);
@@ -154,7 +163,7 @@ impl Pebble {
         Ok(ServedCertificate { pem: format!("{}-----END CERTIFICATE-----\n", &output[begin..end]) })
     }
 
-    /// Waits until that is so.
+    /// Waits until a valid certificate is served for a name.
     #[track_caller]
     pub fn wait_for_certificate(&self, lab: &Lab, name: &str) -> ServedCertificate {
         wait_until_within(ISSUANCE_TIMEOUT, &format!("a certificate for {name}"), || {
@@ -163,35 +172,35 @@ impl Pebble {
     }
 }
 
-/// Flags for an agent that orders from it, started or not; the state is in the lab's folder.
+/// Flags for an agent that orders from the lab's Pebble, which may not run yet. The state directory is in the lab's folder.
 pub fn acme_flags(lab: &Lab) -> Vec<String> {
     let state = lab.dir().join("state");
-    let words = [
+    let flags = [
         ("--acme-directory", format!("https://{CLIENT}:14000/dir")),
         ("--acme-ca-file", ensure_ca(lab).display().to_string()),
         ("--acme-contact", "mailto:ops@example.com".into()),
         ("--state-dir", state.display().to_string()),
     ];
-    words.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect()
+    flags.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect()
 }
 
-/// A certificate that was served.
+/// A certificate that a server has sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServedCertificate {
     pem: String,
 }
 
 impl ServedCertificate {
-    /// What `openssl x509` prints about it.
-    pub fn x509_text(&self, lab: &Lab, what: &[&str]) -> String {
+    /// Output of `openssl x509` with these arguments.
+    pub fn x509_text(&self, lab: &Lab, args: &[&str]) -> String {
         let file = write_file(lab, "served.pem", &self.pem);
         let mut command = Command::new("openssl");
-        let done = command.args(["x509", "-noout", "-in"]).arg(file).args(what).output().unwrap();
+        let done = command.args(["x509", "-noout", "-in"]).arg(file).args(args).output().unwrap();
         String::from_utf8_lossy(&done.stdout).into_owned()
     }
 }
 
-/// What an agent says on its admin port, and the status.
+/// Body and status of a request to an agent's admin port.
 pub fn admin_get(lab: &Lab, path: &str) -> (String, u16) {
     let url = format!("http://127.0.0.1:9901{path}");
     let mut curl = Command::new("curl");
@@ -202,27 +211,27 @@ pub fn admin_get(lab: &Lab, path: &str) -> (String, u16) {
     (body.to_owned(), status.parse().unwrap())
 }
 
-/// Where the agent of `flags` keeps a certificate.
+/// Folder of a certificate in the state directory of [`acme_flags`].
 pub fn certificate_dir(lab: &Lab, label: &str) -> PathBuf {
     lab.dir().join(format!("state/{CLIENT}_14000/certificates/{label}"))
 }
 
-/// What it says of it.
+/// Contents of a certificate's `status.json`, if there is one.
 pub fn certificate_status(lab: &Lab, label: &str) -> Option<Value> {
     let text = fs::read(certificate_dir(lab, label).join("status.json")).ok()?;
     serde_json::from_slice(&text).ok()
 }
 
-fn openssl(lab: &Lab, words: &[&str]) {
+fn openssl(lab: &Lab, args: &[&str]) {
     let mut command = Command::new("openssl");
-    let done = command.args(words).current_dir(lab.dir()).output().unwrap();
+    let done = command.args(args).current_dir(lab.dir()).output().unwrap();
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
 }
 
 const NEW_KEY_ARGS: [&str; 6] =
     ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days"];
 
-/// The authority that signs Pebble's own HTTPS certificate, made when it is first asked for.
+/// Root certificate of Pebble's own HTTPS, which the first call creates.
 fn ensure_ca(lab: &Lab) -> PathBuf {
     let path = lab.dir().join("ca.pem");
     if path.exists() {

@@ -1,4 +1,4 @@
-//! Real peers: TLS servers behind the agent, TLS clients before it.
+//! Real peers: TLS servers behind the agent, and TLS clients in front of it.
 
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::lab::{Lab, backend};
 use crate::wait::wait_until;
 
-/// A child process that ends with its test.
+/// A server process, which is killed when it is dropped.
 #[derive(Debug)]
 pub struct ServerProcess {
     child: Child,
@@ -23,7 +23,7 @@ impl ServerProcess {
         Self::start_in(lab, lab.namespace_names()[2], address, command)
     }
 
-    /// Starts a server where the client is, to stand before the agent.
+    /// Starts a server in the client's namespace and waits until it accepts on `address`.
     pub fn start_at_client(lab: &Lab, address: SocketAddr, command: &mut Command) -> Self {
         Self::start_in(lab, lab.namespace_names()[0], address, command)
     }
@@ -31,7 +31,7 @@ impl ServerProcess {
     fn start_in(lab: &Lab, namespace: &str, address: SocketAddr, command: &mut Command) -> Self {
         let log = lab.dir().join(format!("peer-{}.log", address.port()));
         let file = fs::File::create(&log).unwrap();
-        // s_server ends when its standard input does.
+        // s_server exits at the end of its standard input.
         command.stdin(Stdio::piped()).stdout(file.try_clone().unwrap()).stderr(file);
         command.env("HOME", lab.dir()).current_dir(lab.dir());
         let child = lab.in_namespace(namespace, || command.spawn());
@@ -44,7 +44,7 @@ impl ServerProcess {
         peer
     }
 
-    /// What it printed.
+    /// Its output so far.
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap()).into_owned()
     }
@@ -54,7 +54,7 @@ impl ServerProcess {
         self.child.id()
     }
 
-    /// Sends it a signal.
+    /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
@@ -76,7 +76,7 @@ pub struct Identity {
     pub key: PathBuf,
 }
 
-/// Makes a certificate for a name.
+/// Creates a key and a self-signed certificate for a name.
 pub fn create_identity(lab: &Lab, name: &str) -> Identity {
     let cert = lab.dir().join(format!("{name}.pem"));
     let key = lab.dir().join(format!("{name}.key"));
@@ -90,47 +90,58 @@ pub fn create_identity(lab: &Lab, name: &str) -> Identity {
     Identity { cert, key }
 }
 
-/// openssl s_server; with `-rev` it answers every line reversed and ends at the line `CLOSE`.
-pub fn openssl(lab: &Lab, address: SocketAddr, name: &str, more: &[&str]) -> ServerProcess {
+/// Starts openssl s_server with these arguments. With `-rev`, it answers each line reversed, and exits at the line `CLOSE`.
+pub fn openssl(lab: &Lab, address: SocketAddr, name: &str, args: &[&str]) -> ServerProcess {
     let Identity { cert, key } = create_identity(lab, name);
     let mut command = Command::new("openssl");
     command.args(["s_server", "-accept", &address.to_string()]);
-    command.arg("-cert").arg(cert).arg("-key").arg(key).args(more);
+    command.arg("-cert").arg(cert).arg("-key").arg(key).args(args);
     ServerProcess::start_backend(lab, address, &mut command)
 }
 
-/// nginx that answers any request with its own word.
+/// Starts nginx, which answers every request with `body`.
 pub fn nginx(lab: &Lab, port: u16, name: &str, body: &str) -> ServerProcess {
-    nginx_with(lab, (&backend(port).to_string(), port), name, "ssl http2", body)
+    let address = backend(port).to_string();
+    let listen = NginxListen { address: &address, port, options: "ssl http2" };
+    nginx_with(lab, listen, name, body)
 }
 
-/// nginx behind a PROXY header, which answers with the address that the header told.
+/// Starts nginx, which requires a PROXY header and answers with the address in it.
 pub fn nginx_with_proxy_protocol(lab: &Lab, port: u16, name: &str) -> ServerProcess {
-    let at = (&*backend(port).to_string(), port);
-    nginx_with(lab, at, name, "ssl proxy_protocol", "$proxy_protocol_addr")
+    let address = backend(port).to_string();
+    let listen = NginxListen { address: &address, port, options: "ssl proxy_protocol" };
+    nginx_with(lab, listen, name, "$proxy_protocol_addr")
 }
 
-/// nginx without TLS.
+/// Starts nginx without TLS, which answers every request with `body`.
 pub fn nginx_plain(lab: &Lab, port: u16, body: &str) -> ServerProcess {
-    nginx_with(lab, (&backend(port).to_string(), port), "plain.test", "", body)
+    let address = backend(port).to_string();
+    nginx_with(lab, NginxListen { address: &address, port, options: "" }, "plain.test", body)
 }
 
-/// nginx for `a.test` on a unix socket; it answers on a port too, which says that it is there.
+/// Starts nginx for `a.test` on a unix socket, and on a port to find out when it has started.
 pub fn nginx_on_socket(lab: &Lab, socket: &str, port: u16) -> ServerProcess {
-    let also = format!("ssl; listen {}", backend(port));
-    nginx_with(lab, (socket, port), "a.test", &also, "nginx here")
+    let options = format!("ssl; listen {}", backend(port));
+    let listen = NginxListen { address: socket, port, options: &options };
+    nginx_with(lab, listen, "a.test", "nginx here")
 }
 
-fn nginx_with(
-    lab: &Lab,
-    (address, port): (&str, u16),
-    name: &str,
-    listen: &str,
-    body: &str,
-) -> ServerProcess {
+/// Where nginx listens.
+#[derive(Clone, Copy)]
+struct NginxListen<'a> {
+    /// Address of the `listen` directive.
+    address: &'a str,
+    /// Port that accepts once nginx has started. No other server of the lab may use it.
+    port: u16,
+    /// Options of the `listen` directive.
+    options: &'a str,
+}
+
+fn nginx_with(lab: &Lab, listen: NginxListen<'_>, name: &str, body: &str) -> ServerProcess {
+    let NginxListen { address, port, options } = listen;
     let Identity { cert, key } = create_identity(lab, name);
     let (cert, key) = (cert.display(), key.display());
-    // It gives its folder away to nobody.
+    // nginx, as root, changes the owner of its temporary folders to nobody, so the lab's folder cannot be one.
     let folder = lab.dir().join(format!("nginx-{port}")).display().to_string();
     let config = format!(
         "daemon off; master_process off; pid {folder}.pid; error_log stderr;
@@ -139,7 +150,7 @@ fn nginx_with(
            access_log off; client_body_temp_path {folder}; proxy_temp_path {folder};
            fastcgi_temp_path {folder}; uwsgi_temp_path {folder}; scgi_temp_path {folder};
            server {{
-             listen {address} {listen}; ssl_protocols TLSv1.2 TLSv1.3;
+             listen {address} {options}; ssl_protocols TLSv1.2 TLSv1.3;
              ssl_certificate {cert}; ssl_certificate_key {key};
              location / {{ return 200 '{body}'; }}
            }}
@@ -153,7 +164,7 @@ fn nginx_with(
     )
 }
 
-/// Caddy that answers any request with its own word.
+/// Starts Caddy, which answers every request with `body`.
 pub fn caddy(lab: &Lab, port: u16, name: &str, body: &str) -> ServerProcess {
     let Identity { cert, key } = create_identity(lab, name);
     let (cert, key) = (cert.display(), key.display());
@@ -167,7 +178,7 @@ pub fn caddy(lab: &Lab, port: u16, name: &str, body: &str) -> ServerProcess {
     ServerProcess::start_backend(lab, backend(port), &mut command)
 }
 
-/// Traefik with its ping service behind TLS, which answers `OK`.
+/// Starts Traefik with its ping service behind TLS, which answers `OK`.
 pub fn traefik(lab: &Lab, port: u16, name: &str) -> ServerProcess {
     let Identity { cert, key } = create_identity(lab, name);
     let config = format!(
@@ -183,8 +194,8 @@ pub fn traefik(lab: &Lab, port: u16, name: &str) -> ServerProcess {
     command.arg(format!("--entrypoints.web.address={}", backend(port)));
     command.args(["--ping=true", "--ping.manualrouting=true", "--global.checknewversion=false"]);
     let peer = ServerProcess::start_backend(lab, backend(port), &mut command);
-    // It accepts before it has read its routes.
-    wait_until("Traefik to know its route", || {
+    // Traefik accepts connections before it has read its routes.
+    wait_until("Traefik to read its route", || {
         let mut probe = Command::new("curl");
         probe.args(["-sk", "--connect-to", &format!("::{}", backend(port))]);
         let done = lab.in_backends(|| probe.arg(format!("https://{name}/")).output()).unwrap();
@@ -193,13 +204,13 @@ pub fn traefik(lab: &Lab, port: u16, name: &str) -> ServerProcess {
     peer
 }
 
-/// A program that `cargo xtask setup` put into its own Python environment.
+/// Path of a program that `cargo xtask setup` has installed into its own Python environment.
 pub fn packaged_program(program: &str) -> PathBuf {
     let folder = std::env::var("SNISPLIT_PEERS");
     Path::new(&folder.expect("SNISPLIT_PEERS: run these tests by `cargo xtask test`")).join(program)
 }
 
-/// HAProxy with this configuration behind a common head; `address` is one that it binds.
+/// Starts HAProxy with this configuration behind common defaults. `address` is one that it listens on.
 pub fn haproxy(lab: &Lab, at_client: bool, address: SocketAddr, config: &str) -> ServerProcess {
     let head = "defaults\n timeout connect 5s\n timeout client 1m\n timeout server 1m\n";
     let file =
@@ -212,29 +223,29 @@ pub fn haproxy(lab: &Lab, at_client: bool, address: SocketAddr, config: &str) ->
     }
 }
 
-/// A file in the lab's folder.
+/// Writes a file into the lab's folder.
 pub fn write_file(lab: &Lab, name: &str, text: &str) -> PathBuf {
     let path = lab.dir().join(name);
     fs::write(&path, text).unwrap();
     path
 }
 
-/// curl as the client, certificates unchecked; a name is where the agent is.
-pub fn curl(lab: &Lab, url: &str, more: &[&str]) -> Output {
+/// Runs curl in the client's namespace. Every name has the agent's address, and certificates are not verified.
+pub fn curl(lab: &Lab, url: &str, args: &[&str]) -> Output {
     let mut command = Command::new("curl");
     command.args(["-sSk", "-m", "20", "--connect-to"]);
-    command.arg(format!("::{}", crate::agent::address())).args(more).arg(url);
+    command.arg(format!("::{}", crate::agent::address())).args(args).arg(url);
     lab.in_client(|| command.output()).unwrap()
 }
 
-/// openssl s_client as the client; what it prints and how it exits.
-pub fn s_client(lab: &Lab, name: &str, input: &str, more: &[&str]) -> String {
-    let words = lab.dir().join(format!("input-{}", input.len()));
-    fs::write(&words, input).unwrap();
+/// Runs openssl s_client in the client's namespace with this input. Returns its output.
+pub fn s_client(lab: &Lab, name: &str, input: &str, args: &[&str]) -> String {
+    let file = lab.dir().join(format!("input-{}", input.len()));
+    fs::write(&file, input).unwrap();
     let mut command = Command::new("timeout");
     command.args(["20", "openssl", "s_client", "-servername", name, "-connect"]);
-    command.arg(crate::agent::address().to_string()).args(more);
-    command.stdin(fs::File::open(words).unwrap());
+    command.arg(crate::agent::address().to_string()).args(args);
+    command.stdin(fs::File::open(file).unwrap());
     let done = lab.in_client(|| command.output()).unwrap();
     [done.stdout, done.stderr].map(|out| String::from_utf8_lossy(&out).into_owned()).concat()
 }

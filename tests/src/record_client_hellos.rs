@@ -1,5 +1,5 @@
-//! Records the client hellos in `tests/client_hellos`: starts each real client against a listener of ours
-//! and keeps its first flight. `tests/client_hellos/README.md` has the command.
+//! Records the files of `tests/client_hellos`: starts each client against a listener, and writes the first bytes that it
+//! sends. `tests/client_hellos/README.md` has the command.
 
 use std::fs;
 use std::io::Read;
@@ -27,11 +27,12 @@ const PYTHON: &str = "import socket,ssl; c=ssl.create_default_context(); \
 fn main() {
     let folder = std::env::args().nth(1).expect("usage: record-client-hellos FOLDER");
     let folder = Path::new(&folder);
-    let listener = TcpListener::bind(("127.0.0.1", PORT)).expect("run me in a namespace of my own");
+    let listener = TcpListener::bind(("127.0.0.1", PORT))
+        .expect("this program needs a network namespace of its own");
     fs::create_dir_all("/tmp/sp-firefox").unwrap();
-    for (client, words) in client_commands() {
-        let mut command = Command::new(&words[0]);
-        command.args(&words[1..]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    for (client, args) in client_commands() {
+        let mut command = Command::new(&args[0]);
+        command.args(&args[1..]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
         command.env("HOME", "/tmp/sp-firefox").process_group(0);
         let child = ChildGuard(command.spawn().expect("the client"));
         record_client_hello(folder, client, &listener);
@@ -42,7 +43,7 @@ fn main() {
     rustls_client.join().unwrap();
 }
 
-/// Each client and how to make it greet us.
+/// Name of each client, and the command that has it connect.
 fn client_commands() -> [(&'static str, Vec<String>); 8] {
     let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
     let peer = "127.0.0.1:8443";
@@ -78,13 +79,13 @@ struct ChildGuard(Child);
 
 impl Drop for ChildGuard {
     fn drop(&mut self) {
-        // Browsers are families of processes.
+        // A browser has several processes.
         let _gone_already = kill_process_group(Pid::from_child(&self.0), Signal::KILL);
         let _reaped = self.0.wait();
     }
 }
 
-/// A client's first flight ends when it waits for an answer.
+/// Writes the bytes that a client sends until it waits for an answer.
 fn record_client_hello(folder: &Path, client: &str, listener: &TcpListener) {
     listener.set_nonblocking(true).unwrap();
     let (mut stream, _) = wait_until(client, || listener.accept().ok());
@@ -92,11 +93,11 @@ fn record_client_hello(folder: &Path, client: &str, listener: &TcpListener) {
     stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
     let mut bytes = Vec::new();
     let _timeout = stream.read_to_end(&mut bytes);
-    assert_eq!(bytes.first(), Some(&22), "{client} said no TLS");
+    assert_eq!(bytes.first(), Some(&22), "{client} has sent no TLS record");
     println!("{client}: {} bytes", bytes.len());
     fs::write(folder.join(client).with_extension("bin"), bytes).unwrap();
     drop(stream);
-    // A client may have come more than once.
+    // A client may have connected more than once.
     while listener.accept().is_ok() {}
 }
 

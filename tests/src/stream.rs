@@ -1,4 +1,4 @@
-//! Plain TCP peers of the lab: clients that send what a test says, back ends that tell what came.
+//! TCP peers of the lab: connecting, listening, sending and receiving, all with timeouts.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -10,23 +10,23 @@ use socket2::SockRef;
 use crate::lab::Lab;
 use crate::wait::default_timeout;
 
-/// Connects as the client, with deadlines.
+/// Connects from the client's namespace. Returns a stream with timeouts.
 pub fn connect(lab: &Lab, to: SocketAddr) -> TcpStream {
     with_timeouts(lab.in_client(|| TcpStream::connect(to)).unwrap())
 }
 
-/// Listens as a back end.
+/// Listens in the back ends' namespace.
 pub fn listen(lab: &Lab, address: SocketAddr) -> TcpListener {
     lab.in_backends(|| TcpListener::bind(address)).unwrap()
 }
 
-/// Stops listening for certain: a child that another test is just forking may hold a copy of the
-/// descriptor until it execs, and the kernel would go on accepting for as long.
+/// Stops listening at once. A child that another test has forked may hold a copy of the descriptor until it calls exec,
+/// and the kernel would accept connections as long.
 pub fn stop_listening(listener: TcpListener) {
     SockRef::from(&listener).shutdown(Shutdown::Both).unwrap();
 }
 
-/// The next connection, with deadlines.
+/// Waits for the next connection. Returns a stream with timeouts.
 #[track_caller]
 pub fn accept(listener: &TcpListener) -> TcpStream {
     listener.set_nonblocking(true).unwrap();
@@ -35,7 +35,7 @@ pub fn accept(listener: &TcpListener) -> TcpStream {
     with_timeouts(stream.0)
 }
 
-/// Reads and writes fail after [`default_timeout`]; nothing is held back by Nagle.
+/// Sets [`default_timeout`] for reads and writes, and TCP_NODELAY.
 fn with_timeouts(stream: TcpStream) -> TcpStream {
     stream.set_read_timeout(Some(default_timeout())).unwrap();
     stream.set_write_timeout(Some(default_timeout())).unwrap();
@@ -43,7 +43,7 @@ fn with_timeouts(stream: TcpStream) -> TcpStream {
     stream
 }
 
-/// Everything up to the end of stream.
+/// Reads to the end of stream.
 #[track_caller]
 pub fn read_all(mut stream: &TcpStream) -> Vec<u8> {
     let mut bytes = Vec::new();
@@ -51,7 +51,7 @@ pub fn read_all(mut stream: &TcpStream) -> Vec<u8> {
     bytes
 }
 
-/// Exactly so many bytes.
+/// Reads exactly `n` bytes.
 #[track_caller]
 pub fn read_exact(mut stream: &TcpStream, n: usize) -> Vec<u8> {
     let mut bytes = vec![0; n];
@@ -59,13 +59,13 @@ pub fn read_exact(mut stream: &TcpStream, n: usize) -> Vec<u8> {
     bytes
 }
 
-/// Writes all of it.
+/// Writes all bytes.
 #[track_caller]
 pub fn write(mut stream: &TcpStream, bytes: &[u8]) {
     stream.write_all(bytes).unwrap();
 }
 
-/// Ends our direction and keeps the other open.
+/// Ends the direction in which this socket sends.
 #[track_caller]
 pub fn shutdown_write(stream: &TcpStream) {
     stream.shutdown(Shutdown::Write).unwrap();
@@ -76,14 +76,14 @@ pub fn close_with_reset(stream: TcpStream) {
     SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
 }
 
-/// What a read says about the other side, after all bytes before it.
+/// Reads to the end of stream or to an error. Returns the bytes before it, and which of both it was.
 pub fn read_to_end_or_error(mut stream: &TcpStream) -> (Vec<u8>, Result<(), io::ErrorKind>) {
     let mut bytes = Vec::new();
     let end = stream.read_to_end(&mut bytes).map(drop).map_err(|error| error.kind());
     (bytes, end)
 }
 
-/// A stream of bytes that no fault can reproduce by chance, and its hash.
+/// A stream of pseudo-random bytes, and its hash.
 #[derive(Debug, Default)]
 pub struct RandomStream {
     counter: u64,
@@ -91,12 +91,12 @@ pub struct RandomStream {
 }
 
 impl RandomStream {
-    /// Other bytes for every number.
-    pub fn from_seed(number: u32) -> Self {
-        Self { counter: u64::from(number) << 32, ..Self::default() }
+    /// Creates the stream of a seed.
+    pub fn from_seed(seed: u32) -> Self {
+        Self { counter: u64::from(seed) << 32, ..Self::default() }
     }
 
-    /// The next bytes; their hash is kept.
+    /// Fills the buffer with the next bytes, and adds them to the hash.
     pub fn fill(&mut self, bytes: &mut [u8]) {
         for chunk in bytes.chunks_mut(8) {
             self.counter += 1;
@@ -107,7 +107,7 @@ impl RandomStream {
         self.hash.update(&*bytes);
     }
 
-    /// Sends so many bytes and says what they hash to.
+    /// Sends `total` bytes. Returns their hash.
     #[track_caller]
     pub fn send(mut self, stream: &TcpStream, total: usize) -> [u8; 32] {
         let mut buffer = vec![0; 256 * 1024];
@@ -122,12 +122,12 @@ impl RandomStream {
     }
 }
 
-/// Reads what there is. A process that was stopped and goes on is no fault of a stream with a deadline, whose
-/// read is not begun again by the kernel (signal(7)).
+/// Reads once, again after EINTR: the kernel does not restart a read with a timeout in a process that was stopped and
+/// continued (signal(7)).
 ///
 /// # Errors
 ///
-/// The error of `read(2)` other than EINTR, a timeout among them.
+/// As read(2), but not EINTR.
 pub fn read_once(mut stream: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
     loop {
         match stream.read(buffer) {
@@ -137,7 +137,7 @@ pub fn read_once(mut stream: &TcpStream, buffer: &mut [u8]) -> io::Result<usize>
     }
 }
 
-/// How many bytes came up to the end of stream, and what they hash to.
+/// Reads to the end of stream. Returns the number of bytes, and their hash.
 #[track_caller]
 pub fn read_all_hashed(stream: &TcpStream) -> (usize, [u8; 32]) {
     let mut hash = Sha256::new();

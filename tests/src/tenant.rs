@@ -1,4 +1,4 @@
-//! Tenants: back ends that order their own certificates by TLS-ALPN-01, through the agent.
+//! Tenants: back ends that order their own certificates through the agent.
 
 use std::process::Command;
 
@@ -6,16 +6,16 @@ use crate::lab::{Lab, backend};
 use crate::pebble::Pebble;
 use crate::peer::{ServerProcess, packaged_program, write_file};
 
-/// What stands before the server in its connections.
+/// What a listener expects at the begin of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ListenerMode {
-    /// Nothing.
+    /// TLS.
     Tls,
-    /// A PROXY header.
+    /// A PROXY header, and TLS behind it.
     ProxyProtocol,
 }
 
-/// Traefik with a `tlsChallenge` resolver, a certificate for each name.
+/// Starts Traefik, which orders a certificate for each name by TLS-ALPN-01.
 pub fn traefik(
     lab: &Lab,
     pebble: &Pebble,
@@ -48,7 +48,7 @@ pub fn traefik(
     ServerProcess::start_backend(lab, backend(port), &mut command)
 }
 
-/// Caddy with nothing but TLS-ALPN-01.
+/// Starts Caddy, which orders a certificate for each name by TLS-ALPN-01.
 pub fn caddy(
     lab: &Lab,
     pebble: &Pebble,
@@ -83,16 +83,16 @@ pub fn caddy(
 ///
 /// # Errors
 ///
-/// What lego printed, if it got no certificate.
+/// The output of lego, if it got no certificate.
 pub fn lego(lab: &Lab, pebble: &Pebble, port: u16, names: &[&str]) -> Result<(), String> {
     lego_with_challenge(lab, pebble, "tls", port, names)
 }
 
-/// Runs [`lego`] with another challenge: `tls` or `http`.
+/// Runs lego with this challenge, `tls` or `http`, to order one certificate for all names.
 ///
 /// # Errors
 ///
-/// What lego printed, if it got no certificate.
+/// The output of lego, if it got no certificate.
 pub fn lego_with_challenge(
     lab: &Lab,
     pebble: &Pebble,

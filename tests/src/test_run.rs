@@ -1,14 +1,28 @@
-//! A packet as a NIC hands it over that has summed up all of it (`CHECKSUM_COMPLETE`,
-//! include/linux/skbuff.h): that sum, too, must be right behind a program.
+//! `BPF_PROG_TEST_RUN`: the answers of programs, and a run with a checksum over the whole packet.
+//!
+//! A NIC may give such a checksum (`CHECKSUM_COMPLETE`, include/linux/skbuff.h). It must be right after the
+//! program has changed the packet, too.
 
 use std::io;
 
 use aya::programs::loaded_programs;
 use rustix::fd::{AsFd as _, AsRawFd as _};
 
+/// `TC_ACT_SHOT`: drops the packet.
+pub const TC_ACT_SHOT: u32 = 2;
+/// `TC_ACT_REDIRECT`: sends the packet to another interface.
+pub const TC_ACT_REDIRECT: u32 = 7;
+/// `TCX_NEXT` and `TC_ACT_UNSPEC`: leaves the packet to the next program, and then to the kernel.
+pub const TCX_NEXT: u32 = u32::MAX;
+/// `XDP_PASS`: gives the packet to the kernel.
+pub const XDP_PASS: u32 = 2;
+/// `XDP_REDIRECT`: sends the packet by another driver.
+pub const XDP_REDIRECT: u32 = 4;
+
 /// `BPF_PROG_TEST_RUN` of `enum bpf_cmd`.
 const BPF_PROG_TEST_RUN: libc::c_int = 10;
-/// Since Linux 6.16: with it the kernel sums up, and compares (net/bpf/test_run.c).
+/// Has the kernel compute the checksum before the run and compare it after the run (net/bpf/test_run.c, since
+/// Linux 6.16).
 const BPF_F_TEST_SKB_CHECKSUM_COMPLETE: u32 = 1 << 2;
 
 /// `test` of `union bpf_attr`.
@@ -30,11 +44,12 @@ struct TestRunAttr {
     reserved: u32,
 }
 
-/// What the program with this id answers, and makes of the packet.
+/// Runs the program with this id on a packet whose checksum is complete. Returns the program's answer and the
+/// packet that it made.
 ///
 /// # Errors
 ///
-/// `EBADMSG` if the sum is wrong behind it; `EINVAL` if the kernel does not know this.
+/// `EBADMSG` if the checksum is wrong after the run; `EINVAL` if the kernel does not have the flag.
 pub fn run_with_checksum_complete(id: u32, packet: &[u8]) -> io::Result<(u32, Vec<u8>)> {
     let all = loaded_programs().filter_map(Result::ok);
     let program = all.into_iter().find(|program| program.id() == id).expect("a program of that id");

@@ -1,4 +1,4 @@
-//! A TLS client whose hello can be cut as one likes, and that takes any certificate.
+//! A TLS client that sends its ClientHello in chosen chunks and accepts any certificate.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -12,23 +12,23 @@ use rustls::{
     SupportedProtocolVersion,
 };
 
-/// How the first flight goes out.
+/// How a client sends its ClientHello.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Chunking {
-    /// As TLS made it.
+    /// In one write.
     Whole,
-    /// A segment for each byte.
+    /// One byte in each segment.
     BytePerSegment,
-    /// A record for each byte of the message, RFC 8446 §5.1.
+    /// One byte of the handshake message in each record (RFC 8446 §5.1).
     BytePerRecord,
 }
 
-/// Connects with this ALPN, whatever the certificate, the hello cut so.
+/// Creates a client connection with these ALPN protocols, which accepts any certificate.
 pub fn client_connection(name: &str, alpn: &[&str]) -> ClientConnection {
     client_with_versions(rustls::DEFAULT_VERSIONS, name, alpn)
 }
 
-/// The same, of these versions.
+/// Creates a client connection with these TLS versions and ALPN protocols, which accepts any certificate.
 pub fn client_with_versions(
     versions: &[&'static SupportedProtocolVersion],
     name: &str,
@@ -47,7 +47,7 @@ pub fn client_with_versions(
     ClientConnection::new(Arc::new(config), name).unwrap()
 }
 
-/// What a server of this name needs, signed by itself.
+/// Creates the configuration of a server with a self-signed certificate for this name.
 pub fn self_signed_server(name: &str) -> Arc<ServerConfig> {
     let own = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
     let key = PrivatePkcs8KeyDer::from(own.signing_key.serialize_der());
@@ -58,26 +58,26 @@ pub fn self_signed_server(name: &str) -> Arc<ServerConfig> {
     Arc::new(builder.with_single_cert(vec![own.cert.into()], key.into()).unwrap())
 }
 
-/// Sends the client's first flight.
+/// Sends the ClientHello.
 pub fn send_client_hello(tls: &mut ClientConnection, mut stream: &TcpStream, chunking: Chunking) {
-    let mut flight = Vec::new();
-    tls.write_tls(&mut flight).unwrap();
+    let mut hello = Vec::new();
+    tls.write_tls(&mut hello).unwrap();
     let chunks: Vec<Vec<u8>> = match chunking {
-        Chunking::Whole => vec![flight],
-        Chunking::BytePerSegment => flight.iter().map(|byte| vec![*byte]).collect(),
+        Chunking::Whole => vec![hello],
+        Chunking::BytePerSegment => hello.iter().map(|byte| vec![*byte]).collect(),
         Chunking::BytePerRecord => {
-            let header = &flight[..3];
-            flight[5..].iter().map(|byte| [header, &[0, 1, *byte]].concat()).collect()
+            let header = &hello[..3];
+            hello[5..].iter().map(|byte| [header, &[0, 1, *byte]].concat()).collect()
         }
     };
-    chunks.iter().for_each(|piece| stream.write_all(piece).unwrap());
+    chunks.iter().for_each(|chunk| stream.write_all(chunk).unwrap());
 }
 
-/// Completes a TLS handshake, then reads until the server ends the stream.
+/// Completes the handshake, and reads to the end of stream.
 ///
 /// # Errors
 ///
-/// The error of the TLS library or of the socket, such as an alert.
+/// Fails if the handshake fails, or the stream ends without `close_notify`.
 pub fn handshake_and_read_to_end(
     tls: &mut ClientConnection,
     mut stream: &TcpStream,
@@ -90,6 +90,7 @@ pub fn handshake_and_read_to_end(
     Ok(received)
 }
 
+/// Accepts any certificate.
 #[derive(Debug)]
 struct NoCertVerification;
 

@@ -1,15 +1,14 @@
-//! Waiting for conditions, with deadlines.
+//! Waiting for conditions, with timeouts.
 
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-/// How long anything in the lab may take before it counts as a failure: 20 s, or `SNISPLIT_TIMEOUT_FACTOR` times
-/// that on a machine that is so much slower.
+/// Timeout of everything in the lab: 20 s, multiplied by `SNISPLIT_TIMEOUT_FACTOR` on slow machines.
 pub fn default_timeout() -> Duration {
     Duration::from_secs(20) * timeout_factor()
 }
 
-/// Whether this is such a machine.
+/// Whether `SNISPLIT_TIMEOUT_FACTOR` is above 1.
 pub fn is_slow_machine() -> bool {
     timeout_factor() > 1
 }
@@ -18,13 +17,13 @@ fn timeout_factor() -> u32 {
     std::env::var("SNISPLIT_TIMEOUT_FACTOR").map_or(1, |text| text.parse().unwrap())
 }
 
-/// Looks every 5 ms until there is something, and fails after [`default_timeout`].
+/// Calls `probe` every 5 ms until it returns something. Panics after [`default_timeout`].
 #[track_caller]
 pub fn wait_until<T>(what: &str, probe: impl FnMut() -> Option<T>) -> T {
     wait_until_within(default_timeout(), what, probe)
 }
 
-/// The same for what may take longer, or must not.
+/// Calls `probe` every 5 ms until it returns something. Panics after `timeout`.
 #[track_caller]
 pub fn wait_until_within<T>(
     timeout: Duration,
@@ -41,7 +40,7 @@ pub fn wait_until_within<T>(
     }
 }
 
-/// Lets time pass, for peers that are slow on purpose.
+/// Waits, for peers that are slow on purpose.
 pub fn sleep_for(time: Duration) {
     let (_keep, nothing): (_, Receiver<()>) = channel();
     let _timeout = nothing.recv_timeout(time);

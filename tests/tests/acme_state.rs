@@ -1,4 +1,4 @@
-//! What is on disk: killed at any instant, locked against a second agent, mended where it is broken.
+//! The state directory: after a kill at any time, locked against a second agent, and with corrupt files.
 
 use std::fs;
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use snisplit_tests::pebble::{self, Pebble};
 use snisplit_tests::peer::{ServerProcess, nginx_plain};
 use snisplit_tests::wait::{sleep_for, wait_until};
 
-const FRONT: [&str; 2] = ["--terminate", "front.test,www.front.test=10.91.2.2:8080"];
+const TERMINATE: [&str; 2] = ["--terminate", "front.test,www.front.test=10.91.2.2:8080"];
 
 fn create_lab() -> (Lab, ServerProcess) {
     let lab = Lab::new();
@@ -22,7 +22,7 @@ fn create_lab() -> (Lab, ServerProcess) {
 fn start_agent(lab: &Lab) -> Agent {
     let acme = pebble::acme_flags(lab);
     let acme: Vec<&str> = acme.iter().map(String::as_str).collect();
-    Agent::start(lab, &[&acme[..], &FRONT].concat())
+    Agent::start(lab, &[&acme[..], &TERMINATE].concat())
 }
 
 fn ca_state_dir(lab: &Lab) -> PathBuf {
@@ -33,10 +33,10 @@ fn certificate_dir(lab: &Lab) -> PathBuf {
     pebble::certificate_dir(lab, "front.test")
 }
 
-/// Starts the agent and kills it after a while; what it said.
+/// Starts an agent and kills it after `time`. Returns its log.
 fn run_and_kill_after(lab: &Lab, time: Duration) -> String {
     let mut command = Command::new(binary_path());
-    command.args(["run", "--listen", "[::]:443"]).args(FRONT).args(pebble::acme_flags(lab));
+    command.args(["run", "--listen", "[::]:443"]).args(TERMINATE).args(pebble::acme_flags(lab));
     command.env("NO_COLOR", "1").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = lab.in_proxy(|| command.spawn()).unwrap();
     sleep_for(time);
@@ -45,36 +45,36 @@ fn run_and_kill_after(lab: &Lab, time: Duration) -> String {
     String::from_utf8_lossy(&done.stderr).into_owned()
 }
 
-/// 40 agents, each killed a little later in its order than the one before: one account, no key lost,
-/// and every certificate that was written is whole.
+/// 40 agents are killed, each a little later in its order than the one before. Then there is one account, no key is
+/// lost, and every certificate on disk is complete.
 #[test]
 fn an_agent_killed_at_any_time_is_resumed_by_the_next() {
     let (lab, _backend) = create_lab();
     let pebble = Pebble::start(&lab);
     let certificate = certificate_dir(&lab).join("certificate.pem");
-    let (mut resumed, mut whole) = (0, 0);
+    let (mut resumed, mut certificates) = (0, 0);
     for point in 0..40 {
         let output = run_and_kill_after(&lab, Duration::from_millis(20 + 30 * point));
         assert!(!output.contains("panicked") && !output.contains("corrupt"), "{output}");
         resumed += output.matches("order resumed").count();
         if certificate.exists() {
-            whole += 1;
+            certificates += 1;
             let mut check = Command::new("openssl");
             check.args(["pkey", "-noout", "-check", "-in"]).arg(&certificate);
             assert!(check.output().unwrap().status.success());
-            // So that the next one orders too.
+            // The next agent orders again.
             fs::remove_file(&certificate).unwrap();
         }
     }
     let _agent = start_agent(&lab);
     pebble.wait_for_certificate(&lab, "front.test");
     eprintln!(
-        "{resumed} orders went on, {whole} certificates, {} orders",
+        "{resumed} orders resumed, {certificates} certificates, {} orders",
         pebble.logged_count("orders")
     );
-    assert!(resumed >= 5, "{resumed} orders went on");
+    assert!(resumed >= 5, "{resumed} orders resumed");
     assert_eq!(pebble.logged_count("accounts"), 1);
-    assert!(!certificate_dir(&lab).join("order.json").exists(), "no order is left");
+    assert!(!certificate_dir(&lab).join("order.json").exists(), "a completed order is removed");
 }
 
 #[test]
@@ -84,7 +84,10 @@ fn a_second_agent_with_the_same_state_is_refused() {
     let _first = start_agent(&lab);
     pebble.wait_for_certificate(&lab, "front.test");
     let mut command = Command::new(binary_path());
-    command.args(["run", "--listen", "127.0.0.1:8443"]).args(FRONT).args(pebble::acme_flags(&lab));
+    command
+        .args(["run", "--listen", "127.0.0.1:8443"])
+        .args(TERMINATE)
+        .args(pebble::acme_flags(&lab));
     let second = lab.in_proxy(|| command.output()).unwrap();
     let output = String::from_utf8_lossy(&second.stderr).into_owned();
     assert_eq!(second.status.code(), Some(1), "{output}");
@@ -112,17 +115,20 @@ fn state_files_are_private_and_versioned() {
             }
         }
     }
-    assert!(files >= 4, "lock, account, certificate and status");
+    assert!(files >= 4, "lock, account, certificate and status are expected");
     drop(first);
     fs::write(lab.dir().join("state/lock"), "snisplit state, layout 2\n").unwrap();
     let mut command = Command::new(binary_path());
-    command.args(["run", "--listen", "127.0.0.1:8443"]).args(FRONT).args(pebble::acme_flags(&lab));
+    command
+        .args(["run", "--listen", "127.0.0.1:8443"])
+        .args(TERMINATE)
+        .args(pebble::acme_flags(&lab));
     let newer = lab.in_proxy(|| command.output()).unwrap();
     let output = String::from_utf8_lossy(&newer.stderr).into_owned();
     assert!(output.contains("has another layout (snisplit state, layout 2)"), "{output}");
 }
 
-/// A file that is broken is set aside and said so; the agent goes on without it.
+/// The agent renames a corrupt file, logs that, and continues without it.
 #[test]
 fn corrupt_state_files_are_moved_aside() {
     let (lab, _backend) = create_lab();
@@ -144,16 +150,16 @@ fn corrupt_state_files_are_moved_aside() {
     assert_ne!(before, after);
     assert_eq!(second.log_count("is corrupt ("), 3, "{}", second.log());
     for path in &broken {
-        let aside = fs::read_dir(path.parent().unwrap()).unwrap().any(|entry| {
+        let is_kept = fs::read_dir(path.parent().unwrap()).unwrap().any(|entry| {
             let name = entry.unwrap().file_name().into_string().unwrap();
             name.starts_with(path.file_stem().unwrap().to_str().unwrap())
                 && name.contains(".corrupt-")
         });
-        assert!(aside, "{} is kept", path.display());
+        assert!(is_kept, "{} is not kept", path.display());
     }
 }
 
-/// A CA that has lost our account gets the same key again.
+/// A CA has lost the account. The agent creates it again with the same key.
 #[test]
 fn an_account_unknown_to_the_ca_is_created_again() {
     let (lab, _backend) = create_lab();
@@ -168,7 +174,7 @@ fn an_account_unknown_to_the_ca_is_created_again() {
     let second_ca = Pebble::start(&lab);
     fs::remove_file(certificate_dir(&lab).join("certificate.pem")).unwrap();
     let second = start_agent(&lab).allow_warnings();
-    wait_until("the refusal", || second.log().contains("accountDoesNotExist").then_some(()));
+    wait_until("a rejected request", || second.log().contains("accountDoesNotExist").then_some(()));
     fs::write(certificate_dir(&lab).join("renew"), "").unwrap();
     second_ca.wait_for_certificate(&lab, "front.test");
     assert_eq!(key(fs::read_to_string(&account).unwrap()), before);

@@ -1,5 +1,4 @@
-//! `engine = "auto"`: which engine a flow gets, that moving it costs no byte, and what `status` and
-//! `flows` show of it.
+//! `engine = "auto"`: the engine of a flow, handovers without a lost byte, and what `status` and `flows` show.
 
 //@ engines: named
 
@@ -15,37 +14,38 @@ use snisplit_tests::kernel;
 use snisplit_tests::stream::{RandomStream, read_all, read_exact, shutdown_write, write};
 use snisplit_tests::wait::wait_until;
 
+/// Bytes that the back end sends at once.
 const STEP: usize = 64 * 1024;
 const STEPS: usize = 1_600;
 const BULK: usize = STEPS * STEP;
-/// Steps that may be on their way: with what their buffers take they are half of what makes a receiver slow.
+/// Steps that may be unread. With the overhead of their buffers, they are half of the backlog that makes a receiver slow.
 const MAX_STEPS_IN_FLIGHT: usize = 4;
-/// What the receiver says once a MiB, as HTTP/2 opens a window: bulk is no exchange for that.
+/// Bytes that the receiver sends once per MiB, as HTTP/2 does with WINDOW_UPDATE. The download is bulk nevertheless.
 const WINDOW_UPDATE: &[u8] = b"go on";
 const STEPS_PER_UPDATE: usize = 16;
 const HANDOVERS: &str = "snisplit_engine_handovers_total{engine=\"sockmap\"}";
 
-/// Bulk whose receiver keeps up, however slow the machine: else it might leave the kernel for that.
+/// Downloads [`BULK`] bytes to a receiver that keeps up on any machine. A slow receiver would make the flow detach, too.
 fn download_without_backlog(flow: &Flow, at_half: impl Fn()) {
     let Flow { client, backend, .. } = flow;
     thread::scope(|scope| {
         let (in_flight, received) = sync_channel(MAX_STEPS_IN_FLIGHT);
         scope.spawn(move || {
-            let (mut noise, mut step) = (RandomStream::default(), vec![0; STEP]);
+            let (mut random, mut step) = (RandomStream::default(), vec![0; STEP]);
             for _ in 0..STEPS {
                 in_flight.send(()).unwrap();
-                noise.fill(&mut step);
+                random.fill(&mut step);
                 write(backend, &step);
             }
             shutdown_write(backend);
         });
-        let (mut noise, mut step) = (RandomStream::default(), vec![0; STEP]);
+        let (mut random, mut step) = (RandomStream::default(), vec![0; STEP]);
         for number in 0..STEPS {
             if number == STEPS / 2 {
                 at_half();
             }
-            noise.fill(&mut step);
-            assert!(read_exact(client, STEP) == step, "step {number} has other bytes");
+            random.fill(&mut step);
+            assert!(read_exact(client, STEP) == step, "step {number} has wrong bytes");
             received.recv().unwrap();
             if number % STEPS_PER_UPDATE == 0 {
                 write(client, WINDOW_UPDATE);
@@ -55,14 +55,14 @@ fn download_without_backlog(flow: &Flow, at_half: impl Fn()) {
     assert_eq!(read_all(client), b"");
 }
 
-/// The client's end, and what it said while it received.
+/// Ends the client's direction, and verifies its window updates.
 fn end_and_check_updates(flow: &Flow) {
     shutdown_write(&flow.client);
     assert_eq!(read_all(&flow.backend), WINDOW_UPDATE.repeat(STEPS / STEPS_PER_UPDATE));
 }
 
 fn flow_entry(flow: &Flow, which: &str) -> Option<Value> {
-    let all = kernel::sockmap_flow_entries(flow.lab().namespace_names()[1]);
+    let all = kernel::sockmap_flow_entries(flow.agent.instance());
     all.into_iter().find(|one| one["direction"] == which)
 }
 
@@ -77,7 +77,7 @@ fn a_flow_of_few_messages_and_one_of_bulk_stay_on_splice() {
     assert_eq!((&record["engine"], &record["outcome"]), (&"splice".into(), &"closed".into()));
 }
 
-/// splice, then the kernel, then one direction on splice again; not a byte lost at either passage.
+/// A flow begins on splice, moves to sockmap, and returns with one direction to splice.
 #[test]
 fn small_messages_move_to_sockmap_and_bulk_detaches() {
     let flow = Flow::open("auto");
@@ -90,7 +90,7 @@ fn small_messages_move_to_sockmap_and_bulk_detaches() {
     let entries = || kernel::sockmap_entry_count(flow.agent.pid());
     let before = entries();
     download_without_backlog(&flow, || {
-        wait_until("the program to lose sight of bulk", || (entries() == before - 1).then_some(()));
+        wait_until("one direction to detach", || (entries() == before - 1).then_some(()));
     });
     let down = flow_entry(&flow, "Down").unwrap();
     assert_eq!(down["state"], "Detaching", "{down}");
@@ -109,23 +109,23 @@ fn small_messages_move_to_sockmap_and_bulk_detaches() {
     wait_until("its entries to be gone", || (entries() == 0).then_some(()));
 }
 
-/// Questions and answers as large as these are no bulk, although they come to more than that within a second.
+/// Large requests and responses are not bulk, although they have as many bytes in a second.
 #[test]
 fn a_request_response_flow_moves_to_sockmap_and_stays() {
     const TIMES: usize = 2_000;
-    for (question, answer) in [(16_384, 16_384), (500, 30_000), (30_000, 500)] {
+    for (request, response) in [(16_384, 16_384), (500, 30_000), (30_000, 500)] {
         let flow = Flow::open("auto");
-        let (mut noise, mut message) = (RandomStream::default(), vec![0; question.max(answer)]);
+        let (mut random, mut message) = (RandomStream::default(), vec![0; request.max(response)]);
         let mut pass = |from, to, bytes| {
-            noise.fill(&mut message[..bytes]);
+            random.fill(&mut message[..bytes]);
             write(from, &message[..bytes]);
-            assert!(read_exact(to, bytes) == message[..bytes], "other bytes");
+            assert!(read_exact(to, bytes) == message[..bytes], "wrong bytes");
         };
         for _ in 0..TIMES {
-            pass(&flow.client, &flow.backend, question);
-            pass(&flow.backend, &flow.client, answer);
+            pass(&flow.client, &flow.backend, request);
+            pass(&flow.backend, &flow.client, response);
         }
-        for (which, bytes) in [("Up", question), ("Down", answer)] {
+        for (which, bytes) in [("Up", request), ("Down", response)] {
             let one = flow_entry(&flow, which).unwrap();
             assert_eq!(one["state"], "Redirecting", "{one}");
             assert!(
@@ -138,8 +138,8 @@ fn a_request_response_flow_moves_to_sockmap_and_stays() {
         assert_eq!((read_all(&flow.backend), read_all(&flow.client)), (vec![], vec![]));
         let record = flow.agent.next_record();
         assert_eq!((&record["engine"], &record["outcome"]), (&"sockmap".into(), &"closed".into()));
-        assert_eq!(record["bytes_up"], TIMES * question + flow.hello_len, "{record}");
-        assert_eq!(record["bytes_down"], TIMES * answer, "{record}");
+        assert_eq!(record["bytes_up"], TIMES * request + flow.hello_len, "{record}");
+        assert_eq!(record["bytes_down"], TIMES * response, "{record}");
     }
 }
 
@@ -153,7 +153,7 @@ fn run_json(verb: &str, instance: &str) -> (bool, Value) {
 #[test]
 fn status_and_flows_answer_while_the_agent_hangs() {
     let flow = Flow::open("sockmap");
-    let instance = flow.lab().namespace_names()[1];
+    let instance = flow.agent.instance();
     let exchanged = flow.exchange_messages(3);
     flow.agent.signal(Signal::STOP);
 

@@ -1,4 +1,4 @@
-//! Back ends that are reached in other ways, or not: unix sockets, hanging processes, dead links.
+//! Back ends on unix sockets, back ends that hang or fail, and dead links.
 
 use std::io::Read;
 use std::net::Shutdown;
@@ -22,7 +22,7 @@ use snisplit_tests::wait::{default_timeout, sleep_for, wait_until};
 
 const BYTES: usize = 20_000_000;
 
-/// What the client and the back end of one flow over a unix socket are.
+/// Opens a flow to a back end on a unix socket, and gives its peers to `act`.
 fn with_unix_backend(engine: &str, act: impl FnOnce(std::net::TcpStream, UnixStream, &Agent)) {
     let lab = Lab::new();
     let path = lab.dir().join("app.sock");
@@ -58,7 +58,7 @@ fn unix_sockets_forward_both_directions_and_half_closes() {
                     std::io::Write::write_all(&mut &*backend, &all).unwrap();
                     backend.shutdown(Shutdown::Write).unwrap();
                 });
-                // The client's side has ended, and the answer still comes.
+                // The client has ended its direction, and still receives the response.
                 let got = read_all_hashed(&client);
                 back.join().unwrap();
                 (up.join().unwrap(), got)
@@ -72,7 +72,7 @@ fn unix_sockets_forward_both_directions_and_half_closes() {
     }
 }
 
-/// unix(7) knows no reset, so the back end sees the end of stream: TLS tells that from an end.
+/// A unix socket has no reset (unix(7)), so the back end sees an end of stream. TLS detects that it is not a proper end.
 #[test]
 fn a_reset_ends_the_other_side_of_a_unix_socket() {
     for engine in ["copy", "splice"] {
@@ -84,7 +84,7 @@ fn a_reset_ends_the_other_side_of_a_unix_socket() {
         with_unix_backend(engine, |client, backend, agent| {
             write(&client, b"never read");
             wait_until("the bytes", || (unread_bytes(&backend) > 0).then_some(()));
-            // Unread bytes make closing an error for the peer (unix_release_sock).
+            // Closing with unread bytes is an error for the peer (`unix_release_sock`).
             drop(backend);
             let (_, end) = snisplit_tests::stream::read_to_end_or_error(&client);
             assert_eq!(end, Err(std::io::ErrorKind::ConnectionReset));
@@ -93,7 +93,7 @@ fn a_reset_ends_the_other_side_of_a_unix_socket() {
     }
 }
 
-/// Bytes that wait to be read.
+/// Number of bytes in the receive buffer.
 fn unread_bytes(backend: &UnixStream) -> u64 {
     rustix::io::ioctl_fionread(backend).unwrap()
 }
@@ -115,10 +115,16 @@ fn a_missing_unix_socket_is_skipped() {
     }
 }
 
-/// One request of a load: when it began and ended, and what curl said if it failed.
-type Request = (Instant, Instant, Option<String>);
+/// One request of a load.
+#[derive(Debug)]
+struct Request {
+    started: Instant,
+    ended: Instant,
+    /// Output of curl, if the request failed.
+    failure: Option<String>,
+}
 
-/// Clients that ask for a page, each time anew, as long as `act` runs.
+/// Has so many clients request a page again and again, each time on a new connection, while `act` runs.
 fn request_during(lab: &Lab, clients: usize, act: impl FnOnce()) -> Vec<Request> {
     let over = AtomicBool::new(false);
     let requests = Mutex::new(Vec::new());
@@ -126,10 +132,11 @@ fn request_during(lab: &Lab, clients: usize, act: impl FnOnce()) -> Vec<Request>
         for _ in 0..clients {
             scope.spawn(|| {
                 while !over.load(Ordering::Relaxed) {
-                    let begun = Instant::now();
+                    let started = Instant::now();
                     let done = curl(lab, "https://a.test/", &[]);
-                    let failed = (done.stdout != b"nginx here").then(|| format!("{done:?}"));
-                    requests.lock().unwrap().push((begun, Instant::now(), failed));
+                    let failure = (done.stdout != b"nginx here").then(|| format!("{done:?}"));
+                    let request = Request { started, ended: Instant::now(), failure };
+                    requests.lock().unwrap().push(request);
                 }
             });
         }
@@ -139,7 +146,7 @@ fn request_during(lab: &Lab, clients: usize, act: impl FnOnce()) -> Vec<Request>
     requests.into_inner().unwrap()
 }
 
-/// Killed, restarted, stopped, continued: no client error but of requests that were under way.
+/// A back end is killed, restarted, stopped and continued. Only requests that are in flight at such a moment may fail.
 #[test]
 fn a_failing_backend_fails_only_requests_in_flight() {
     let lab = Lab::new();
@@ -150,7 +157,7 @@ fn a_failing_backend_fails_only_requests_in_flight() {
     let agent = Agent::start(&lab, &flags).allow_warnings();
     let is_up = |value: f64| {
         let name = "snisplit_backend_up{backend=\"10.91.2.2:8001\"}";
-        wait_until("the checks to notice", || (agent.metric(&lab, name) == value).then_some(()));
+        wait_until("health checks to notice", || (agent.metric(&lab, name) == value).then_some(()));
     };
     let send = |peer: &ServerProcess, signal| {
         kill_process(Pid::from_raw(peer.pid().cast_signed()).unwrap(), signal).unwrap();
@@ -171,34 +178,34 @@ fn a_failing_backend_fails_only_requests_in_flight() {
         send(first, Signal::CONT);
         is_up(1.0);
     });
-    let beyond = failures_outside(&requests, &instants);
-    assert!(requests.len() > 50 && beyond.is_empty(), "{beyond:?}");
+    let unexpected = failures_outside(&requests, &instants);
+    assert!(requests.len() > 50 && unexpected.is_empty(), "{unexpected:?}");
 }
 
-/// Requests that failed without being under way at one of these instants.
+/// Requests that failed and were not in flight at any of these instants.
 fn failures_outside<'r>(requests: &'r [Request], instants: &[Instant]) -> Vec<&'r Request> {
-    let failed = requests.iter().filter(|(.., failed)| failed.is_some());
-    let beyond: Vec<_> = failed
-        .clone()
-        .filter(|(begun, ended, _)| !instants.iter().any(|at| begun <= at && at <= ended))
-        .collect();
+    let failed = requests.iter().filter(|request| request.failure.is_some());
+    let in_flight = |request: &Request| {
+        instants.iter().any(|instant| (request.started..=request.ended).contains(instant))
+    };
+    let unexpected: Vec<_> = failed.clone().filter(|request| !in_flight(request)).collect();
     eprintln!(
-        "{} requests, {} failed in flight, {} beyond that, the slowest took {:?}",
+        "{} requests, {} failed in flight, {} others failed, the slowest took {:?}",
         requests.len(),
-        failed.count() - beyond.len(),
-        beyond.len(),
-        requests.iter().map(|(begun, ended, _)| *ended - *begun).max()
+        failed.count() - unexpected.len(),
+        unexpected.len(),
+        requests.iter().map(|request| request.ended - request.started).max()
     );
-    beyond
+    unexpected
 }
 
-/// Without checks too, a hanging back end costs no more than `first_byte_timeout`, and its hello is told
-/// to the next one, with the bytes behind it, once.
+/// Also without health checks, a back end that hangs costs `first_byte_timeout` at most. The next back end gets the
+/// ClientHello and the bytes behind it.
 #[test]
 fn a_silent_backend_is_skipped() {
     let lab = Lab::new();
     let silent = snisplit_tests::stream::listen(&lab, snisplit_tests::lab::backend(8001));
-    let talks = snisplit_tests::stream::listen(&lab, snisplit_tests::lab::backend(8002));
+    let answering = snisplit_tests::stream::listen(&lab, snisplit_tests::lab::backend(8002));
     for engine in ENGINES {
         let route = "a.test=10.91.2.2:8001,10.91.2.2:8002";
         let flags = ["--engine", engine, "--route", route, "--first-byte-timeout", "200ms"];
@@ -208,9 +215,9 @@ fn a_silent_backend_is_skipped() {
         write(&client, &[&hello[..], b"early data"].concat());
         let unanswered = snisplit_tests::stream::accept(&silent);
         assert_eq!(read_exact(&unanswered, hello.len()), hello);
-        let backend = snisplit_tests::stream::accept(&talks);
+        let backend = snisplit_tests::stream::accept(&answering);
         assert_eq!(read_exact(&backend, hello.len()), hello);
-        assert_eq!(read_all(&unanswered), b"", "early data is shown to one back end only");
+        assert_eq!(read_all(&unanswered), b"", "only one back end gets early data");
         write(&backend, b"hello yourself");
         assert_eq!(read_exact(&client, 14), b"hello yourself");
         assert_eq!(read_exact(&backend, 10), b"early data");
@@ -226,7 +233,7 @@ fn a_silent_backend_is_skipped() {
     }
 }
 
-/// `keepalive` on both legs; `user_timeout` ends a flow whose bytes nobody acknowledges.
+/// Both sockets have keepalive probes too.
 #[test]
 fn user_timeout_ends_a_flow_on_a_dead_link() {
     for engine in SOCKET_ENGINES {

@@ -1,4 +1,4 @@
-//! Several back ends: how connections are spread, and what a dead or hanging one costs a client.
+//! Several back ends: balancing, health checks, ejection, and the first packet of a connection.
 
 use std::collections::BTreeMap;
 use std::net::TcpStream;
@@ -9,15 +9,15 @@ use snisplit_tests::capture::{Capture, CapturePoint};
 use snisplit_tests::client_hello::ClientHello;
 use snisplit_tests::flow::ENGINES;
 use snisplit_tests::lab::{Lab, backend};
-use snisplit_tests::offloaded_flow::connect_offloaded;
 use snisplit_tests::peer::{openssl, s_client};
 use snisplit_tests::stream::{
     accept, connect, listen, read_all, read_exact, read_to_end_or_error, shutdown_write,
     stop_listening, write,
 };
+use snisplit_tests::testbed::Peers;
 use snisplit_tests::wait::wait_until;
 
-/// Opens flows to listeners of our own and counts who gets them; they stay open.
+/// Opens flows, and counts them by back end. The flows stay open as long as the returned sockets.
 fn count_by_backend(
     route: &str,
     ports: &[u16],
@@ -71,7 +71,7 @@ fn a_source_address_stays_with_its_backend() {
     assert_eq!(counts.values().collect::<Vec<_>>(), [&12]);
 }
 
-/// No client sees a back end die: the next one answers, and the dead one is soon left alone.
+/// No request fails when a back end dies: another one answers, and the dead one is no longer tried once a check fails.
 #[test]
 fn health_checks_remove_and_restore_a_failed_backend() {
     let lab = Lab::new();
@@ -80,7 +80,7 @@ fn health_checks_remove_and_restore_a_failed_backend() {
     let _second = openssl(&lab, two.1, "a.test", &["-rev"]);
     let route = "a.test=10.91.2.2:8001,10.91.2.2:8002;check=tls;check_interval=100ms";
     let agent = Agent::start(&lab, &["--route", route]).allow_warnings();
-    let ask = |times: usize| {
+    let request = |times: usize| {
         (0..times)
             .map(|_| {
                 let output = s_client(&lab, "a.test", "hello\nCLOSE\n", &["-quiet"]);
@@ -92,26 +92,26 @@ fn health_checks_remove_and_restore_a_failed_backend() {
     let up = |port: &str| {
         agent.metric(&lab, &format!("snisplit_backend_up{{backend=\"10.91.2.2:{port}\"}}"))
     };
-    assert!(ask(6).iter().any(|backend| backend.ends_with(one.0)));
+    assert!(request(6).iter().any(|backend| backend.ends_with(one.0)));
     drop(first.take());
-    ask(6);
-    wait_until("the checks to notice", || (up(one.0) == 0.0).then_some(()));
-    assert!(ask(4).iter().all(|backend| backend.ends_with(two.0)));
+    request(6);
+    wait_until("health checks to notice", || (up(one.0) == 0.0).then_some(()));
+    assert!(request(4).iter().all(|backend| backend.ends_with(two.0)));
     first = Some(openssl(&lab, one.1, "a.test", &["-rev"]));
-    wait_until("the checks to notice", || (up(one.0) == 1.0).then_some(()));
-    assert!(ask(6).iter().any(|backend| backend.ends_with(one.0)));
+    wait_until("health checks to notice", || (up(one.0) == 1.0).then_some(()));
+    assert!(request(6).iter().any(|backend| backend.ends_with(one.0)));
 
-    // A stopped process still accepts; only the handshake of a check finds out.
+    // The kernel accepts connections for a stopped process, so only the handshake of a check fails.
     let pid = Pid::from_raw(first.as_ref().unwrap().pid().cast_signed()).unwrap();
     kill_process(pid, Signal::STOP).unwrap();
-    wait_until("the checks to notice", || (up(one.0) == 0.0).then_some(()));
-    assert!(ask(4).iter().all(|backend| backend.ends_with(two.0)));
+    wait_until("health checks to notice", || (up(one.0) == 0.0).then_some(()));
+    assert!(request(4).iter().all(|backend| backend.ends_with(two.0)));
     kill_process(pid, Signal::CONT).unwrap();
-    wait_until("the checks to notice", || (up(one.0) == 1.0).then_some(()));
+    wait_until("health checks to notice", || (up(one.0) == 1.0).then_some(()));
     assert!(agent.log().contains("back end is down: its checks fail"));
 }
 
-/// Without checks, dials teach: after three failures in a row the dead one is tried last.
+/// Without health checks, a back end is ejected after three failed connects in a row, and tried last.
 #[test]
 fn the_ejection_of_a_refusing_backend_survives_a_reload() {
     let lab = Lab::new();
@@ -120,7 +120,7 @@ fn the_ejection_of_a_refusing_backend_survives_a_reload() {
     std::fs::write(&file, config_text("")).unwrap();
     let agent = Agent::start_with_config(&lab, &file, &[]).allow_warnings();
     let hello = ClientHello::new().sni(b"a.test").encode();
-    let ask = || {
+    let request = || {
         let client = connect(&lab, agent::address());
         write(&client, &hello);
         shutdown_write(&client);
@@ -130,17 +130,21 @@ fn the_ejection_of_a_refusing_backend_survives_a_reload() {
     let failures = "snisplit_backend_connect_failures_total{backend=\"10.91.2.2:8001\"}";
     let up = "snisplit_backend_up{backend=\"10.91.2.2:8001\"}";
     wait_until("the ejection", || {
-        ask();
+        request();
         (agent.metric(&lab, failures) == 3.0).then_some(())
     });
     assert_eq!(agent.metric(&lab, up), 0.0);
     std::fs::write(&file, config_text(", \"b.test\"")).unwrap();
     agent.signal(Signal::HUP);
     wait_until("the reload", || (agent.log_count("configuration reloaded") == 1).then_some(()));
-    (0..8).for_each(|_| ask());
-    assert_eq!(agent.metric(&lab, failures), 3.0, "left alone, also after a reload");
+    (0..8).for_each(|_| request());
+    assert_eq!(
+        agent.metric(&lab, failures),
+        3.0,
+        "an ejected back end is not tried, also after a reload"
+    );
     assert!(agent.log().contains("back end does not answer; others go first"));
-    // The only one left is tried, ejected or not.
+    // If no other back end is left, an ejected one is tried.
     stop_listening(listener);
     let client = connect(&lab, agent::address());
     write(&client, &hello);
@@ -150,19 +154,20 @@ fn the_ejection_of_a_refusing_backend_survives_a_reload() {
     assert_eq!(agent.metric(&lab, failures), 4.0);
 }
 
-/// Bytes of the first packet behind the SYN, for each connection to this port; `None` where that one ends it.
+/// Payload length of the first packet after the SYN, for each connection to this port; `None` if that packet is a FIN or a
+/// reset.
 fn first_payload_lengths(all: &[(etherparse::TcpHeader, usize)], port: u16) -> Vec<Option<usize>> {
     let of = all.iter().filter(|(tcp, _)| tcp.destination_port == port && !tcp.syn);
     let first =
         |(tcp, len): &(etherparse::TcpHeader, usize)| (!tcp.fin && !tcp.rst).then_some(*len);
-    // The last one of a key stays.
+    // A map keeps the last value of a key, so this goes backwards.
     let firsts = of.rev().map(|packet| (packet.0.source_port, first(packet)));
     firsts.collect::<BTreeMap<_, _>>().into_values().collect()
 }
 
-/// A back end hears the hello at once, or the header in front of it: nothing goes before only to say that its
-/// answer to the SYN has arrived. A check has nothing else to say. One of several is enough: what takes longer
-/// than 200 ms is acknowledged alone.
+/// The packet with the ClientHello, or with the PROXY header in front of it, acknowledges the SYN-ACK, so that no packet
+/// without data is sent before. A health check sends no data. One connection of four suffices: Linux sends the
+/// acknowledgement alone after 200 ms.
 #[test]
 fn the_first_payload_acknowledges_the_syn_ack() {
     let hello = |name| ClientHello::new().sni(name).encode();
@@ -178,7 +183,7 @@ fn the_first_payload_acknowledges_the_syn_ack() {
         let routes = routes.map(|route| ["--route", route]).concat();
         let _agent = Agent::start(&lab, &[&["--engine", engine][..], &routes].concat());
         let _checked = accept(&checks);
-        let _flows = [(); 4].map(|()| connect_offloaded(&lab, agent::address(), &plain));
+        let _flows = [(); 4].map(|()| Peers::connect_offloaded(&lab, agent::address(), &plain));
         let headers = [(); 4].map(|()| {
             let client = connect(&lab, agent::address());
             write(&client, &hello(b"b.test"));
@@ -188,20 +193,20 @@ fn the_first_payload_acknowledges_the_syn_ack() {
             PROXY_V2_PREFIX_LEN + usize::from(rest)
         });
         let all = capture.segments(&lab);
-        for (port, want) in [(8001, hello(b"a.test").len()), (8002, headers[0]), (8003, 0)] {
+        for (port, expected) in [(8001, hello(b"a.test").len()), (8002, headers[0]), (8003, 0)] {
             let found = first_payload_lengths(&all, port);
-            assert!(found.contains(&Some(want)), "{engine}, {port}: {found:?}, not {want}");
+            assert!(found.contains(&Some(expected)), "{engine}, {port}: {found:?}, not {expected}");
         }
     }
 }
 
-/// Bytes of a PROXY header, version 2, up to the addresses; the last one says how many are behind it.
+/// Bytes of a PROXY header v2 in front of the addresses. The last of them is the length of the rest.
 const PROXY_V2_PREFIX_LEN: usize = 16;
 
-/// A file with one route, `more` behind its name.
-fn config_text(more: &str) -> String {
+/// A configuration with one route, `more_names` behind its first name.
+fn config_text(more_names: &str) -> String {
     format!(
-        "[[listener]]\naddress = \"0.0.0.0:443\"\n[[route]]\nsni = [\"a.test\"{more}]\n\
+        "[[listener]]\naddress = \"0.0.0.0:443\"\n[[route]]\nsni = [\"a.test\"{more_names}]\n\
          backends = [\"10.91.2.2:8001\", \"10.91.2.2:8002\"]\n"
     )
 }

@@ -1,4 +1,4 @@
-//! What bpftool shows of offloaded flows, by the commands of docs/reference/bpf.md.
+//! The bpftool commands of docs/reference/bpf.md, run as they are there.
 
 //@ engines: named
 
@@ -8,33 +8,34 @@ use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
+use snisplit_common::abi::sockmap::{SOCKMAP_COUNTER_COUNT, SOCKMAP_VERDICT_PROGRAM};
 use snisplit_tests::agent::binary_path;
 use snisplit_tests::flow::Flow;
-use snisplit_tests::kernel::{bpftool, sockmap_entry_count};
+use snisplit_tests::kernel::{bpftool, pin_dir, sockmap_entry_count};
 use snisplit_tests::stream::{read_all, read_exact, shutdown_write, write};
 use snisplit_tests::wait::wait_until;
 
-/// Commands of the page, with the instance of this test.
+/// The bpftool commands of the page, for this instance.
 fn documented_commands(instance: &str) -> Vec<Vec<String>> {
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference/bpf.md");
     let page = fs::read_to_string(page).unwrap();
     let lines = page.lines().filter_map(|line| line.strip_prefix("bpftool "));
-    let words = |line: &str| {
+    let arguments = |line: &str| {
         let command =
             line.split(" #").next().unwrap().replace("/default/", &format!("/{instance}/"));
         command.split_whitespace().map(str::to_owned).collect()
     };
-    lines.map(words).collect()
+    lines.map(arguments).collect()
 }
 
-fn run_bpftool(words: &[String]) -> Value {
-    bpftool(&words.iter().map(String::as_str).collect::<Vec<_>>())
+fn run_bpftool(args: &[String]) -> Value {
+    bpftool(&args.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
-/// The values of the flows that are there.
-fn map_values(command: &[String]) -> Vec<Value> {
-    let seen = run_bpftool(command);
-    seen.as_array().unwrap().iter().map(|one| one["formatted"]["value"].clone()).collect()
+/// Runs a `map dump`. Returns the values, with the field names of their BTF.
+fn map_values(args: &[String]) -> Vec<Value> {
+    let shown = run_bpftool(args);
+    shown.as_array().unwrap().iter().map(|one| one["formatted"]["value"].clone()).collect()
 }
 
 #[test]
@@ -49,13 +50,17 @@ fn the_documented_commands_show_the_flows() {
     assert_eq!(read_exact(&flow.client, 8), b"and down");
 
     let seen = map_values(flows);
-    let of = |direction: &str| {
+    let entry = |direction: &str| {
         let found = seen.iter().find(|value| value["direction"] == direction);
         found.unwrap_or_else(|| panic!("{seen:?}"))
     };
-    let (up, down) = (of("Up"), of("Down"));
+    let (up, down) = (entry("Up"), entry("Down"));
     assert_eq!(seen.len(), 2, "{seen:?}");
-    assert_eq!(sockmap_entry_count(flow.agent.pid()), 6, "two in each map");
+    assert_eq!(
+        sockmap_entry_count(flow.agent.pid()),
+        6,
+        "each of 3 maps has an entry for each direction"
+    );
     assert_eq!(
         (&up["redirected_bytes"], &down["redirected_bytes"]),
         (&(flow.hello_len + 2).into(), &8.into())
@@ -64,9 +69,9 @@ fn the_documented_commands_show_the_flows() {
     let port = flow.client.local_addr().unwrap().port();
     assert_eq!((&up["client_port"], &up["backend_port"]), (&port.into(), &8001.into()));
     let counted = run_bpftool(counters);
-    assert!(counted.as_array().unwrap().len() >= 9, "{counted}");
+    assert_eq!(counted.as_array().unwrap().len(), SOCKMAP_COUNTER_COUNT, "{counted}");
     let shown = run_bpftool(program);
-    assert!(shown.to_string().contains("sni_verdict"), "{shown}");
+    assert!(shown.to_string().contains(SOCKMAP_VERDICT_PROGRAM), "{shown}");
 
     shutdown_write(&flow.client);
     assert_eq!(read_all(&flow.backend), b"");
@@ -97,7 +102,7 @@ fn the_documented_commands_show_a_packet_flow() {
 fn pins_are_private_and_removed_with_their_agent() {
     let instance = "sp-pins";
     let flow = Flow::open_with("sockmap", &["--instance", instance]);
-    let folder = Path::new("/sys/fs/bpf/snisplit").join(instance);
+    let folder = Path::new(&pin_dir(instance)).to_owned();
     let mode = fs::metadata(&folder).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o700);
     let mut second = Command::new(binary_path());

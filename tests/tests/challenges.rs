@@ -1,5 +1,4 @@
-//! The other challenges, for ourselves and for those behind us: HTTP-01 by the owner of the name,
-//! DNS-01 by a real name server.
+//! HTTP-01 and DNS-01, for orders of the agent and for those of back ends.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
@@ -13,7 +12,7 @@ use snisplit_tests::tenant::lego_with_challenge;
 use snisplit_tests::wait::wait_until;
 
 const HTTP: [&str; 2] = ["--http", "0.0.0.0:80"];
-const FRONT: [&str; 2] = ["--terminate", "front.test=10.91.2.2:8080;challenge=http-01"];
+const TERMINATE: [&str; 2] = ["--terminate", "front.test=10.91.2.2:8080;challenge=http-01"];
 
 fn start_with_http01(flags: &[&str]) -> (Lab, Pebble, ServerProcess, Agent) {
     let lab = Lab::new();
@@ -22,11 +21,11 @@ fn start_with_http01(flags: &[&str]) -> (Lab, Pebble, ServerProcess, Agent) {
     let backend = nginx_plain(&lab, 8080, "plain nginx here");
     let acme = pebble::acme_flags(&lab);
     let acme: Vec<&str> = acme.iter().map(String::as_str).collect();
-    let agent = Agent::start(&lab, &[&acme[..], &HTTP, &FRONT, flags].concat());
+    let agent = Agent::start(&lab, &[&acme[..], &HTTP, &TERMINATE, flags].concat());
     (lab, pebble, backend, agent)
 }
 
-/// `lego --http` on this port of the back ends.
+/// Orders by `lego --http` on this port of the back ends.
 fn lego_http01(lab: &Lab, pebble: &Pebble, port: u16, name: &str) -> Result<(), String> {
     lego_with_challenge(lab, pebble, "http", port, &[name])
 }
@@ -38,7 +37,7 @@ fn http_01_is_answered_by_the_agent_or_by_the_owner_of_the_name() {
     let (lab, pebble, _backend, agent) = start_with_http01(&["--route", owner, "--route", rest]);
     pebble.wait_for_certificate(&lab, "front.test");
     lego_http01(&lab, &pebble, 8081, "a.test").unwrap();
-    // The catch-all gets nobody's certificate this way either.
+    // The tenant of the catch-all gets no certificate for a name of others.
     for (name, reason) in [
         ("victim.test", "catch_all"),
         ("a.test", "name_owner"),
@@ -95,8 +94,8 @@ fn start_dns_and_ca() -> (Lab, DnsServer, Pebble, ServerProcess) {
     let lab = Lab::new();
     lab.route_via_proxy();
     let dns = DnsServer::start(&lab, "wild.test");
-    let terms = PebbleConfig { name_server: Some(dns::address()), ..PebbleConfig::default() };
-    let pebble = Pebble::start_with(&lab, terms);
+    let settings = PebbleConfig { name_server: Some(dns::address()), ..PebbleConfig::default() };
+    let pebble = Pebble::start_with(&lab, settings);
     let backend = nginx_plain(&lab, 8080, "plain nginx here");
     (lab, dns, pebble, backend)
 }
@@ -112,8 +111,12 @@ fn a_wildcard_is_issued_by_dynamic_updates_signed_with_tsig() {
         let names = certificate.x509_text(&lab, &["-ext", "subjectAltName"]);
         assert!(names.contains("DNS:*.wild.test, DNS:wild.test"), "{names}");
     }
-    assert!(!dns.read_zone().contains("_acme-challenge"), "cleaned up: {}", dns.read_zone());
-    assert_eq!(agent.log_count("ACME validation"), 0, "nothing to answer here");
+    assert!(
+        !dns.read_zone().contains("_acme-challenge"),
+        "the record is not removed: {}",
+        dns.read_zone()
+    );
+    assert_eq!(agent.log_count("ACME validation"), 0, "the CA connects to nobody for DNS-01");
 }
 
 #[test]
@@ -122,7 +125,7 @@ fn a_wrong_tsig_key_is_refused_and_logged() {
     let server = format!("provider = \"rfc2136\"\nserver = \"{}\"\n", dns::address());
     let key = format!("tsig_name = \"{}\"\ntsig_secret = \"d3Jvbmcgc2VjcmV0\"", TSIG.0);
     let agent = start_wildcard_agent(&lab, &pebble, &(server + &key)).allow_warnings();
-    wait_until("the refusal", || agent.log().contains("WARN no certificate").then_some(()));
+    wait_until("a failed order", || agent.log().contains("WARN no certificate").then_some(()));
     let log = agent.log();
     assert!(
         log.contains("dns-01: cannot present the TXT record of _acme-challenge.wild.test"),
@@ -130,7 +133,7 @@ fn a_wrong_tsig_key_is_refused_and_logged() {
     );
 }
 
-/// A program after lego's convention, and a name that leads to another one by CNAME.
+/// The program has the calling convention of lego's `exec` provider. The name of the record has a CNAME to another name.
 #[test]
 fn the_dns_program_updates_the_target_of_a_cname() {
     let (lab, dns, pebble, _backend) = start_dns_and_ca();

@@ -1,7 +1,6 @@
-//! Hellos of every kind and cut: who gets them, and whether each byte arrives as it was sent.
+//! ClientHellos of every kind, in any fragments: the back end that gets them gets every byte as it was sent.
 //!
-//! The rows are those of `notes/peers.md` §3 and `notes/traefik.md` §5, where HAProxy, nginx, sslh,
-//! sniproxy or Traefik go wrong.
+//! Each case is one that HAProxy, nginx, sslh, sniproxy or Traefik handles wrongly in some version.
 
 use std::io::Write as _;
 use std::net::TcpListener;
@@ -13,7 +12,7 @@ use snisplit_tests::lab::{Lab, backend};
 use snisplit_tests::stream::{accept, connect, listen, read_all, shutdown_write, write};
 use snisplit_tests::wait::wait_until;
 
-/// An agent before two back ends: `a` owns `a.test`, `other` has the default route.
+/// An agent with two back ends: `a` owns `a.test`, `other` has the catch-all route.
 struct Setup {
     a: TcpListener,
     other: TcpListener,
@@ -30,7 +29,7 @@ impl Setup {
         Self { a, other, agent, lab }
     }
 
-    /// Sends the parts, each in a segment of its own, and checks who got exactly those bytes.
+    /// Sends the parts, each in a segment of its own. Asserts that `to` gets exactly these bytes.
     #[track_caller]
     fn check<'p>(&self, parts: impl IntoIterator<Item = &'p [u8]>, to: Destination) -> Value {
         let client = connect(&self.lab, agent::address());
@@ -43,7 +42,7 @@ impl Setup {
         match to {
             Destination::A | Destination::Other => {
                 let backend = accept(if to == Destination::A { &self.a } else { &self.other });
-                assert_eq!(read_all(&backend), sent, "not what was sent");
+                assert_eq!(read_all(&backend), sent, "other bytes than were sent");
                 drop(backend);
                 assert_eq!(read_all(&client), b"");
             }
@@ -82,11 +81,11 @@ fn recorded_client_hellos_are_routed_in_any_chunking() {
             bytes.split_at_checked(1).map(|(first, rest)| [first, rest]).unwrap(),
             Destination::A,
         );
-        // The same message in other records, as RFC 8446 §5.1 allows.
+        // The same message in shorter records, which RFC 8446 §5.1 allows.
         let message = handshake_message_of(bytes);
         for size in [1, 32, 100] {
-            let cut = encode_records(&message, size);
-            let record = setup.check(unsplit(&cut), Destination::A);
+            let fragmented = encode_records(&message, size);
+            let record = setup.check(unsplit(&fragmented), Destination::A);
             assert_eq!(
                 record["client_hello_records"],
                 message.len().div_ceil(size),
@@ -96,7 +95,7 @@ fn recorded_client_hellos_are_routed_in_any_chunking() {
     }
 }
 
-/// The handshake message of a recorded greeting.
+/// Handshake message of a recorded ClientHello, without record headers.
 fn handshake_message_of(bytes: &[u8]) -> Vec<u8> {
     let mut message = Vec::new();
     let mut rest = bytes;
@@ -125,7 +124,7 @@ fn fragments_never_change_the_decision() {
 fn client_hellos_up_to_64_kib_are_routed() {
     let setup = Setup::new(&[]);
     for size in [1_800, 12_000, 16_000, 40_000, 65_536] {
-        // The name comes last, behind everything else.
+        // The server name is the last extension.
         let hello = ClientHello::new().padded_to(size - 15).sni(b"a.test");
         assert_eq!(hello.handshake_message().len() - 4, size);
         setup.check(unsplit(&hello.encode()), Destination::A);
@@ -165,9 +164,9 @@ fn server_names_are_validated_and_compared_without_case() {
 fn acme_validations_go_to_the_owner_and_nobody_else() {
     let setup = Setup::new(&[]);
     let validation = |name: &[u8]| ClientHello::new().sni(name).alpn(&["acme-tls/1"]);
-    for cut in [validation(b"a.test").encode(), validation(b"a.test").fragmented(1)] {
-        assert_eq!(setup.check(unsplit(&cut), Destination::A)["reason"], "name_owner");
-        setup.check(cut.chunks(1), Destination::A);
+    for hello in [validation(b"a.test").encode(), validation(b"a.test").fragmented(1)] {
+        assert_eq!(setup.check(unsplit(&hello), Destination::A)["reason"], "name_owner");
+        setup.check(hello.chunks(1), Destination::A);
     }
     let hijack = validation(b"b.test");
     assert_eq!(
@@ -231,9 +230,9 @@ fn the_client_hello_timeout_is_absolute_and_waiting_uses_no_cpu() {
     let dripping = connect(&setup.lab, agent::address());
     let hello = ClientHello::new().sni(b"a.test").padded_to(4_000).encode();
     let mut single_bytes = hello.chunks(1);
-    let record = wait_until("the deadline in spite of the drops", || {
-        // Behind the deadline nobody takes it.
-        let _cut_off = (&dripping).write_all(single_bytes.next().unwrap());
+    let record = wait_until("the timeout, in spite of new bytes", || {
+        // After the timeout, a write fails.
+        let _rejected = (&dripping).write_all(single_bytes.next().unwrap());
         setup.agent.next_record_within(std::time::Duration::from_millis(5))
     });
     assert_eq!(record["reason"], "client_hello_timeout");
@@ -243,7 +242,7 @@ fn the_client_hello_timeout_is_absolute_and_waiting_uses_no_cpu() {
     write(&partial, &hello[..40]);
     assert_eq!(setup.agent.next_record()["reason"], "client_hello_timeout");
     let spent = setup.agent.cpu_time() - before;
-    assert!(spent.as_millis() < 500, "{spent:?} of CPU for two seconds of waiting");
+    assert!(spent.as_millis() < 500, "{spent:?} of CPU time in two seconds");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What every engine must do alike. Each test runs once for each engine.
+//! Behaviour that all engines share. Each test runs once for each engine.
 
 //@ engines: named
 
@@ -15,6 +15,7 @@ use snisplit_tests::stream::{
     RandomStream, close_with_reset, read_all, read_all_hashed, read_exact, read_to_end_or_error,
     shutdown_write, write,
 };
+use snisplit_tests::testbed::Peers;
 use snisplit_tests::wait::{sleep_for, wait_until};
 
 fn for_each_engine(test: impl Fn(Flow)) {
@@ -67,23 +68,23 @@ fn an_upload_of_200_mb_arrives_whole() {
 #[test]
 fn both_directions_at_once_arrive_whole() {
     for_each_engine(|flow| {
-        let (ours, theirs) = (&flow.client, &flow.backend);
+        let Flow { client, backend, .. } = &flow;
         let send = |stream| {
             let hash = RandomStream::default().send(stream, 40_000_000);
             shutdown_write(stream);
             (40_000_000, hash)
         };
         thread::scope(|scope| {
-            let (up, down) = (scope.spawn(|| send(ours)), scope.spawn(|| send(theirs)));
-            let at_backend = scope.spawn(|| read_all_hashed(theirs));
-            assert_eq!(read_all_hashed(ours), down.join().unwrap());
+            let (up, down) = (scope.spawn(|| send(client)), scope.spawn(|| send(backend)));
+            let at_backend = scope.spawn(|| read_all_hashed(backend));
+            assert_eq!(read_all_hashed(client), down.join().unwrap());
             assert_eq!(at_backend.join().unwrap(), up.join().unwrap());
         });
         flow.assert_record(40_000_000, 40_000_000, "closed");
     });
 }
 
-/// nginx, sslh, sniproxy and Traefik return nothing of it by default (notes on peers, §3).
+/// nginx, sslh, sniproxy and Traefik return nothing of such an answer by default.
 #[test]
 fn the_answer_to_a_half_closed_client_arrives_whole() {
     for_each_engine(|flow| {
@@ -143,7 +144,7 @@ fn a_backend_reset_reaches_the_client_after_the_bytes() {
     });
 }
 
-/// After its end of stream nobody reads the client's side any more; its death must still show.
+/// Behind the client's end of stream, the agent reads nothing from the client. It must notice a reset nevertheless.
 #[test]
 fn a_reset_after_a_half_close_is_a_reset() {
     for_each_engine(|flow| {
@@ -151,7 +152,7 @@ fn a_reset_after_a_half_close_is_a_reset() {
         shutdown_write(&client);
         assert_eq!(read_all(&backend), b"");
         close_with_reset(client);
-        // The back end's own side is open; its next word finds the reset.
+        // The back end may still send; its next bytes meet the reset.
         wait_until("the reset at the back end", || {
             let sent = std::io::Write::write(&mut &backend, b".");
             sent.is_err().then_some(())
@@ -160,23 +161,21 @@ fn a_reset_after_a_half_close_is_a_reset() {
     });
 }
 
-/// A FIN says that all has been said: a reset behind it takes nothing of that back. Not so where nobody
-/// stands between the peers who could have acknowledged it.
+/// The agent's socket has acknowledged the client's bytes and its FIN, so it delivers all of them in spite of the reset.
+/// The packet engine cannot, for it has no socket that acknowledges.
 #[test]
 fn a_reset_after_an_acknowledged_fin_loses_no_bytes() {
     SOCKET_ENGINES.into_iter().for_each(|engine| {
         let lab = Lab::new();
-        // While the back end reads nothing, the agent's sockets must take what comes: little towards the
-        // back end, and all the rest from the client. Buffers that tune themselves may stop short of it.
+        // While the back end reads nothing, the agent's sockets have to hold everything: a little in the send buffer,
+        // and the rest in the receive buffer. Auto-tuned buffers may be too small for that.
         set_socket_buffers(&lab, "tcp_wmem", 65_536);
         set_socket_buffers(&lab, "tcp_rmem", 8_388_608);
         let flow = Flow::open_in_lab(lab, engine, &[]);
         let sent = vec![7; 1_500_000];
         write(&flow.client, &sent);
         shutdown_write(&flow.client);
-        wait_until("all of it to be acknowledged", || {
-            is_fin_acknowledged(flow.lab()).then_some(())
-        });
+        wait_until("an acknowledged FIN", || is_fin_acknowledged(flow.lab()).then_some(()));
         let Flow { client, backend, agent, hello_len: hello, .. } = flow;
         close_with_reset(client);
         assert_eq!(read_to_end_or_error(&backend), (sent.clone(), Ok(())));
@@ -186,13 +185,13 @@ fn a_reset_after_an_acknowledged_fin_loses_no_bytes() {
     });
 }
 
-/// Gives each new socket of the agent's host buffers of this size, for good.
+/// Gives new sockets of the agent's host buffers of this fixed size, in bytes.
 fn set_socket_buffers(lab: &Lab, which: &str, bytes: u32) {
     let path = format!("/proc/sys/net/ipv4/{which}");
     lab.in_proxy(|| std::fs::write(path, format!("4096 {bytes} {bytes}"))).unwrap();
 }
 
-/// Whether the other side has acknowledged the end of stream of the lab's client.
+/// Whether the agent has acknowledged the client's FIN.
 fn is_fin_acknowledged(lab: &Lab) -> bool {
     let mut ss = Command::new("ss");
     let done = lab.in_client(|| ss.args(["-tnOH", "state", "fin-wait-2"]).output()).unwrap();
@@ -221,23 +220,23 @@ fn single_bytes_stay_in_order() {
     });
 }
 
-/// "Idle flows hold no pipe": fifty flows that have said something both ways and wait. Two pipes of
-/// two descriptors each are what one busy flow needs; the pool hands the same ones on.
+/// 50 flows have transferred in both directions and then wait. A busy flow needs two pipes of two descriptors each, and
+/// returns them to a pool when it has no bytes. Small messages are copied without a pipe, so the messages are large.
 #[test]
 fn idle_flows_hold_no_pipe() {
+    const MESSAGE: [u8; 64 * 1024] = [7; 64 * 1024];
     let flow = Flow::open("splice");
     let others: Vec<_> = (0..50).map(|_| flow.connect_another()).collect();
-    for (client, backend) in &others {
-        write(client, b"ping");
-        assert_eq!(read_exact(backend, 4), b"ping");
-        write(backend, b"pong");
-        assert_eq!(read_exact(client, 4), b"pong");
+    for Peers { client, backend } in &others {
+        for (from, to) in [(client, backend), (backend, client)].repeat(3) {
+            write(from, &MESSAGE);
+            assert!(read_exact(to, MESSAGE.len()) == MESSAGE);
+        }
     }
     let pipes = flow.agent.open_descriptors("pipe:");
     assert!(pipes <= 16, "{pipes} descriptors of pipes for {} idle flows", others.len());
 }
 
-/// A flow whose client has ended its side waits for the answer without burning CPU.
 #[test]
 fn a_waiting_half_closed_flow_uses_no_cpu() {
     for_each_engine(|flow| {
@@ -247,7 +246,7 @@ fn a_waiting_half_closed_flow_uses_no_cpu() {
         let before = agent.cpu_time();
         sleep_for(Duration::from_secs(1));
         let spent = agent.cpu_time() - before;
-        assert!(spent < Duration::from_millis(200), "{spent:?} of CPU in a second of waiting");
+        assert!(spent < Duration::from_millis(200), "{spent:?} of CPU time in a second");
         shutdown_write(backend);
         assert_eq!(read_all(client), b"");
         flow.assert_record(0, 0, "closed");

@@ -1,5 +1,5 @@
-//! A flow that has outlived its beginnings is carried on in another task and on another thread. It ends as one
-//! that has not, and loses nothing on the way.
+//! Flows that are handed over from the thread that accepted them to the threads that serve all flows. They end like
+//! other flows, and lose no byte.
 
 //@ engines: named
 
@@ -14,10 +14,11 @@ use snisplit_tests::stream::{
 };
 use snisplit_tests::wait::wait_until;
 
-/// More than the 64 of the beginnings.
+/// Messages in each direction. The agent classifies a flow after 32 messages, those of both directions together, and then
+/// hands it over.
 const MESSAGES: usize = 50;
 
-/// A flow that has said something for long, on each engine, and the bytes each way of that.
+/// Tests a flow of each engine that has exchanged [`MESSAGES`], and so many bytes in each direction.
 fn for_each_engine(flags: &[&str], test: impl Fn(Flow, usize)) {
     for engine in ENGINES {
         let flow = Flow::open_with(engine, flags);
@@ -82,7 +83,7 @@ fn an_idle_flow_is_reset() {
 fn a_flow_is_reset_after_the_drain_timeout() {
     for_each_engine(&["--drain-timeout", "1s"], |mut flow, exchanged| {
         flow.agent.signal(Signal::TERM);
-        wait_until("it to drain", || flow.agent.log().contains("stopping").then_some(()));
+        wait_until("the agent to drain", || flow.agent.log().contains("stopping").then_some(()));
         write(&flow.client, b"still here");
         assert_eq!(read_exact(&flow.backend, 10), b"still here");
         for side in [&flow.client, &flow.backend] {
@@ -93,7 +94,6 @@ fn a_flow_is_reset_after_the_drain_timeout() {
     });
 }
 
-/// A young flow is on the thread that accepted it, an old one on those that serve all.
 #[test]
 fn a_handed_over_flow_leaves_the_acceptor_thread() {
     for engine in ["copy", "splice"] {

@@ -1,5 +1,5 @@
-//! After flows that ended in every way there is, nothing of them is left: no descriptor, no task's
-//! memory, no entry in the kernel's maps. `SNISPLIT_LEAK_FLOWS` is how many; CI runs a few.
+//! Flows that have ended in every way leave no descriptor, no memory and no entry in BPF maps. `SNISPLIT_LEAK_FLOWS` is
+//! the number of flows for each engine.
 
 //@ engines: named
 
@@ -17,20 +17,20 @@ use snisplit_tests::lab::{Lab, backend};
 use snisplit_tests::stream::{close_with_reset, connect, listen, read_all, shutdown_write};
 use snisplit_tests::wait::{default_timeout, sleep_for, wait_until};
 
-/// Bytes that the agent's memory may grow by.
+/// Bytes that the agent's resident memory may grow by.
 const MAX_GROWTH: u64 = 8 << 20;
 
-/// Clients at once, and as many back ends.
+/// Clients at the same time.
 const CONCURRENT_CLIENTS: usize = 16;
 
-/// How a flow ends. The first byte behind the hello tells the back end.
+/// How a flow ends. The byte behind the ClientHello tells the back end.
 #[derive(Clone, Copy)]
 enum FlowEnding {
     ClientCloses,
     BackendCloses,
     ClientResets,
     BackendResets,
-    /// A reset in the middle of bytes that come from both sides.
+    /// The client resets while both peers send.
     ResetUnderLoad,
 }
 
@@ -42,7 +42,7 @@ const ENDINGS: [FlowEnding; 5] = [
     FlowEnding::ResetUnderLoad,
 ];
 
-/// The client's part.
+/// Opens a flow and ends it in the way that `number` selects.
 fn run_client(lab: &Lab, hello: &[u8], number: usize) {
     let mut stream = connect(lab, agent::address());
     let ending = number % ENDINGS.len();
@@ -65,7 +65,7 @@ fn run_client(lab: &Lab, hello: &[u8], number: usize) {
     }
 }
 
-/// The back ends' part.
+/// Serves connections until `over` is set.
 fn serve(listener: &TcpListener, hello: usize, over: &AtomicBool) {
     while !over.load(Ordering::Relaxed) {
         match listener.accept() {
@@ -88,11 +88,11 @@ fn serve_connection(mut stream: TcpStream, hello: usize) {
         FlowEnding::ResetUnderLoad => _ = stream.write_all(&[0; 20_000]),
     }
     if let Err(error) = stream.read_to_end(&mut Vec::new()) {
-        assert_eq!(error.kind(), ErrorKind::ConnectionReset, "a flow that hangs");
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset, "the flow hangs");
     }
 }
 
-/// Has all these flows come and go.
+/// Opens and ends so many flows.
 fn run_flows(lab: &Lab, listener: &TcpListener, hello: &[u8], flows: usize) {
     let (next, over) = (AtomicUsize::new(0), AtomicBool::new(false));
     let visits = || {
@@ -112,8 +112,9 @@ fn run_flows(lab: &Lab, listener: &TcpListener, hello: &[u8], flows: usize) {
     });
 }
 
-/// What the agent's memory grows by while as many flows come and go, again until it hardly does, but three times at
-/// most: a leak never ends. On packet what has ended is remembered for a minute.
+/// Runs flows up to three times, until the agent's memory hardly grows any more. Returns its growth in each run.
+///
+/// The packet engine keeps an entry for a minute after its flow has ended, so memory may grow at first.
 fn memory_growth(agent: &Agent, flows: impl Fn()) -> Vec<u64> {
     let mut grown = Vec::new();
     while grown.len() < 3 && grown.last().is_none_or(|bytes| *bytes >= MAX_GROWTH) {
@@ -126,7 +127,7 @@ fn memory_growth(agent: &Agent, flows: impl Fn()) -> Vec<u64> {
 
 fn check_engine(engine: &'static str, flows: usize) {
     let lab = Lab::new();
-    // The agent's addresses for dialling are used up sooner than TIME_WAIT ends.
+    // Without it, all source ports are in TIME_WAIT before the flows are over.
     let reuse = || std::fs::write("/proc/sys/net/ipv4/tcp_tw_reuse", "1");
     lab.in_client(reuse).unwrap();
     lab.in_proxy(reuse).unwrap();
@@ -141,13 +142,13 @@ fn check_engine(engine: &'static str, flows: usize) {
     let (first, rest) = (flows / 5, flows - flows / 5);
     run_flows(&lab, &listener, &hello, first);
     let grown = memory_growth(&agent, || run_flows(&lab, &listener, &hello, rest));
-    assert!(grown.last().unwrap() < &MAX_GROWTH, "{engine}, by {grown:?} bytes");
+    assert!(grown.last().unwrap() < &MAX_GROWTH, "{engine}: memory grew by {grown:?} bytes");
     let flows = first + rest * grown.len();
     let others_flows = (0..flows).filter(|_| agent.next_record()["engine"] != engine).count();
-    // A peer that ends the flow with its first words leaves packets nothing to be translated for.
+    // A flow whose peer ends it with its first bytes is not worth a takeover.
     let allowed = if engine == "packet" { flows / 10 } else { 0 };
-    assert!(others_flows <= allowed, "{others_flows} flows were another engine's");
-    // Splice keeps a pipe for each direction that was ever busy at once, those of other engines' flows too.
+    assert!(others_flows <= allowed, "{others_flows} flows were on another engine");
+    // Splice pools a pipe for each direction that was busy at the same time. It also carries what other engines decline.
     let pool = if engine == "splice" || others_flows > 0 { 4 * CONCURRENT_CLIENTS } else { 0 };
     let mut last = [0; 3];
     wait_until("every descriptor to be closed", || {

@@ -1,67 +1,39 @@
-//! Caps and guards: what is too much is refused by reason, and what is not is never hurt by it.
+//! Limits: a connection above a limit is rejected with a reason, and connections within it are not affected.
 
-use std::io::ErrorKind;
-use std::net::{TcpListener, TcpStream};
-use std::time::Instant;
+use std::io::{ErrorKind, Write as _};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use snisplit_tests::agent::{self, Agent};
+use snisplit_tests::agent;
 use snisplit_tests::client_hello::ClientHello;
-use snisplit_tests::lab::{Lab, backend};
 use snisplit_tests::stream::{
-    accept, connect, listen, read_all, read_exact, read_to_end_or_error, shutdown_write, write,
+    connect, read_all, read_exact, read_to_end_or_error, shutdown_write, write,
 };
-use snisplit_tests::wait::wait_until;
+use snisplit_tests::testbed::{Peers, Testbed};
+use snisplit_tests::wait::{sleep_for, wait_until};
 
 const INTERNAL_ERROR_ALERT: [u8; 7] = [21, 3, 3, 0, 2, 2, 80];
 
-struct Setup {
-    agent: Agent,
-    listener: TcpListener,
-    lab: Lab,
+/// Tests that a connection is rejected for this reason. Returns its record.
+#[track_caller]
+fn assert_rejected(testbed: &Testbed, bytes: &[u8], reason: &str) -> Value {
+    let client = connect(&testbed.lab, agent::address());
+    // The agent may close the connection before the bytes arrive; a reset then overtakes the alert.
+    let _closed_already = (&client).write_all(bytes);
+    let (received, end) = read_to_end_or_error(&client);
+    assert!(received == INTERNAL_ERROR_ALERT || end.is_err(), "{received:?}");
+    let record = testbed.agent.next_record();
+    assert_eq!(record["reason"], reason, "{record}");
+    let rejected = format!("snisplit_connections_rejected_total{{reason=\"{reason}\"}}");
+    assert!(testbed.agent.metric(&testbed.lab, &rejected) >= 1.0);
+    record
 }
 
-impl Setup {
-    fn new(flags: &[&str]) -> Self {
-        let lab = Lab::new();
-        let route = ["--route", "a.test=10.91.2.2:8001"];
-        let agent = Agent::start(&lab, &[&route[..], flags].concat());
-        let listener = listen(&lab, backend(8001));
-        Self { agent, listener, lab }
-    }
-
-    /// A flow that has begun: client and back end.
-    fn open_flow(&self, hello: &ClientHello) -> (TcpStream, TcpStream) {
-        let client = connect(&self.lab, agent::address());
-        write(&client, &hello.encode());
-        let backend = accept(&self.listener);
-        assert_eq!(read_exact(&backend, hello.encode().len()), hello.encode());
-        (client, backend)
-    }
-
-    /// A connection that is turned away, for this reason.
-    #[track_caller]
-    fn assert_rejected(&self, bytes: &[u8], reason: &str) -> Value {
-        let client = connect(&self.lab, agent::address());
-        // A hello may meet a socket that is closed already, and then a reset meets the alert.
-        let _closed_already = std::io::Write::write_all(&mut &client, bytes);
-        let (received, end) = read_to_end_or_error(&client);
-        assert!(received == INTERNAL_ERROR_ALERT || end.is_err(), "{received:?}");
-        let record = self.agent.next_record();
-        assert_eq!(record["reason"], reason, "{record}");
-        let counted = format!("snisplit_connections_rejected_total{{reason=\"{reason}\"}}");
-        assert!(self.agent.metric(&self.lab, &counted) >= 1.0);
-        record
-    }
-
-    /// Ends a flow in order and takes its record.
-    fn end_flow(&self, (client, backend): (TcpStream, TcpStream)) {
-        shutdown_write(&client);
-        assert_eq!(read_all(&backend), b"");
-        shutdown_write(&backend);
-        assert_eq!(read_all(&client), b"");
-        assert_eq!(self.agent.next_record()["outcome"], "closed");
-    }
+/// Ends a flow, whose record is the next one.
+#[track_caller]
+fn end_flow(testbed: &Testbed, flow: &Peers) {
+    flow.close();
+    assert_eq!(testbed.agent.next_record()["outcome"], "closed");
 }
 
 fn client_hello() -> ClientHello {
@@ -70,86 +42,74 @@ fn client_hello() -> ClientHello {
 
 #[test]
 fn max_connections_is_enforced_and_released() {
-    let setup = Setup::new(&["--max-connections", "2"]);
-    let (one, two) = (setup.open_flow(&client_hello()), setup.open_flow(&client_hello()));
-    setup.assert_rejected(b"", "max_connections");
-    setup.end_flow(one);
-    let three = setup.open_flow(&client_hello());
-    setup.assert_rejected(b"", "max_connections");
-    setup.end_flow(two);
-    setup.end_flow(three);
+    let testbed = Testbed::new(&["--max-connections", "2"]);
+    let (one, two) = (testbed.connect(), testbed.connect());
+    assert_rejected(&testbed, b"", "max_connections");
+    end_flow(&testbed, &one);
+    let three = testbed.connect();
+    assert_rejected(&testbed, b"", "max_connections");
+    end_flow(&testbed, &two);
+    end_flow(&testbed, &three);
 }
 
 #[test]
 fn the_limit_per_source_excludes_validations() {
-    let setup = Setup::new(&["--max-connections-per-source", "1"]);
-    let flow = setup.open_flow(&client_hello());
-    setup.assert_rejected(&client_hello().encode(), "max_connections_per_source");
+    let testbed = Testbed::new(&["--max-connections-per-source", "1"]);
+    let flow = testbed.connect();
+    assert_rejected(&testbed, &client_hello().encode(), "max_connections_per_source");
     let validation = client_hello().alpn(&["acme-tls/1"]);
-    let validations = [0; 3].map(|_| setup.open_flow(&validation));
-    setup.assert_rejected(&client_hello().encode(), "max_connections_per_source");
-    validations.into_iter().for_each(|validation| setup.end_flow(validation));
-    setup.end_flow(flow);
-    setup.end_flow(setup.open_flow(&client_hello()));
+    let validations = [(); 3].map(|()| testbed.connect_with(&validation));
+    assert_rejected(&testbed, &client_hello().encode(), "max_connections_per_source");
+    validations.iter().for_each(|validation| end_flow(&testbed, validation));
+    end_flow(&testbed, &flow);
+    end_flow(&testbed, &testbed.connect());
 }
 
 #[test]
 fn pending_handshakes_have_a_limit_of_their_own() {
-    let setup =
-        Setup::new(&["--max-pending-handshakes", "3", "--max-connections-per-source", "100"]);
-    let flows = [0; 5].map(|_| setup.open_flow(&client_hello()));
-    // One of the four is too many; which one, is the scheduler's business.
-    let silent = [0; 4].map(|_| connect(&setup.lab, agent::address()));
-    assert_eq!(setup.agent.next_record()["reason"], "max_pending_handshakes");
+    let testbed =
+        Testbed::new(&["--max-pending-handshakes", "3", "--max-connections-per-source", "100"]);
+    let flows = [(); 5].map(|()| testbed.connect());
+    // The agent rejects one of four silent connections; the scheduler decides which one.
+    let silent = [(); 4].map(|()| connect(&testbed.lab, agent::address()));
+    assert_eq!(testbed.agent.next_record()["reason"], "max_pending_handshakes");
     drop(silent);
-    flows.into_iter().for_each(|flow| setup.end_flow_among_others(flow));
-}
-
-impl Setup {
-    /// Ends a flow among others whose records come in between.
-    fn end_flow_among_others(&self, (client, backend): (TcpStream, TcpStream)) {
-        shutdown_write(&client);
-        shutdown_write(&backend);
-        assert_eq!((read_all(&backend), read_all(&client)), (vec![], vec![]));
-        self.agent.next_record_for("a.test");
+    for flow in flows {
+        flow.close();
+        // The records of the silent connections come in between.
+        assert_eq!(testbed.agent.next_record_for("a.test")["outcome"], "closed");
     }
 }
 
 #[test]
 fn accept_rate_is_a_token_bucket() {
-    let setup = Setup::new(&["--accept-rate", "3"]);
-    let begun = Instant::now();
-    let reasons: Vec<Value> = (0..20)
-        .map(|_| {
-            let client = connect(&setup.lab, agent::address());
-            shutdown_write(&client);
-            read_all(&client);
-            setup.agent.next_record()["reason"].clone()
-        })
-        .collect();
+    let testbed = Testbed::new(&["--accept-rate", "3"]);
+    let reason_of_one = || {
+        let client = connect(&testbed.lab, agent::address());
+        shutdown_write(&client);
+        read_all(&client);
+        testbed.agent.next_record()["reason"].clone()
+    };
+    let started = Instant::now();
+    let reasons: Vec<Value> = (0..20).map(|_| reason_of_one()).collect();
     let rejected = reasons.iter().filter(|reason| **reason == "accept_rate").count();
     let accepted = reasons.iter().filter(|reason| reason.is_null()).count();
     assert_eq!(rejected + accepted, reasons.len(), "{reasons:?}");
-    // As many as the bucket holds, and those for which it has been filled again meanwhile.
-    let most = 3 + (begun.elapsed().as_secs_f64() * 3.0) as usize;
-    assert!((3..=most).contains(&accepted), "{accepted} of {most}: {reasons:?}");
-    wait_until("a token", || {
-        let client = connect(&setup.lab, agent::address());
-        shutdown_write(&client);
-        read_all(&client);
-        setup.agent.next_record()["reason"].is_null().then_some(())
-    });
+    // The bucket holds 3 tokens, and gets 3 more in each second.
+    let max = 3 + (started.elapsed().as_secs_f64() * 3.0) as usize;
+    assert!((3..=max).contains(&accepted), "{accepted} of {max}: {reasons:?}");
+    wait_until("a new token", || reason_of_one().is_null().then_some(()));
 }
 
-/// A route that leads back to the agent is cut at the first turn.
+/// A route leads back to the agent. The agent rejects its own connection.
 #[test]
 fn a_connection_loop_is_rejected() {
-    let setup = Setup::new(&["--route", "loop.test=10.91.1.1:443"]);
-    let client = connect(&setup.lab, agent::address());
+    let testbed = Testbed::new(&["--route", "loop.test=10.91.1.1:443"]);
+    let client = connect(&testbed.lab, agent::address());
     write(&client, &ClientHello::new().sni(b"loop.test").encode());
     shutdown_write(&client);
     assert_eq!(read_all(&client), INTERNAL_ERROR_ALERT);
-    let mut records = [setup.agent.next_record(), setup.agent.next_record()];
+    let mut records = [testbed.agent.next_record(), testbed.agent.next_record()];
     records.sort_by_key(|record| record["reason"] != "loop");
     let [inner, outer] = records;
     assert_eq!(inner["reason"], "loop", "{inner}");
@@ -159,27 +119,27 @@ fn a_connection_loop_is_rejected() {
 
 #[test]
 fn backends_outside_the_allowed_networks_are_not_connected() {
-    let setup = Setup::new(&["--backends-allowed", "192.0.2.0/24"]);
-    setup.listener.set_nonblocking(true).unwrap();
-    let client = connect(&setup.lab, agent::address());
+    let testbed = Testbed::new(&["--backends-allowed", "192.0.2.0/24"]);
+    testbed.listener.set_nonblocking(true).unwrap();
+    let client = connect(&testbed.lab, agent::address());
     write(&client, &client_hello().encode());
     assert_eq!(read_all(&client), INTERNAL_ERROR_ALERT);
-    assert_eq!(setup.agent.next_record()["reason"], "no_backend");
-    assert_eq!(setup.listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+    assert_eq!(testbed.agent.next_record()["reason"], "no_backend");
+    assert_eq!(testbed.listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
 }
 
 #[test]
 fn an_idle_flow_is_reset_and_a_busy_one_is_not() {
-    let setup = Setup::new(&["--idle-timeout", "1s"]);
-    let (client, backend) = setup.open_flow(&client_hello());
-    let begun = Instant::now();
-    while begun.elapsed().as_millis() < 2_500 {
+    let testbed = Testbed::new(&["--idle-timeout", "1s"]);
+    let Peers { client, backend } = testbed.connect();
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_millis(2_500) {
         write(&client, b"busy");
         assert_eq!(read_exact(&backend, 4), b"busy");
-        snisplit_tests::wait::sleep_for(std::time::Duration::from_millis(50));
+        sleep_for(Duration::from_millis(50));
     }
     for side in [&client, &backend] {
         assert_eq!(read_to_end_or_error(side), (vec![], Err(ErrorKind::ConnectionReset)));
     }
-    assert_eq!(setup.agent.next_record()["outcome"], "idle_timeout");
+    assert_eq!(testbed.agent.next_record()["outcome"], "idle_timeout");
 }

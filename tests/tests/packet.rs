@@ -1,61 +1,55 @@
-//! Flows that have left the agent: what becomes of them without it, and what others send into them.
+//! Flows of the packet engine: without their agent, at their ends, and when the engine has no room.
 
 //@ engines: named
 
 use std::io::ErrorKind;
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
 use std::thread;
 
 use rustix::process::Signal;
+use snisplit_common::abi::packet::PACKET_TUPLES_MAP;
 use snisplit_tests::agent::{self, Agent};
 use snisplit_tests::client_hello::ClientHello;
 use snisplit_tests::flow::Flow;
-use snisplit_tests::kernel::{bpftool, fill_tuple_map};
+use snisplit_tests::kernel::{dump_map, fill_tuple_map};
 use snisplit_tests::lab::{Lab, backend};
-use snisplit_tests::offloaded_flow::{connect_offloaded, flow_entry_count, map_path};
+use snisplit_tests::offloaded_flow::flow_entry_count;
 use snisplit_tests::stream::{
-    RandomStream, accept, connect, listen, read_all, read_exact, read_to_end_or_error,
-    shutdown_write, write,
+    RandomStream, accept, listen, read_all, read_exact, read_to_end_or_error, shutdown_write, write,
 };
+use snisplit_tests::testbed::{ANSWER, Peers, Testbed};
 use snisplit_tests::wait::{default_timeout, wait_until};
 
-const FLAGS: [&str; 4] = ["--engine", "packet", "--route", "a.test=10.91.2.2:8001"];
-/// Flows that outlive their agent; `SNISPLIT_FLOWS` makes it as many.
+const PACKET_ENGINE: [&str; 2] = ["--engine", "packet"];
+/// Number of flows that outlive their agent, unless `SNISPLIT_FLOWS` has another one.
 const DEFAULT_FLOW_COUNT: usize = 100;
 
-/// A flow that the kernel has.
-fn open_flow(lab: &Lab, listener: &TcpListener) -> (TcpStream, TcpStream) {
-    connect_offloaded(lab, agent::address(), listener)
-}
-
 fn flow_count() -> usize {
-    let many = std::env::var("SNISPLIT_FLOWS").ok().and_then(|text| text.parse().ok());
-    many.unwrap_or(DEFAULT_FLOW_COUNT)
+    let count = std::env::var("SNISPLIT_FLOWS").ok().and_then(|text| text.parse().ok());
+    count.unwrap_or(DEFAULT_FLOW_COUNT)
 }
 
-/// Killed in the middle of downloads, and another one started: each flow goes on in between and ends as
-/// if nothing had been, and the new agent tells of all of them.
+/// An agent is killed, its flows carry downloads meanwhile, and the next agent records all of them when they end.
 #[test]
 fn flows_survive_their_agent_and_the_next_agent_adopts_them() {
-    let lab = Lab::new();
-    let agent = Agent::start(&lab, &FLAGS);
-    let listener = listen(&lab, backend(8001));
-    let pairs: Vec<_> = (0..flow_count()).map(|_| open_flow(&lab, &listener)).collect();
-    let sent = 20_000_000 / pairs.len();
+    let Testbed { agent, listener, lab } = Testbed::new(&PACKET_ENGINE);
+    let connect = || Peers::connect_offloaded(&lab, agent::address(), &listener);
+    let flows: Vec<_> = (0..flow_count()).map(|_| connect()).collect();
+    let bytes = 20_000_000 / flows.len();
     agent.signal(Signal::KILL);
-    let gone = agent.allow_warnings();
-    download_on_all(&pairs, sent);
-    drop(gone);
-    let agent = Agent::start(&lab, &FLAGS);
-    assert_eq!(agent.log_count(&format!("flows of a former agent go on flows={}", pairs.len())), 1);
-    assert!(agent.open_descriptors("socket:") < 10, "none of them is a socket");
-    let (client, server) = open_flow(&lab, &listener);
-    shutdown_write(&client);
-    shutdown_write(&server);
+    let killed = agent.allow_warnings();
+    download_on_all(&flows, bytes);
+    drop(killed);
+    let agent = Agent::start(&lab, &[&PACKET_ENGINE[..], &snisplit_tests::testbed::ROUTE].concat());
+    assert_eq!(agent.log_count(&format!("flows of a former agent go on flows={}", flows.len())), 1);
+    assert!(agent.open_descriptors("socket:") < 10, "an adopted flow has no socket");
+    let new_flow = connect();
+    shutdown_write(&new_flow.client);
+    shutdown_write(&new_flow.backend);
     assert_eq!(agent.next_record()["reason"], "route");
-    for (client, backend) in &pairs {
-        end_flow(client, backend);
+    for flow in &flows {
+        send_more_and_close(flow);
         let record = agent.next_record();
         assert_eq!(
             (&record["outcome"], &record["reason"], &record["route"], &record["engine"]),
@@ -64,17 +58,17 @@ fn flows_survive_their_agent_and_the_next_agent_adopts_them() {
         );
         assert_eq!(
             (&record["bytes_up"], &record["bytes_down"]),
-            (&4.into(), &(sent + 6).into()),
+            (&4.into(), &(bytes + ANSWER.len()).into()),
             "{record}"
         );
     }
 }
 
-fn download_on_all(pairs: &[(TcpStream, TcpStream)], bytes: usize) {
+fn download_on_all(flows: &[Peers], bytes: usize) {
     let mut expected = vec![0; bytes];
     RandomStream::default().fill(&mut expected);
     thread::scope(|scope| {
-        for (client, backend) in pairs {
+        for Peers { client, backend } in flows {
             let sending = scope.spawn(|| RandomStream::default().send(backend, bytes));
             assert!(read_exact(client, bytes) == expected, "other bytes arrived");
             sending.join().unwrap();
@@ -82,17 +76,13 @@ fn download_on_all(pairs: &[(TcpStream, TcpStream)], bytes: usize) {
     });
 }
 
-/// The client says something more and ends, then the back end does.
-fn end_flow(client: &TcpStream, backend: &TcpStream) {
-    write(client, b"more");
-    assert_eq!(read_exact(backend, 4), b"more");
-    shutdown_write(client);
-    assert_eq!(read_all(backend), b"");
-    shutdown_write(backend);
-    assert_eq!(read_all(client), b"");
+/// Sends 4 bytes to the back end, and ends both directions.
+fn send_more_and_close(flow: &Peers) {
+    write(&flow.client, b"more");
+    assert_eq!(read_exact(&flow.backend, 4), b"more");
+    flow.close();
 }
 
-/// SIGTERM, and the drain is over: both peers hear of it, although no socket is there to say so.
 #[test]
 fn the_drain_timeout_resets_both_peers() {
     let flow = Flow::open_with("packet", &["--drain-timeout", "100ms"]);
@@ -117,28 +107,28 @@ fn an_idle_flow_is_reset() {
 
 #[test]
 fn a_reused_client_port_is_a_new_flow() {
-    let lab = Lab::new();
-    let agent = Agent::start(&lab, &FLAGS);
-    let listener = listen(&lab, backend(8001));
+    let Testbed { agent, listener, lab } = Testbed::new(&PACKET_ENGINE);
+    // Port 0 has the kernel choose one.
     let mut port = 0;
     for _ in 0..3 {
         let client = lab.in_client(|| {
             let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
             let socket = socket.unwrap();
             socket.set_reuse_address(true).unwrap();
-            let from = std::net::SocketAddr::from(([10, 91, 1, 2], port));
+            let from = SocketAddr::from(([10, 91, 1, 2], port));
             socket.bind(&from.into()).unwrap();
             socket.connect(&agent::address().into()).unwrap();
             TcpStream::from(socket)
         });
         client.set_read_timeout(Some(default_timeout())).unwrap();
         port = client.local_addr().unwrap().port();
-        write(&client, &ClientHello::new().sni(b"a.test").encode());
+        let hello = ClientHello::new().sni(b"a.test").encode();
+        write(&client, &hello);
         let server = accept(&listener);
-        read_exact(&server, ClientHello::new().sni(b"a.test").encode().len());
-        write(&server, b"answer");
-        assert_eq!(read_exact(&client, 6), b"answer");
-        // The back end ends first, so the client's port is free at once.
+        read_exact(&server, hello.len());
+        write(&server, ANSWER);
+        assert_eq!(read_exact(&client, ANSWER.len()), ANSWER);
+        // The back end ends first. The client then has no TIME_WAIT, and its port is free at once.
         shutdown_write(&server);
         assert_eq!(read_all(&client), b"");
         shutdown_write(&client);
@@ -147,27 +137,26 @@ fn a_reused_client_port_is_a_new_flow() {
     }
 }
 
-/// Without room for one more, the engine leaves new flows to the ladder, and those that it has go on.
+/// The engine declines new flows then, and the flows that it has go on.
 #[test]
 fn new_flows_are_declined_when_the_tuple_map_is_full() {
-    let lab = Lab::new();
-    let agent = Agent::start(&lab, &FLAGS);
-    let listener = listen(&lab, backend(8001));
+    let testbed = Testbed::new(&PACKET_ENGINE);
+    let Testbed { agent, lab, .. } = &testbed;
     let declined = "snisplit_engine_declined_total{engine=\"packet\",reason=\"map_full\"}";
-    let carried = |(client, backend): &(TcpStream, TcpStream)| {
-        end_flow(client, backend);
+    let engine_of = |flow: &Peers| {
+        send_more_and_close(flow);
         agent.next_record()["engine"].as_str().unwrap().to_owned()
     };
-    let old = open_flow(&lab, &listener);
-    let empty = fill_tuple_map(&map_path(&lab, "tuples"));
-    assert_eq!(carried(&open_flow(&lab, &listener)), "splice");
-    assert_eq!(agent.metric(&lab, declined), 1.0);
-    assert_eq!(carried(&old), "packet");
-    empty();
-    assert_eq!(carried(&open_flow(&lab, &listener)), "packet");
+    let old = testbed.connect_offloaded();
+    let remove_entries = fill_tuple_map(&agent.pin_path(PACKET_TUPLES_MAP));
+    assert_eq!(engine_of(&testbed.connect_offloaded()), "splice");
+    assert_eq!(agent.metric(lab, declined), 1.0);
+    assert_eq!(engine_of(&old), "packet");
+    remove_entries();
+    assert_eq!(engine_of(&testbed.connect_offloaded()), "packet");
 }
 
-/// With all its ports in use, the engine leaves new flows to the ladder, and those that it has go on.
+/// The engine declines new flows then, and the flows that it has go on.
 #[test]
 fn new_flows_are_declined_when_all_ports_are_in_use() {
     let lab = Lab::new();
@@ -178,51 +167,44 @@ fn new_flows_are_declined_when_all_ports_are_in_use() {
     std::fs::write(&file, config).unwrap();
     let agent = Agent::start_with_config(&lab, &file, &[]);
     let listener = listen(&lab, backend(8001));
-    let pairs: Vec<_> = (0..6).map(|_| open_flow(&lab, &listener)).collect();
+    let connect = || Peers::connect_offloaded(&lab, agent::address(), &listener);
+    let flows: Vec<_> = (0..6).map(|_| connect()).collect();
     let mut engines = Vec::new();
-    for (client, backend) in &pairs {
-        end_flow(client, backend);
+    for flow in &flows {
+        send_more_and_close(flow);
         engines.push(agent.next_record()["engine"].as_str().unwrap().to_owned());
     }
     assert_eq!(engines, ["packet", "packet", "packet", "packet", "splice", "splice"]);
     let labels = "{engine=\"packet\",reason=\"no_source_port\"}";
     let name = format!("snisplit_engine_declined_total{labels}");
     assert_eq!(agent.metric(&lab, &name), 2.0);
-    // Ports come back when they have rested.
-    wait_until("a port that has rested", || {
-        let (client, backend) = open_flow(&lab, &listener);
-        end_flow(&client, &backend);
+    wait_until("a port to be usable again after its flow", || {
+        send_more_and_close(&connect());
         (agent.next_record()["engine"] == "packet").then_some(())
     });
-    // What was left of a port's last flow goes when the next one leaves by it.
-    wait_until("nothing but the last flows", || {
-        let tuples = bpftool(&["map", "dump", "pinned", &map_path(&lab, "tuples")]);
-        (tuples.as_array()?.len() == 8 && flow_entry_count(&lab) == 4).then_some(())
+    // The next flow of a port removes what its last flow has left.
+    wait_until("entries of the last flow of each port only", || {
+        let tuples = dump_map(&agent.pin_path(PACKET_TUPLES_MAP)).len();
+        (tuples == 8 && flow_entry_count(&lab) == 4).then_some(())
     });
 }
 
-/// A back end that takes its time is kept alive like one of any other engine, and its answer still makes
-/// the flow the kernel's.
+/// Until the back end answers, the flow has sockets, which need keepalive probes. The answer still starts the takeover.
 #[test]
 fn a_slow_backend_is_kept_alive_until_takeover() {
-    let lab = Lab::new();
-    let agent = Agent::start(&lab, &[&FLAGS[..], &["--keepalive", "33s"]].concat());
-    let listener = listen(&lab, backend(8001));
-    let client = connect(&lab, agent::address());
-    let hello = ClientHello::new().sni(b"a.test").encode();
-    write(&client, &hello);
-    let server = accept(&listener);
-    assert_eq!(read_exact(&server, hello.len()), hello);
-    wait_until("both legs are kept alive", || {
+    let testbed = Testbed::new(&[&PACKET_ENGINE[..], &["--keepalive", "33s"]].concat());
+    let Peers { client, backend } = testbed.connect();
+    wait_until("keepalive timers at both sockets", || {
         let mut ss = Command::new("ss");
-        let done = lab.in_proxy(|| ss.args(["-tnoH", "state", "established"]).output()).unwrap();
+        ss.args(["-tnoH", "state", "established"]);
+        let done = testbed.lab.in_proxy(|| ss.output()).unwrap();
         let timers = String::from_utf8_lossy(&done.stdout).into_owned();
         (timers.matches("timer:(keepalive,3").count() == 2).then_some(())
     });
-    write(&server, b"at last");
+    write(&backend, b"at last");
     assert_eq!(read_exact(&client, 7), b"at last");
-    shutdown_write(&server);
+    shutdown_write(&backend);
     shutdown_write(&client);
-    let record = agent.next_record();
+    let record = testbed.agent.next_record();
     assert_eq!((&record["engine"], &record["outcome"]), (&"packet".into(), &"closed".into()));
 }

@@ -1,103 +1,112 @@
-//! What is on the wire at both ends of a flow that is translated between them.
+//! Packets at both ends of a flow that the packet engine translates.
 
 //@ engines: named
 
-use std::net::TcpListener;
 use std::process::Command;
 
+use etherparse::TcpHeader;
 use rustix::thread::{CpuSet, sched_getcpu, sched_setaffinity};
-use snisplit_tests::agent::{self, Agent};
+use snisplit_tests::agent;
 use snisplit_tests::capture::{Capture, CapturePoint};
 use snisplit_tests::client_hello::ClientHello;
-use snisplit_tests::kernel::{packet_counter, proc_net_counter};
-use snisplit_tests::lab::{Lab, backend};
-use snisplit_tests::offloaded_flow::{connect_offloaded, transfer_both_ways};
-use snisplit_tests::stream::listen;
+use snisplit_tests::kernel::{PacketCounter, proc_net_counter};
+use snisplit_tests::lab::Lab;
+use snisplit_tests::testbed::Testbed;
 
-/// The place of what is dropped because it is marked, in `abi::packet::Fate`.
-const ECN_DROPPED: usize = 8;
+const PACKET_ENGINE: [&str; 2] = ["--engine", "packet"];
 
-fn start_agent_and_listener(lab: &Lab) -> (Agent, TcpListener) {
-    let args = ["--engine", "packet", "--route", "a.test=10.91.2.2:8001"];
-    (Agent::start(lab, &args), listen(lab, backend(8001)))
-}
-
-/// Keeps this thread, and those that it begins, to one core: a sender that changes its CPU has one of its
-/// segments overtake another on the way.
+/// Pins the calling thread, and the threads that it starts, to one core. A sender that changes its core may send
+/// two segments in the wrong order.
 fn pin_to_current_core() {
     let mut core = CpuSet::new();
     core.set(sched_getcpu());
     sched_setaffinity(None, &core).unwrap();
 }
 
-/// Data and ends of one direction behind the first `skipped` bytes, one after the other: where, and how much.
+/// A segment with data or a FIN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct DataSegment {
+    /// Bytes of the stream in front of it.
+    offset: u32,
+    /// Bytes of data.
+    len: usize,
+    has_fin: bool,
+}
+
+/// Segments of one connection to a port that have data or a FIN, in order of arrival. Leaves out the first `skipped`
+/// bytes of the stream.
 fn data_segments(
-    all: &[(etherparse::TcpHeader, usize)],
-    to: u16,
+    captured: &[(TcpHeader, usize)],
+    destination_port: u16,
     skipped: u32,
-) -> Vec<(u32, usize, bool)> {
-    let of = || all.iter().filter(|(tcp, _)| tcp.destination_port == to);
-    let syn = of().find(|(tcp, _)| tcp.syn).expect("a handshake").0.sequence_number;
-    assert_eq!(of().filter(|(tcp, _)| tcp.syn).count(), 1);
-    assert_eq!(of().filter(|(tcp, _)| tcp.rst).count(), 0, "resets");
-    let at = |number: u32| number.wrapping_sub(syn).wrapping_sub(1);
-    of().map(|(tcp, len)| (at(tcp.sequence_number), *len, tcp.fin))
-        .filter(|(at, len, fin)| (*len > 0 || *fin) && *at >= skipped && *at < u32::MAX / 2)
+) -> Vec<DataSegment> {
+    let sent = || captured.iter().filter(|(tcp, _)| tcp.destination_port == destination_port);
+    let syn = sent().find(|(tcp, _)| tcp.syn).expect("a handshake").0.sequence_number;
+    assert_eq!(sent().filter(|(tcp, _)| tcp.syn).count(), 1, "SYNs");
+    assert_eq!(sent().filter(|(tcp, _)| tcp.rst).count(), 0, "resets");
+    sent()
+        .map(|(tcp, len)| DataSegment {
+            offset: tcp.sequence_number.wrapping_sub(syn).wrapping_sub(1),
+            len: *len,
+            has_fin: tcp.fin,
+        })
+        .filter(|DataSegment { offset, len, has_fin }| {
+            (*len > 0 || *has_fin) && *offset >= skipped && *offset < u32::MAX / 2
+        })
         .collect()
 }
 
-/// What one end sends arrives at the other in the same pieces, each once and in the same order, and nothing
-/// else does.
 #[test]
 fn each_segment_arrives_once_and_in_order() {
-    let lab = Lab::new();
-    let (agent, listener) = start_agent_and_listener(&lab);
-    let sides = [CapturePoint::Client, CapturePoint::Backends];
-    let [near, far] = sides.map(|side| Capture::start(&lab, side, "inout"));
+    let testbed = Testbed::new(&PACKET_ENGINE);
+    let Testbed { lab, agent, .. } = &testbed;
+    let points = [CapturePoint::Client, CapturePoint::Backends];
+    let [at_client, at_backends] = points.map(|point| Capture::start(lab, point, "inout"));
     pin_to_current_core();
-    let flow = connect_offloaded(&lab, agent::address(), &listener);
-    let our_port = flow.0.local_addr().unwrap().port();
-    transfer_both_ways(&flow, 3_000_000);
+    let flow = testbed.connect_offloaded();
+    let client_port = flow.client.local_addr().unwrap().port();
+    flow.transfer_both_ways(3_000_000);
     let record = agent.next_record();
     assert_eq!((&record["engine"], &record["outcome"]), (&"packet".into(), &"closed".into()));
-    let (near, far) = (near.segments(&lab), far.segments(&lab));
-    let hello = ClientHello::new().sni(b"a.test").encode().len();
-    // The hello went from socket to socket.
-    let sent = data_segments(&near, agent::PORT, hello as u32);
+    let (at_client, at_backends) = (at_client.segments(lab), at_backends.segments(lab));
+    // The agent's sockets forwarded the ClientHello, perhaps in other segments.
+    let hello_len = ClientHello::new().sni(b"a.test").encode().len() as u32;
+    let sent = data_segments(&at_client, agent::PORT, hello_len);
     assert!(sent.len() > 20, "{sent:?}");
-    assert_eq!(sent, data_segments(&far, 8001, hello as u32));
-    let from_backend = far.iter().find(|(tcp, _)| tcp.destination_port == 8001).unwrap();
-    let sent = data_segments(&far, from_backend.0.source_port, 0);
+    assert_eq!(sent, data_segments(&at_backends, 8001, hello_len));
+    let to_backend = at_backends.iter().find(|(tcp, _)| tcp.destination_port == 8001).unwrap();
+    let sent = data_segments(&at_backends, to_backend.0.source_port, 0);
     assert!(sent.len() > 20, "{sent:?}");
-    assert_eq!(sent, data_segments(&near, our_port, 0));
+    assert_eq!(sent, data_segments(&at_client, client_port, 0));
 }
 
-/// Has every twentieth packet of the client's that may be marked be marked.
+/// Sets the mark of congestion (CE) on every 20th ECN-capable packet of the client.
 fn mark_every_20th_packet(lab: &Lab) {
     let rules = "add table inet sp; add chain inet sp out { type filter hook output priority 0; }; \
                  add rule inet sp out tcp dport 443 ip ecn ect0 numgen inc mod 20 0 ip ecn set ce";
     lab.in_client(|| assert!(Command::new("nft").arg(rules).status().unwrap().success()));
 }
 
-/// A mark of congestion reaches a back end that has ECN, and is a loss for one that has not. Either way
-/// the client hears of it, and every byte arrives.
+/// A marked packet reaches a back end that has ECN, and is dropped in front of one that has not. Either way every
+/// byte arrives.
 #[test]
 fn congestion_marks_reach_an_ecn_backend_and_drop_for_others() {
-    for has_backend in [true, false] {
+    for backend_has_ecn in [true, false] {
         let lab = Lab::new();
-        let ask = || std::fs::write("/proc/sys/net/ipv4/tcp_ecn", "1").unwrap();
-        lab.in_client(ask);
-        if has_backend {
-            lab.in_proxy(ask);
+        let enable_ecn = || std::fs::write("/proc/sys/net/ipv4/tcp_ecn", "1").unwrap();
+        lab.in_client(enable_ecn);
+        if backend_has_ecn {
+            lab.in_proxy(enable_ecn);
         }
-        let (agent, listener) = start_agent_and_listener(&lab);
-        let flow = connect_offloaded(&lab, agent::address(), &listener);
-        mark_every_20th_packet(&lab);
-        transfer_both_ways(&flow, 3_000_000);
+        let testbed = Testbed::in_lab(lab, &PACKET_ENGINE);
+        let Testbed { lab, agent, .. } = &testbed;
+        let flow = testbed.connect_offloaded();
+        mark_every_20th_packet(lab);
+        flow.transfer_both_ways(3_000_000);
         let record = agent.next_record();
         assert_eq!((&record["engine"], &record["outcome"]), (&"packet".into(), &"closed".into()));
-        let dropped = packet_counter(lab.namespace_names()[1], ECN_DROPPED);
+        let dropped = agent.packet_counter(PacketCounter::EcnDropped);
         let received = lab.in_backends(|| proc_net_counter("netstat", "IpExt", "InCEPkts"));
-        assert_eq!((received > 0, dropped > 0), (has_backend, !has_backend));
+        assert_eq!((received > 0, dropped > 0), (backend_has_ecn, !backend_has_ecn));
     }
 }

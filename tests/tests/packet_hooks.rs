@@ -1,22 +1,21 @@
-//! Where at an interface the packet engine's programs are, and that flows do not notice when that
-//! changes. `clsact` is what kernels before 6.6 have.
+//! Attach points of the packet engine's programs at an interface: tcx, and `clsact` for kernels before 6.6.
 
 //@ engines: named
 
 use std::fs;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::Command;
 
 use rustix::process::Signal;
 use snisplit_tests::agent::{self, Agent};
-use snisplit_tests::kernel::kernel_at_least;
+use snisplit_tests::kernel::{kernel_at_least, pin_dir};
 use snisplit_tests::lab::{Lab, backend};
-use snisplit_tests::offloaded_flow::{connect_offloaded, transfer_both_ways};
 use snisplit_tests::stream::{listen, read_exact, write};
+use snisplit_tests::testbed::Peers;
 use snisplit_tests::wait::wait_until;
 
-/// A configuration in which the engine is at this hook.
+/// Writes a configuration with this attach point.
 fn write_config(lab: &Lab, hook: &str) -> PathBuf {
     let file = lab.dir().join(format!("{hook}.toml"));
     let text = format!(
@@ -28,33 +27,45 @@ fn write_config(lab: &Lab, hook: &str) -> PathBuf {
     file
 }
 
-/// Our programs at all interfaces of the proxy: as filters, and at tcx (Debian's bpftool does not know
-/// these, but they are pinned).
-fn count_attachments(lab: &Lab) -> (usize, usize) {
+/// Programs of the packet engine at all interfaces of the proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Attachments {
+    clsact: usize,
+    tcx: usize,
+}
+
+const NO_ATTACHMENTS: Attachments = Attachments { clsact: 0, tcx: 0 };
+
+/// Counts filters at `clsact` by bpftool, and links at tcx by their pins, for not every bpftool shows them.
+fn count_attachments(lab: &Lab) -> Attachments {
     let shown = lab.in_proxy(|| Command::new("bpftool").args(["net", "show"]).output()).unwrap();
     let shown = String::from_utf8(shown.stdout).unwrap();
     let filters = shown.lines().filter(|line| line.contains("clsact/") && line.contains("sni_"));
-    let pins = fs::read_dir(format!("/sys/fs/bpf/snisplit/{}", lab.namespace_names()[1]));
+    let pins = fs::read_dir(pin_dir(lab.namespace_names()[1]));
     let names = pins.into_iter().flatten().map(|pin| pin.unwrap().file_name());
     let is_link = |name: &str| name.starts_with("in_") || name.starts_with("out_");
-    (filters.count(), names.filter(|name| is_link(name.to_str().unwrap())).count())
+    let links = names.filter(|name| is_link(name.to_str().unwrap()));
+    Attachments { clsact: filters.count(), tcx: links.count() }
 }
 
 fn has_tcx() -> bool {
     kernel_at_least(6, 6)
 }
 
-fn exchange_both_ways((client, server): &(TcpStream, TcpStream)) {
+fn exchange_both_ways(Peers { client, backend }: &Peers) {
     write(client, b"up");
-    assert_eq!(read_exact(server, 2), b"up");
-    write(server, b"down");
+    assert_eq!(read_exact(backend, 2), b"up");
+    write(backend, b"down");
     assert_eq!(read_exact(client, 4), b"down");
 }
 
-fn start_agent(lab: &Lab, hook: &str, adopts: usize) -> Agent {
+/// Starts an agent, which has to adopt so many flows.
+fn start_agent(lab: &Lab, hook: &str, adopted: usize) -> Agent {
     let agent = Agent::start_with_config(lab, &write_config(lab, hook), &[]);
-    let message = format!("flows of a former agent go on flows={adopts}");
-    assert_eq!(agent.log_count(&message), usize::from(adopts > 0), "{}", agent.log());
+    let message = "flows of a former agent go on flows=";
+    assert_eq!(agent.log_count(message), usize::from(adopted > 0), "{}", agent.log());
+    let message = format!("{message}{adopted}");
+    assert_eq!(agent.log_count(&message), usize::from(adopted > 0), "{}", agent.log());
     agent
 }
 
@@ -63,13 +74,13 @@ fn kill_agent(agent: Agent) {
     drop(agent.allow_warnings());
 }
 
-fn connect_flows(lab: &Lab, listener: &TcpListener) -> Vec<(TcpStream, TcpStream)> {
-    (0..3).map(|_| connect_offloaded(lab, agent::address(), listener)).collect()
+fn connect(lab: &Lab, listener: &TcpListener) -> Peers {
+    Peers::connect_offloaded(lab, agent::address(), listener)
 }
 
-fn run_tc(lab: &Lab, words: &[&str]) -> String {
-    let done = lab.in_proxy(|| Command::new("tc").args(words).output()).unwrap();
-    assert!(done.status.success(), "{words:?}: {done:?}");
+fn run_tc(lab: &Lab, args: &[&str]) -> String {
+    let done = lab.in_proxy(|| Command::new("tc").args(args).output()).unwrap();
+    assert!(done.status.success(), "{args:?}: {done:?}");
     String::from_utf8(done.stdout).unwrap()
 }
 
@@ -78,32 +89,37 @@ fn flows_survive_their_agent_at_either_hook() {
     let lab = Lab::new();
     let listener = listen(&lab, backend(8001));
     let agent = start_agent(&lab, "clsact", 0);
-    let (filters, at_tcx) = count_attachments(&lab);
-    assert!(filters >= 4 && at_tcx == 0, "{filters} {at_tcx}");
-    let mut pairs = connect_flows(&lab, &listener);
-    let hooks = [("clsact", (filters, 0)), ("tcx", (0, filters)), ("clsact", (filters, 0))];
+    let at_clsact = count_attachments(&lab);
+    assert!(at_clsact.clsact >= 4 && at_clsact.tcx == 0, "{at_clsact:?}");
+    let at_tcx = Attachments { clsact: 0, tcx: at_clsact.clsact };
+    let mut flows: Vec<_> = (0..3).map(|_| connect(&lab, &listener)).collect();
+    let hooks = [("clsact", at_clsact), ("tcx", at_tcx), ("clsact", at_clsact)];
     let mut running = agent;
-    for (hook, want) in hooks.into_iter().filter(|(hook, _)| *hook == "clsact" || has_tcx()) {
+    for (hook, expected) in hooks.into_iter().filter(|(hook, _)| *hook == "clsact" || has_tcx()) {
         kill_agent(running);
-        pairs.iter().for_each(exchange_both_ways);
-        running = start_agent(&lab, hook, pairs.len());
-        assert_eq!(count_attachments(&lab), want, "{hook}");
-        pairs.iter().for_each(exchange_both_ways);
-        pairs.extend(connect_flows(&lab, &listener));
+        flows.iter().for_each(exchange_both_ways);
+        running = start_agent(&lab, hook, flows.len());
+        assert_eq!(count_attachments(&lab), expected, "{hook}");
+        flows.iter().for_each(exchange_both_ways);
+        flows.extend((0..3).map(|_| connect(&lab, &listener)));
     }
-    for pair in &pairs {
-        transfer_both_ways(pair, 300_000);
+    for flow in &flows {
+        flow.transfer_both_ways(300_000);
         let record = running.next_record();
         assert_eq!((&record["outcome"], &record["engine"]), (&"closed".into(), &"packet".into()));
     }
     running.signal(Signal::TERM);
     assert!(running.wait_for_exit().success());
-    assert_eq!(count_attachments(&lab), (0, 0), "it takes its programs with it");
+    assert_eq!(
+        count_attachments(&lab),
+        NO_ATTACHMENTS,
+        "an agent that stops detaches its programs"
+    );
 }
 
-/// Where there is no tcx, wishing for it is told apart from programs that do not work.
+/// A kernel without tcx is told apart from programs that do not load.
 #[test]
-fn tcx_without_kernel_support_is_a_configuration_error() {
+fn tcx_attaches_or_is_a_configuration_error() {
     let lab = Lab::new();
     if has_tcx() {
         assert_eq!(start_agent(&lab, "tcx", 0).log_count("hook=Tcx"), 1);
@@ -125,41 +141,39 @@ fn purging_an_instance_removes_its_filters() {
     let listener = listen(&lab, backend(8001));
     let instance = lab.namespace_names()[1].to_owned();
     let agent = start_agent(&lab, "clsact", 0);
-    let _pair = connect_offloaded(&lab, agent::address(), &listener);
+    let _flow = connect(&lab, &listener);
+    assert_ne!(count_attachments(&lab), NO_ATTACHMENTS);
     agent.signal(Signal::KILL);
-    let drop = ["flows", "purge", "--instance", &instance];
-    let ask = || Command::new(agent::binary_path()).args(drop).output().unwrap();
-    wait_until("the agent to be dead", || lab.in_proxy(ask).status.success().then_some(()));
-    assert_eq!(count_attachments(&lab), (0, 0));
+    let purge = ["flows", "purge", "--instance", &instance];
+    let run = || Command::new(agent::binary_path()).args(purge).output().unwrap();
+    wait_until("the agent to be dead", || lab.in_proxy(run).status.success().then_some(()));
+    assert_eq!(count_attachments(&lab), NO_ATTACHMENTS);
 }
 
-/// What others have at an interface stays there.
 #[test]
 fn filters_of_other_owners_are_kept() {
     let lab = Lab::new();
     run_tc(&lab, &["qdisc", "add", "dev", "to-2002", "clsact"]);
     let filter = ["dev", "to-2002", "ingress", "pref", "1", "handle", "7", "bpf"];
-    let words = ["bytecode", "1,6 0 0 0", "flowid", "1:9"];
-    run_tc(&lab, &[&["filter", "add"][..], &filter, &words].concat());
+    let program = ["bytecode", "1,6 0 0 0", "flowid", "1:9"];
+    run_tc(&lab, &[&["filter", "add"][..], &filter, &program].concat());
     let mut agent = start_agent(&lab, "clsact", 0);
     let listener = listen(&lab, backend(8001));
-    let pair = connect_offloaded(&lab, agent::address(), &listener);
-    transfer_both_ways(&pair, 300_000);
+    connect(&lab, &listener).transfer_both_ways(300_000);
     assert_eq!(agent.next_record()["engine"], "packet");
     agent.signal(Signal::TERM);
     assert!(agent.wait_for_exit().success());
-    assert_eq!(count_attachments(&lab), (0, 0));
+    assert_eq!(count_attachments(&lab), NO_ATTACHMENTS);
     assert!(run_tc(&lab, &["filter", "show", "dev", "to-2002", "ingress"]).contains("handle 0x7"));
 }
 
-/// An answer that arrives where the programs are not is for the socket, and the flow stays with it.
+/// The answer arrives at an interface without the programs, so the agent's socket receives it.
 #[test]
 fn a_flow_whose_answer_no_program_sees_stays_on_splice() {
     let lab = Lab::new();
     let agent = start_agent(&lab, "clsact", 0);
     run_tc(&lab, &["qdisc", "del", "dev", "to-2002", "clsact"]);
-    let pair = connect_offloaded(&lab, agent::address(), &listen(&lab, backend(8001)));
-    transfer_both_ways(&pair, 300_000);
+    connect(&lab, &listen(&lab, backend(8001))).transfer_both_ways(300_000);
     assert_eq!(agent.next_record()["engine"], "splice");
     let declined = "snisplit_engine_declined_total{engine=\"packet\",reason=\"requested\"}";
     assert_eq!(agent.metric(&lab, declined), 1.0);

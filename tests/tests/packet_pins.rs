@@ -1,4 +1,4 @@
-//! What the packet engine leaves among the pins: for people, for the next agent, for `snisplit flows`.
+//! Pins of the packet engine, as `snisplit status`, `snisplit flows` and bpftool show and use them.
 
 //@ engines: named
 
@@ -8,19 +8,21 @@ use std::process::{Command, Output};
 
 use rustix::process::Signal;
 use serde_json::Value;
+use snisplit_common::abi::packet::{PACKET_COUNTER_COUNT, PACKET_COUNTERS_MAP, PACKET_TUPLES_MAP};
 use snisplit_tests::agent::binary_path;
 use snisplit_tests::flow::Flow;
-use snisplit_tests::kernel::bpftool;
+use snisplit_tests::kernel::{dump_map, pin_dir};
 use snisplit_tests::offloaded_flow::lookup_flow_entry;
 use snisplit_tests::stream::{read_all, read_exact, read_to_end_or_error, shutdown_write, write};
+use snisplit_tests::testbed::Peers;
 use snisplit_tests::wait::wait_until;
 
-fn run_command(words: &[&str]) -> Output {
-    Command::new(binary_path()).args(words).output().unwrap()
+fn run_command(args: &[&str]) -> Output {
+    Command::new(binary_path()).args(args).output().unwrap()
 }
 
-fn run_json(words: &[&str]) -> Value {
-    let done = run_command(&[words, &["--output", "json"]].concat());
+fn run_json(args: &[&str]) -> Value {
+    let done = run_command(&[args, &["--output", "json"]].concat());
     serde_json::from_slice(&done.stdout).unwrap_or_else(|_| panic!("{done:?}"))
 }
 
@@ -31,7 +33,7 @@ fn flows_status_and_bpftool_show_a_flow() {
     let Flow { client, backend, .. } = &flow;
     write(client, b"up");
     assert_eq!(read_exact(backend, 2), b"up");
-    // What is acknowledged counts, and that may take its time.
+    // Bytes count once they are acknowledged, which may take a while.
     write(backend, b"down");
     assert_eq!(read_exact(client, 4), b"down");
     let flows = wait_until("the bytes to be acknowledged", || {
@@ -49,14 +51,12 @@ fn flows_status_and_bpftool_show_a_flow() {
     assert_eq!((&engine["engine"], &engine["flows"]), (&"packet".into(), &1.into()));
     assert_eq!(engine["counters"][0]["id"], "forwarded");
 
-    let pinned = |map: &str| {
-        let path = format!("/sys/fs/bpf/snisplit/{instance}/{map}");
-        bpftool(&["map", "dump", "pinned", &path])
-    };
-    let (_, seen) = lookup_flow_entry(instance, &pinned("packet_tuples")[0]);
-    assert_eq!((&seen["state"], &seen["fallback_reason"]), (&"Offloaded".into(), &"None".into()));
-    assert_eq!(seen["client_tuple"]["source_port"], client.local_addr().unwrap().port());
-    assert!(pinned("packet_counters").as_array().unwrap().len() >= 8);
+    let tuples = dump_map(&flow.agent.pin_path(PACKET_TUPLES_MAP));
+    let entry = lookup_flow_entry(instance, &tuples[0]).entry;
+    assert_eq!((&entry["state"], &entry["fallback_reason"]), (&"Offloaded".into(), &"None".into()));
+    assert_eq!(entry["client_tuple"]["source_port"], client.local_addr().unwrap().port());
+    let counters = dump_map(&flow.agent.pin_path(PACKET_COUNTERS_MAP));
+    assert_eq!(counters.len(), PACKET_COUNTER_COUNT);
 
     shutdown_write(client);
     assert_eq!(read_all(backend), b"");
@@ -64,7 +64,10 @@ fn flows_status_and_bpftool_show_a_flow() {
     assert_eq!(read_all(client), b"");
     flow.assert_record(2, 4, "closed");
     let flows = run_json(&["flows", "--instance", instance]);
-    assert_eq!(flows[0]["state_up"], "half_closed", "kept for what is repeated");
+    assert_eq!(
+        flows[0]["state_up"], "half_closed",
+        "the entry stays, to translate what the peers may send again"
+    );
 }
 
 #[test]
@@ -72,28 +75,28 @@ fn flows_of_a_dead_agent_are_purged_on_request() {
     let instance = "sp-left";
     let flow = Flow::open_with("packet", &["--instance", instance]);
     let Flow { client, backend, agent, .. } = &flow;
-    let drop = ["flows", "purge", "--instance", instance];
-    let refused = run_command(&drop);
+    let purge = ["flows", "purge", "--instance", instance];
+    let refused = run_command(&purge);
     assert!(!refused.status.success());
     let output = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(output.contains("the agent \"sp-left\" runs; stop it first"), "{output}");
     agent.signal(Signal::KILL);
     let done = wait_until("the agent to be dead", || {
-        let done = flow.lab().in_proxy(|| run_command(&drop));
+        let done = flow.lab().in_proxy(|| run_command(&purge));
         done.status.success().then_some(done)
     });
     assert!(String::from_utf8_lossy(&done.stdout).starts_with("1 flows reset"), "{done:?}");
     for side in [client, backend] {
         assert_eq!(read_to_end_or_error(side), (vec![], Err(ErrorKind::ConnectionReset)));
     }
-    assert!(!Path::new("/sys/fs/bpf/snisplit/sp-left").exists());
+    assert!(!Path::new(&pin_dir(instance)).exists());
 }
 
 #[test]
 fn a_flow_is_reset_on_request() {
     let instance = "sp-cut";
     let flow = Flow::open_with("packet", &["--instance", instance]);
-    let (other, other_backend) = flow.connect_another();
+    let Peers { client: other, backend: other_backend } = flow.connect_another();
     let client = flow.client.local_addr().unwrap().to_string();
     let done = run_command(&["flows", "reset", &client, "--instance", instance]);
     assert!(String::from_utf8_lossy(&done.stdout).starts_with("1 flows will be reset"), "{done:?}");

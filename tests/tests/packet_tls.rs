@@ -1,43 +1,39 @@
-//! Real TLS sessions, 1.2 and 1.3, whose packets are translated over bad lines. `SNISPLIT_STRESS` is how
-//! many; CI runs a few.
+//! TLS 1.2 and 1.3 sessions over impaired links, on the packet engine. `SNISPLIT_STRESS` is the number of sessions.
 
 //@ engines: named
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread;
-use std::time::Duration;
 
 use rustls::version::{TLS12, TLS13};
 use rustls::{ServerConfig, ServerConnection, Stream};
 use snisplit_tests::agent::{self, Agent};
 use snisplit_tests::capture::{Capture, CapturePoint};
+use snisplit_tests::concurrent_load::ConcurrentLoad;
 use snisplit_tests::impaired_link::Impairment;
-use snisplit_tests::kernel::{kernel_at_least, proc_net_counter};
+use snisplit_tests::kernel::{PacketCounter, kernel_at_least, proc_net_counter};
 use snisplit_tests::lab::{Lab, backend};
 use snisplit_tests::stream::{connect, listen};
 use snisplit_tests::tls;
 use snisplit_tests::traffic::payload;
-use snisplit_tests::wait::{default_timeout, sleep_for, wait_until};
+use snisplit_tests::wait::{default_timeout, wait_until};
 
-/// Clients at once.
+/// Clients at the same time.
 const CONCURRENT_CLIENTS: usize = 32;
-/// How much longer than usual nothing may come. A peer whose SYN-ACK was late by a second
-/// (`TCP_TIMEOUT_INIT`) repeats after two or three seconds, then after twice that, and so on: 30 s may pass
-/// if four of these are lost.
+/// Factor for the timeout of reads. A peer whose SYN-ACK was late by a second (`TCP_TIMEOUT_INIT`) retransmits after two or
+/// three seconds, and then after twice the time. 30 s pass if four retransmissions are lost.
 const TIMEOUT_FACTOR: u32 = 6;
-/// Bytes of a speech, at most.
+/// Largest payload of a direction, in bytes.
 const MAX_PAYLOAD: u64 = 60_000;
 
 fn session_count() -> usize {
-    let many = std::env::var("SNISPLIT_STRESS").ok().and_then(|text| text.parse().ok());
-    many.unwrap_or(60)
+    let count = std::env::var("SNISPLIT_STRESS").ok().and_then(|text| text.parse().ok());
+    count.unwrap_or(60)
 }
 
-/// Says a number and a speech, ends, and hears the answer to the last byte.
+/// Sends the seed and a payload, ends its direction, and verifies the response.
 fn run_client(lab: &Lab, seed: u64) {
     let version = if seed.is_multiple_of(2) { &TLS12 } else { &TLS13 };
     let mut session = tls::client_with_versions(&[version], "a.test", &[]);
@@ -65,25 +61,13 @@ fn serve_session(mut stream: TcpStream, config: &Arc<ServerConfig>) {
     let mut tls = Stream::new(&mut session, &mut stream);
     let mut received = Vec::new();
     tls.read_to_end(&mut received).unwrap();
-    let (seed, said) = received.split_first_chunk().unwrap();
+    let (seed, rest) = received.split_first_chunk().unwrap();
     let seed = u64::from_be_bytes(*seed);
-    assert!(said == payload(seed, 0, MAX_PAYLOAD), "session {seed}: {} bytes received", said.len());
+    assert!(rest == payload(seed, 0, MAX_PAYLOAD), "session {seed}: {} bytes received", rest.len());
     tls.write_all(&payload(seed, 1, MAX_PAYLOAD)).unwrap();
     tls.conn.send_close_notify();
     while tls.conn.wants_write() {
         tls.conn.write_tls(&mut tls.sock).unwrap();
-    }
-}
-
-fn serve(listener: &TcpListener, config: &Arc<ServerConfig>, over: &AtomicBool) {
-    while !over.load(Ordering::Relaxed) {
-        let Ok((stream, _)) = listener.accept() else {
-            sleep_for(Duration::from_millis(1));
-            continue;
-        };
-        stream.set_nonblocking(false).unwrap();
-        stream.set_read_timeout(Some(default_timeout() * TIMEOUT_FACTOR)).unwrap();
-        serve_session(stream, config);
     }
 }
 
@@ -96,52 +80,42 @@ fn run_sessions(loss_percent: u64, xdp: bool) {
     let config = [config.to_str().unwrap()];
     let agent = Agent::start(&lab, &[&args[..], &config, &long_timeouts].concat());
     let (listener, config) = (listen(&lab, backend(8001)), tls::self_signed_server("a.test"));
-    listener.set_nonblocking(true).unwrap();
     let captures =
         [CapturePoint::Client, CapturePoint::Backends].map(|side| Capture::start(&lab, side, "in"));
-    let (next, over, all) = (AtomicUsize::new(0), AtomicBool::new(false), session_count());
-    thread::scope(|scope| {
-        let servers: Vec<_> = (0..CONCURRENT_CLIENTS + 8)
-            .map(|_| scope.spawn(|| serve(&listener, &config, &over)))
-            .collect();
-        let run_clients = || {
-            while let seed @ 0.. = next.fetch_add(1, Ordering::Relaxed)
-                && seed < all
-            {
-                run_client(&lab, seed as u64);
-            }
-        };
-        let clients: Vec<_> = (0..CONCURRENT_CLIENTS).map(|_| scope.spawn(run_clients)).collect();
-        let clients: Vec<_> = clients.into_iter().map(thread::ScopedJoinHandle::join).collect();
-        over.store(true, Ordering::Relaxed);
-        let servers = servers.into_iter().map(thread::ScopedJoinHandle::join);
-        assert_eq!(clients.into_iter().chain(servers).filter(Result::is_err).count(), 0);
-    });
+    let all = session_count();
+    let load = ConcurrentLoad {
+        listener: &listener,
+        clients: CONCURRENT_CLIENTS,
+        flows: all,
+        read_timeout: default_timeout() * TIMEOUT_FACTOR,
+    };
+    let failed =
+        load.run(|seed| run_client(&lab, seed as u64), |stream| serve_session(stream, &config));
+    assert_eq!(failed, 0, "threads of clients and servers that failed");
     let closed = "snisplit_connections_ended_total{outcome=\"closed\"}";
     wait_until("all to be closed", || (agent.metric(&lab, closed) == all as f64).then_some(()));
     let engines: Vec<String> =
         (0..all).map(|_| agent.next_record()["engine"].to_string()).collect();
     let not_offloaded = engines.iter().filter(|engine| *engine != "\"packet\"").count();
-    eprintln!(
-        "{loss_percent} %, xdp {xdp}: {all} sessions, {not_offloaded} stayed with their sockets"
-    );
-    lab.link_stats().for_each(|fates| eprintln!("{fates}"));
-    assert!(not_offloaded <= all / 10, "{not_offloaded} stayed with their sockets");
-    check_captures(&lab, captures, (all, not_offloaded));
+    eprintln!("{loss_percent} %, xdp {xdp}: {all} sessions, {not_offloaded} not offloaded");
+    lab.link_stats().for_each(|stats| eprintln!("{stats}"));
+    assert!(not_offloaded <= all / 10, "{not_offloaded} sessions were not offloaded");
+    assert_eq!(agent.packet_counter(PacketCounter::XdpForwarded) > 0, xdp);
+    check_captures(&lab, captures, all, not_offloaded);
 }
 
-/// All that arrives at a peer has its sums, and resets are the other peer's: what is late, of flows that
-/// have ended, is answered with one, by a host that has their sockets.
-fn check_captures(lab: &Lab, captures: [Capture; 2], (all, stayed): (usize, usize)) {
+/// Every packet that arrives at a peer has right checksums. A reset is the other peer's: a host that has sockets answers a
+/// late packet of an ended connection with one.
+fn check_captures(lab: &Lab, captures: [Capture; 2], sessions: usize, not_offloaded: usize) {
     let [client, proxy, backends] = lab
         .namespace_names()
         .map(|name| lab.in_namespace(name, || proc_net_counter("snmp", "Tcp", "OutRsts")) as usize);
-    assert!(proxy <= 3 * stayed, "{proxy} resets by the host between");
+    assert!(proxy <= 3 * not_offloaded, "{proxy} resets by the proxy's host");
     for (capture, others) in captures.into_iter().zip([backends, client]) {
         let (packets, resets) = capture.packets_and_resets(lab);
         eprintln!("{packets} packets, {resets} resets, {others} by the other peer");
-        // Some are doubled on the way.
-        assert!(packets > all && resets <= 2 * (others + proxy), "{resets} resets");
+        // The links duplicate some packets.
+        assert!(packets > sessions && resets <= 2 * (others + proxy), "{resets} resets");
     }
 }
 
@@ -149,6 +123,6 @@ fn check_captures(lab: &Lab, captures: [Capture; 2], (all, stayed): (usize, usiz
 fn tls_sessions_over_impaired_links_are_intact() {
     run_sessions(1, false);
     run_sessions(4, false);
-    // Older kernels do not say what a driver can.
+    // Older kernels do not tell the XDP features of a driver.
     run_sessions(4, kernel_at_least(6, 3));
 }

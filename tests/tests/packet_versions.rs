@@ -197,7 +197,7 @@ fn flows_of_an_older_version_continue_after_migration() {
         let adopted = format!("flows of a former agent go on flows={flows}");
         assert_eq!(next.log_count(&adopted), 1, "{}", next.log());
         assert_ends_in_order(&next, (client, backend), rounds * BLOCK.len());
-        if let Some((client, backend)) = &other {
+        if let Some(snisplit_tests::testbed::Peers { client, backend }) = &other {
             assert_ends_in_order(&next, (client, backend), 0);
         }
     }

@@ -1,6 +1,5 @@
-//! The packet engine in the drivers of interfaces (XDP). TAP devices are the interfaces: they have native
-//! XDP, and their frames are whole, as those of a NIC are. `cargo xtask test --kernel` runs this on virtio's
-//! NICs too.
+//! The packet engine in the drivers of interfaces (XDP). The interfaces are TAP devices, which have native XDP and whose
+//! frames have complete checksums, as those of a NIC. `cargo xtask test --kernel` runs this file on virtio NICs too.
 
 //@ engines: named
 
@@ -9,26 +8,21 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use rustix::process::Signal;
+use snisplit_common::abi::packet::XDP_PROGRAM;
 use snisplit_tests::agent::{self, Agent};
-use snisplit_tests::kernel::{kernel_at_least, packet_counter};
-use snisplit_tests::lab::{Lab, PROXY6, backend, uses_nics};
+use snisplit_tests::kernel::{Direction, PacketCounter, kernel_at_least, pin_dir};
+use snisplit_tests::lab::{Lab, backend, uses_nics};
 use snisplit_tests::link::has_ipv6;
-use snisplit_tests::offloaded_flow::{OffloadedFlow, connect_offloaded, transfer_both_ways};
+use snisplit_tests::offloaded_flow::{OffloadedFlow, TestRunResult};
 use snisplit_tests::record_skip;
 use snisplit_tests::segment::{
-    build_segment, parse_verified, sack_option, timestamps_option, with_vlan_tag,
+    SegmentNumbers, build_segment, parse_verified, sack_option, timestamps_option, with_vlan_tag,
 };
 use snisplit_tests::stream::listen;
+use snisplit_tests::test_run::{TC_ACT_REDIRECT, XDP_PASS, XDP_REDIRECT};
+use snisplit_tests::testbed::Peers;
 
-/// Why there is nothing to test.
-const SKIP_REASON: &str = "what a driver can, Linux says since 6.3";
-/// Places in `abi::packet::Fate`.
-const TC_FORWARDED: usize = 0;
-const XDP_FORWARDED: usize = 9;
-/// `TC_ACT_REDIRECT`, `XDP_REDIRECT` and `XDP_PASS`.
-const TC_ACT_REDIRECT: u64 = 7;
-const XDP_REDIRECT: u64 = 4;
-const XDP_PASS: u64 = 2;
+const SKIP_REASON: &str = "Linux tells the XDP features of a driver since 6.3";
 
 fn write_config(lab: &Lab, is_v6: bool, xdp: bool) -> PathBuf {
     let file = lab.dir().join(format!("{xdp}.toml"));
@@ -47,9 +41,31 @@ fn start_agent(lab: &Lab, is_v6: bool, xdp: bool) -> Agent {
     Agent::start_with_config(lab, &write_config(lab, is_v6, xdp), &[])
 }
 
-/// How many packets were translated: by the drivers, and by the programs behind them.
-fn translated_packets(lab: &Lab) -> [u64; 2] {
-    [XDP_FORWARDED, TC_FORWARDED].map(|fate| packet_counter(lab.namespace_names()[1], fate))
+/// Packets that the programs have translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct TranslatedPackets {
+    by_xdp: u64,
+    by_tc: u64,
+}
+
+impl TranslatedPackets {
+    fn read(agent: &Agent) -> Self {
+        Self {
+            by_xdp: agent.packet_counter(PacketCounter::XdpForwarded),
+            by_tc: agent.packet_counter(PacketCounter::Forwarded),
+        }
+    }
+
+    fn since(self, before: Self) -> Self {
+        Self { by_xdp: self.by_xdp - before.by_xdp, by_tc: self.by_tc - before.by_tc }
+    }
+}
+
+/// Opens a flow in this address family, in a lab whose interfaces have XDP.
+fn open_xdp_flow(is_v6: bool) -> OffloadedFlow {
+    let lab = Lab::with_xdp_drivers();
+    let agent = start_agent(&lab, is_v6, true);
+    OffloadedFlow::with_agent(lab, agent, OffloadedFlow::backend_address(is_v6))
 }
 
 #[test]
@@ -60,102 +76,106 @@ fn flows_are_forwarded_by_xdp() {
     for is_v6 in [false, true].into_iter().filter(|is_v6| !is_v6 || has_ipv6()) {
         let lab = Lab::with_xdp_drivers();
         let agent = start_agent(&lab, is_v6, true);
-        let listener = listen(&lab, OffloadedFlow::backend_address(is_v6).parse().unwrap());
-        let at = if is_v6 { (PROXY6, agent::PORT).into() } else { agent::address() };
-        let pairs: Vec<_> = (0..3).map(|_| connect_offloaded(&lab, at, &listener)).collect();
-        for pair in &pairs {
-            transfer_both_ways(pair, 1_000_000);
+        let listener = listen(&lab, OffloadedFlow::backend_address(is_v6));
+        let address = OffloadedFlow::agent_address(is_v6);
+        let flows: Vec<_> =
+            (0..3).map(|_| Peers::connect_offloaded(&lab, address, &listener)).collect();
+        for flow in &flows {
+            flow.transfer_both_ways(1_000_000);
             let record = agent.next_record();
             assert_eq!(
                 (&record["outcome"], &record["engine"]),
                 (&"closed".into(), &"packet".into())
             );
         }
-        let [early, late] = translated_packets(&lab);
-        // The packet that a flow is taken over with is not the driver's.
-        assert!(early > 3 * 2 * 1_000_000 / 1_500 && late < 20, "{early} {late}");
+        let translated = TranslatedPackets::read(&agent);
+        // The packet that starts a takeover is not translated in the driver.
+        let TranslatedPackets { by_xdp, by_tc } = translated;
+        assert!(by_xdp > 3 * 2 * 1_000_000 / 1_500 && by_tc < 20, "{translated:?}");
     }
 }
 
-/// What the driver's program makes of a packet is what the other one makes of it, and what is out of the
-/// ordinary it leaves to that one.
+/// Both programs make the same packet. The one in the driver leaves unusual packets to the other one.
 #[test]
 fn xdp_and_tc_translate_alike() {
     if !kernel_at_least(6, 3) {
         return record_skip(SKIP_REASON);
     }
     for is_v6 in [false, true].into_iter().filter(|is_v6| !is_v6 || has_ipv6()) {
-        let lab = Lab::with_xdp_drivers();
-        let agent = start_agent(&lab, is_v6, true);
-        let flow = OffloadedFlow::with_agent(
-            lab,
-            agent,
-            OffloadedFlow::backend_address(is_v6).parse().unwrap(),
-        );
-        let early = flow.program_id("sni_xdp");
-        let all = [
-            vec![],
-            [vec![1, 1], timestamps_option(5, 6)].concat(),
-            [vec![1], timestamps_option(5, 6), vec![0]].concat(),
-            [vec![1], sack_option(&[7, 8]), vec![0]].concat(),
-            [vec![1, 1], timestamps_option(5, 6), vec![1, 1], sack_option(&[1, 2, 3, 4])].concat(),
-        ];
-        for direction in ["up", "down"] {
-            let [ends, _] = flow.tuples(direction);
-            let numbers = (flow.field(direction, "snd_nxt"), 1, 1_000);
-            for (options, payload) in all.iter().zip([&b""[..], b"odd", &[7; 1_400], b"", b"1"]) {
-                let packet = build_segment(ends, numbers, options, payload);
-                let (answer, wanted) = flow.test_run(&packet, None);
-                let (answer_early, got) = flow.test_run_program(&early, &packet, None);
-                assert_eq!((answer, answer_early), (TC_ACT_REDIRECT, XDP_REDIRECT));
-                // Frames' addresses too.
-                assert_eq!(got, wanted, "{direction} {options:?}");
-                assert_eq!(parse_verified(&got).3, payload, "its sums are right");
-            }
-            let mut last = build_segment(ends, numbers, &[], b"x");
-            last[if is_v6 { 21 } else { 22 }] = 1;
-            let large = build_segment(ends, numbers, &[], &[7; 1_600]);
-            let stranger = build_segment((ends.1, ends.0), numbers, &[], b"x");
-            let unfinished = with_partial_checksum(build_segment(ends, numbers, &[], b"x"));
-            let tagged = with_vlan_tag(&build_segment(ends, numbers, &[], b"x"));
-            for packet in [&last, &large, &stranger, &unfinished, &tagged] {
-                assert_eq!(
-                    flow.test_run_program(&early, packet, None),
-                    (XDP_PASS, packet.clone()),
-                    "{direction}"
-                );
-            }
+        let flow = open_xdp_flow(is_v6);
+        for direction in [Direction::Up, Direction::Down] {
+            check_same_translation(&flow, direction);
+            check_unusual_packets_pass(&flow, direction);
         }
     }
 }
 
-/// A jumbo frame that fills several of the driver's buffers: not every driver takes one from another.
+/// Numbers of the next segment of a direction.
+fn next_numbers(flow: &OffloadedFlow, direction: Direction) -> SegmentNumbers {
+    SegmentNumbers { seq: flow.field(direction, "snd_nxt"), ack: 1, window: 1_000 }
+}
+
+fn check_same_translation(flow: &OffloadedFlow, direction: Direction) {
+    let xdp_program = flow.program_id(XDP_PROGRAM);
+    let timestamps = timestamps_option(5, 6);
+    let options = [
+        vec![],
+        [vec![1, 1], timestamps.clone()].concat(),
+        [vec![1], timestamps.clone(), vec![0]].concat(),
+        [vec![1], sack_option(&[7, 8]), vec![0]].concat(),
+        [vec![1, 1], timestamps, vec![1, 1], sack_option(&[1, 2, 3, 4])].concat(),
+    ];
+    for (options, payload) in options.iter().zip([&b""[..], b"odd", &[7; 1_400], b"", b"1"]) {
+        let endpoints = flow.arriving(direction);
+        let packet = build_segment(endpoints, next_numbers(flow, direction), options, payload);
+        let by_tc = flow.test_run(&packet, None);
+        let by_xdp = flow.test_run_program(&xdp_program, &packet, None);
+        assert_eq!((by_tc.answer, by_xdp.answer), (TC_ACT_REDIRECT, XDP_REDIRECT));
+        // The Ethernet addresses are equal too.
+        assert_eq!(by_xdp.packet, by_tc.packet, "{direction:?} {options:?}");
+        assert_eq!(parse_verified(&by_xdp.packet).payload, payload);
+    }
+}
+
+fn check_unusual_packets_pass(flow: &OffloadedFlow, direction: Direction) {
+    let xdp_program = flow.program_id(XDP_PROGRAM);
+    let endpoints = flow.arriving(direction);
+    let numbers = next_numbers(flow, direction);
+    let segment = || build_segment(endpoints, numbers, &[], b"x");
+    let mut expired = segment();
+    expired[if endpoints.source.is_ipv6() { 21 } else { 22 }] = 1;
+    let larger_than_mtu = build_segment(endpoints, numbers, &[], &[7; 1_600]);
+    let foreign = build_segment(endpoints.reversed(), numbers, &[], b"x");
+    let partial_checksum = with_partial_checksum(segment());
+    let tagged = with_vlan_tag(&segment());
+    for packet in [expired, larger_than_mtu, foreign, partial_checksum, tagged] {
+        let result = flow.test_run_program(&xdp_program, &packet, None);
+        assert_eq!(result, TestRunResult { answer: XDP_PASS, packet }, "{direction:?}");
+    }
+}
+
+/// A jumbo frame may fill several buffers of its driver, and not every driver sends such a frame of another driver.
 #[test]
 fn multi_buffer_frames_pass_to_the_stack() {
     if !kernel_at_least(6, 3) {
         return record_skip(SKIP_REASON);
     }
-    let lab = Lab::with_xdp_drivers();
-    let agent = start_agent(&lab, false, true);
-    let flow = OffloadedFlow::with_agent(
-        lab,
-        agent,
-        OffloadedFlow::backend_address(false).parse().unwrap(),
-    );
+    let flow = open_xdp_flow(false);
     for link in ["to-1002", "to-2002"] {
-        let words = ["link", "set", "dev", link, "mtu", "9000"];
-        let done = flow.lab.in_proxy(|| Command::new("ip").args(words).status());
+        let args = ["link", "set", "dev", link, "mtu", "9000"];
+        let done = flow.lab.in_proxy(|| Command::new("ip").args(args).status());
         assert!(done.unwrap().success());
     }
-    let early = flow.program_id("sni_xdp");
-    let [ends, _] = flow.tuples("up");
-    for (bytes, answer) in [(3_000, XDP_REDIRECT), (6_000, XDP_PASS)] {
-        let packet = build_segment(ends, (flow.field("up", "snd_nxt"), 1, 9), &[], &vec![7; bytes]);
-        assert_eq!(flow.test_run_program(&early, &packet, None).0, answer, "{bytes}");
+    let xdp_program = flow.program_id(XDP_PROGRAM);
+    let (endpoints, numbers) = (flow.arriving(Direction::Up), next_numbers(&flow, Direction::Up));
+    for (bytes, expected) in [(3_000, XDP_REDIRECT), (6_000, XDP_PASS)] {
+        let packet = build_segment(endpoints, numbers, &[], &vec![7; bytes]);
+        let result = flow.test_run_program(&xdp_program, &packet, None);
+        assert_eq!(result.answer, expected, "{bytes}");
     }
 }
 
-/// Leaves the checksum to a device, as a virtual machine does: all but the pseudo-header is missing.
+/// Gives a segment a checksum of its pseudo-header only, as a virtual machine does for a device that finishes it.
 fn with_partial_checksum(mut packet: Vec<u8>) -> Vec<u8> {
     let (tcp, addresses) = if packet[12] == 0x86 { (54, 22..54) } else { (34, 26..34) };
     let length = (packet.len() - tcp) as u16;
@@ -168,7 +188,15 @@ fn with_partial_checksum(mut packet: Vec<u8>) -> Vec<u8> {
     packet
 }
 
-/// The driver's program outlives the agent too, and comes and goes between agents.
+/// Number of XDP programs that the agent with the instance name of this lab has pinned.
+fn count_xdp_pins(lab: &Lab) -> usize {
+    let pins = fs::read_dir(pin_dir(lab.namespace_names()[1])).into_iter().flatten();
+    let is_xdp = |name: String| name.starts_with("early_");
+    pins.filter(|pin| is_xdp(pin.as_ref().unwrap().file_name().into_string().unwrap())).count()
+}
+
+/// The program in the driver outlives its agent, and the next agent attaches it, or detaches it, as its own
+/// configuration says.
 #[test]
 fn xdp_flows_survive_their_agent() {
     if !kernel_at_least(6, 3) {
@@ -176,47 +204,44 @@ fn xdp_flows_survive_their_agent() {
     }
     let lab = Lab::with_xdp_drivers();
     let listener = listen(&lab, backend(8001));
-    let is_in_driver = |number: u32| {
-        fs::exists(format!("/sys/fs/bpf/snisplit/{}/xdp_{number}", lab.namespace_names()[1]))
-            .unwrap()
-    };
-    let mut pairs: Vec<_> = Vec::new();
+    let mut flows: Vec<_> = Vec::new();
     let mut running = start_agent(&lab, false, true);
     for xdp in [true, false, true] {
-        pairs.extend((0..3).map(|_| connect_offloaded(&lab, agent::address(), &listener)));
+        let connect = |_| Peers::connect_offloaded(&lab, agent::address(), &listener);
+        flows.extend((0..3).map(connect));
         running.signal(Signal::KILL);
         drop(running.allow_warnings());
         running = start_agent(&lab, false, xdp);
-        let before = translated_packets(&lab);
-        transfer_both_ways(&pairs.pop().unwrap(), 300_000);
+        assert_eq!(count_xdp_pins(&lab), if xdp { 2 } else { 0 });
+        let before = TranslatedPackets::read(&running);
+        flows.pop().unwrap().transfer_both_ways(300_000);
         assert_eq!(running.next_record()["outcome"], "closed");
-        let after = translated_packets(&lab);
-        let [early, late] = [0, 1].map(|n| after[n] - before[n]);
+        let TranslatedPackets { by_xdp, by_tc } = TranslatedPackets::read(&running).since(before);
         match uses_nics() {
-            // Behind their driver packets come merged.
-            true => assert!(early + late > 10 && (early > late) == xdp, "{early} {late}"),
-            false => assert_eq!([early, late].map(|packets| packets > 200), [xdp, !xdp]),
+            // Behind the driver, the kernel merges packets (GRO).
+            true => assert!(by_xdp + by_tc > 10 && (by_xdp > by_tc) == xdp, "{by_xdp} {by_tc}"),
+            false => assert_eq!([by_xdp, by_tc].map(|packets| packets > 200), [xdp, !xdp]),
         }
     }
-    for pair in &pairs {
-        transfer_both_ways(pair, 100_000);
+    for flow in &flows {
+        flow.transfer_both_ways(100_000);
         assert_eq!(running.next_record()["outcome"], "closed");
     }
     running.signal(Signal::TERM);
     assert!(running.wait_for_exit().success());
-    assert!((0..100).all(|number| !is_in_driver(number)), "it takes its programs with it");
+    assert_eq!(count_xdp_pins(&lab), 0, "an agent that stops detaches its programs");
 }
 
-/// A veth takes frames of others only while its other end has XDP too: there the other programs do it.
+/// A veth accepts frames of other drivers only while its other end has XDP too, so the programs at tc forward here.
 #[test]
 fn interfaces_without_xdp_redirect_use_tc() {
     let lab = Lab::new();
     let agent = start_agent(&lab, false, true).allow_warnings();
     assert_eq!(agent.log_count("packet.xdp: not supported by this driver: a veth"), 2);
     assert_eq!(agent.log_count("WARN packet.xdp: no interface supports it"), 1);
-    let pair = connect_offloaded(&lab, agent::address(), &listen(&lab, backend(8001)));
-    transfer_both_ways(&pair, 300_000);
+    let listener = listen(&lab, backend(8001));
+    Peers::connect_offloaded(&lab, agent::address(), &listener).transfer_both_ways(300_000);
     assert_eq!(agent.next_record()["engine"], "packet");
-    let [early, late] = translated_packets(&lab);
-    assert!(early == 0 && late > 0, "{early} {late}");
+    let translated = TranslatedPackets::read(&agent);
+    assert!(translated.by_xdp == 0 && translated.by_tc > 0, "{translated:?}");
 }

@@ -1,4 +1,4 @@
-//! The PROXY protocol both ways: the client's address arrives, and nobody else can claim one.
+//! The PROXY protocol: headers that the agent receives from trusted proxies only, and headers that it sends to back ends.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::process::Command;
@@ -17,11 +17,11 @@ const V2: &[u8] =
     b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c\xc0\x00\x02\x07\xc0\x00\x02\x08\x12\x67\x01\xbb";
 const LOCAL: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x20\x00\x00\x00";
 
-/// An agent that demands headers from the client's network, before a back end of our own.
+/// Starts an agent that requires headers from the client's network, and a back end that listens.
 fn start_requiring_header(flags: &[&str]) -> (Agent, TcpListener, Lab) {
     let lab = Lab::new();
-    let always = ["--proxy-protocol-from", "10.91.1.0/24"];
-    let agent = Agent::start(&lab, &[&always[..], flags].concat());
+    let required = ["--proxy-protocol-from", "10.91.1.0/24"];
+    let agent = Agent::start(&lab, &[&required[..], flags].concat());
     let listener = listen(&lab, backend(8001));
     (agent, listener, lab)
 }
@@ -37,7 +37,7 @@ fn headers_of_a_trusted_proxy_are_read_in_any_chunking() {
             let bytes = [header, &hello].concat();
             bytes.chunks(size).for_each(|part| write(&stream, part));
             shutdown_write(&stream);
-            assert_eq!(read_all(&accept(&listener)), hello, "the header is for us alone");
+            assert_eq!(read_all(&accept(&listener)), hello, "the back end gets no header");
             let record = agent.next_record();
             assert!(record["client"].as_str().unwrap().starts_with(client), "{record}");
             assert!(record["proxy"].as_str().unwrap().starts_with("10.91.1.2:"), "{record}");
@@ -47,7 +47,7 @@ fn headers_of_a_trusted_proxy_are_read_in_any_chunking() {
 
 #[test]
 fn a_header_is_mandatory_from_some_and_forbidden_to_others() {
-    let refused = |agent: &Agent, lab: &Lab, bytes: &[u8], reason: &str| {
+    let assert_rejected = |agent: &Agent, lab: &Lab, bytes: &[u8], reason: &str| {
         let stream = connect(lab, agent::address());
         write(&stream, bytes);
         shutdown_write(&stream);
@@ -59,15 +59,15 @@ fn a_header_is_mandatory_from_some_and_forbidden_to_others() {
     let hello = ClientHello::new().sni(b"a.test").encode();
     let route = ["--route", "a.test=10.91.2.2:8001"];
     let (agent, _listener, lab) = start_requiring_header(&route);
-    refused(&agent, &lab, &hello, "proxy_header_missing");
-    refused(&agent, &lab, b"PROXY TCP4 nonsense\r\n", "proxy_header_malformed");
-    refused(&agent, &lab, b"\r\n\r\n\0\r\nQUIT\n\x21\x11\xff\xff", "proxy_header_too_long");
+    assert_rejected(&agent, &lab, &hello, "proxy_header_missing");
+    assert_rejected(&agent, &lab, b"PROXY TCP4 nonsense\r\n", "proxy_header_malformed");
+    assert_rejected(&agent, &lab, b"\r\n\r\n\0\r\nQUIT\n\x21\x11\xff\xff", "proxy_header_too_long");
     drop((agent, lab));
     let lab = Lab::new();
     let agent =
         Agent::start(&lab, &[&route[..], &["--proxy-protocol-from", "10.99.0.0/16"]].concat());
     for header in [V1, V2] {
-        refused(&agent, &lab, &[header, &hello].concat(), "proxy_header_not_allowed");
+        assert_rejected(&agent, &lab, &[header, &hello].concat(), "proxy_header_not_allowed");
     }
 }
 
@@ -86,7 +86,7 @@ fn an_nginx_backend_learns_the_client_address() {
     }
 }
 
-/// HAProxy checks the CRC32c, and shows the server name that version 2 carries.
+/// HAProxy verifies the CRC32c of a v2 header, and answers with the server name in it.
 #[test]
 fn a_haproxy_backend_learns_the_server_name_too() {
     let lab = Lab::new();
@@ -106,12 +106,12 @@ fn a_haproxy_backend_learns_the_server_name_too() {
     agent.next_record();
 }
 
-/// curl -> HAProxy or nginx -> snisplit -> nginx: the last one learns the first one's address.
+/// curl, HAProxy or nginx, snisplit, nginx: the last server learns the address of the first client.
 #[test]
 fn the_client_address_passes_through_two_proxies() {
     let lab = Lab::new();
     let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let front = |port, send: &str| {
+    let first_proxy = |port, send: &str| {
         format!(
             "frontend f{port}\n mode tcp\n bind 127.0.0.1:{port}\n default_backend b{port}\n\
              backend b{port}\n mode tcp\n server s {} {send}\n",
@@ -123,7 +123,7 @@ fn the_client_address_passes_through_two_proxies() {
         &lab,
         &["--proxy-protocol-from", "10.91.1.2", "--route", "a.test=10.91.2.2:8001;send_proxy=v2"],
     );
-    let both = front(9001, "send-proxy") + &front(9002, "send-proxy-v2");
+    let both = first_proxy(9001, "send-proxy") + &first_proxy(9002, "send-proxy-v2");
     let _haproxy = haproxy(&lab, true, local(9001), &both);
     let stream = format!(
         "load_module /usr/lib/nginx/modules/ngx_stream_module.so; daemon off; master_process off;\n\

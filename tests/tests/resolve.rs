@@ -1,4 +1,4 @@
-//! Names of back ends: kept for their TTL, asked again after it, and not lost with the name server.
+//! Host names of back ends: cached for their TTL, resolved again after it, and used longer while the name server hangs.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -14,7 +14,7 @@ use snisplit_tests::wait::wait_until;
 const OTHER_BACKEND: &str = "10.91.2.3";
 const STALE_ANSWERS: &str = "snisplit_dns_stale_answers_total{host=\"fleeting.internal\"}";
 
-/// A lab with a listener on each of two addresses, and an agent that goes by name.
+/// A lab with a listener on each of two addresses, and an agent whose back ends have host names.
 struct Setup {
     dns: DnsServer,
     agent: Agent,
@@ -39,16 +39,16 @@ impl Setup {
         Self { dns, agent, listeners, lab }
     }
 
-    /// Which of the two addresses a connection comes to.
+    /// Opens a flow. Returns the index of the listener that accepts it.
     fn backend_reached(&self, name: &str) -> usize {
         let hello = ClientHello::new().sni(format!("{name}.test").as_bytes()).encode();
         let client = connect(&self.lab, agent::address());
         write(&client, &hello);
         shutdown_write(&client);
         let (index, stream) = wait_until("a back end", || {
-            self.listeners.iter().enumerate().find_map(|(place, listener)| {
+            self.listeners.iter().enumerate().find_map(|(index, listener)| {
                 listener.set_nonblocking(true).unwrap();
-                Some((place, listener.accept().ok()?.0))
+                Some((index, listener.accept().ok()?.0))
             })
         });
         stream.set_nonblocking(false).unwrap();
@@ -69,7 +69,7 @@ fn names_are_resolved_again_after_their_ttl() {
     }
     wait_until("the new address", || (setup.backend_reached("fleeting") == 1).then_some(()));
     assert_eq!(setup.backend_reached("lasting"), 0, "its TTL is an hour");
-    // A reload begins with an empty cache.
+    // A reload empties the cache.
     let reload = || setup.agent.signal(Signal::HUP);
     reload();
     wait_until("the reload", || {
@@ -83,25 +83,24 @@ fn a_deleted_name_has_no_backend() {
     let setup = Setup::new();
     assert_eq!(setup.backend_reached("fleeting"), 0);
     setup.dns.set_records("fleeting", 1, "A", &[]);
-    wait_until("the name to be gone", || {
+    wait_until("a connection without a back end", || {
         let client = connect(&setup.lab, agent::address());
         write(&client, &ClientHello::new().sni(b"fleeting.test").encode());
         shutdown_write(&client);
-        let record = wait_until("its end", || {
-            let _back_end_that_ends_at_once = setup.listeners[0].accept();
+        let record = wait_until("its record", || {
+            let _closed_at_once = setup.listeners[0].accept();
             setup.agent.next_record_within(Duration::from_millis(5))
         });
         (record["reason"] == "no_backend").then_some(())
     });
 }
 
-/// A name server that hangs takes no working back end down and holds no connection up for long.
 #[test]
 fn the_last_known_address_is_used_while_the_name_server_hangs() {
     let setup = Setup::new();
     assert_eq!(setup.backend_reached("fleeting"), 0);
     kill_process(Pid::from_raw(setup.dns.pid().cast_signed()).unwrap(), Signal::STOP).unwrap();
-    wait_until("an answer from memory", || {
+    wait_until("the use of an expired answer", || {
         assert_eq!(setup.backend_reached("fleeting"), 0);
         (setup.agent.metric(&setup.lab, STALE_ANSWERS) > 0.0).then_some(())
     });

@@ -1,21 +1,17 @@
-//! A retransmission that begins with bytes that have been forwarded already: the acknowledgement of
-//! the first ones is lost, what came behind them is lost, and Linux sends both again in one segment
-//! (tcp_retrans_try_collapse).
+//! A retransmission that begins with bytes that have been forwarded already. The acknowledgement of the first bytes and
+//! the bytes behind them are lost, and Linux sends both again in one segment (`tcp_retrans_try_collapse`).
 
 //@ engines: named
 
 use snisplit_tests::flow::{Flow, SOCKET_ENGINES};
-use snisplit_tests::kernel::sockmap_counter;
+use snisplit_tests::kernel::SockmapCounter;
 use snisplit_tests::stream::{read_all, read_exact, shutdown_write, write};
 use snisplit_tests::wait::wait_until;
 
-/// Slots of `abi::Count`.
-const EMPTY_SEGMENTS: usize = 4;
-const TRIMMED_SEGMENTS: usize = 5;
-
-/// The first bytes are forwarded; they are then sent again together with what `more` does.
-fn retransmit_with(engine: &'static str, instance: &str, more: impl Fn(&Flow)) -> Flow {
-    let flow = Flow::open_with(engine, &["--instance", instance]);
+/// Sends 300 bytes whose acknowledgement is lost, and then has `send_more` send what is lost. When the rules are
+/// removed, the client retransmits both in one segment.
+fn retransmit_with(engine: &'static str, send_more: impl Fn(&Flow)) -> Flow {
+    let flow = Flow::open(engine);
     let lab = flow.lab();
     let first = vec![b'a'; 300];
     lab.set_drop_rules(&["out oifname \"to-1002\" meta l4proto tcp drop"]);
@@ -25,47 +21,48 @@ fn retransmit_with(engine: &'static str, instance: &str, more: impl Fn(&Flow)) -
         "out oifname \"to-1002\" meta l4proto tcp drop",
         "in iifname \"to-1002\" meta l4proto tcp drop",
     ]);
-    more(&flow);
-    // The segment, the probe for its tail, and the first retransmission of both.
-    wait_until("all of that to be lost", || (lab.dropped_packets("in") >= 3).then_some(()));
+    send_more(&flow);
+    // The segment, its tail loss probe (RFC 8985 §7), and the first retransmission of both.
+    wait_until("three packets to be dropped", || (lab.dropped_packets("in") >= 3).then_some(()));
     flow
 }
 
 #[test]
 fn overlapping_retransmissions_arrive_once() {
     for engine in SOCKET_ENGINES {
-        let instance = "sp-overlap";
         let second = vec![b'b'; 200];
-        let flow = retransmit_with(engine, instance, |flow| write(&flow.client, &second));
-        let trimmed =
-            || if engine == "sockmap" { sockmap_counter(instance, TRIMMED_SEGMENTS) } else { 0 };
-        let before = trimmed();
+        let flow = retransmit_with(engine, |flow| write(&flow.client, &second));
+        let before = sockmap_count(&flow, SockmapCounter::Trimmed);
         flow.lab().set_drop_rules(&[]);
         assert_eq!(read_exact(&flow.backend, second.len()), second, "{engine}");
         if engine == "sockmap" {
-            assert!(trimmed() > before, "nothing had to be trimmed: this test proves nothing");
+            let trimmed = sockmap_count(&flow, SockmapCounter::Trimmed);
+            assert!(trimmed > before, "the test needs a segment that overlaps");
         }
         shutdown_write(&flow.client);
-        assert_eq!(read_all(&flow.backend), b"", "nothing comes twice");
+        assert_eq!(read_all(&flow.backend), b"", "no byte arrives twice");
         shutdown_write(&flow.backend);
         assert_eq!(read_all(&flow.client), b"");
         flow.assert_record(500, 0, "closed");
     }
 }
 
-/// Nothing but the FIN is new in that segment.
+/// Number of buffers that the sockmap program has counted; 0 for other engines, which do not load it.
+fn sockmap_count(flow: &Flow, counter: SockmapCounter) -> u64 {
+    if flow.engine == "sockmap" { flow.agent.sockmap_counter(counter) } else { 0 }
+}
+
+/// In the retransmitted segment, only the FIN is new.
 #[test]
 fn a_fin_with_retransmitted_bytes_ends_the_stream() {
     for engine in SOCKET_ENGINES {
-        let instance = "sp-old-and-end";
-        let flow = retransmit_with(engine, instance, |flow| shutdown_write(&flow.client));
-        let empty =
-            || if engine == "sockmap" { sockmap_counter(instance, EMPTY_SEGMENTS) } else { 0 };
-        let before = empty();
+        let flow = retransmit_with(engine, |flow| shutdown_write(&flow.client));
+        let before = sockmap_count(&flow, SockmapCounter::NoData);
         flow.lab().set_drop_rules(&[]);
-        assert_eq!(read_all(&flow.backend), b"", "nothing comes twice");
+        assert_eq!(read_all(&flow.backend), b"", "no byte arrives twice");
         if engine == "sockmap" {
-            assert_eq!(empty(), before + 1, "it was another segment: this test proves nothing");
+            let without_data = sockmap_count(&flow, SockmapCounter::NoData);
+            assert_eq!(without_data, before + 1, "the test needs a FIN with old bytes");
         }
         write(&flow.backend, b"an answer");
         shutdown_write(&flow.backend);

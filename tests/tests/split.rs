@@ -1,4 +1,4 @@
-//! The main job: real TLS clients reach the real back end that their server name says.
+//! TLS clients reach the back end of their server name.
 
 use std::process::{Command, Stdio};
 
@@ -32,22 +32,22 @@ fn each_server_name_reaches_its_backend() {
 }
 
 fn assert_each_answers(lab: &Lab, agent: &Agent, engine: &str, version: &str) {
-    let least = format!("--tlsv{version}");
+    let min_version = format!("--tlsv{version}");
     for (name, port, answer) in [
         ("nginx.test", 443, "nginx here"),
         ("caddy.test", 8002, "caddy here"),
         ("traefik.test", 443, "OK"),
     ] {
         let url = format!("https://{name}:{port}/");
-        let done = curl(lab, &url, &["--tls-max", version, &least]);
+        let done = curl(lab, &url, &["--tls-max", version, &min_version]);
         assert_eq!(String::from_utf8_lossy(&done.stdout), answer, "{name} {version} {done:?}");
         let record = agent.next_record();
         assert_eq!((&record["sni"], &record["engine"]), (&name.into(), &engine.into()));
         let client = record["client"].as_str().unwrap();
         assert!(client.starts_with(&format!("{CLIENT}:")), "{record}");
     }
-    let only = format!("-tls{}", version.replace('.', "_"));
-    let output = s_client(lab, "other.test", "hello\nCLOSE\n", &[&only, "-quiet"]);
+    let version_flag = format!("-tls{}", version.replace('.', "_"));
+    let output = s_client(lab, "other.test", "hello\nCLOSE\n", &[&version_flag, "-quiet"]);
     assert!(output.contains("olleh"), "{output}");
     assert_eq!(agent.next_record()["route"], "*.test");
 }
@@ -80,16 +80,16 @@ fn ipv6_works_on_both_sides() {
     let lab = Lab::new();
     let _server = openssl(&lab, (BACKEND6, 8001).into(), "six.test", &["-www"]);
     let agent = Agent::start(&lab, &["--route", "six.test=[fd91:2::2]:8001"]);
-    let mut six = Command::new("curl");
-    six.args(["-sSk", "-m", "20", "-6", "--resolve", &format!("six.test:443:[{PROXY6}]")]);
-    let done = lab.in_client(|| six.arg("https://six.test/").output()).unwrap();
+    let mut curl = Command::new("curl");
+    curl.args(["-sSk", "-m", "20", "-6", "--resolve", &format!("six.test:443:[{PROXY6}]")]);
+    let done = lab.in_client(|| curl.arg("https://six.test/").output()).unwrap();
     assert!(String::from_utf8_lossy(&done.stdout).contains("s_server"), "{done:?}");
     let record = agent.next_record();
     assert_eq!(record["backend"], "[fd91:2::2]:8001");
     assert!(record["client"].as_str().unwrap().starts_with("[fd91:1::2]:"), "{record}");
 }
 
-/// 0-RTT for real: OpenSSL sends a line behind its hello, and the back end reads it as early data.
+/// OpenSSL sends a line as early data (0-RTT) behind its ClientHello, and the back end accepts it.
 #[test]
 fn early_data_reaches_the_back_end() {
     let lab = Lab::new();
@@ -101,17 +101,17 @@ fn early_data_reaches_the_back_end() {
         get_session(&lab, session);
         agent.next_record();
         let early = lab.dir().join("early");
-        let words = format!("early by {engine}\n");
-        std::fs::write(&early, &words).unwrap();
-        let with = ["-tls1_3", "-sess_in", session, "-early_data", early.to_str().unwrap()];
-        let output = s_client(&lab, "a.test", "late\nQ\n", &with);
+        let line = format!("early by {engine}\n");
+        std::fs::write(&early, &line).unwrap();
+        let args = ["-tls1_3", "-sess_in", session, "-early_data", early.to_str().unwrap()];
+        let output = s_client(&lab, "a.test", "late\nQ\n", &args);
         assert!(output.contains("Early data was accepted"), "{output}\n{}", server.log());
-        assert!(server.log().contains(&words), "{}", server.log());
+        assert!(server.log().contains(&line), "{}", server.log());
         agent.next_record();
     }
 }
 
-/// Stays connected until the server's ticket is there.
+/// Connects until the session ticket is in the file `session`.
 fn get_session(lab: &Lab, session: &str) {
     let mut command = Command::new("openssl");
     command.args(["s_client", "-tls1_3", "-servername", "a.test", "-sess_out", session]);
@@ -141,7 +141,7 @@ fn a_dead_backend_is_skipped_and_no_backend_is_an_alert() {
     assert_eq!(
         agent.metric(&lab, tried),
         3.0,
-        "round-robin starts at the dead one every other time"
+        "round robin begins with the dead back end every second time"
     );
     let output = s_client(&lab, "dead.test", "", &[]);
     assert!(output.contains("alert number 80"), "{output}");

@@ -1,5 +1,4 @@
-//! PostgreSQL: psql asks for TLS in the middle of its protocol, and still gets the server that its
-//! server name says.
+//! STARTTLS of PostgreSQL: psql requests TLS by an SSLRequest, and reaches the server of its server name.
 
 use std::fs;
 use std::os::unix::fs::chown;
@@ -16,9 +15,9 @@ use tempfile::TempDir;
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
 const GSSENC_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 48];
 
-/// A program of the newest PostgreSQL here, run as `nobody`: as root it refuses.
+/// Command of the newest installed PostgreSQL, run as `nobody`, for it refuses to run as root.
 fn postgres_command(program: &str) -> Command {
-    let versions = fs::read_dir("/usr/lib/postgresql").expect("PostgreSQL is one of the peers");
+    let versions = fs::read_dir("/usr/lib/postgresql").expect("an installed PostgreSQL");
     let newest = versions.map(|version| version.unwrap().path()).max().unwrap();
     let mut command = Command::new("setpriv");
     command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]);
@@ -30,7 +29,7 @@ fn chown_to_nobody(path: &Path) {
     chown(path, Some(65534), Some(65534)).unwrap();
 }
 
-/// A cluster to copy; `initdb` takes its time.
+/// Creates a database cluster that each server copies, because `initdb` takes long.
 fn init_cluster(folder: &Path) -> PathBuf {
     chown_to_nobody(folder);
     let data = folder.join("data");
@@ -42,7 +41,7 @@ fn init_cluster(folder: &Path) -> PathBuf {
     data
 }
 
-/// A server that goes by a name, with a certificate for it.
+/// Starts a server with a certificate for this name, which is also its cluster name.
 fn start_server(lab: &Lab, template: &Path, port: u16, name: &str) -> ServerProcess {
     let data = template.with_file_name(name);
     let copied = Command::new("cp").arg("-a").arg(template).arg(&data).status().unwrap();
@@ -119,7 +118,7 @@ fn requests_in_any_chunking_and_invalid_requests() {
     assert_eq!(read_all(&client), [21, 3, 3, 0, 2, 2, 10]);
     assert_eq!(agent.next_record()["reason"], "not_tls");
 
-    // A client that begins in clear text gets no further than that.
+    // A client without TLS is rejected.
     let plain = connect(&lab, agent::address());
     write(&plain, &[0, 0, 0, 8, 0, 3, 0, 0]);
     shutdown_write(&plain);

@@ -1,4 +1,4 @@
-//! TLS that ends here, with certificates from files: what clients and plaintext back ends see.
+//! Terminated TLS with certificates from files, as clients and plaintext back ends see it.
 
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
@@ -20,7 +20,7 @@ use snisplit_tests::wait::{sleep_for, wait_until};
 
 type ClientTls = StreamOwned<ClientConnection, TcpStream>;
 
-/// A lab with an agent that terminates `front.test`, whose certificate the client trusts.
+/// A lab with an agent that terminates `front.test`, and a client that trusts its certificate.
 struct Setup {
     agent: Agent,
     identity: Identity,
@@ -32,8 +32,8 @@ impl Setup {
         let lab = Lab::new();
         let identity = create_identity(&lab, "front.test");
         let (cert, key) = (identity.cert.display(), identity.key.display());
-        let front = format!("front.test=10.91.2.2:8080;cert={cert};key={key}{options}");
-        let agent = Agent::start(&lab, &[&["--terminate", &front], flags].concat());
+        let terminate = format!("front.test=10.91.2.2:8080;cert={cert};key={key}{options}");
+        let agent = Agent::start(&lab, &[&["--terminate", &terminate], flags].concat());
         Self { agent, identity, lab }
     }
 
@@ -46,7 +46,7 @@ impl Setup {
         config
     }
 
-    /// A client that has shaken hands.
+    /// Connects and completes the handshake.
     fn connect(&self, config: ClientConfig) -> ClientTls {
         let stream = connect(&self.lab, agent::address());
         let name = ServerName::try_from("front.test").unwrap();
@@ -83,7 +83,7 @@ fn curl_and_nginx_with_both_versions_of_tls() {
         );
     }
     let output = s_client(&setup.lab, "other.test", "", &[]);
-    assert!(output.contains("alert number 112"), "no default certificate: {output}");
+    assert!(output.contains("alert number 112"), "a name without a certificate: {output}");
 }
 
 #[test]
@@ -100,7 +100,11 @@ fn post_quantum_key_exchange_and_resumption_work() {
         server.write_all(b"hello yourself").unwrap();
         tls.read_exact(&mut [0; 14]).unwrap();
         assert_eq!(tls.conn.handshake_kind(), Some(kind));
-        assert_eq!(tls.conn.alpn_protocol(), Some(&b"h2"[..]), "our order counts");
+        assert_eq!(
+            tls.conn.alpn_protocol(),
+            Some(&b"h2"[..]),
+            "the order of the configuration decides"
+        );
         if kind == rustls::HandshakeKind::Full {
             let group = tls.conn.negotiated_key_exchange_group().unwrap().name();
             assert_eq!(group, NamedGroup::X25519MLKEM768);
@@ -135,10 +139,10 @@ fn half_closes_pass_both_ways_and_every_byte_arrives() {
     let record = setup.agent.next_record();
     assert_eq!(record["outcome"], "closed", "{record}");
     let moved = (record["bytes_up"].as_u64().unwrap(), record["bytes_down"].as_u64().unwrap());
-    assert_eq!(moved, (3_000_000, 3_000_000), "plaintext bytes");
+    assert_eq!(moved, (3_000_000, 3_000_000), "bytes of plaintext");
 }
 
-/// A connection that ends without `close_notify` was cut: the back end must not take it for an end.
+/// Without `close_notify`, the end of a connection is not authentic: the agent resets the back end's connection.
 #[test]
 fn a_connection_without_close_notify_is_reset() {
     let setup = Setup::new("", &[]);
@@ -154,7 +158,7 @@ fn a_connection_without_close_notify_is_reset() {
     let mut tls = setup.connect(setup.config(&[]));
     tls.write_all(b"request").unwrap();
     let server = accept(&listener);
-    // A reset before that would be a back end that cannot be connected.
+    // Before that, the agent could take a reset for a failed connect.
     assert_eq!(read_exact(&server, 7), b"request");
     close_with_reset(server);
     let error = tls.read(&mut [0; 8]).unwrap_err();
@@ -185,7 +189,7 @@ fn missing_backends_and_failed_handshakes_are_recorded() {
     tls.write_all(b"anybody?").unwrap();
     let _gone = tls.read(&mut [0; 8]).unwrap_err();
     assert_eq!(setup.agent.next_record()["reason"], "no_backend");
-    // A hello and then silence.
+    // A client that sends nothing behind its ClientHello.
     let name = ServerName::try_from("front.test").unwrap();
     let mut silent = ClientConnection::new(Arc::new(setup.config(&[])), name).unwrap();
     let mut stream = connect(&setup.lab, agent::address());
@@ -193,7 +197,7 @@ fn missing_backends_and_failed_handshakes_are_recorded() {
     let (_, end) = read_to_end_or_error(&stream);
     assert_eq!(end, Err(ErrorKind::ConnectionReset));
     assert_eq!(setup.agent.next_record()["outcome"], "handshake_failed");
-    // A hello that agrees with nothing.
+    // A client without a common cipher suite.
     let output =
         s_client(&setup.lab, "front.test", "", &["-tls1_2", "-cipher", "NULL-SHA256:@SECLEVEL=0"]);
     assert!(output.contains("alert number 40"), "{output}");
@@ -205,7 +209,7 @@ fn certificate_files_are_reloaded_when_they_change() {
     let setup = Setup::new("", &[]);
     let _nginx = nginx_plain(&setup.lab, 8080, "plain nginx here");
     let before = served_certificate(&setup.lab);
-    // Written in place, the certificate before its key: the old pair stays until both are there.
+    // openssl writes both files in place. The agent uses the old pair until certificate and key match.
     let key = fs::read(&setup.identity.key).unwrap();
     let renewed = create_identity(&setup.lab, "front.test");
     let new_key = fs::read(&renewed.key).unwrap();
@@ -214,7 +218,7 @@ fn certificate_files_are_reloaded_when_they_change() {
     assert!(setup.agent.log_count("certificate reloaded") >= 1);
 }
 
-/// The certificate that a client is shown.
+/// The certificate that the agent sends for `front.test`, in base64.
 fn served_certificate(lab: &Lab) -> String {
     let output = s_client(lab, "front.test", "", &[]);
     let begin = output.find("-----BEGIN CERTIFICATE-----").expect("a certificate");
@@ -229,13 +233,13 @@ fn a_certificate_that_does_not_match_its_key_is_logged_once() {
     let before = served_certificate(&lab);
     fs::copy(create_identity(&lab, "other.test").key, &id.key).unwrap();
     let warnings = || agent.log_count("certificate not reloaded, the old one stays in use");
-    wait_until("a word of it", || (warnings() > 0).then_some(()));
+    wait_until("a warning", || (warnings() > 0).then_some(()));
     sleep_for(Duration::from_secs(3));
     assert_eq!(warnings(), 1);
     assert_eq!(served_certificate(&lab), before);
 }
 
-/// Decrypting is work for all cores, and keeps none from accepting.
+/// Decryption takes CPU time, so it runs on threads that accept no connections.
 #[test]
 fn a_terminated_connection_leaves_the_acceptor_thread() {
     let setup = Setup::new(";alpn=http/1.1", &["--engine", "splice"]);

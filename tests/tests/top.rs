@@ -1,4 +1,4 @@
-//! `snisplit top`: which flow moves how much now.
+//! `snisplit top`: the rate of each offloaded flow.
 
 //@ engines: named
 
@@ -9,11 +9,12 @@ use std::thread;
 use snisplit_tests::agent::binary_path;
 use snisplit_tests::flow::Flow;
 use snisplit_tests::stream::{read_exact, write};
+use snisplit_tests::testbed::Peers;
 
-/// What it shows in one look.
+/// Words of each line that one sample prints.
 fn run_top_once(instance: &str) -> Vec<Vec<String>> {
-    let words = ["top", "--instance", instance, "--interval", "300ms", "--count", "1"];
-    let done = Command::new(binary_path()).args(words).output().unwrap();
+    let args = ["top", "--instance", instance, "--interval", "300ms", "--count", "1"];
+    let done = Command::new(binary_path()).args(args).output().unwrap();
     assert!(done.status.success(), "{done:?}");
     let text = String::from_utf8(done.stdout).unwrap();
     let words = |line: &str| line.split_whitespace().map(String::from).collect();
@@ -25,7 +26,7 @@ fn the_busiest_flow_comes_first() {
     for engine in ["sockmap", "packet"] {
         let instance = format!("sp-top-{engine}");
         let flow = Flow::open_with(engine, &["--instance", &instance]);
-        let (busy, server) = flow.connect_another();
+        let Peers { client: busy, backend: server } = flow.connect_another();
         let chunk = [7; 64 * 1024];
         let is_over = AtomicBool::new(false);
         let shown = thread::scope(|scope| {

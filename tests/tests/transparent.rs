@@ -1,5 +1,5 @@
-//! `source_address = "client"`: the back end sees the client's own address, once `snisplit net` has set up
-//! the way back.
+//! `source_address = "client"`: the back end sees the client's own address, once `snisplit net` has set up the routing of
+//! the answers.
 
 use std::net::{IpAddr, SocketAddr};
 use std::process::{Command, Output};
@@ -36,14 +36,18 @@ fn a_backend_sees_the_clients_own_address() {
     assert!(run_net(&lab, "apply", &flags).status.success());
     let there = run_net(&lab, "check", &flags);
     assert!(there.status.success(), "{}", output_text(&there));
-    assert_eq!(output_text(&run_net(&lab, "apply", &flags)), "", "there is nothing left to do");
+    assert_eq!(
+        output_text(&run_net(&lab, "apply", &flags)),
+        "",
+        "a second `apply` has nothing to do"
+    );
 
     for engine in ENGINES {
         let agent = Agent::start(&lab, &["--engine", engine, "--route", DUAL_STACK_ROUTE]);
         for case in family_cases() {
-            // Nobody else's address is one that packets could be sent from.
-            let by = if engine == "packet" { "splice" } else { engine };
-            check_flow(&lab, &agent, by, case);
+            // The packet engine declines flows whose source address is not one of the host.
+            let expected = if engine == "packet" { "splice" } else { engine };
+            check_flow(&lab, &agent, expected, case);
         }
     }
     assert!(run_net(&lab, "remove", &[]).status.success());
@@ -51,26 +55,36 @@ fn a_backend_sees_the_clients_own_address() {
     assert_eq!(output_text(&gone).matches("NO    ip").count(), 4, "{}", output_text(&gone));
 }
 
-type FamilyCase = (SocketAddr, SocketAddr, IpAddr);
-
-/// For each family: where the agent is, where the back end, and who the client.
-fn family_cases() -> Vec<FamilyCase> {
-    let mut ways = vec![(agent::address(), backend(8001), IpAddr::V4(CLIENT))];
-    if has_ipv6() {
-        let to = SocketAddr::new(IpAddr::V6(PROXY6), PORT);
-        let back = SocketAddr::new(IpAddr::V6(BACKEND6), 8001);
-        ways.push((to, back, "fd91:1::2".parse().unwrap()));
-    }
-    ways
+/// Addresses of one address family.
+#[derive(Clone, Copy)]
+struct FamilyCase {
+    agent: SocketAddr,
+    backend: SocketAddr,
+    client: IpAddr,
 }
 
-fn check_flow(lab: &Lab, agent: &Agent, engine: &str, (to, back, client): FamilyCase) {
-    let listener = listen(lab, back);
-    let stream = connect(lab, to);
+/// Cases for each address family that the kernel has.
+fn family_cases() -> Vec<FamilyCase> {
+    let v4 =
+        FamilyCase { agent: agent::address(), backend: backend(8001), client: IpAddr::V4(CLIENT) };
+    if !has_ipv6() {
+        return vec![v4];
+    }
+    let v6 = FamilyCase {
+        agent: SocketAddr::new(IpAddr::V6(PROXY6), PORT),
+        backend: SocketAddr::new(IpAddr::V6(BACKEND6), 8001),
+        client: "fd91:1::2".parse().unwrap(),
+    };
+    vec![v4, v6]
+}
+
+fn check_flow(lab: &Lab, agent: &Agent, engine: &str, case: FamilyCase) {
+    let listener = listen(lab, case.backend);
+    let stream = connect(lab, case.agent);
     let hello = ClientHello::new().sni(b"a.test").encode();
     write(&stream, &hello);
     let server = accept(&listener);
-    assert_eq!(server.peer_addr().unwrap().ip(), client);
+    assert_eq!(server.peer_addr().unwrap().ip(), case.client);
     assert_eq!(read_exact(&server, hello.len()), hello);
     let answer = vec![7; 1 << 20];
     std::thread::scope(|scope| {
@@ -84,7 +98,7 @@ fn check_flow(lab: &Lab, agent: &Agent, engine: &str, (to, back, client): Family
     assert_eq!(read_all(&server), b"");
     let record = agent.next_record();
     assert_eq!((&record["outcome"], &record["engine"]), (&"closed".into(), &engine.into()));
-    assert_eq!(record["backend"], back.to_string(), "the one of the client's own family");
+    assert_eq!(record["backend"], case.backend.to_string(), "the back end of the client's family");
 }
 
 #[test]
@@ -93,7 +107,7 @@ fn missing_routing_is_logged_at_start() {
     let route = "a.test=10.91.2.2:8001;source_address=client";
     let agent = Agent::start(&lab, &["--route", route]).allow_warnings();
     assert_eq!(agent.log_count("is missing; `snisplit net apply` adds it"), 2, "{}", agent.log());
-    // What another configuration needed goes with the next `apply`.
+    // `apply` removes rules that the configuration does not need.
     let other = ["--listen", "[::]:443", "--route", "a.test=10.91.2.2:8002;source_address=client"];
     assert!(run_net(&lab, "apply", &["--listen", "[::]:443", "--route", route]).status.success());
     let changed = output_text(&run_net(&lab, "apply", &other));

@@ -1,5 +1,5 @@
-//! Why there is a snisplit: a front and the back ends behind it get their certificates from one CA by
-//! TLS-ALPN-01 over one port, and nobody gets another's.
+//! Two tiers of ACME clients: the agent and the back ends get their certificates from one CA by TLS-ALPN-01 over one port,
+//! and nobody gets a certificate for a name of others.
 
 use snisplit_tests::agent::Agent;
 use snisplit_tests::lab::{Lab, backend};
@@ -7,7 +7,7 @@ use snisplit_tests::pebble::{self, Pebble};
 use snisplit_tests::peer::{ServerProcess, nginx_plain, openssl};
 use snisplit_tests::tenant::{ListenerMode, caddy, lego, traefik};
 
-const FRONT: [&str; 2] = ["--terminate", "front.test=10.91.2.2:8080"];
+const TERMINATE: [&str; 2] = ["--terminate", "front.test=10.91.2.2:8080"];
 
 struct Setup {
     agent: Agent,
@@ -17,7 +17,7 @@ struct Setup {
 }
 
 impl Setup {
-    /// An agent that orders for `front.test` and is told this besides.
+    /// Starts an agent that orders a certificate for `front.test`, with these flags besides.
     fn new(flags: &[&str]) -> Self {
         let lab = Lab::new();
         lab.route_via_proxy();
@@ -25,7 +25,7 @@ impl Setup {
         let acme = pebble::acme_flags(&lab);
         let acme: Vec<&str> = acme.iter().map(String::as_str).collect();
         let backend = nginx_plain(&lab, 8080, "the site of the front");
-        let agent = Agent::start(&lab, &[&acme[..], &FRONT, flags].concat()).allow_warnings();
+        let agent = Agent::start(&lab, &[&acme[..], &TERMINATE, flags].concat()).allow_warnings();
         Self { agent, _backend: backend, pebble, lab }
     }
 
@@ -44,11 +44,11 @@ impl Setup {
 type StartTenant = fn(&Lab, &Pebble, u16, &[&str], ListenerMode) -> ServerProcess;
 
 fn check_tenant(start: StartTenant) {
-    for (preface, send_proxy) in [(ListenerMode::Tls, "off"), (ListenerMode::ProxyProtocol, "v2")] {
+    for (mode, send_proxy) in [(ListenerMode::Tls, "off"), (ListenerMode::ProxyProtocol, "v2")] {
         let route = format!("a.test,www.a.test=10.91.2.2:8001;send_proxy={send_proxy}");
         let setup = Setup::new(&["--route", &route]);
         let names = ["a.test", "www.a.test"];
-        let _tenant = start(&setup.lab, &setup.pebble, 8001, &names, preface);
+        let _tenant = start(&setup.lab, &setup.pebble, 8001, &names, mode);
         setup.assert_all_certificates();
     }
 }
@@ -71,7 +71,7 @@ fn lego_and_the_agent_both_get_certificates() {
     assert!(setup.agent.log_count("action=\"forward\" reason=\"name_owner\"") >= 2);
 }
 
-/// Traefik's old behaviour, on request only.
+/// `acme_bypass = "never"` is what Traefik did before it had `allowACMEByPass`.
 #[test]
 fn acme_bypass_never_refuses_the_tenant_but_not_the_agent() {
     let flags = ["--acme-bypass", "never", "--route", "a.test=10.91.2.2:8001"];
@@ -82,7 +82,7 @@ fn acme_bypass_never_refuses_the_tenant_but_not_the_agent() {
     setup.pebble.wait_for_certificate(&setup.lab, "front.test");
 }
 
-/// Traefik's `allowACMEByPass = true`, and what it allows: said at the start.
+/// `acme_bypass = "always"` is Traefik's `allowACMEByPass = true`. The agent warns of it at its start.
 #[test]
 fn acme_bypass_always_gives_the_catch_all_any_certificate() {
     let setup = Setup::new(&["--acme-bypass", "always", "--route", "*=10.91.2.2:8004"]);
@@ -91,7 +91,7 @@ fn acme_bypass_always_gives_the_catch_all_any_certificate() {
     assert!(setup.agent.log_count("action=\"forward\" reason=\"bypass_always\"") >= 1);
 }
 
-/// A tenant that holds the catch-all asks for what belongs to others: five times of five, nothing.
+/// The tenant of the catch-all orders certificates for five names of others.
 #[test]
 fn a_tenant_with_the_catch_all_gets_no_certificate_of_others() {
     let routes = [
@@ -117,9 +117,9 @@ fn a_tenant_with_the_catch_all_gets_no_certificate_of_others() {
         assert!(output.contains("acme:error"), "{output}");
         let log = setup.agent.log();
         let decisions = log.lines().filter(|line| line.contains(&format!("sni=\"{name}\"")));
-        let wanted = format!("action=\"{action}\" reason=\"{reason}\"");
+        let expected = format!("action=\"{action}\" reason=\"{reason}\"");
         assert!(
-            decisions.clone().next_back().is_some_and(|line| line.contains(&wanted)),
+            decisions.clone().next_back().is_some_and(|line| line.contains(&expected)),
             "{name}: {log}"
         );
         if action == "forward" {

@@ -1,4 +1,4 @@
-//! A validation of an order of ours, while it is under way: the CA is held up, and we are the CA.
+//! Validations of an order of the agent. The CA is paused, and the test validates in its place.
 
 use std::io::ErrorKind;
 use std::process::Command;
@@ -21,19 +21,18 @@ struct Setup {
 }
 
 impl Setup {
-    /// The certificate that a validation of this name is answered with, or the TLS error, and what
-    /// the server says behind it.
-    fn validate(&self, name: &str, alpn: &[&str], cut: Chunking) -> std::io::Result<Vec<u8>> {
+    /// Connects as a validation does. Returns the certificate that the agent answers with.
+    fn validate(&self, name: &str, alpn: &[&str], chunking: Chunking) -> std::io::Result<Vec<u8>> {
         let stream = connect(&self.lab, agent::address());
         let mut tls = client_connection(name, alpn);
-        send_client_hello(&mut tls, &stream, cut);
+        send_client_hello(&mut tls, &stream, chunking);
         let output = handshake_and_read_to_end(&mut tls, &stream)?;
         assert_eq!(output, b"", "no application data");
         assert_eq!(tls.alpn_protocol(), Some(&b"acme-tls/1"[..]));
         Ok(tls.peer_certificates().unwrap()[0].to_vec())
     }
 
-    /// What openssl says of it.
+    /// Output of `openssl x509 -text`.
     fn certificate_text(&self, der: &[u8]) -> String {
         let file = self.lab.dir().join("challenge.der");
         std::fs::write(&file, der).unwrap();
@@ -42,13 +41,13 @@ impl Setup {
         String::from_utf8(command.output().unwrap().stdout).unwrap()
     }
 
-    /// A validation that is opened and not finished.
+    /// Opens a validation and does not complete the handshake.
     fn assert_unfinished_validation_is_reset(&self) {
         let stream = connect(&self.lab, agent::address());
         let mut tls = client_connection("front.test", ACME);
         send_client_hello(&mut tls, &stream, Chunking::Whole);
-        let (flight, end) = read_to_end_or_error(&stream);
-        assert!(flight.starts_with(&[22, 3, 3]), "the server's flight");
+        let (received, end) = read_to_end_or_error(&stream);
+        assert!(received.starts_with(&[22, 3, 3]), "no ServerHello: {received:?}");
         assert_eq!(end, Err(ErrorKind::ConnectionReset));
         let record = self.agent.next_record_for("front.test");
         assert_eq!(record["outcome"], "handshake_failed", "{record}");
@@ -56,8 +55,8 @@ impl Setup {
     }
 
     #[track_caller]
-    fn assert_refused(&self, name: &str, alpn: &[&str], cut: Chunking, reason: &str) {
-        let error = self.validate(name, alpn, cut).unwrap_err();
+    fn assert_rejected(&self, name: &str, alpn: &[&str], chunking: Chunking, reason: &str) {
+        let error = self.validate(name, alpn, chunking).unwrap_err();
         assert!(error.to_string().contains("UnrecognisedName"), "{error}");
         let record = loop {
             let record = self.agent.next_record_for(name);
@@ -80,34 +79,39 @@ fn a_validation_is_answered_only_for_its_exact_name_and_alpn() {
     flags.extend(["--terminate", "front.test=10.91.2.2:8080", "--route", "*=10.91.2.2:8004"]);
     let agent = Agent::start(&lab, &flags).allow_warnings();
     let setup = Setup { agent, lab };
-    let refusals = || setup.agent.log().matches("WARN no certificate").count();
+    let failed_orders = || setup.agent.log().matches("WARN no certificate").count();
     let renew = || {
         std::fs::write(pebble::certificate_dir(&setup.lab, "front.test").join("renew"), "").unwrap()
     };
-    // An order lasts as long as the CA waits for its name server, two seconds; the first one's are nearly over
-    // once the agent has tried its engines.
-    wait_until("the first refusal", || (refusals() == 1).then_some(()));
+    // An order lasts while the CA waits for its name server, which is two seconds. Those of the first order are nearly over
+    // when the agent is ready, so the test uses the second one.
+    wait_until("the first order to fail", || (failed_orders() == 1).then_some(()));
     renew();
-    let certificate =
-        wait_until("the order", || setup.validate("front.test", ACME, Chunking::Whole).ok());
+    let certificate = wait_until("an order in progress", || {
+        setup.validate("front.test", ACME, Chunking::Whole).ok()
+    });
     let text = setup.certificate_text(&certificate);
     assert!(text.contains("1.3.6.1.5.5.7.1.31: critical"), "{text}");
     assert!(text.contains("DNS:front.test\n"), "{text}");
     while setup.agent.next_record_for("front.test")["outcome"] != "challenge_answered" {}
 
-    for cut in [Chunking::BytePerSegment, Chunking::BytePerRecord] {
-        assert_eq!(setup.validate("front.test", ACME, cut).unwrap(), certificate, "{cut:?}");
+    for chunking in [Chunking::BytePerSegment, Chunking::BytePerRecord] {
+        assert_eq!(
+            setup.validate("front.test", ACME, chunking).unwrap(),
+            certificate,
+            "{chunking:?}"
+        );
         assert_eq!(setup.agent.next_record_for("front.test")["outcome"], "challenge_answered");
-        // Any other list is ordinary traffic, to a name that has no certificate yet.
-        setup.assert_refused("front.test", &["h2", "acme-tls/1"], cut, "no_certificate");
-        setup.assert_refused("front.test", &["acme-tls/1", "h2"], cut, "no_certificate");
-        setup.assert_refused("sub.front.test", ACME, cut, "catch_all");
+        // Any other ALPN list is no validation, and the name has no certificate yet.
+        setup.assert_rejected("front.test", &["h2", "acme-tls/1"], chunking, "no_certificate");
+        setup.assert_rejected("front.test", &["acme-tls/1", "h2"], chunking, "no_certificate");
+        setup.assert_rejected("sub.front.test", ACME, chunking, "catch_all");
     }
     setup.assert_unfinished_validation_is_reset();
-    // Held up like this, the CA says no; asked again, it says yes.
-    wait_until("the refusal", || (refusals() == 2).then_some(()));
+    // The paused CA fails the order. Resumed, it completes the next one.
+    wait_until("the second order to fail", || (failed_orders() == 2).then_some(()));
     pebble.resume_validation();
     renew();
     pebble.wait_for_certificate(&setup.lab, "front.test");
-    setup.assert_refused("front.test", ACME, Chunking::BytePerRecord, "no_challenge_pending");
+    setup.assert_rejected("front.test", ACME, Chunking::BytePerRecord, "no_challenge_pending");
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask lab`: a shell in the topology, with an agent and two back ends running.
+//! `cargo xtask lab`: a shell in the client's namespace, with a running agent and two back ends.
 
 use std::process::Command;
 
@@ -21,5 +21,5 @@ fn main() {
     println!("            ip netns exec {proxy} curl -s 127.0.0.1:9901/metrics");
     println!("leave       exit");
     let mut shell = Command::new("bash");
-    let _whatever_it_ended_with = lab.in_client(|| shell.arg("--norc").status()).unwrap();
+    let _exit_status_of_the_shell = lab.in_client(|| shell.arg("--norc").status()).unwrap();
 }

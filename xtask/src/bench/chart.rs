@@ -1,4 +1,4 @@
-//! The rates as a picture: a group of bars for each load, a bar for each candidate.
+//! Chart of the rates: a group of bars for each load, a bar for each candidate.
 
 use std::path::Path;
 
@@ -9,14 +9,14 @@ use serde_json::Value;
 use super::values::{candidates, rows};
 
 const WIDTH: u32 = 940;
-/// Heights of a bar, of the space between groups and of the legend.
+/// Heights of a bar, of the space between groups, and of the legend, in pixels.
 const BAR: i32 = 11;
 const GAP: i32 = 16;
 const LEGEND: i32 = 64;
-/// Where bars begin, and what a ratio of 1 is long.
+/// Left end of the bars, and length of a ratio of 1, in pixels.
 const LEFT: i32 = 250;
 const UNIT: f64 = 130.0;
-/// Bars that are longer are cut, and say so.
+/// Longest ratio that is drawn; longer bars are cut and have an ellipsis.
 const LONGEST: f64 = 5.0;
 
 pub(super) fn draw(measured: &Value, path: &Path) -> Result<()> {
@@ -40,7 +40,9 @@ pub(super) fn draw(measured: &Value, path: &Path) -> Result<()> {
         let middle = top + BAR * names.len() as i32 / 2 - 7;
         area.draw(&text(row.load.clone(), (10, middle), 13)).map_err(failed)?;
         for (index, name) in names.iter().enumerate() {
-            let Some((_, ratio)) = row.of(name).filter(|(_, ratio)| ratio.is_finite()) else {
+            let Some((_, ratio)) =
+                row.median_and_ratio(name).filter(|(_, ratio)| ratio.is_finite())
+            else {
                 continue;
             };
             let y = top + BAR * index as i32;
@@ -51,7 +53,7 @@ pub(super) fn draw(measured: &Value, path: &Path) -> Result<()> {
             area.draw(&text(format!("{cut}{ratio:.2}"), (end + 3, y - 1), 10)).map_err(failed)?;
         }
     }
-    // Where the reference ends.
+    // A line at ratio 1, the end of the reference's bars.
     let one = LEFT + UNIT as i32;
     let line = PathElement::new(vec![(one, LEGEND - 4), (one, height - GAP)], BLACK.mix(0.4));
     area.draw(&line).map_err(failed)?;

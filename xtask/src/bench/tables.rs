@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
-use super::values::{candidates, error, median, rows, word};
+use super::values::{candidates, median, rows, standard_error, word};
 
 pub(super) fn all(measured: &Value) -> String {
     let machine = &measured["machine"];
@@ -17,7 +17,7 @@ pub(super) fn all(measured: &Value) -> String {
         word(&machine["haproxy"]),
         measured["rounds"],
         measured["seconds"],
-        measured["stolen"].as_f64().unwrap_or(f64::NAN) * 100.0
+        measured["steal"].as_f64().unwrap_or(f64::NAN) * 100.0
     );
     let titles = [
         ("rate", "Rate: median (median of the ratios to HAProxy in the same round)"),
@@ -26,11 +26,11 @@ pub(super) fn all(measured: &Value) -> String {
         ("p99", "Time of a request and its response, µs, 99th percentile: median (ratio)"),
     ];
     for (key, title) in titles {
-        table(&mut page, measured, (key, title));
+        table(&mut page, measured, key, title);
     }
     vs_direct(&mut page, measured);
     idle(&mut page, measured);
-    slow_clients(&mut page, &measured["siege"]);
+    slow_clients(&mut page, &measured["slow_clients"]);
     page
 }
 
@@ -41,13 +41,13 @@ fn head(page: &mut String, measured: &Value, title: &str) {
     let _ = write!(page, "\n|---|{}\n", "---:|".repeat(candidates.len()));
 }
 
-fn table(page: &mut String, measured: &Value, (key, title): (&str, &str)) {
+fn table(page: &mut String, measured: &Value, key: &str, title: &str) {
     head(page, measured, title);
     for row in rows(measured, key) {
         let unit = if key == "rate" { &row.unit } else { "" };
         let _ = write!(page, "| {} {unit} |", row.load);
         for name in candidates(measured) {
-            let Some((value, ratio)) = row.of(&name) else {
+            let Some((value, ratio)) = row.median_and_ratio(&name) else {
                 page.push_str(" – |");
                 continue;
             };
@@ -67,7 +67,7 @@ fn vs_direct(page: &mut String, measured: &Value) {
          itself. p50 has the standard error of the rounds' mean.\n\n\
          | | cores | rate | CPU | p50 | p99 |\n|---|---:|---:|---:|---:|---:|\n"
     );
-    let pairs = Vec::from_iter(measured["beside"].as_array().into_iter().flatten());
+    let pairs = Vec::from_iter(measured["vs_direct"].as_array().into_iter().flatten());
     let mut rows: Vec<[&Value; 2]> = Vec::new();
     for pair in &pairs {
         let row = [&pair["load"], &pair["cores"]];
@@ -76,8 +76,8 @@ fn vs_direct(page: &mut String, measured: &Value) {
         }
     }
     for [load, cores] in rows {
-        let of = if *cores == 0 { "any".to_owned() } else { cores.to_string() };
-        let _ = write!(page, "| {} | {of} |", word(load));
+        let cores_text = if *cores == 0 { "any".to_owned() } else { cores.to_string() };
+        let _ = write!(page, "| {} | {cores_text} |", word(load));
         let is_it = |pair: &&Value| pair["load"] == *load && pair["cores"] == *cores;
         let row = Vec::from_iter(pairs.iter().copied().filter(is_it));
         for key in ["rate", "cpu", "p50", "p99"] {
@@ -92,10 +92,12 @@ fn vs_direct(page: &mut String, measured: &Value) {
 
 /// Cell of the comparison with a direct link: median of one candidate's ratios.
 fn cell(pairs: &[&Value], name: &str, key: &str) -> String {
-    let ratio = |pair: &&Value| Some(pair["own"][key].as_f64()? / pair["cable"][key].as_f64()?);
-    let of_it = pairs.iter().filter(|pair| pair["candidate"] == name);
-    let ratios = Vec::from_iter(of_it.filter_map(ratio));
-    let error = error(&ratios);
+    let ratio = |pair: &&Value| {
+        Some(pair["candidate_result"][key].as_f64()? / pair["direct"][key].as_f64()?)
+    };
+    let of_candidate = pairs.iter().filter(|pair| pair["candidate"] == name);
+    let ratios = Vec::from_iter(of_candidate.filter_map(ratio));
+    let error = standard_error(&ratios);
     let median = median(ratios);
     if key == "p50" { format!("{median:.3} ± {error:.3}") } else { format!("{median:.2}") }
 }
@@ -123,7 +125,8 @@ fn slow_clients(page: &mut String, rounds: &Value) {
         let rounds = rounds.as_array().into_iter().flatten();
         rounds.map(|round| round[key].as_f64().unwrap_or(f64::NAN)).collect()
     };
-    let ratios = all("besieged").iter().zip(all("quiet")).map(|(now, then)| now / then).collect();
+    let ratios =
+        all("under_attack").iter().zip(all("undisturbed")).map(|(now, then)| now / then).collect();
     let megabytes = |key: &str| median(all(key)) / 1e6;
     let _ = write!(
         page,
@@ -131,10 +134,10 @@ fn slow_clients(page: &mut String, rounds: &Value) {
          third sends all but the end of a 60 KB hello.\nGood connections, 32 at once: {:.0} /s \
          without them, {:.0} /s with them, ratio {:.2} in the same round.\nThe agent holds {:.0} MB, \
          {:.0} MB without them.\n",
-        median(all("quiet")),
-        median(all("besieged")),
+        median(all("undisturbed")),
+        median(all("under_attack")),
         median(ratios),
         megabytes("resident"),
-        megabytes("resident_quiet"),
+        megabytes("resident_undisturbed"),
     );
 }

@@ -1,4 +1,4 @@
-//! What was measured, by load and candidate.
+//! Measured values, by load and candidate.
 
 use std::collections::BTreeMap;
 
@@ -6,29 +6,29 @@ use serde_json::Value;
 
 use super::REFERENCE;
 
-/// One load.
+/// One row of a table: a load.
 pub(super) struct Row {
     pub(super) load: String,
     pub(super) unit: String,
-    /// A value a round, in the order of the rounds.
+    /// Values of each candidate, one per round.
     by_candidate: BTreeMap<String, Vec<f64>>,
 }
 
 impl Row {
-    /// The median, and the median of the ratios to the reference in the same round.
-    pub(super) fn of(&self, candidate: &str) -> Option<(f64, f64)> {
+    /// Median of a candidate, and median of its ratios to the reference in the same round.
+    pub(super) fn median_and_ratio(&self, candidate: &str) -> Option<(f64, f64)> {
         let own = self.by_candidate.get(candidate)?;
         Some((median(own.clone()), self.ratio(candidate, REFERENCE)?))
     }
 
-    /// The median of the ratios of one to another one in the same round.
-    fn ratio(&self, candidate: &str, to: &str) -> Option<f64> {
-        let (own, base) = (self.by_candidate.get(candidate)?, self.by_candidate.get(to)?);
+    /// Median of the ratios of two candidates in the same round.
+    fn ratio(&self, candidate: &str, base: &str) -> Option<f64> {
+        let (own, base) = (self.by_candidate.get(candidate)?, self.by_candidate.get(base)?);
         Some(median(own.iter().zip(base).map(|(own, base)| own / base).collect()))
     }
 }
 
-/// The rows that have this key, in the order of the benchmark.
+/// Rows whose results have this key, in the order of the benchmark.
 pub(super) fn rows(measured: &Value, key: &str) -> Vec<Row> {
     let mut rows: Vec<Row> = Vec::new();
     for result in measured["results"].as_array().into_iter().flatten() {
@@ -62,8 +62,8 @@ pub(super) fn median(mut values: Vec<f64>) -> f64 {
     }
 }
 
-/// The standard error of their mean.
-pub(super) fn error(values: &[f64]) -> f64 {
+/// Standard error of the mean.
+pub(super) fn standard_error(values: &[f64]) -> f64 {
     let many = values.len() as f64;
     let mean = values.iter().sum::<f64>() / many;
     let squares = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>();

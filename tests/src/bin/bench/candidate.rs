@@ -1,5 +1,4 @@
-//! The candidates of the benchmark, each started as its users would start it, with a thread or a
-//! worker for each core.
+//! Candidates of the benchmark, each configured as its manual says, with a thread or a worker for each core.
 
 use std::net::{IpAddr, SocketAddr};
 use std::process::{Child, Command, Stdio};
@@ -10,12 +9,12 @@ use snisplit_tests::lab::{Lab, PROXY, backend};
 use snisplit_tests::peer::{packaged_program, write_file};
 use snisplit_tests::wait::wait_until;
 
-use crate::PACKET_ENGINE_PORTS;
 use crate::links::{DIRECT_BACKEND, NatRules, PacketProgramsGuard, assert_no_programs};
-use crate::load::complete_connection;
+use crate::load::{Target, complete_connection};
+use crate::ports::PACKET_ENGINE_PORTS;
 use crate::redirect::Redirect;
 
-/// In the order of the tables.
+/// All candidates, in the order of the tables.
 pub(crate) const ALL: [&str; 11] = [
     "direct",
     "forward",
@@ -30,49 +29,49 @@ pub(crate) const ALL: [&str; 11] = [
     "traefik",
 ];
 
-/// Those that are compared with a cable. The cable beside itself shows what that is worth.
+/// Candidates that are compared with a direct link. The direct link against itself shows the error of the comparison.
 pub(crate) const COMPARED_WITH_DIRECT: [&str; 4] = ["packet", "redirect", "forward", "direct"];
 
-/// Those of these names, or all.
+/// Candidates with these names; all if there are no names.
 pub(crate) fn selected(all: &[&'static str], names: &[String]) -> Vec<&'static str> {
-    let is_chosen = |name: &&str| names.is_empty() || names.iter().any(|one| one == name);
-    all.iter().copied().filter(is_chosen).collect()
+    let is_selected = |name: &&str| names.is_empty() || names.iter().any(|one| one == name);
+    all.iter().copied().filter(is_selected).collect()
 }
 
 pub(crate) fn is_candidate(name: &str) -> bool {
     ALL.contains(&name) || COMPARED_WITH_DIRECT.contains(&name)
 }
 
-/// Where `forward` listens.
+/// Port of the proxy whose packets `forward` translates.
 const NAT_PORT: u16 = 8443;
 
-/// What stands between client and back end; dropping it ends it.
+/// What is between client and back end. Dropping it stops it.
 pub(crate) enum Candidate {
-    /// A cable of its own between client and back end.
+    /// A direct link between client and back end.
     Direct,
-    /// A program sends packets on, and does nothing with them.
+    /// A program that redirects packets without a change.
     Redirect {
         _until_dropped: Redirect,
     },
-    /// The kernel forwards packets, with both addresses translated (nftables).
+    /// The kernel forwards packets and translates both addresses (nftables).
     Forward {
         _until_dropped: NatRules,
     },
     Agent {
         agent: Agent,
-        /// Behind its agent, as the fields are.
+        /// Fields are dropped in order, so the agent is stopped before.
         _until_dropped: Option<PacketProgramsGuard>,
     },
     Peer(Child),
 }
 
 impl Candidate {
-    /// Starts one in front of this port of the back end, and waits until it brings answers.
+    /// Starts a candidate in front of this port of the back end, and waits until it forwards a connection.
     pub(crate) fn start(lab: &Lab, name: &str, port: u16, hello: &[u8]) -> Self {
         assert_no_programs(lab);
         let candidate = Self::create(lab, name, port);
-        let to = candidate.address(port);
-        wait_until(name, || lab.in_client(|| complete_connection(to, hello)).ok());
+        let target = Target { address: candidate.address(port), hello };
+        wait_until(name, || lab.in_client(|| complete_connection(target)).ok());
         candidate
     }
 
@@ -103,7 +102,7 @@ impl Candidate {
         }
     }
 
-    /// Where the client goes.
+    /// Address that clients connect to.
     pub(crate) fn address(&self, port: u16) -> SocketAddr {
         match self {
             Self::Direct => (IpAddr::V4(DIRECT_BACKEND), port).into(),
@@ -113,7 +112,7 @@ impl Candidate {
         }
     }
 
-    /// Its process, whose children are part of it.
+    /// Id of its process. The children of that process belong to the candidate.
     pub(crate) fn pid(&self) -> Option<u32> {
         match self {
             Self::Direct | Self::Redirect { .. } | Self::Forward { .. } => None,
@@ -126,7 +125,7 @@ impl Candidate {
 impl Drop for Candidate {
     fn drop(&mut self) {
         if let Self::Peer(child) = self {
-            // By a signal that a master passes on to its workers.
+            // A master process passes this signal on to its workers.
             let _gone_already = kill_process(Pid::from_child(child), Signal::TERM);
             let _reaped = child.wait();
         }
@@ -138,7 +137,7 @@ fn spawn(lab: &Lab, mut command: Command) -> Child {
     lab.in_proxy(|| command.spawn()).unwrap()
 }
 
-/// As its manual routes by SNI.
+/// HAProxy with routing by SNI as in its manual.
 fn haproxy(lab: &Lab, port: u16, more: &str) -> Command {
     let config = format!(
         "global\n maxconn 9000\n maxpipes 200\ndefaults\n mode tcp\n timeout connect 5s\n timeout client 1m\n \

@@ -1,23 +1,23 @@
-//! Which core client and back end run on.
+//! Cores that client and back end run on.
 //!
-//! Where nobody says so the scheduler has them now on one core and now on two, and an exchange takes several
-//! times as long on two, whatever is between them: a core that idles has to be woken.
+//! The scheduler places them on one core or on two. On two, a request and its response take several times as long, whatever
+//! is between the peers, because an idle core has to wake up.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::thread::{CpuSet, sched_setaffinity};
 
-/// How many cores they share.
+/// Number of cores that client and back end are pinned to.
 static CORE_COUNT: AtomicUsize = AtomicUsize::new(UNPINNED);
 
-/// The scheduler may do as it likes.
+/// The scheduler chooses.
 pub(crate) const UNPINNED: usize = 0;
-/// They share one.
+/// Both on one core.
 pub(crate) const SHARED_CORE: usize = 1;
-/// A core each.
+/// One core for each.
 pub(crate) const SEPARATE_CORES: usize = 2;
 
-/// Has connections that begin from now on keep to so many cores, until it is dropped.
+/// Pins the threads of new connections to so many cores, until it is dropped.
 pub(crate) struct CpuPinningGuard;
 
 impl CpuPinningGuard {
@@ -33,7 +33,7 @@ impl Drop for CpuPinningGuard {
     }
 }
 
-/// The place of this thread: of the client, 0, or of the back end, 1.
+/// Pins this thread to the core of the client, 0, or of the back end, 1.
 pub(crate) fn pin_thread(end: usize) {
     let mut cores = CpuSet::new();
     match CORE_COUNT.load(Ordering::Relaxed) {

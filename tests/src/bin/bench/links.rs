@@ -1,4 +1,4 @@
-//! Ways between client and back end that are no proxy, and what a proxy leaves of one.
+//! Paths between client and back end without a proxy, and programs that a proxy leaves at interfaces.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -9,14 +9,14 @@ use snisplit_tests::agent::binary_path;
 use snisplit_tests::lab::Lab;
 use snisplit_tests::peer::write_file;
 
-/// The back ends, on a cable from the client of its own.
+/// Address of the back ends on the direct link.
 pub(crate) const DIRECT_BACKEND: Ipv4Addr = Ipv4Addr::new(10, 91, 3, 2);
 
-/// The proxy towards the back ends, for translated packets only: from the address of its sockets a
-/// port would meet what the back end remembers of another clock (TIME_WAIT, RFC 7323 §5).
+/// Source address of translated packets. With the address of the proxy's sockets, a port could be in TIME_WAIT at the back
+/// end with timestamps of another clock (RFC 7323 §5).
 const NAT_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 91, 2, 9);
 
-/// Lays that cable.
+/// Creates the direct link.
 pub(crate) fn add_direct_link(lab: &Lab) {
     let [client, proxy, backends] = lab.namespace_names();
     ip(&format!("-n {proxy} addr add {NAT_ADDRESS}/24 dev to-2002"));
@@ -28,8 +28,8 @@ pub(crate) fn add_direct_link(lab: &Lab) {
     }
 }
 
-/// Has the proxy's kernel forward what comes to a port of its, both addresses translated, until it is
-/// dropped: connection tracking would cost the next candidate something.
+/// Rules by which the proxy's kernel forwards packets of one port and translates both addresses. Dropping it removes them,
+/// because connection tracking would slow the next candidate down.
 pub(crate) struct NatRules {
     namespace: String,
 }
@@ -46,7 +46,7 @@ impl NatRules {
         lab.in_proxy(|| {
             fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
             run(Command::new("nft").arg("-f").arg(file));
-            // 20,000 connections a second would fill the table, whose entries stay for two minutes.
+            // Entries stay for two minutes by default, and 20,000 connections per second would fill the table.
             fs::write("/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_time_wait", "1").unwrap();
         });
         Self { namespace: lab.namespace_names()[1].to_owned() }
@@ -55,13 +55,13 @@ impl NatRules {
 
 impl Drop for NatRules {
     fn drop(&mut self) {
-        let words = ["netns", "exec", &self.namespace, "nft", "delete", "table", "ip", "sp"];
-        run(Command::new("ip").args(words));
+        let args = ["netns", "exec", &self.namespace, "nft", "delete", "table", "ip", "sp"];
+        run(Command::new("ip").args(args));
     }
 }
 
-/// The programs of the packet engine, which stay without their agent and see all that comes in: on its way the
-/// next candidate would pay for them. Dropping this takes them out.
+/// Programs of the packet engine, which outlive their agent and would slow the next candidate down. Dropping it removes
+/// them.
 pub(crate) struct PacketProgramsGuard {
     namespace: String,
 }
@@ -74,7 +74,7 @@ impl PacketProgramsGuard {
 
 impl Drop for PacketProgramsGuard {
     fn drop(&mut self) {
-        // Not by `ip netns exec`, which covers the file system of the pins with another /sys.
+        // `ip netns exec` would mount another /sys, without the pins.
         let inside = format!("--net=/run/netns/{}", self.namespace);
         let mut purge = Command::new("nsenter");
         run(purge.arg(inside).arg(binary_path()).args([
@@ -86,21 +86,22 @@ impl Drop for PacketProgramsGuard {
     }
 }
 
-/// That no program stands in the way of the next candidate (of those at tcx, which is where they are here).
+/// Asserts that no program of another candidate is attached at tcx, where the packet engine attaches its programs here.
 pub(crate) fn assert_no_programs(lab: &Lab) {
     for (interface, hook) in
         ["to-1002", "to-2002"].into_iter().flat_map(|one| TCX_HOOKS.map(|hook| (one, hook)))
     {
         let found =
             lab.in_proxy(|| SchedClassifier::query_tcx(interface, hook).map(|(_, all)| all));
-        assert!(found.unwrap().is_empty(), "a program was left at {interface}");
+        assert!(found.unwrap().is_empty(), "a program is attached to {interface}");
     }
 }
 
 const TCX_HOOKS: [TcAttachType; 2] = [TcAttachType::Ingress, TcAttachType::Egress];
 
-pub(crate) fn ip(words: &str) {
-    run(Command::new("ip").args(words.split(' ')));
+/// Runs ip(8) with these arguments, separated by blanks.
+pub(crate) fn ip(args: &str) {
+    run(Command::new("ip").args(args.split(' ')));
 }
 
 fn run(command: &mut Command) {

@@ -1,4 +1,4 @@
-//! The loads, and the back end that they are for.
+//! The loads, and the back end that serves them.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -10,24 +10,24 @@ use std::time::{Duration, Instant};
 use crate::cpu_pinning;
 use crate::window::{WARM_UP, Window};
 
-/// Bytes of a small message, and of a reply.
+/// Bytes of a small message, and of the first response.
 pub(crate) const SMALL_MESSAGE_LEN: usize = 64;
 /// Bytes of a large message.
 pub(crate) const LARGE_MESSAGE_LEN: usize = 16 * 1024;
 
-/// Until an agent, which gets little of two cores that are busy, is done with what began 64 flows.
+/// Time in which an agent finishes the takeover of 64 flows. It gets little of two busy cores.
 const TAKEOVER_WARM_UP: Duration = Duration::from_millis(300);
 
-/// What the client asks for behind its hello, in nine bytes of one letter.
+/// What connections do. The client requests it by nine equal letters behind its ClientHello.
 #[derive(Clone, Copy)]
 pub(crate) enum Load {
-    /// Connect, hello, 64 bytes of reply, close; so many at once.
+    /// Connect, ClientHello, 64 bytes of response, close; so many at the same time.
     Connections(usize),
-    /// So many bytes up, and as many down once they are there, again and again; so many at once.
+    /// A request of so many bytes and a response of as many, again and again (TCP_RR of netperf); so many flows.
     RequestResponse(usize, usize),
-    /// A stream down, so many at once.
+    /// A stream down on so many flows.
     Down(usize),
-    /// A stream up, so many at once.
+    /// A stream up on so many flows.
     Up(usize),
 }
 
@@ -46,19 +46,25 @@ impl Load {
         Self::Up(64),
     ];
 
-    /// Those whose names contain one of these words, or all.
-    pub(crate) fn matching(words: &[String]) -> impl Iterator<Item = Self> {
-        let is_chosen = |name: &str| words.is_empty() || words.iter().any(|it| name.contains(it));
-        Self::ALL.into_iter().filter(move |load| is_chosen(&load.name()))
+    /// Loads whose names contain one of these parts; all if there are no parts.
+    pub(crate) fn matching(parts: &[String]) -> impl Iterator<Item = Self> {
+        let is_selected =
+            |name: &str| parts.is_empty() || parts.iter().any(|part| name.contains(part));
+        Self::ALL.into_iter().filter(move |load| is_selected(&load.name()))
     }
 
+    /// Name in the tables, such as `64 B request/response, 1 flow`.
     pub(crate) fn name(self) -> String {
+        let flows =
+            if self.flows() == 1 { "1 flow".into() } else { format!("{} flows", self.flows()) };
         match self {
             Self::Connections(n) => format!("connections, {n} at once"),
-            Self::RequestResponse(SMALL_MESSAGE_LEN, n) => format!("64 B to and fro, {n} flow(s)"),
-            Self::RequestResponse(_, n) => format!("16 KB to and fro, {n} flow(s)"),
-            Self::Down(n) => format!("{n} flow(s) down"),
-            Self::Up(n) => format!("{n} flow(s) up"),
+            Self::RequestResponse(SMALL_MESSAGE_LEN, _) => {
+                format!("64 B request/response, {flows}")
+            }
+            Self::RequestResponse(..) => format!("16 KB request/response, {flows}"),
+            Self::Down(_) => format!("{flows} down"),
+            Self::Up(_) => format!("{flows} up"),
         }
     }
 
@@ -69,7 +75,7 @@ impl Load {
         }
     }
 
-    /// How long its connections work before that counts.
+    /// Time at the start of a measurement that does not count.
     pub(crate) fn warm_up(self) -> Duration {
         if self.is_request_response() { TAKEOVER_WARM_UP } else { WARM_UP }
     }
@@ -85,31 +91,31 @@ impl Load {
     }
 }
 
-/// Threads of the back end, each with one connection at a time. As many flows as there are in a load stand on each
-/// of two ways where these take turns.
+/// Threads of the back end, each with one connection at a time. A comparison with a direct link has the flows of a load
+/// twice.
 const SERVER_THREADS: usize = 2 * 64;
 
-/// A back end that answers raw bytes behind a hello of so many bytes.
+/// Runs the back end. `hello_len` is the length of the ClientHello in bytes.
 pub(crate) fn serve(listener: &TcpListener, hello_len: usize) {
     thread::scope(|scope| {
         for _ in 0..SERVER_THREADS {
             scope.spawn(|| {
                 let mut buffer = vec![0; 256 * 1024];
                 for stream in listener.incoming().flatten() {
-                    let _peer_left = serve_connection(stream, hello_len, &mut buffer);
+                    let _client_closed = serve_connection(stream, hello_len, &mut buffer);
                 }
             });
         }
     });
 }
 
-/// A peer that leaves ends the stream; that is how a measurement stops.
+/// Serves one connection until the client closes it at the end of a measurement.
 fn serve_connection(mut stream: TcpStream, hello_len: usize, buffer: &mut [u8]) -> io::Result<()> {
     cpu_pinning::pin_thread(1);
     stream.set_nodelay(true)?;
     stream.read_exact(&mut buffer[..hello_len + 9])?;
     let kind = buffer[hello_len];
-    // As a ServerHello does: what follows begins when both have spoken.
+    // As a ServerHello, it comes before anything else.
     stream.write_all(&buffer[..SMALL_MESSAGE_LEN])?;
     match kind {
         b'e' | b'E' => {
@@ -131,8 +137,15 @@ fn serve_connection(mut stream: TcpStream, hello_len: usize, buffer: &mut [u8]) 
     }
 }
 
-/// A connection of a load that goes on, once it is answered.
-pub(crate) fn open_flow(load: Load, to: SocketAddr, hello: &[u8]) -> Option<TcpStream> {
+/// Where a load connects to.
+#[derive(Clone, Copy)]
+pub(crate) struct Target<'a> {
+    pub(crate) address: SocketAddr,
+    pub(crate) hello: &'a [u8],
+}
+
+/// Opens a connection and reads the first response. [`Load::Connections`] has no such connection.
+pub(crate) fn open_flow(load: Load, target: Target<'_>) -> Option<TcpStream> {
     let kind = match load {
         Load::Connections(_) => return None,
         Load::RequestResponse(SMALL_MESSAGE_LEN, _) => b'e',
@@ -140,32 +153,40 @@ pub(crate) fn open_flow(load: Load, to: SocketAddr, hello: &[u8]) -> Option<TcpS
         Load::Down(_) => b'd',
         Load::Up(_) => b'u',
     };
-    let mut stream = send_request(to, hello, kind).unwrap();
+    let mut stream = send_request(target, kind).unwrap();
     stream.read_exact(&mut [0; SMALL_MESSAGE_LEN]).unwrap();
     Some(stream)
 }
 
-/// Works until the window's end, on that connection or on one after the other; what was done within it, and how
-/// long each exchange took.
+/// What the threads of a load have done within its window.
+#[derive(Default)]
+pub(crate) struct LoadResults {
+    /// Connections, requests with their responses, or bytes.
+    pub(crate) completed: AtomicU64,
+    /// Time of each request and its response, in ns.
+    pub(crate) latencies_ns: Mutex<Vec<u32>>,
+}
+
+/// Generates load until the window ends: on `stream`, or by `connect`, which opens and closes a connection.
 pub(crate) fn generate_load(
     load: Load,
     stream: Option<&TcpStream>,
-    next: impl Fn(),
+    connect: impl Fn(),
     window: &Window,
-    (done, times): (&AtomicU64, &Mutex<Vec<u32>>),
+    results: &LoadResults,
 ) {
     let mut buffer = vec![0; 256 * 1024];
     if let (Load::RequestResponse(size, _), Some(stream)) = (load, stream) {
         let latencies = request_response(stream, &mut buffer[..size], window);
-        done.fetch_add(latencies.len() as u64, Ordering::Relaxed);
-        times.lock().unwrap().extend(latencies);
+        results.completed.fetch_add(latencies.len() as u64, Ordering::Relaxed);
+        results.latencies_ns.lock().unwrap().extend(latencies);
         return;
     }
     let mut step = || match (load, stream) {
         (Load::Down(_), Some(mut stream)) => stream.read(&mut buffer).unwrap(),
         (_, Some(mut stream)) => stream.write(&buffer).unwrap(),
         (_, None) => {
-            next();
+            connect();
             1
         }
     };
@@ -174,38 +195,39 @@ pub(crate) fn generate_load(
         let n = step();
         now = Instant::now();
         if window.contains(now) {
-            done.fetch_add(n as u64, Ordering::Relaxed);
+            results.completed.fetch_add(n as u64, Ordering::Relaxed);
         }
     }
 }
 
-/// Sends a message and waits for as much, again and again; how long each took, in ns. Each begins where the one
-/// before ended, so that no time is left out in which this thread waits for a core.
+/// Sends requests and receives responses until the window ends. Returns the time of each pair, in ns.
+///
+/// A pair begins when the one before ended, so that the time counts in which this thread waits for a core.
 fn request_response(mut stream: &TcpStream, message: &mut [u8], window: &Window) -> Vec<u32> {
-    let (mut times, mut begun) = (Vec::new(), Instant::now());
-    while !window.is_over(begun) {
+    let (mut latencies, mut started) = (Vec::new(), Instant::now());
+    while !window.is_over(started) {
         stream.write_all(message).unwrap();
         stream.read_exact(message).unwrap();
         let ended = Instant::now();
         if window.contains(ended) {
-            times.push(u32::try_from((ended - begun).as_nanos()).unwrap_or(u32::MAX));
+            latencies.push(u32::try_from((ended - started).as_nanos()).unwrap_or(u32::MAX));
         }
-        begun = ended;
+        started = ended;
     }
-    times
+    latencies
 }
 
-/// A connection from its beginning to its end.
-pub(crate) fn complete_connection(to: SocketAddr, hello: &[u8]) -> io::Result<()> {
+/// Opens a connection, reads the response and closes it.
+pub(crate) fn complete_connection(target: Target<'_>) -> io::Result<()> {
     let mut reply = Vec::new();
-    send_request(to, hello, b'c')?.read_to_end(&mut reply)?;
+    send_request(target, b'c')?.read_to_end(&mut reply)?;
     if reply.len() == SMALL_MESSAGE_LEN { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
 }
 
-/// A connection that has said what it wants.
-pub(crate) fn send_request(to: SocketAddr, hello: &[u8], kind: u8) -> io::Result<TcpStream> {
-    let mut stream = TcpStream::connect(to)?;
+/// Opens a connection and sends the ClientHello and the letters of a load.
+pub(crate) fn send_request(target: Target<'_>, kind: u8) -> io::Result<TcpStream> {
+    let mut stream = TcpStream::connect(target.address)?;
     stream.set_nodelay(true)?;
-    stream.write_all(&[hello, &[kind; 9]].concat())?;
+    stream.write_all(&[target.hello, &[kind; 9]].concat())?;
     Ok(stream)
 }

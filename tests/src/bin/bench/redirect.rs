@@ -1,5 +1,5 @@
-//! The least that a program can do which stands where `packet`'s does: it reads one field, writes nothing, and
-//! sends every IPv4 packet on. What a translating program takes above that is its own. Needs tcx (Linux 6.6).
+//! A minimal program at the attach point of the packet engine: it reads one field and redirects every IPv4 packet without a
+//! change. The difference to it is what translation costs. Needs tcx (Linux 6.6).
 
 use std::fs;
 use std::net::{Ipv4Addr, UdpSocket};
@@ -15,8 +15,8 @@ use snisplit_tests::lab::{CLIENT, Lab, PROXY};
 
 use crate::links::ip;
 
-/// Sends packets on in both directions, until it is dropped. Nothing translates, so the back ends have the
-/// proxy's address as well.
+/// The attached programs, for both directions. Nothing translates addresses, so the back ends have the proxy's address too.
+/// Dropping it detaches the programs.
 pub(crate) struct Redirect {
     _until_dropped: [Ebpf; 2],
     backends: String,
@@ -28,7 +28,7 @@ impl Redirect {
         let programs = lab.in_proxy(|| {
             [["to-1002", "to-2002"], ["to-2002", "to-1002"]].map(|[from, to]| attach(from, to))
         });
-        // Or it asks for its router in the name of an address that is the router's as well.
+        // Without it, ARP requests for the router would have an address that the router has too.
         lab.in_backends(|| fs::write("/proc/sys/net/ipv4/conf/all/arp_announce", "2")).unwrap();
         set_proxy_address(&backends, "add");
         Self { _until_dropped: programs, backends }
@@ -41,13 +41,13 @@ impl Drop for Redirect {
     }
 }
 
-/// Has the back ends own the proxy's address, or no longer.
+/// Adds the proxy's address to the back ends (`add`), or removes it (`del`).
 fn set_proxy_address(backends: &str, verb: &str) {
     ip(&format!("-n {backends} addr {verb} {PROXY}/32 dev lo"));
     ip(&format!("-n {backends} route {verb} {CLIENT}/32 via 10.91.2.1"));
 }
 
-/// What comes in at one interface of this namespace goes on to the peer of another.
+/// Attaches the program, which redirects packets from one interface to the peer of another.
 fn attach(from: &str, to: &str) -> Ebpf {
     let any_socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
     let peer_of = name_to_index(any_socket, to).unwrap();
@@ -61,7 +61,7 @@ fn attach(from: &str, to: &str) -> Ebpf {
 
 const PROGRAM_NAME: &str = "redirect";
 
-/// The program as an object file.
+/// Builds the object file of the program.
 fn build_object(peer_of: u32) -> Vec<u8> {
     let mut object = Object::new(BinaryFormat::Elf, Architecture::Bpf, Endianness::Little);
     let section = |object: &mut Object<'_>, name: &str, kind, data: &[u8]| {
@@ -85,14 +85,14 @@ fn build_object(peer_of: u32) -> Vec<u8> {
     object.write().unwrap()
 }
 
-/// As `struct bpf_insn` has them (include/uapi/linux/bpf.h).
+/// Instructions, each as `struct bpf_insn` (include/uapi/linux/bpf.h).
 fn instructions(peer_of: u32) -> [u64; 8] {
     const LOAD_WORD: u64 = 0x61;
     const JUMP_UNLESS_EQUAL: u64 = 0x55;
     const MOVE: u64 = 0xb7;
     const CALL: u64 = 0x85;
     const EXIT: u64 = 0x95;
-    /// Of `protocol` in `struct __sk_buff`.
+    /// Offset of `protocol` in `struct __sk_buff`.
     const PROTOCOL: u64 = 16;
     const IPV4: u64 = 0x0800_u16.to_be() as u64;
     const BPF_REDIRECT_PEER: u64 = 155;

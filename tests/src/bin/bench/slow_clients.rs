@@ -1,5 +1,5 @@
-//! Good clients among 10,000 bad ones: a third says nothing, a third drips a byte a second, a third
-//! sends the beginning of a giant hello. The same agent is measured in peace first, in every round.
+//! Connections of good clients while 10,000 slow clients are connected. A third of these send nothing, a third send a byte
+//! per second, and a third send all but the end of a large ClientHello. Each round measures the agent without them first.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -13,7 +13,7 @@ use snisplit_tests::client_hello::ClientHello;
 use snisplit_tests::lab::Lab;
 use snisplit_tests::wait::{sleep_for, wait_until};
 
-use crate::load::Load;
+use crate::load::{Load, Target};
 use crate::measurement::measure;
 
 const SLOW_CLIENTS: usize = 10_000;
@@ -34,42 +34,43 @@ fn round(lab: &Lab, hello: &[u8], time: Duration) -> Value {
     ];
     let route = ["--route", "a.test=10.91.2.2:8001"];
     let agent = Agent::start_without_telemetry(lab, &[&limits[..], &route].concat());
-    let rate = || measure(lab, LOAD, (agent::address(), hello), time).rate(LOAD);
-    let (quiet, before) = (rate(), agent.resident_bytes());
+    let target = Target { address: agent::address(), hello };
+    let rate = || measure(lab, LOAD, target, time).rate(LOAD);
+    let (undisturbed, resident_undisturbed) = (rate(), agent.resident_bytes());
     let slow_clients = connect_slow_clients(lab);
-    wait_until("the agent to have let them all in", || {
+    wait_until("the agent to accept all slow clients", || {
         (agent.open_descriptors("socket:") > SLOW_CLIENTS).then_some(())
     });
     let over = AtomicBool::new(false);
-    let rate_under_attack = thread::scope(|scope| {
+    let under_attack = thread::scope(|scope| {
         scope.spawn(|| send_slowly(&slow_clients, &over));
-        let rate_under_attack = rate();
+        let under_attack = rate();
         over.store(true, Ordering::Relaxed);
-        rate_under_attack
+        under_attack
     });
-    let memory = agent.resident_bytes();
+    let resident = agent.resident_bytes();
     println!(
-        "{SLOW_CLIENTS} bad clients: {quiet:.0} -> {rate_under_attack:.0} /s, {} MB",
-        memory >> 20
+        "{SLOW_CLIENTS} slow clients: {undisturbed:.0} -> {under_attack:.0} /s, {} MB",
+        resident / 1_000_000
     );
-    json!({ "quiet": quiet, "besieged": rate_under_attack, "resident_quiet": before, "resident": memory })
+    json!({ "undisturbed": undisturbed, "under_attack": under_attack,
+        "resident_undisturbed": resident_undisturbed, "resident": resident })
 }
 
 fn connect_slow_clients(lab: &Lab) -> Vec<TcpStream> {
-    let giant = ClientHello::new().sni(b"a.test").padded_to(60_000).encode();
+    let large_hello = ClientHello::new().sni(b"a.test").padded_to(60_000).encode();
     let connect = |number| {
         let mut stream = TcpStream::connect(agent::address()).unwrap();
         if number % 3 == 2 {
-            // All but its last bytes.
             stream.set_nonblocking(true).unwrap();
-            let _full_buffer = stream.write(&giant[..giant.len() - 10]);
+            let _full_buffer = stream.write(&large_hello[..large_hello.len() - 10]);
         }
         stream
     };
     lab.in_client(|| (0..SLOW_CLIENTS).map(connect).collect())
 }
 
-/// A byte a second for each second one in three.
+/// Sends a byte per second on every third connection until `over` is set.
 fn send_slowly(slow_clients: &[TcpStream], over: &AtomicBool) {
     let hello = ClientHello::new().sni(b"a.test").padded_to(4_000).encode();
     for byte in hello.chunks(1) {

@@ -1,26 +1,26 @@
-//! When what a load does counts.
+//! The time window in which the work of a load counts.
 
 use std::ops::Range;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use crate::measurement::cpu_seconds;
+use crate::cpu_time::busy_seconds;
 
-/// How long a load's connections work before that: they do not begin at once, and the first ones have the machine
-/// for themselves.
+/// Time from the first connection to the begin of a window. Connections do not start at the same time, and the first ones
+/// have the machine for themselves.
 pub(crate) const WARM_UP: Duration = Duration::from_millis(50);
 
-/// Connections begin before it, and end after it.
+/// A time window. Connections open before it, and close after it.
 pub(crate) struct Window {
     range: Range<Instant>,
-    /// When it had begun, and seconds of CPU so far.
+    /// Time and CPU seconds at the first look after its begin.
     start_reading: OnceLock<(Instant, f64)>,
-    /// When it was over, likewise.
+    /// Time and CPU seconds at the first look after its end.
     end_reading: OnceLock<(Instant, f64)>,
 }
 
 impl Window {
-    /// So long, and as soon as that.
+    /// A window of length `time` that begins after `warm_up`.
     pub(crate) fn new(warm_up: Duration, time: Duration) -> Self {
         let start = Instant::now() + warm_up;
         Self {
@@ -30,8 +30,8 @@ impl Window {
         }
     }
 
-    /// Whether what has ended now counts. Whoever works looks at the clock of the CPU: a thread that only waits
-    /// for the moment gets no core at it where all are busy.
+    /// Whether work that has ended now counts. The threads of the load read the CPU time, because a thread that waits for
+    /// the begin of the window gets no core while all are busy.
     pub(crate) fn contains(&self, now: Instant) -> bool {
         if now >= self.range.start {
             self.start_reading.get_or_init(cpu_reading);
@@ -39,7 +39,7 @@ impl Window {
         self.range.contains(&now)
     }
 
-    /// Whether nothing counts any more.
+    /// Whether the window has ended.
     pub(crate) fn is_over(&self, now: Instant) -> bool {
         let is_over = now >= self.range.end;
         if is_over {
@@ -48,17 +48,17 @@ impl Window {
         is_over
     }
 
-    /// Seconds that it took, and seconds of CPU in it.
+    /// Length of the window in seconds, and CPU seconds in it.
     pub(crate) fn seconds_and_cpu(&self) -> (f64, f64) {
         let took = (self.range.end - self.range.start).as_secs_f64();
         let [first, last] = [&self.start_reading, &self.end_reading]
-            .map(|it| it.get().expect("a load that worked"));
+            .map(|it| it.get().expect("a load that has run"));
         let cores = (last.1 - first.1) / (last.0 - first.0).as_secs_f64();
         (took, cores * took)
     }
 }
 
 fn cpu_reading() -> (Instant, f64) {
-    let spent = cpu_seconds();
-    (Instant::now(), spent)
+    let cpu_seconds = busy_seconds();
+    (Instant::now(), cpu_seconds)
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: the main job on real traffic, told step by step.
+//! `cargo xtask demo`: forwards and rejects connections of real clients, and prints each step.
 
 use std::process::Output;
 
@@ -27,7 +27,7 @@ fn main() {
     println!("                                              nginx :8001    a.test");
     println!("                                              Caddy :8002    b.test");
     println!("                                              openssl :8003  *.a.test");
-    println!("                                              openssl :8004  * (whatever is left)");
+    println!("                                              openssl :8004  * (all other names)");
     println!("\nEach back end has its own certificate and key; snisplit has none of these.\n");
     let lab = Lab::new();
     let _servers = [
@@ -44,7 +44,7 @@ fn main() {
     print_summary(&sessions);
 }
 
-/// The same story on one engine; the records of what happened.
+/// Runs the demonstration on one engine. Returns the records of its connections.
 fn run_with_engine(lab: &Lab, engine: &str) -> Vec<Value> {
     println!("== snisplit run --engine {engine} {}", ROUTES.join(" "));
     let mut agent = Agent::start(lab, &[&ROUTES[..], &["--engine", engine]].concat());
@@ -66,7 +66,7 @@ fn run_with_engine(lab: &Lab, engine: &str) -> Vec<Value> {
     records.push(print_connection("openssl s_client, c.test", &reversed, &agent));
     assert_eq!(reversed, "desserts");
 
-    println!("   ACME (RFC 8737): a validation goes to the owner of the name, or nowhere");
+    println!("   ACME (RFC 8737): a validation goes to the owner of the name, or is rejected");
     for name in ["www.a.test", "victim.test"] {
         let alpn = ["-alpn", "acme-tls/1"];
         let output = s_client(lab, name, "Q\n", &alpn);
@@ -82,7 +82,7 @@ fn run_with_engine(lab: &Lab, engine: &str) -> Vec<Value> {
     }
     agent.signal(Signal::TERM);
     assert!(agent.wait_for_exit().success());
-    println!("   SIGTERM: drained and gone\n");
+    println!("   SIGTERM: the agent has drained and stopped\n");
     records
 }
 
@@ -90,7 +90,7 @@ fn print_connection(what: &str, answer: &str, agent: &Agent) -> Value {
     let record = agent.next_record();
     let text = |key: &str| record[key].as_str().unwrap_or("-").to_owned();
     let how = match record["alert"].as_str() {
-        Some(alert) => format!("refused with {alert} ({})", text("reason")),
+        Some(alert) => format!("rejected with {alert} ({})", text("reason")),
         None => format!(
             "{} by {}, {} bytes up, {} down",
             text("backend"),
@@ -108,20 +108,17 @@ fn stdout_text(done: &Output) -> String {
 }
 
 fn print_summary(sessions: &[Value]) {
-    let refused = sessions.iter().filter(|record| record["outcome"] == "rejected").count();
+    let rejected = sessions.iter().filter(|record| record["outcome"] == "rejected").count();
     let bytes = |key: &str| sessions.iter().filter_map(|record| record[key].as_u64()).sum::<u64>();
     println!("{} real TLS connections through {}:", sessions.len(), agent::address());
-    println!(
-        "  {} forwarded to the back end that their server name says,",
-        sessions.len() - refused
-    );
+    println!("  {} forwarded to the back end of their server name,", sessions.len() - rejected);
     println!(
         "    {} bytes up and {} bytes down, none of them decrypted;",
         bytes("bytes_up"),
         bytes("bytes_down")
     );
     println!(
-        "  {refused} refused with a TLS alert: ACME validations of a name that no route owns."
+        "  {rejected} rejected with a TLS alert: ACME validations of a name that no route owns."
     );
     println!("All as expected.");
 }

@@ -1,4 +1,4 @@
-//! The story that snisplit exists for: two tiers, one CA, one port.
+//! Two tiers of ACME clients, which get their certificates from one CA over one port.
 
 use snisplit_tests::agent::Agent;
 use snisplit_tests::lab::Lab;
@@ -49,12 +49,12 @@ pub(crate) fn run() {
     }
     assert!(by_lego);
     println!("   {:<12} {:<34} {:<9} the same CA", "l.test", "lego --tls, behind it", "yes");
-    show_refused_orders(&lab, &pebble, &agent);
+    print_failed_orders(&lab, &pebble, &agent);
     println!();
 }
 
-/// What a tenant gets that holds only the catch-all route and asks for the names of others.
-fn show_refused_orders(lab: &Lab, pebble: &Pebble, agent: &Agent) {
+/// Orders certificates for names of others as the tenant of the catch-all, and prints why each order fails.
+fn print_failed_orders(lab: &Lab, pebble: &Pebble, agent: &Agent) {
     println!(
         "   A tenant that holds only the catch-all route (lego behind `*`) asks for the others':"
     );
