@@ -1,7 +1,7 @@
-//! Certificates of our own: a keeper for each, an account for all.
+//! Certificates ordered by ACME (RFC 8555): one task for each certificate, one account for all.
 //!
-//! Nothing here waits for the CA before the agent serves: passthrough works from the first second,
-//! and certificates come when they can.
+//! The agent serves passthrough connections from its start. Orders run in the background, and a
+//! certificate is served as soon as the CA has issued it.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -21,13 +21,14 @@ mod account;
 mod certificate_task;
 mod context;
 mod dns01;
+mod error;
 mod http_client;
 mod order;
 mod spec;
 pub(crate) mod status;
 pub(crate) mod store;
 
-/// All keepers.
+/// The tasks of all ordered certificates.
 pub(crate) struct CertificateManager {
     cert_store: CertStore,
     context: Option<Arc<AcmeContext>>,
@@ -39,13 +40,16 @@ impl CertificateManager {
         Self { cert_store, context: None, running: HashMap::new() }
     }
 
-    /// Keeps the certificates that a configuration wants ordered, and no others. Fails, changing
-    /// nothing, if the state cannot be opened.
+    /// Starts a task for each certificate that a configuration wants ordered, and stops all others.
+    ///
+    /// # Errors
+    ///
+    /// The state directory cannot be opened. Running tasks are not changed then.
     pub(crate) fn apply(&mut self, config: &Config) -> Result<()> {
         let specs: Vec<CertificateSpec> = config
             .terminates
             .iter()
-            .filter_map(|one| CertificateSpec::from_terminate(one))
+            .filter_map(|terminate| CertificateSpec::from_terminate(terminate))
             .collect();
         let context = match &config.acme {
             Some(acme) if !specs.is_empty() => Some(self.open_context(acme, &config.nameservers)?),
@@ -57,17 +61,17 @@ impl CertificateManager {
             _ => false,
         };
         self.running.retain(|spec, task| {
-            let stays = is_same && specs.contains(spec);
-            if !stays {
+            let is_kept = is_same && specs.contains(spec);
+            if !is_kept {
                 task.abort();
             }
-            stays
+            is_kept
         });
-        if let Some(open) = &context {
+        if let Some(context) = &context {
             for spec in specs {
-                if let Entry::Vacant(free) = self.running.entry(spec) {
-                    let task = CertificateTask::open(Arc::clone(open), free.key().clone())?;
-                    free.insert(tokio::spawn(task.run()));
+                if let Entry::Vacant(entry) = self.running.entry(spec) {
+                    let task = CertificateTask::open(Arc::clone(context), entry.key().clone())?;
+                    entry.insert(tokio::spawn(task.run()));
                 }
             }
         }
@@ -75,7 +79,7 @@ impl CertificateManager {
         Ok(())
     }
 
-    /// The one that is open, if it is for the same.
+    /// Returns the current context if its configuration is the same, or opens a new one.
     fn open_context(
         &self,
         acme: &AcmeConfig,

@@ -1,8 +1,7 @@
-//! What this agent can prove: certificates for the names it terminates, and answers to challenges
-//! while an order runs.
+//! Certificates that the agent serves, and its answers to challenges while an order is pending.
 //!
-//! `acme` and the file watcher put in, connections take out; a certificate that is put in is served
-//! to the next connection.
+//! `acme` and the file watcher write to the [`CertStore`]; connections read from it. The next
+//! connection gets a new certificate as soon as it is installed.
 
 pub(crate) mod challenge;
 pub(crate) mod file_watcher;

@@ -11,6 +11,7 @@ use serde::Serialize;
 use snisplit::cli::{
     CertsCommand, Cli, Command, ConfigArgs, FlowsCommand, InstanceArgs, NetCommand, OutputFormat,
 };
+use snisplit::commands::certs::CertificateList;
 use snisplit::commands::flows::FlowList;
 use snisplit::commands::status::Status;
 use snisplit::commands::{certs, check, doctor, explain, flows, net, top};
@@ -76,10 +77,10 @@ fn run_command(command: Command, output: OutputFormat) -> anyhow::Result<ExitCod
         Command::Certs {
             command: Some(CertsCommand::Renew { name, config_args: setup }), ..
         } => {
-            certs::renew(&load_config(&setup)?, &name)?;
+            certs::request_renewal(&load_config(&setup)?, &name)?;
         }
         Command::Certs { command: None, config_args: setup } => {
-            print!("{}", certs::list(&load_config(&setup)?)?)
+            print_output(&CertificateList::read(&load_config(&setup)?)?, output)?;
         }
         Command::Net { command: NetCommand::Check(setup) } => {
             return net::check(&load_config(&setup)?);

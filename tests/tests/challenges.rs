@@ -128,7 +128,7 @@ fn a_wrong_tsig_key_is_refused_and_logged() {
     wait_until("a failed order", || agent.log().contains("WARN no certificate").then_some(()));
     let log = agent.log();
     assert!(
-        log.contains("dns-01: cannot present the TXT record of _acme-challenge.wild.test"),
+        log.contains("dns-01: cannot add the TXT record of _acme-challenge.wild.test"),
         "{log}"
     );
 }

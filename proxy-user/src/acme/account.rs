@@ -1,4 +1,5 @@
-//! The account at the CA: its key is kept before the CA hears of it, so it is made only once.
+//! The account at the CA. The agent stores its key before it registers it, so that a crash in between
+//! cannot leave a second account behind.
 
 use anyhow::{Context as _, Result};
 use data_encoding::BASE64;
@@ -7,18 +8,19 @@ use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde::{Deserialize, Serialize};
 use tracing::info;
 
+use super::error::AcmeError;
 use super::http_client::{AcmeHttpClient, RetryAfter};
 use super::store::{self, StateStore};
 use crate::config::AcmeConfig;
 
-/// `account.json`
+/// Content of `account.json`.
 #[derive(Deserialize, Serialize)]
 struct StoredAccount {
-    /// PKCS #8, base64.
+    /// Private key, PKCS #8 in base64.
     key: String,
-    /// The account's URL, once the CA has given one.
+    /// URL of the account; `None` until the CA has confirmed it.
     id: Option<String>,
-    /// The contacts that the CA knows.
+    /// Contacts that the CA knows.
     contact: Vec<String>,
 }
 
@@ -29,21 +31,26 @@ impl StoredAccount {
     }
 }
 
-/// The account that is kept, or a new one.
+/// Loads the stored account, or creates one.
 ///
-/// Registering a key that the CA knows already gives the account that it has (RFC 8555 §7.3), so a
-/// crash between the CA's answer and ours to it makes no second one. With external account binding
-/// the library makes the key itself, and that instant stays.
+/// If the CA already knows the stored key, it returns the existing account (RFC 8555 §7.3). An account
+/// with external account binding is the exception: instant-acme generates its key during the
+/// registration, so a crash before the key is stored loses that account.
+///
+/// # Errors
+///
+/// The CA rejects the account or does not answer, or the state directory cannot be used.
 pub(super) async fn load_or_create(
     acme: &AcmeConfig,
     store: &StateStore,
     retry_after: &RetryAfter,
-) -> Result<Account> {
+) -> Result<Account, AcmeError> {
     let http = AcmeHttpClient::new(acme.ca_file.as_deref(), retry_after.clone())?;
     let builder = Account::builder_with_http(Box::new(http));
     let mut stored = match (store::read_json::<StoredAccount>(&store.account_path())?, &acme.eab) {
-        (None | Some(StoredAccount { id: None, .. }), Some(eab)) => {
-            return create_with_eab(builder, acme, store, eab).await;
+        (None | Some(StoredAccount { id: None, .. }), Some((kid, hmac))) => {
+            let binding = ExternalAccountKey::new(kid.clone(), hmac);
+            return create_with_eab(builder, acme, store, &binding).await;
         }
         (Some(stored), _) => stored,
         (None, None) => {
@@ -79,17 +86,16 @@ async fn create_with_eab(
     builder: AccountBuilder,
     acme: &AcmeConfig,
     store: &StateStore,
-    (kid, hmac): &(String, Vec<u8>),
-) -> Result<Account> {
+    binding: &ExternalAccountKey,
+) -> Result<Account, AcmeError> {
     let contact: Vec<&str> = acme.contact.iter().map(String::as_str).collect();
     let new = NewAccount {
         contact: &contact,
         terms_of_service_agreed: true,
         only_return_existing: false,
     };
-    let binding = ExternalAccountKey::new(kid.clone(), hmac);
-    let created = builder.create(&new, acme.directory.clone(), Some(&binding)).await?;
-    let (account, credentials) = created;
+    let (account, credentials) =
+        builder.create(&new, acme.directory.clone(), Some(binding)).await?;
     let key = credentials.private_key().secret_pkcs8_der().to_vec();
     let id = Some(account.id().to_owned());
     let stored = StoredAccount { key: BASE64.encode(&key), id, contact: acme.contact.clone() };
@@ -98,7 +104,11 @@ async fn create_with_eab(
     Ok(account)
 }
 
-/// Forgets the account's URL, for a CA that does not know it any more; the key stays.
+/// Removes the account's URL from the state directory, because the CA does not know it. The key stays.
+///
+/// # Errors
+///
+/// The state directory cannot be used.
 pub(super) fn clear_account_url(store: &StateStore) -> Result<()> {
     if let Some(mut stored) = store::read_json::<StoredAccount>(&store.account_path())? {
         stored.id = None;

@@ -1,10 +1,10 @@
-//! Keeps one certificate: orders it, serves it, renews it, and waits in between.
+//! The task of one certificate: it orders, installs and renews it, and waits in between.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use instant_acme::{CertificateIdentifier, Error};
 use rustls::pki_types::CertificateDer;
 use snisplit_common::renewal::{FailureKind, OrderFailure, RenewalAction, RenewalInput};
@@ -14,37 +14,41 @@ use tracing::{debug, info, warn};
 use super::account;
 use super::context::AcmeContext;
 use super::dns01::Dns01Solver;
-use super::http_client::is_bad_nonce;
+use super::error::{AcmeError, ORDER_TIMEOUT};
 use super::order::{self, OrderContext};
 use super::spec::CertificateSpec;
 use super::status::{CertificateStatus, format_time};
 use super::store::{self, CertificateDir};
 use crate::certs::pem;
 
-/// How often a wish to renew is looked for, and the clock.
+/// Time between two looks for a request to renew, and at the clock.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// How often the CA is asked for its wish, whatever it says (RFC 9773 §4.3.2).
-const ARI_POLL_BOUNDS: (Duration, Duration) =
-    (Duration::from_secs(60), Duration::from_secs(24 * 60 * 60));
-/// How often an order is gone on with at once when the CA minds nothing but a nonce.
+/// Shortest time between two requests for renewal information (RFC 9773 §4.3.2).
+const MIN_ARI_INTERVAL: Duration = Duration::from_secs(60);
+/// Longest time between two requests for renewal information, whatever `Retry-After` says.
+const MAX_ARI_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
+/// Immediate retries of an order when the CA rejects only a nonce.
 const MAX_BAD_NONCE_RETRIES: usize = 8;
-/// How long an order may take altogether.
-const ORDER_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 
-/// The keeper of one certificate.
+/// Task of one certificate.
 pub(super) struct CertificateTask {
     context: Arc<AcmeContext>,
     spec: CertificateSpec,
     dir: CertificateDir,
     status: CertificateStatus,
     renewal: RenewalInput,
+    /// The installed certificate, if it covers all names of `spec`.
     leaf: Option<CertificateDer<'static>>,
-    /// When the CA is asked for its wish again.
+    /// Time of the next request for renewal information (ARI).
     next_ari_poll: SystemTime,
 }
 
 impl CertificateTask {
-    /// Serves what is there already.
+    /// Reads the stored status and installs the stored certificate.
+    ///
+    /// # Errors
+    ///
+    /// The state directory cannot be used.
     pub(super) fn open(context: Arc<AcmeContext>, spec: CertificateSpec) -> Result<Self> {
         let dir = context.store.certificate_dir(&spec.label)?;
         let status: CertificateStatus = store::read_json(&dir.status_path())?.unwrap_or_default();
@@ -59,13 +63,12 @@ impl CertificateTask {
         Ok(task)
     }
 
-    /// Serves the certificate on disk, if it is one for these names.
+    /// Installs the stored certificate. One that lacks a name of `spec` is served too, but renewed at
+    /// once.
     fn install_stored(&mut self) -> Result<()> {
         let path = self.dir.certificate_path();
-        let Some((pair, info)) = store::read_or_set_aside(&path, |pem| pem::parse_pair(pem, pem))?
-        else {
-            return Ok(());
-        };
+        let parsed = store::read_or_rename_corrupt(&path, |pem| pem::parse_pair(pem, pem))?;
+        let Some((pair, info)) = parsed else { return Ok(()) };
         let has_all_names = self.spec.names.iter().all(|name| info.names.contains(name));
         if has_all_names {
             self.renewal.validity = Some((info.not_before, info.not_after));
@@ -75,7 +78,7 @@ impl CertificateTask {
         Ok(())
     }
 
-    /// Until it is dropped.
+    /// Orders whenever the certificate is due, until the future is dropped.
     pub(super) async fn run(mut self) {
         loop {
             self.refresh_renewal_info().await;
@@ -91,64 +94,66 @@ impl CertificateTask {
         }
     }
 
-    /// The CA's suggested window; one that offers none goes by the lifetime.
+    /// Asks the CA for the suggested renewal window (RFC 9773) when the next request is due. Without
+    /// one, the lifetime of the certificate decides.
     async fn refresh_renewal_info(&mut self) {
         let now = SystemTime::now();
         let Some(leaf) = self.leaf.as_ref().filter(|_| self.next_ari_poll <= now) else { return };
-        self.next_ari_poll = now + ARI_POLL_BOUNDS.1;
+        self.next_ari_poll = now + MAX_ARI_INTERVAL;
         let Ok(id) = CertificateIdentifier::try_from(leaf) else { return };
         let Ok(account) = self.context.account().await else {
-            self.next_ari_poll = now + ARI_POLL_BOUNDS.0;
+            self.next_ari_poll = now + MIN_ARI_INTERVAL;
             return;
         };
         match account.renewal_info(&id).await {
             Ok((info, retry_after)) => {
                 let window = info.suggested_window;
                 self.renewal.suggested_window = Some((window.start.into(), window.end.into()));
-                self.next_ari_poll = now + retry_after.clamp(ARI_POLL_BOUNDS.0, ARI_POLL_BOUNDS.1);
+                self.next_ari_poll = now + retry_after.clamp(MIN_ARI_INTERVAL, MAX_ARI_INTERVAL);
             }
             Err(Error::Unsupported(_)) => {}
-            Err(_) => self.next_ari_poll = now + ARI_POLL_BOUNDS.0,
+            Err(_) => self.next_ari_poll = now + MIN_ARI_INTERVAL,
         }
     }
 
     async fn order_certificate(&mut self) {
         info!(name = %self.spec.label, names = ?self.spec.names, "ordering a certificate");
-        let ordered = timeout(ORDER_TIMEOUT, self.order_with_nonce_retry()).await;
-        match ordered.unwrap_or_else(|late| Err(late.into())) {
+        let result = timeout(ORDER_TIMEOUT, self.order_with_nonce_retry()).await;
+        match result.unwrap_or(Err(AcmeError::OrderTimeout)) {
             Ok(()) => {
                 self.renewal.failure = None;
                 self.renewal.suggested_window = None;
                 self.next_ari_poll = SystemTime::UNIX_EPOCH;
                 self.status.last_error = None;
-                let until = self.renewal.validity.map(|(_, until)| format_time(until));
-                info!(name = %self.spec.label, not_after = until, "certificate installed");
+                let not_after = self.renewal.validity.map(|(_, not_after)| format_time(not_after));
+                info!(name = %self.spec.label, not_after, "certificate installed");
             }
-            Err(error) => self.record_failure(&error),
+            Err(error) => self.record_failure(error),
         }
         self.write_status(self.renewal.due_at());
     }
 
-    async fn order_with_nonce_retry(&mut self) -> Result<()> {
+    async fn order_with_nonce_retry(&mut self) -> Result<(), AcmeError> {
         for _ in 0..MAX_BAD_NONCE_RETRIES {
             match self.order_once().await {
-                Err(error) if error.downcast_ref().is_some_and(is_bad_nonce) => {
-                    debug!(name = %self.spec.label, "retrying after a bad nonce: {error:#}");
+                Err(error) if error.is_bad_nonce() => {
+                    debug!(name = %self.spec.label, "retrying after a bad nonce: {error}");
                 }
-                done => return done,
+                result => return result,
             }
         }
         self.order_once().await
     }
 
-    async fn order_once(&mut self) -> Result<()> {
+    async fn order_once(&mut self) -> Result<(), AcmeError> {
         let AcmeContext { config: acme, cert_store, nameservers, .. } = &*self.context;
         let account = self.context.account().await?;
         let dns_solver =
             acme.dns.as_ref().map(|dns| Dns01Solver::new(dns, nameservers)).transpose()?;
-        let old = self.leaf.clone();
+        let old_leaf = self.leaf.clone();
+        // A CA without renewal information would reject the field `replaces`.
         let has_ari_window = self.renewal.suggested_window.is_some();
-        let replaces = old.as_ref().filter(|_| has_ari_window);
+        let replaces = old_leaf.as_ref().filter(|_| has_ari_window);
         let order_context = OrderContext {
             account: &account,
             dir: &self.dir,
@@ -158,46 +163,43 @@ impl CertificateTask {
             replaces: replaces.and_then(|leaf| CertificateIdentifier::try_from(leaf).ok()),
         };
         let pem = order::obtain(&order_context, &self.spec).await?;
-        store::write_atomic(&self.dir.certificate_path(), pem.as_bytes())?;
-        store::remove_if_exists(&self.dir.order_path())?;
-        self.install_stored()
+        let path = self.dir.certificate_path();
+        let context = || format!("cannot write {}", path.display());
+        store::write_atomic(&path, pem.as_bytes()).with_context(context)?;
+        store::remove_if_exists(&self.dir.order_path()).context("cannot remove order.json")?;
+        Ok(self.install_stored()?)
     }
 
-    fn record_failure(&mut self, error: &anyhow::Error) {
-        let problem = error.downcast_ref::<Error>();
-        if let Some(Error::Api(problem)) = problem
-            && problem.r#type.as_deref() == Some("urn:ietf:params:acme:error:accountDoesNotExist")
-        {
+    fn record_failure(&mut self, error: AcmeError) {
+        if error.is_unknown_account() {
             self.context.clear_account();
             let _unwritable = account::clear_account_url(&self.context.store);
         }
-        let kind = match problem {
-            Some(Error::Other(_) | Error::Timeout(_)) => FailureKind::Unreachable,
-            Some(error) if is_bad_nonce(error) => FailureKind::Unreachable,
-            Some(_) | None => FailureKind::Rejected,
-        };
-        let previous = self.renewal.failure.filter(|before| before.kind == kind);
+        let kind = error.kind();
+        let previous = self.renewal.failure.filter(|previous| previous.kind == kind);
         let failure = OrderFailure {
-            count: previous.map_or(1, |before| before.count + 1),
+            count: previous.map_or(1, |previous| previous.count + 1),
             failed_at: SystemTime::now(),
             kind,
-            retry_after: self.context.retry_after.take(),
+            retry_after: self.context.retry_after.consume(),
         };
         self.renewal.failure = Some(failure);
         let next_attempt = format_time(self.renewal.due_at());
-        self.status.last_error = Some(format!("{error:#}"));
+        let error = format!("{:#}", anyhow::Error::new(error));
         let name = &self.spec.label;
         match (kind, failure.count) {
+            // A CA that stays unreachable is worth one warning.
             (FailureKind::Unreachable, 2..) => {
-                info!(%name, next_attempt, "certificate order failed: {error:#}")
+                info!(%name, next_attempt, "certificate order failed: {error}")
             }
             (FailureKind::Unreachable | FailureKind::Rejected, _) => {
-                warn!(%name, next_attempt, "certificate order failed: {error:#}");
+                warn!(%name, next_attempt, "certificate order failed: {error}");
             }
         }
+        self.status.last_error = Some(error);
     }
 
-    /// Tells `snisplit certs`, and whoever keeps this certificate next.
+    /// Writes `status.json` if it changes.
     fn write_status(&mut self, due: SystemTime) {
         let status =
             CertificateStatus::new(&self.spec, due, &self.renewal, self.status.last_error.clone());
@@ -210,7 +212,7 @@ impl CertificateTask {
     }
 }
 
-/// From 0 to 1, the same each time.
+/// Returns a number from 0 to 1 that depends on the host and the names only.
 fn jitter(spec: &CertificateSpec) -> f64 {
     let mut hasher = DefaultHasher::new();
     (rustix::system::uname().nodename(), &spec.names).hash(&mut hasher);

@@ -1,4 +1,4 @@
-//! What all certificate tasks of one CA share.
+//! Account, state directory and configuration that all certificate tasks share.
 
 use std::net::SocketAddr;
 
@@ -7,15 +7,16 @@ use instant_acme::Account;
 use tokio::sync::Mutex;
 
 use super::account;
+use super::error::AcmeError;
 use super::http_client::RetryAfter;
 use super::store::StateStore;
 use crate::certs::CertStore;
 use crate::config::AcmeConfig;
 
-/// What all orders share.
+/// Shared context of all certificate tasks.
 pub(super) struct AcmeContext {
     pub(super) config: AcmeConfig,
-    /// Name servers of the configuration.
+    /// Name servers of the configuration; empty for those of /etc/resolv.conf.
     pub(super) nameservers: Vec<SocketAddr>,
     pub(super) store: StateStore,
     pub(super) cert_store: CertStore,
@@ -25,6 +26,10 @@ pub(super) struct AcmeContext {
 
 impl AcmeContext {
     /// Opens the state directory. The lock of `previous` stays held if the directory is the same.
+    ///
+    /// # Errors
+    ///
+    /// The state directory cannot be opened or locked.
     pub(super) fn open(
         config: &AcmeConfig,
         nameservers: &[SocketAddr],
@@ -42,8 +47,12 @@ impl AcmeContext {
         })
     }
 
-    /// The account, opened by whoever needs it first.
-    pub(super) async fn account(&self) -> Result<Account> {
+    /// Returns the account. The first call loads or creates it.
+    ///
+    /// # Errors
+    ///
+    /// The CA rejects the account or does not answer, or the state directory cannot be used.
+    pub(super) async fn account(&self) -> Result<Account, AcmeError> {
         let mut account = self.account.lock().await;
         if let Some(account) = &*account {
             return Ok(account.clone());
@@ -52,7 +61,7 @@ impl AcmeContext {
         Ok(account.insert(opened).clone())
     }
 
-    /// The CA does not know the account any more.
+    /// Makes the next call of [`Self::account`] load or create the account again.
     pub(super) fn clear_account(&self) {
         if let Ok(mut account) = self.account.try_lock() {
             *account = None;

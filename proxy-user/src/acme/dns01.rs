@@ -1,5 +1,6 @@
-//! DNS-01 records, RFC 8555 §8.4: written by a dynamic update or a program, and seen on every
-//! authoritative name server before the CA is asked to look.
+//! DNS-01 (RFC 8555 §8.4): TXT records, written by a dynamic update or by a program.
+//!
+//! The CA is told that a challenge is ready when every authoritative name server has the record.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
@@ -23,21 +24,38 @@ use tracing::debug;
 use crate::config::acme::{Dns01Config, DnsProvider, HmacAlgorithm, TsigKey};
 use crate::dns;
 
-/// How long one exchange with a name server, or a run of the program, may take.
+/// Longest time of a dynamic update, or of a run of the program.
 const UPDATE_TIMEOUT: Duration = Duration::from_secs(60);
-/// Of the record; it lives for minutes.
+/// TTL of the TXT record, seconds.
 const RECORD_TTL: u32 = 60;
-/// The difference between two clocks that TSIG bears, seconds (RFC 8945 §10).
+/// Accepted difference between the clocks of both sides of TSIG, seconds (RFC 8945 §10).
 const TSIG_FUDGE: u16 = 300;
 
-/// A record, once it is written; it must be cleaned up.
+/// A TXT record that was written and must be removed.
 #[derive(Clone, Debug)]
 pub(super) struct TxtRecord {
     name: String,
     value: String,
 }
 
-/// Writes records and waits for them.
+/// Change of a TXT record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RecordChange {
+    Add,
+    Remove,
+}
+
+impl RecordChange {
+    /// First argument of the program (the convention of lego).
+    const fn argument(self) -> &'static str {
+        match self {
+            Self::Add => "present",
+            Self::Remove => "cleanup",
+        }
+    }
+}
+
+/// Writer of TXT records for DNS-01.
 pub(super) struct Dns01Solver<'d> {
     config: &'d Dns01Config,
     nameservers: &'d [SocketAddr],
@@ -45,22 +63,34 @@ pub(super) struct Dns01Solver<'d> {
 }
 
 impl<'d> Dns01Solver<'d> {
-    /// `servers` are asked for zones and their name servers; those of the system if there is none.
+    /// `nameservers` resolve zones and their name servers; if empty, those of /etc/resolv.conf do.
+    ///
+    /// # Errors
+    ///
+    /// /etc/resolv.conf cannot be read.
     pub(super) fn new(config: &'d Dns01Config, nameservers: &'d [SocketAddr]) -> Result<Self> {
         Ok(Self { config, nameservers, resolver: dns::uncached_resolver(nameservers)? })
     }
 
-    /// Adds the record for a name, where its `_acme-challenge` leads to by CNAME.
+    /// Adds the TXT record for a name: at `_acme-challenge.NAME`, or at the target of a CNAME there.
+    ///
+    /// # Errors
+    ///
+    /// The name server or the program rejects the record or takes too long.
     pub(super) async fn present(&self, name: &str, value: String) -> Result<TxtRecord> {
         let name = self.resolve_cname(&format!("_acme-challenge.{name}.")).await;
         let txt = TxtRecord { name, value };
-        self.update_record("present", &txt).await?;
+        self.update_record(RecordChange::Add, &txt).await?;
         Ok(txt)
     }
 
     /// Removes the record, and no other of the same name.
+    ///
+    /// # Errors
+    ///
+    /// The name server or the program rejects the removal or takes too long.
     pub(super) async fn clean_up(&self, txt: &TxtRecord) -> Result<()> {
-        self.update_record("cleanup", txt).await
+        self.update_record(RecordChange::Remove, txt).await
     }
 
     async fn resolve_cname(&self, name: &str) -> String {
@@ -75,31 +105,39 @@ impl<'d> Dns01Solver<'d> {
         name.to_owned()
     }
 
-    async fn update_record(&self, action: &str, txt: &TxtRecord) -> Result<()> {
-        let changed = async {
+    async fn update_record(&self, change: RecordChange, txt: &TxtRecord) -> Result<()> {
+        let update = async {
             match &self.config.provider {
-                DnsProvider::Exec(program) => run_program(program, action, txt).await,
+                DnsProvider::Exec(program) => run_program(program, change, txt).await,
                 DnsProvider::Rfc2136 { server, zone, tsig } => {
                     let zone = match zone {
                         Some(zone) => Name::from_str(&format!("{}.", zone.trim_end_matches('.')))?,
                         None => find_zone(&self.resolver, &txt.name).await?,
                     };
-                    send_update(*server, zone, tsig.as_ref(), action, txt).await
+                    send_update(*server, zone, tsig.as_ref(), change, txt).await
                 }
             }
         };
-        let changed = timeout(UPDATE_TIMEOUT, changed).await;
-        changed
+        let verb = match change {
+            RecordChange::Add => "add",
+            RecordChange::Remove => "remove",
+        };
+        let result = timeout(UPDATE_TIMEOUT, update).await;
+        result
             .context("took longer than a minute")
             .flatten()
-            .with_context(|| format!("dns-01: cannot {action} the TXT record of {}", txt.name))
+            .with_context(|| format!("dns-01: cannot {verb} the TXT record of {}", txt.name))
     }
 
     /// Waits until every authoritative name server of the record's zone has it.
+    ///
+    /// # Errors
+    ///
+    /// A name server lacks the record after `propagation_timeout`, or the zone cannot be resolved.
     pub(super) async fn wait_propagated(&self, txt: &TxtRecord) -> Result<()> {
         let limit = self.config.propagation_timeout;
         let deadline = Instant::now() + limit;
-        let mut pause = Duration::from_millis(200);
+        let mut delay = Duration::from_millis(200);
         loop {
             let missing = self.first_unpropagated(txt).await;
             match missing {
@@ -112,11 +150,12 @@ impl<'d> Dns01Solver<'d> {
                 }
                 Err(error) => return Err(error.context("dns-01: propagation")),
             }
-            sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_secs(5));
+            sleep(delay).await;
+            delay = (delay * 2).min(Duration::from_secs(5));
         }
     }
 
+    /// Returns the address of an authoritative name server that lacks the record.
     async fn first_unpropagated(&self, txt: &TxtRecord) -> Result<Option<IpAddr>> {
         let zone = find_zone(&self.resolver, &txt.name).await?;
         let servers = self.resolver.lookup(zone, RecordType::NS).await?;
@@ -134,13 +173,14 @@ impl<'d> Dns01Solver<'d> {
         Ok(None)
     }
 
-    /// Of the authoritative servers; a lab's may be elsewhere than on 53.
+    /// Returns the port of the authoritative name servers: that of the configured name server, so that a
+    /// test can run them on another port than 53.
     fn authoritative_port(&self) -> u16 {
         self.nameservers.first().map_or(53, SocketAddr::port)
     }
 }
 
-/// Whether this very server answers with the value.
+/// Returns whether this name server answers with the value.
 async fn has_record(server: SocketAddr, txt: &TxtRecord) -> bool {
     let Ok(resolver) = dns::uncached_resolver(&[server]) else { return false };
     let Ok(found) = resolver.lookup(txt.name.as_str(), RecordType::TXT).await else {
@@ -151,7 +191,7 @@ async fn has_record(server: SocketAddr, txt: &TxtRecord) -> bool {
     })
 }
 
-/// The zone that a name is in: the nearest ancestor with an SOA record.
+/// Returns the zone of a name: its nearest ancestor with an SOA record.
 async fn find_zone(resolver: &TokioResolver, name: &str) -> Result<Name> {
     let mut zone = Name::from_str(name)?;
     while !zone.is_root() {
@@ -165,22 +205,22 @@ async fn find_zone(resolver: &TokioResolver, name: &str) -> Result<Name> {
     bail!("no zone (SOA record) was found for {name}")
 }
 
-/// lego's convention: PROGRAM present|cleanup NAME VALUE; the name ends in a dot.
-async fn run_program(program: &Path, action: &str, txt: &TxtRecord) -> Result<()> {
+/// Runs `PROGRAM present|cleanup NAME VALUE`, as lego does; the name ends with a dot.
+async fn run_program(program: &Path, change: RecordChange, txt: &TxtRecord) -> Result<()> {
     let mut command = Command::new(program);
-    command.args([action, &txt.name, &txt.value]).kill_on_drop(true);
+    command.args([change.argument(), &txt.name, &txt.value]).kill_on_drop(true);
     let output = command.output().await.with_context(|| program.display().to_string())?;
     let stderr = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{}: {}: {}", program.display(), output.status, stderr.trim());
     Ok(())
 }
 
-/// RFC 2136 §2.5.1 and §2.5.4, over TCP.
+/// Sends a dynamic update (RFC 2136 §2.5.1, §2.5.4) over TCP.
 async fn send_update(
     server: SocketAddr,
     zone: Name,
     tsig: Option<&TsigKey>,
-    action: &str,
+    change: RecordChange,
     txt: &TxtRecord,
 ) -> Result<()> {
     let provider = TokioRuntimeProvider::default();
@@ -194,13 +234,13 @@ async fn send_update(
     let data = RData::TXT(TXT::new(vec![txt.value.clone()]));
     let mut record = Record::from_rdata(Name::from_str(&txt.name)?, RECORD_TTL, data);
     record.dns_class = DNSClass::IN;
-    let answer = match action {
-        "present" => client.append(record, zone, false).await,
-        _ => client.delete_by_rdata(record, zone).await,
+    let answer = match change {
+        RecordChange::Add => client.append(record, zone, false).await,
+        RecordChange::Remove => client.delete_by_rdata(record, zone).await,
     };
     running.abort();
     let code = answer?.response_code;
-    ensure!(code == ResponseCode::NoError, "{server} refuses the update: {code}");
+    ensure!(code == ResponseCode::NoError, "{server} rejects the update: {code}");
     Ok(())
 }
 

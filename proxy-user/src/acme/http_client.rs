@@ -1,5 +1,5 @@
-//! HTTP to the CA: with a deadline for each request, the roots that the operator names, and an ear
-//! for `Retry-After`.
+//! HTTPS client for the CA: it bounds the time of each request, trusts the configured root
+//! certificates and records `Retry-After`.
 
 use std::path::Path;
 use std::pin::Pin;
@@ -21,16 +21,16 @@ use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::time::timeout;
 
-/// How long one request may take.
+/// Longest time from a request to its response.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// When the CA wants to be asked again after an error; cloning shares it.
+/// `Retry-After` of the last error response. Clones share one value.
 #[derive(Clone, Debug, Default)]
 pub(super) struct RetryAfter(Arc<Mutex<Option<SystemTime>>>);
 
 impl RetryAfter {
-    /// What the last error said, once.
-    pub(super) fn take(&self) -> Option<SystemTime> {
+    /// Returns the value and clears it.
+    pub(super) fn consume(&self) -> Option<SystemTime> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
@@ -39,13 +39,16 @@ impl RetryAfter {
     }
 }
 
-/// A client for instant-acme.
+/// HTTP client that instant-acme uses.
 pub(super) struct AcmeHttpClient {
     client: Client<HttpsConnector<HttpConnector>, BodyWrapper<Bytes>>,
     retry_after: RetryAfter,
 }
 
 impl AcmeHttpClient {
+    /// # Errors
+    ///
+    /// `ca_file`, or without one the system's root certificates, cannot be read.
     pub(super) fn new(ca_file: Option<&Path>, retry_after: RetryAfter) -> Result<Self> {
         let builder = match ca_file {
             Some(path) => {
@@ -79,10 +82,10 @@ impl HttpClient for AcmeHttpClient {
     ) -> Pin<Box<dyn Future<Output = Result<BytesResponse, Error>> + Send>> {
         let (pending, retry_after) = (self.client.request(request), self.retry_after.clone());
         Box::pin(async move {
-            let answered = timeout(REQUEST_TIMEOUT, pending)
+            let result = timeout(REQUEST_TIMEOUT, pending)
                 .await
-                .map_err(|late| Error::Other(late.into()))?;
-            let response = answered.map_err(|error| Error::Other(error.into()))?;
+                .map_err(|elapsed| Error::Other(elapsed.into()))?;
+            let response = result.map_err(|error| Error::Other(error.into()))?;
             let is_error =
                 response.status().is_client_error() || response.status().is_server_error();
             if is_error {
@@ -93,14 +96,7 @@ impl HttpClient for AcmeHttpClient {
     }
 }
 
-/// Whether the CA minds nothing but the nonce of a request, even when it was asked again with the ones
-/// that it gave: the library does that twice. Nothing has come of the request (RFC 8555 §6.5).
-pub(super) fn is_bad_nonce(error: &Error) -> bool {
-    let Error::Api(problem) = error else { return false };
-    problem.r#type.as_deref() == Some("urn:ietf:params:acme:error:badNonce")
-}
-
-/// RFC 9110 §10.2.3: seconds, or a date.
+/// Parses `Retry-After`: seconds, or a date (RFC 9110 §10.2.3).
 fn parse_retry_after(headers: &HeaderMap) -> Option<SystemTime> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     match text.parse() {

@@ -1,8 +1,9 @@
-//! One order, RFC 8555 §7.4: from the names to a certificate, going on where a former run stopped.
+//! One order (RFC 8555 §7.4), from the names to the certificate. An order that an agent before this one
+//! left pending is resumed.
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, anyhow};
 use data_encoding::BASE64URL_NOPAD;
 use instant_acme::{
     Account, AuthorizationStatus, CertificateIdentifier, ChallengeStatus, ChallengeType, Error,
@@ -14,54 +15,64 @@ use snisplit_common::server_name::ServerName;
 use tracing::{debug, info};
 
 use super::dns01::{Dns01Solver, TxtRecord};
-use super::http_client::is_bad_nonce;
+use super::error::{AcmeError, is_bad_nonce};
 use super::spec::CertificateSpec;
 use super::store::{self, CertificateDir};
 use crate::certs::{CertStore, ChallengeGuard, challenge};
 use crate::config::terminate::Challenge;
 
-/// How long the CA may take to validate, and to sign.
+/// Waiting for the CA to validate, and then to issue: up to 180 s each.
 const POLL_POLICY: RetryPolicy = RetryPolicy::new()
     .initial_delay(Duration::from_millis(500))
     .backoff(1.5)
     .timeout(Duration::from_secs(180));
 
-/// `order.json`
+/// Content of `order.json`.
 #[derive(Deserialize, Serialize)]
 struct PendingOrder {
     url: String,
     names: Vec<String>,
-    /// The key that the certificate will be for, PEM.
+    /// Private key of the certificate, PEM.
     key: String,
 }
 
-/// What an order needs besides its names.
+/// What an order needs besides its certificate spec.
 pub(super) struct OrderContext<'d> {
     pub(super) account: &'d Account,
     pub(super) dir: &'d CertificateDir,
     pub(super) cert_store: &'d CertStore,
     pub(super) dns_solver: Option<&'d Dns01Solver<'d>>,
     pub(super) profile: Option<&'d str>,
-    /// The certificate that this one is to replace, RFC 9773 §5.
+    /// The certificate that this one replaces (RFC 9773 §5).
     pub(super) replaces: Option<CertificateIdentifier<'d>>,
 }
 
-/// Answers that stand ready while the CA looks.
+/// Answers to challenges, kept until the CA has validated them.
 #[derive(Default)]
 struct ActiveChallenges {
     guards: Vec<ChallengeGuard>,
     txt_records: Vec<TxtRecord>,
 }
 
-/// Key and chain, PEM, in this order. The key was on disk before the CA knew of it.
-pub(super) async fn obtain(context: &OrderContext<'_>, spec: &CertificateSpec) -> Result<String> {
+/// Obtains a certificate. Returns private key and chain in PEM, in this order.
+///
+/// The key is stored before the CA sees its request, so that a crash never leaves a certificate
+/// without its key.
+///
+/// # Errors
+///
+/// The CA rejects the order or a validation, or a challenge cannot be answered.
+pub(super) async fn obtain(
+    context: &OrderContext<'_>,
+    spec: &CertificateSpec,
+) -> Result<String, AcmeError> {
     let (mut order, pending) = context.resume_or_create(spec).await?;
     if order.state().status == OrderStatus::Pending {
         let mut active = ActiveChallenges::default();
         let authorized = context.complete_authorizations(&mut order, spec, &mut active).await;
         if let Some(solver) = context.dns_solver {
-            for written in &active.txt_records {
-                if let Err(error) = solver.clean_up(written).await {
+            for record in &active.txt_records {
+                if let Err(error) = solver.clean_up(record).await {
                     info!("{error:#}; remove it by hand");
                 }
             }
@@ -79,8 +90,11 @@ pub(super) async fn obtain(context: &OrderContext<'_>, spec: &CertificateSpec) -
 }
 
 impl OrderContext<'_> {
-    /// The order that a former run left, if it is for the same names and still good, or a new one.
-    async fn resume_or_create(&self, spec: &CertificateSpec) -> Result<(Order, PendingOrder)> {
+    /// Loads the stored order if it is for the same names and not invalid, or creates one.
+    async fn resume_or_create(
+        &self,
+        spec: &CertificateSpec,
+    ) -> Result<(Order, PendingOrder), AcmeError> {
         let path = self.dir.order_path();
         if let Some(pending) = store::read_json::<PendingOrder>(&path)?
             && pending.names == spec.names
@@ -106,7 +120,7 @@ impl OrderContext<'_> {
         };
         let order = match &self.replaces {
             None => self.account.new_order(&new()).await?,
-            // "replaced already" and the like: the order itself may still be good.
+            // The CA may reject `replaces` alone, for example with alreadyReplaced (RFC 9773 §7.4).
             Some(replaced) => match self.account.new_order(&new().replaces(replaced.clone())).await
             {
                 Ok(order) => order,
@@ -123,13 +137,13 @@ impl OrderContext<'_> {
         Ok((order, pending))
     }
 
-    /// Puts up all answers, then asks the CA to look, then waits for what it finds.
+    /// Presents all answers, tells the CA that they are ready, and waits for the result.
     async fn complete_authorizations(
         &self,
         order: &mut Order,
         spec: &CertificateSpec,
         active: &mut ActiveChallenges,
-    ) -> Result<()> {
+    ) -> Result<(), AcmeError> {
         let kind = match spec.challenge {
             Challenge::TlsAlpn01 => ChallengeType::TlsAlpn01,
             Challenge::Http01 => ChallengeType::Http01,
@@ -144,7 +158,8 @@ impl OrderContext<'_> {
             let challenge = authorization.challenge(kind.clone());
             let challenge = challenge.with_context(|| format!("the CA offers no {kind:?}"))?;
             let Identifier::Dns(name) = challenge.identifier().identifier else {
-                bail!("the CA asks for {}, which was not ordered", challenge.identifier());
+                let identifier = challenge.identifier();
+                return Err(anyhow!("the CA asks for {identifier}, which was not ordered").into());
             };
             let key_authorization = challenge.key_authorization();
             self.present_challenge(
@@ -157,16 +172,16 @@ impl OrderContext<'_> {
             .await?;
         }
         if let Some(solver) = self.dns_solver {
-            for written in &active.txt_records {
-                solver.wait_propagated(written).await?;
+            for record in &active.txt_records {
+                solver.wait_propagated(record).await?;
             }
         }
         set_challenges_ready(order, &kind).await?;
         match order.poll_ready(&POLL_POLICY).await {
             Ok(OrderStatus::Ready) => Ok(()),
-            // Not of the order: of the question for it.
+            // The request for the state failed, not the order.
             Err(error) if order.state().error.is_none() => Err(error.into()),
-            Ok(_) | Err(_) => bail!(self.failure_details(order).await),
+            Ok(_) | Err(_) => Err(AcmeError::OrderInvalid(self.failure_details(order).await)),
         }
     }
 
@@ -177,7 +192,7 @@ impl OrderContext<'_> {
         token: &str,
         key_authorization: &KeyAuthorization,
         active: &mut ActiveChallenges,
-    ) -> Result<()> {
+    ) -> anyhow::Result<()> {
         let host = || ServerName::parse(name.as_bytes()).map_err(anyhow::Error::msg);
         match challenge {
             Challenge::TlsAlpn01 => {
@@ -186,9 +201,9 @@ impl OrderContext<'_> {
                 active.guards.push(self.cert_store.add_tls_challenge(&host()?, server));
             }
             Challenge::Http01 => {
-                let pending =
+                let guard =
                     self.cert_store.add_http_challenge(&host()?, token, key_authorization.as_str());
-                active.guards.push(pending);
+                active.guards.push(guard);
             }
             Challenge::Dns01 => {
                 let solver = self.dns_solver.context("dns-01 without [acme.dns]")?;
@@ -199,7 +214,7 @@ impl OrderContext<'_> {
         Ok(())
     }
 
-    /// What the CA says of an invalid order. It is over, so the next run begins anew.
+    /// Collects the errors of an invalid order, and removes its `order.json`.
     async fn failure_details(&self, order: &mut Order) -> String {
         let mut reasons = Vec::new();
         let mut authorizations = order.authorizations();
@@ -208,7 +223,7 @@ impl OrderContext<'_> {
             let errors = state.challenges.iter().filter_map(|challenge| challenge.error.as_ref());
             reasons.extend(errors.map(|error| format!("{}: {error}", state.identifier())));
         }
-        let _gone_already = store::remove_if_exists(&self.dir.order_path());
+        let _unremovable = store::remove_if_exists(&self.dir.order_path());
         match reasons.as_slice() {
             [] => "the CA calls the order invalid and does not say why".into(),
             reasons => reasons.join("; "),
@@ -216,12 +231,12 @@ impl OrderContext<'_> {
     }
 }
 
-/// Tells the CA that the answers are there.
-async fn set_challenges_ready(order: &mut Order, kind: &ChallengeType) -> Result<()> {
+/// Tells the CA which challenges it can validate.
+async fn set_challenges_ready(order: &mut Order, kind: &ChallengeType) -> Result<(), Error> {
     let mut authorizations = order.authorizations();
     while let Some(authorization) = authorizations.next().await {
         let mut authorization = authorization?;
-        // One that a former run has told of may be under way (RFC 8555 §7.1.6).
+        // A challenge of a resumed order may be in the state `processing` already (RFC 8555 §7.1.6).
         if authorization.status == AuthorizationStatus::Pending
             && let Some(mut challenge) = authorization.challenge(kind.clone())
             && challenge.status == ChallengeStatus::Pending

@@ -3,15 +3,17 @@
 use crate::config::Terminate;
 use crate::config::terminate::{CertificateSource, Challenge};
 
-/// A certificate that is wanted.
+/// A certificate to order.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct CertificateSpec {
+    /// First name of the `[[terminate]]` entry.
     pub(super) label: String,
     pub(super) names: Vec<String>,
     pub(super) challenge: Challenge,
 }
 
 impl CertificateSpec {
+    /// Returns `None` for an entry whose certificate comes from files.
     pub(super) fn from_terminate(terminate: &Terminate) -> Option<Self> {
         let CertificateSource::Acme(challenge) = terminate.certificate else { return None };
         Some(Self {

@@ -1,4 +1,5 @@
-//! What is said of a certificate that is kept, and what failed: `status.json`.
+//! The status of an ordered certificate: `status.json`, which survives a restart and which
+//! `snisplit certs` shows.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -7,18 +8,18 @@ use snisplit_common::renewal::{FailureKind, OrderFailure, RenewalInput};
 
 use super::spec::CertificateSpec;
 
-/// `status.json`; times are seconds since 1970.
+/// Content of `status.json`. Times are seconds since 1970.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub(crate) struct CertificateStatus {
     pub(crate) names: Vec<String>,
     pub(crate) challenge: String,
-    /// When the next order is due.
+    /// Time of the next order.
     pub(crate) next: u64,
     pub(crate) last_error: Option<String>,
     pub(super) failure: Option<StoredFailure>,
 }
 
-/// Failures survive a restart: an agent that is restarted in a loop must not ask in one.
+/// Failed orders. They are stored so that an agent in a restart loop does not order in a loop.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub(super) struct StoredFailure {
     count: u32,
@@ -63,7 +64,7 @@ impl StoredFailure {
     }
 }
 
-/// As people read it, in UTC.
+/// Formats a time in UTC (RFC 3339, whole seconds).
 pub(crate) fn format_time(time: SystemTime) -> String {
     humantime::format_rfc3339_seconds(time).to_string()
 }

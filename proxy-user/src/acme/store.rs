@@ -1,17 +1,18 @@
-//! What must survive: the account, orders under way and certificates, in `state_dir`.
+//! The state directory (`acme.state_dir`): account, pending orders and certificates.
 //!
 //! ```text
-//! lock                                        held while an agent runs
-//! HOST/account.json                           of the account at that CA
-//! HOST/certificates/NAME/certificate.pem      key and chain, one file so that they match
-//! HOST/certificates/NAME/order.json           an order under way, with the key it is for
-//! HOST/certificates/NAME/status.json          for `snisplit certs`, and what failed
-//! HOST/certificates/NAME/renew                asked for by `snisplit certs renew`
+//! lock                                        flock(2), held while an agent runs
+//! HOST/account.json                           account at the CA with this host
+//! HOST/certificates/NAME/certificate.pem      key and chain, in one file so that they match
+//! HOST/certificates/NAME/order.json           pending order, with the key of its certificate
+//! HOST/certificates/NAME/status.json          next order and failures, for `snisplit certs`
+//! HOST/certificates/NAME/renew                request of `snisplit certs renew`
 //! ```
 //!
-//! Folders are 0700, files 0600. A file is written beside its place, synced and moved there, so a
-//! crash at any instant leaves the old one or the new one. What cannot be read is set aside.
+//! Directories have mode 0700, files 0600. The agent writes a temporary file, syncs it and renames it,
+//! so a crash leaves either the old or the new content. A file that cannot be parsed is renamed.
 
+use std::fmt::Display;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
@@ -27,12 +28,12 @@ use tracing::warn;
 
 use super::status::CertificateStatus;
 use crate::certs::info::CertInfo;
-use crate::certs::pem;
+use crate::certs::pem::{self, PairError};
 
-/// The layout that this agent writes; another one is refused, not guessed at.
+/// Layout that this agent reads and writes. A state directory with another layout is an error.
 const STATE_LAYOUT: &str = "snisplit state, layout 1\n";
 
-/// The state of one CA's account, locked for this agent; cloning shares the lock.
+/// State of one CA, locked for this agent. Clones share the lock.
 #[derive(Clone, Debug)]
 pub(crate) struct StateStore {
     state_dir: PathBuf,
@@ -40,23 +41,27 @@ pub(crate) struct StateStore {
     lock: Arc<File>,
 }
 
-/// The files of one certificate.
+/// Directory with the files of one certificate.
 #[derive(Clone, Debug)]
 pub(crate) struct CertificateDir(PathBuf);
 
-/// What a folder holds.
+/// Content of a certificate directory.
 pub(crate) struct StoredCertificate {
-    /// What the certificate says of itself, or why it cannot be read.
-    pub(crate) info: Option<Result<CertInfo, String>>,
-    /// What the agent says of it.
+    /// The certificate, or why it cannot be parsed; `None` before the first order has ended.
+    pub(crate) info: Option<Result<CertInfo, PairError>>,
     pub(crate) status: Option<CertificateStatus>,
 }
 
 impl StateStore {
-    /// Opens the state; the lock of `before` is kept if it is the same.
+    /// Opens and locks a state directory. The lock of `previous` stays held if the directory is the
+    /// same.
+    ///
+    /// # Errors
+    ///
+    /// The directory cannot be created, another agent holds its lock, or it has another layout.
     pub(super) fn open(state_dir: &Path, directory: &str, previous: Option<&Self>) -> Result<Self> {
-        let lock = match previous.filter(|before| before.state_dir == state_dir) {
-            Some(before) => Arc::clone(&before.lock),
+        let lock = match previous.filter(|open| open.state_dir == state_dir) {
+            Some(open) => Arc::clone(&open.lock),
             None => Arc::new(Self::lock(state_dir)?),
         };
         let ca_dir = state_dir.join(ca_dir_name(directory));
@@ -89,12 +94,15 @@ impl StateStore {
         Ok(lock)
     }
 
-    /// Where the account is kept.
     pub(super) fn account_path(&self) -> PathBuf {
         self.ca_dir.join("account.json")
     }
 
-    /// The folder of a certificate, by the first name of its `[[terminate]]`.
+    /// Creates the directory of a certificate. `label` is the first name of its `[[terminate]]` entry.
+    ///
+    /// # Errors
+    ///
+    /// The directory cannot be created.
     pub(super) fn certificate_dir(&self, label: &str) -> Result<CertificateDir> {
         let dir = certificate_dir_in(&self.ca_dir, label);
         create_dir(&dir.0)?;
@@ -102,7 +110,7 @@ impl StateStore {
     }
 }
 
-/// A folder to read from, whether an agent runs or not.
+/// Returns the directory of a certificate for reading, without a lock: an agent may be running.
 pub(crate) fn open_readonly(state_dir: &Path, directory: &str, label: &str) -> CertificateDir {
     certificate_dir_in(&state_dir.join(ca_dir_name(directory)), label)
 }
@@ -111,7 +119,7 @@ fn certificate_dir_in(ca_dir: &Path, label: &str) -> CertificateDir {
     CertificateDir(ca_dir.join("certificates").join(label.replace('*', "_")))
 }
 
-/// Host and port of a URL, which is what an account belongs to.
+/// Returns host and port of the ACME directory's URL, as the name of a directory.
 fn ca_dir_name(directory: &str) -> String {
     let rest = directory.strip_prefix("https://").unwrap_or(directory);
     rest.split('/').next().unwrap_or_default().replace(':', "_")
@@ -122,7 +130,11 @@ fn create_dir(dir: &Path) -> io::Result<()> {
 }
 
 impl CertificateDir {
-    /// What is there, for who only looks: nothing is set aside.
+    /// Reads certificate and status without renaming what cannot be parsed.
+    ///
+    /// # Errors
+    ///
+    /// A file cannot be read, or `status.json` cannot be parsed.
     pub(crate) fn read(&self) -> Result<StoredCertificate> {
         let bytes = |path: PathBuf| match fs::read(&path) {
             Ok(bytes) => Ok(Some(bytes)),
@@ -147,18 +159,26 @@ impl CertificateDir {
         self.0.join("status.json")
     }
 
-    /// Asks the agent to renew now.
+    /// Requests an order at the agent's next poll.
+    ///
+    /// # Errors
+    ///
+    /// The request cannot be written, for example because the directory does not exist.
     pub(crate) fn request_renewal(&self) -> io::Result<()> {
         write_atomic(&self.0.join("renew"), b"")
     }
 
-    /// Whether that was asked for, once.
+    /// Removes a request to renew, and returns whether there was one.
     pub(super) fn take_renewal_request(&self) -> bool {
         fs::remove_file(self.0.join("renew")).is_ok()
     }
 }
 
-/// Writes a file so that it is there whole or not at all, even after a power cut.
+/// Writes a file so that it has the old or the new content, even after a power failure.
+///
+/// # Errors
+///
+/// The error of a file operation, among them fsync(2).
 pub(super) fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = path.with_extension("new");
     let mut file =
@@ -170,15 +190,24 @@ pub(super) fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
     File::open(parent)?.sync_all()
 }
 
+/// Writes a file as JSON, by [`write_atomic`].
+///
+/// # Errors
+///
+/// The file cannot be written.
 pub(super) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let text = serde_json::to_vec_pretty(value)?;
     write_atomic(path, &text).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Reads a file, if it is there; one that `parse` cannot make sense of is set aside.
-pub(super) fn read_or_set_aside<T>(
+/// Reads and parses a file. If `parse` fails, the file is renamed. `None` if no file is left.
+///
+/// # Errors
+///
+/// The file cannot be read or renamed.
+pub(super) fn read_or_rename_corrupt<T, E: Display>(
     path: &Path,
-    parse: impl FnOnce(&[u8]) -> Result<T, String>,
+    parse: impl FnOnce(&[u8]) -> Result<T, E>,
 ) -> Result<Option<T>> {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
@@ -187,21 +216,30 @@ pub(super) fn read_or_set_aside<T>(
     };
     match parse(&bytes) {
         Ok(value) => Ok(Some(value)),
-        Err(why) => {
+        Err(error) => {
             let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             let aside = path.with_extension(format!("corrupt-{}", since_1970.as_secs()));
             fs::rename(path, &aside)?;
-            warn!("{} is corrupt ({why}); moved to {}", path.display(), aside.display());
+            warn!("{} is corrupt ({error}); moved to {}", path.display(), aside.display());
             Ok(None)
         }
     }
 }
 
+/// Reads a JSON file, by [`read_or_rename_corrupt`].
+///
+/// # Errors
+///
+/// The file cannot be read or renamed.
 pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
-    read_or_set_aside(path, |bytes| serde_json::from_slice(bytes).map_err(|why| why.to_string()))
+    read_or_rename_corrupt(path, |bytes| serde_json::from_slice(bytes))
 }
 
-/// Removes a file, if it is there.
+/// Removes a file if it exists.
+///
+/// # Errors
+///
+/// The error of unlink(2), except that the file does not exist.
 pub(super) fn remove_if_exists(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error),

@@ -1,4 +1,4 @@
-//! The certificate that answers a TLS-ALPN-01 validation, RFC 8737 §3.
+//! The certificate that answers a TLS-ALPN-01 validation (RFC 8737 §3).
 
 use std::sync::Arc;
 
@@ -11,8 +11,14 @@ use rustls::server::NoServerSessionStorage;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use snisplit_common::server_name::ServerName;
 
-/// Serves it for a name: self-signed, the name as its only subject, the digest of the key
-/// authorization in a critical `acmeIdentifier`; the protocol is `acme-tls/1` and no other.
+/// Builds the TLS configuration of a validation.
+///
+/// The certificate is self-signed, its only name is `name`, and a critical `acmeIdentifier` extension
+/// holds the SHA-256 digest of the key authorization. `acme-tls/1` is the only ALPN protocol.
+///
+/// # Errors
+///
+/// The certificate cannot be generated or signed.
 pub(crate) fn tls_alpn01_config(name: &ServerName, digest: &[u8]) -> Result<ServerConfig> {
     let mut params = CertificateParams::new(vec![name.to_string()])?;
     params.distinguished_name = DistinguishedName::new();
@@ -22,15 +28,15 @@ pub(crate) fn tls_alpn01_config(name: &ServerName, digest: &[u8]) -> Result<Serv
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
     let provider = default_provider();
     let key = provider.key_provider.load_private_key(key)?;
-    // Not `with_single_cert`: it verifies that the two match, and stumbles over the critical
-    // extension that makes this certificate what it is.
+    // `with_single_cert` would parse the certificate to compare the keys, and reject the critical
+    // acmeIdentifier extension as unknown.
     let pair = CertifiedKey::new(vec![certificate.der().clone()], key);
     let mut config = ServerConfig::builder_with_provider(Arc::new(provider))
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(pair)));
     config.alpn_protocols = vec![b"acme-tls/1".to_vec()];
-    // A validation is no session to come back to.
+    // A CA never resumes the session of a validation.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(config)

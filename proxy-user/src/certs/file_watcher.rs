@@ -12,10 +12,10 @@ use crate::config::terminate::CertificateSource;
 use crate::config::{Config, Terminate};
 use crate::file_stamp::{FileStamp, read_stamp};
 
-/// How often files are looked at.
+/// Time between two looks at the files.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The files that a configuration names.
+/// Watcher of all certificate files of a configuration.
 pub(crate) struct CertFileWatcher {
     store: CertStore,
     files: Vec<CertFilePair>,
@@ -25,31 +25,33 @@ struct CertFilePair {
     label: String,
     cert: PathBuf,
     key: PathBuf,
-    loaded: Option<[FileStamp; 2]>,
-    /// Did not fit at the last look: perhaps only one of the two was written yet.
-    rejected_once: Option<[FileStamp; 2]>,
+    /// Stamps of certificate and key when they were last loaded or rejected.
+    seen: Option<[FileStamp; 2]>,
+    /// Stamps of a pair that failed once. Perhaps only one of the two files was written yet, so the
+    /// next poll tries again before the failure is logged.
+    failed_once: Option<[FileStamp; 2]>,
 }
 
 impl CertFileWatcher {
-    /// Installs them: whoever is accepted from now on is served by them.
+    /// Loads and installs all certificate files of a configuration.
     pub(crate) fn install(config: &Config, store: CertStore) -> Self {
-        let file = |one: &Terminate| match &one.certificate {
+        let file_pair = |terminate: &Terminate| match &terminate.certificate {
             CertificateSource::Files { cert, key } => Some(CertFilePair {
-                label: one.route.label.clone(),
+                label: terminate.route.label.clone(),
                 cert: cert.clone(),
                 key: key.clone(),
-                loaded: None,
-                rejected_once: None,
+                seen: None,
+                failed_once: None,
             }),
             CertificateSource::Acme(_) => None,
         };
-        let files = config.terminates.iter().filter_map(|one| file(one)).collect();
+        let files = config.terminates.iter().filter_map(|terminate| file_pair(terminate)).collect();
         let mut watcher = Self { store, files };
         watcher.poll();
         watcher
     }
 
-    /// Installs them again whenever one changes; until it is dropped.
+    /// Installs changed files until the future is dropped.
     pub(crate) async fn run(mut self) {
         while !self.files.is_empty() {
             sleep(POLL_INTERVAL).await;
@@ -58,9 +60,7 @@ impl CertFileWatcher {
     }
 
     fn poll(&mut self) {
-        for CertFilePair { label, cert, key, loaded: seen, rejected_once: doubted } in
-            &mut self.files
-        {
+        for CertFilePair { label, cert, key, seen, failed_once } in &mut self.files {
             let current = read_stamp(cert).zip(read_stamp(key)).map(|(cert, key)| [cert, key]);
             if current.is_none() || *seen == current {
                 continue;
@@ -72,12 +72,15 @@ impl CertFileWatcher {
                     }
                     self.store.install(label, pair, info);
                 }
-                Err(_) if *doubted != current => {
-                    *doubted = current;
+                Err(_) if *failed_once != current => {
+                    *failed_once = current;
                     continue;
                 }
-                Err(why) => {
-                    warn!(name = %label, "certificate not reloaded, the old one stays in use: {why}")
+                Err(error) => {
+                    warn!(
+                        name = %label,
+                        "certificate not reloaded, the old one stays in use: {error}"
+                    );
                 }
             }
             *seen = current;

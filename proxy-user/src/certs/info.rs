@@ -1,30 +1,45 @@
-//! What a certificate says about itself.
+//! The fields of a certificate that the agent uses.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustls::pki_types::CertificateDer;
 use snisplit_common::server_name::{Pattern, ServerName};
+use thiserror::Error;
+use x509_parser::asn1_rs;
+use x509_parser::error::X509Error;
 use x509_parser::extensions::GeneralName;
 use x509_parser::parse_x509_certificate;
 use x509_parser::time::ASN1Time;
 
-/// The facts that matter here.
+/// Names, issuer and validity of a certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct CertInfo {
-    /// DNS names, as they stand there.
+    /// DNS names of the subject alternative name extension, in lower case; wildcards as `*.a.test`.
     pub(crate) names: Vec<String>,
-    /// Who signed it.
     pub(crate) issuer: String,
     pub(crate) not_before: SystemTime,
     pub(crate) not_after: SystemTime,
 }
 
+/// Why a certificate cannot be parsed.
+#[derive(Debug, Error)]
+pub(crate) enum CertInfoError {
+    #[error(transparent)]
+    Certificate(#[from] asn1_rs::Err<X509Error>),
+    #[error(transparent)]
+    Extension(#[from] X509Error),
+}
+
 impl CertInfo {
-    /// Reads the first certificate of a chain.
-    pub(crate) fn from_leaf(leaf: &CertificateDer<'_>) -> Result<Self, String> {
-        let (_, parsed) = parse_x509_certificate(leaf).map_err(|why| why.to_string())?;
-        let names = parsed.subject_alternative_name().map_err(|why| why.to_string())?;
-        let names = names.iter().flat_map(|extension| &extension.value.general_names);
+    /// Parses the first certificate of a chain.
+    ///
+    /// # Errors
+    ///
+    /// The certificate or its subject alternative name extension is malformed.
+    pub(crate) fn from_leaf(leaf: &CertificateDer<'_>) -> Result<Self, CertInfoError> {
+        let (_, parsed) = parse_x509_certificate(leaf)?;
+        let extension = parsed.subject_alternative_name()?;
+        let names = extension.iter().flat_map(|extension| &extension.value.general_names);
         let mut dns_names = Vec::new();
         for name in names {
             if let GeneralName::DNSName(name) = name {
@@ -39,15 +54,15 @@ impl CertInfo {
         })
     }
 
-    /// Whether it is good for a name, RFC 6125 §6.4.
+    /// Returns whether the certificate is valid for a name (RFC 6125 §6.4).
     pub(crate) fn covers(&self, name: &ServerName) -> bool {
-        let by_wildcard = |text: &String| {
+        let is_wildcard_match = |text: &String| {
             text.strip_prefix("*.").is_some_and(|suffix| name.parent() == Some(suffix))
         };
-        self.names.iter().any(|text| text == name.as_str() || by_wildcard(text))
+        self.names.iter().any(|text| text == name.as_str() || is_wildcard_match(text))
     }
 
-    /// Whether it is good for all names of a pattern.
+    /// Returns whether the certificate is valid for all names of a pattern.
     pub(crate) fn covers_pattern(&self, pattern: &Pattern) -> bool {
         match pattern {
             Pattern::Exact(name) => self.covers(name),

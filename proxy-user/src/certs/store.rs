@@ -14,20 +14,20 @@ use snisplit_common::server_name::ServerName;
 use super::info::CertInfo;
 use crate::config::{Config, Terminate};
 
-/// All of them; cloning shares them.
+/// Certificates in use and pending challenges. Clones share one store.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct CertStore(Arc<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// By the first name of a `[[terminate]]`.
+    /// By label: the first name of the `[[terminate]]` entry.
     served: ArcSwap<HashMap<String, Arc<ServedName>>>,
     tls_challenges: Mutex<HashMap<ServerName, Arc<ServerConfig>>>,
     /// Key authorizations by name and token.
     http_challenges: Mutex<HashMap<(ServerName, String), String>>,
 }
 
-/// One certificate and how it is served.
+/// TLS configuration of a `[[terminate]]` entry, with its certificate.
 #[derive(Debug)]
 struct ServedName {
     cert: Arc<SwappableCert>,
@@ -35,7 +35,7 @@ struct ServedName {
     config: Arc<ServerConfig>,
 }
 
-/// Holds a certificate that may be replaced while it is served.
+/// Certificate that can be replaced while connections use it; empty before the first order ends.
 #[derive(Debug, Default)]
 struct SwappableCert(ArcSwapOption<LoadedCert>);
 
@@ -51,7 +51,7 @@ impl ResolvesServerCert for SwappableCert {
     }
 }
 
-/// An answer to a challenge; dropping it takes it back.
+/// Answer to a challenge in the store. Dropping the guard removes it.
 pub(crate) struct ChallengeGuard {
     store: CertStore,
     key: ChallengeKey,
@@ -63,17 +63,23 @@ enum ChallengeKey {
 }
 
 impl CertStore {
-    /// Serves what a configuration terminates, with the certificates that are there already.
+    /// Replaces the served names by those of a configuration, and keeps the certificates of names that
+    /// stay.
+    ///
+    /// # Errors
+    ///
+    /// The random generator fails when it creates the key of the session tickets.
     pub(crate) fn apply(&self, config: &Config) -> Result<(), rustls::Error> {
         let previous = self.0.served.load_full();
         let mut served = HashMap::new();
-        for one in config.terminates.iter() {
-            let label = one.route.label.clone();
+        for terminate in config.terminates.iter() {
+            let label = terminate.route.label.clone();
             let entry = match previous.get(&label) {
-                Some(unchanged) if unchanged.alpn == one.alpn => Arc::clone(unchanged),
-                other => {
-                    Arc::new(build_served_name(one, other.map(|other| Arc::clone(&other.cert)))?)
-                }
+                Some(unchanged) if unchanged.alpn == terminate.alpn => Arc::clone(unchanged),
+                other => Arc::new(build_served_name(
+                    terminate,
+                    other.map(|other| Arc::clone(&other.cert)),
+                )?),
             };
             served.insert(label, entry);
         }
@@ -81,26 +87,26 @@ impl CertStore {
         Ok(())
     }
 
-    /// From now on this is the certificate of a `[[terminate]]`.
+    /// Installs the certificate of a `[[terminate]]` entry for new connections.
     pub(crate) fn install(&self, label: &str, key: CertifiedKey, info: CertInfo) {
         if let Some(served) = self.0.served.load().get(label) {
             served.cert.0.store(Some(Arc::new(LoadedCert { key: Arc::new(key), info })));
         }
     }
 
-    /// How to terminate ordinary traffic to a name, once there is a certificate for it.
+    /// Returns the TLS configuration for a name; `None` while no certificate covers it.
     pub(crate) fn server_config(
         &self,
         label: &str,
         name: &ServerName,
     ) -> Option<Arc<ServerConfig>> {
-        let served = self.0.served.load();
-        let served = served.get(label)?;
-        let installed = served.cert.0.load();
-        installed.as_ref()?.info.covers(name).then(|| Arc::clone(&served.config))
+        let all = self.0.served.load();
+        let served = all.get(label)?;
+        let loaded = served.cert.0.load();
+        loaded.as_ref()?.info.covers(name).then(|| Arc::clone(&served.config))
     }
 
-    /// The first names of those that have no certificate yet.
+    /// Returns the labels of entries that have no certificate yet, sorted.
     pub(crate) fn missing(&self) -> Vec<String> {
         let served = self.0.served.load();
         let without_certificate =
@@ -110,7 +116,7 @@ impl CertStore {
         labels
     }
 
-    /// Answers TLS-ALPN-01 validations of a name.
+    /// Answers TLS-ALPN-01 validations of a name until the guard is dropped.
     pub(crate) fn add_tls_challenge(
         &self,
         name: &ServerName,
@@ -120,12 +126,12 @@ impl CertStore {
         ChallengeGuard { store: self.clone(), key: ChallengeKey::Tls(name.clone()) }
     }
 
-    /// The answer to a TLS-ALPN-01 validation of exactly this name.
+    /// Returns the answer to a TLS-ALPN-01 validation of exactly this name.
     pub(crate) fn tls_challenge(&self, name: &ServerName) -> Option<Arc<ServerConfig>> {
         lock(&self.0.tls_challenges).get(name).cloned()
     }
 
-    /// Answers HTTP-01 validations of a name.
+    /// Answers HTTP-01 validations of a name and token until the guard is dropped.
     pub(crate) fn add_http_challenge(
         &self,
         name: &ServerName,
@@ -137,7 +143,7 @@ impl CertStore {
         ChallengeGuard { store: self.clone(), key: ChallengeKey::Http(key.0, key.1) }
     }
 
-    /// The answer to an HTTP-01 validation of exactly this name and token.
+    /// Returns the key authorization for an HTTP-01 validation of exactly this name and token.
     pub(crate) fn http_challenge(&self, name: &ServerName, token: &str) -> Option<String> {
         lock(&self.0.http_challenges).get(&(name.clone(), token.to_owned())).cloned()
     }
@@ -153,7 +159,7 @@ fn build_served_name(
     let resolver: Arc<dyn ResolvesServerCert> = cert.clone();
     let mut config = builder.with_no_client_auth().with_cert_resolver(resolver);
     config.alpn_protocols.clone_from(&terminate.alpn);
-    // Tickets rather than a table of sessions: nothing is held for a client that is gone.
+    // Session tickets instead of a session cache: the agent keeps no state for idle clients.
     config.ticketer = Ticketer::new()?;
     config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
     Ok(ServedName { cert, alpn: terminate.alpn.clone(), config: Arc::new(config) })
@@ -174,8 +180,8 @@ impl Drop for ChallengeGuard {
 impl fmt::Debug for ChallengeGuard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.key {
-            ChallengeKey::Tls(name) => write!(f, "Pending(tls-alpn-01, {name})"),
-            ChallengeKey::Http(name, _) => write!(f, "Pending(http-01, {name})"),
+            ChallengeKey::Tls(name) => write!(f, "ChallengeGuard(tls-alpn-01, {name})"),
+            ChallengeKey::Http(name, _) => write!(f, "ChallengeGuard(http-01, {name})"),
         }
     }
 }

@@ -1,30 +1,83 @@
-//! `snisplit certs`: what certificates there are, read from where the agent keeps them, whether it
-//! runs or not.
+//! `snisplit certs`: shows the certificates of a configuration, and requests renewals.
+//!
+//! The verb reads the state directory and the certificate files, whether an agent runs or not.
 
-use std::fmt::Write as _;
+use std::fmt;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail};
+use serde::Serialize;
 
-use crate::acme::status::{CertificateStatus, format_time, from_unix_seconds};
+use crate::acme::status::{format_time, from_unix_seconds};
 use crate::acme::store::{self, CertificateDir};
-use crate::certs::info::CertInfo;
 use crate::certs::pem;
 use crate::config::terminate::CertificateSource;
 use crate::config::{Config, Terminate};
 
-/// Lists all certificates of a configuration, a paragraph each.
-///
-/// # Errors
-///
-/// The state directory cannot be read.
-pub fn list(config: &Config) -> Result<String> {
-    let paragraphs: Result<Vec<String>> =
-        config.terminates.iter().map(|one| describe(config, one)).collect();
-    match paragraphs?.as_slice() {
-        [] => Ok("no [[terminate]]: this agent needs no certificate\n".into()),
-        paragraphs => Ok(paragraphs.join("\n")),
+/// Certificates of all `[[terminate]]` entries.
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
+pub struct CertificateList(Vec<CertificateRow>);
+
+/// Certificate of a `[[terminate]]` entry. Times are seconds since 1970.
+#[derive(Debug, Serialize)]
+struct CertificateRow {
+    names: Vec<String>,
+    /// Challenge that it is ordered by, or its file.
+    source: String,
+    issuer: Option<String>,
+    not_after: Option<u64>,
+    /// Why the certificate cannot be used.
+    broken: Option<String>,
+    /// `None` if the certificate comes from a file, or before an agent has run.
+    next_order: Option<u64>,
+    last_error: Option<String>,
+}
+
+impl CertificateList {
+    /// Reads the certificates of a configuration.
+    ///
+    /// # Errors
+    ///
+    /// The state directory cannot be read.
+    pub fn read(config: &Config) -> Result<Self> {
+        let rows =
+            config.terminates.iter().map(|terminate| CertificateRow::read(config, terminate));
+        Ok(Self(rows.collect::<Result<_>>()?))
+    }
+}
+
+impl CertificateRow {
+    fn read(config: &Config, terminate: &Terminate) -> Result<Self> {
+        let (source, info, status) = match &terminate.certificate {
+            CertificateSource::Files { cert, key } => {
+                let info = pem::load(cert, key).map(|(_, info)| info);
+                let info = info.map_err(|error| error.to_string());
+                (cert.display().to_string(), Some(info), None)
+            }
+            CertificateSource::Acme(challenge) => {
+                let dir = certificate_dir(config, terminate).context("[acme] is missing")?;
+                let stored = dir.read()?;
+                let info = stored.info.map(|info| info.map_err(|error| error.to_string()));
+                (challenge.label().to_owned(), info, stored.status)
+            }
+        };
+        let (info, broken) = match info {
+            Some(Ok(info)) => (Some(info), None),
+            Some(Err(error)) => (None, Some(error)),
+            None => (None, None),
+        };
+        let not_after = info.as_ref().map(|info| info.not_after.duration_since(UNIX_EPOCH));
+        Ok(Self {
+            names: terminate.route.names.iter().map(ToString::to_string).collect(),
+            source,
+            not_after: not_after.map(|time| time.unwrap_or_default().as_secs()),
+            issuer: info.map(|info| info.issuer),
+            broken,
+            next_order: status.as_ref().map(|status| status.next),
+            last_error: status.and_then(|status| status.last_error),
+        })
     }
 }
 
@@ -32,20 +85,22 @@ pub fn list(config: &Config) -> Result<String> {
 ///
 /// # Errors
 ///
-/// No `[[terminate]]` entry has the name, its certificate comes from files, or the request cannot be written.
-pub fn renew(config: &Config, name: &str) -> Result<()> {
-    let has_name =
-        |one: &&Arc<Terminate>| one.route.names.iter().any(|own| own.to_string() == name);
+/// No `[[terminate]]` entry has the name, its certificate comes from files, or the request cannot be
+/// written.
+pub fn request_renewal(config: &Config, name: &str) -> Result<()> {
+    let has_name = |terminate: &&Arc<Terminate>| {
+        terminate.route.names.iter().any(|own| own.to_string() == name)
+    };
     let Some(terminate) = config.terminates.iter().find(has_name) else {
         bail!("no [[terminate]] has \"{name}\"");
     };
-    let Some(folder) = certificate_dir(config, terminate) else {
+    let Some(dir) = certificate_dir(config, terminate) else {
         bail!("the certificate of \"{name}\" comes from files; replace these");
     };
-    folder.request_renewal().with_context(|| {
-        format!("acme.state_dir: no agent has begun to keep \"{}\" there", terminate.route.label)
+    dir.request_renewal().with_context(|| {
+        format!("acme.state_dir: no agent has ordered \"{}\" there yet", terminate.route.label)
     })?;
-    println!("asked for; a running agent orders within a second or two");
+    println!("renewal requested; a running agent orders within two seconds");
     Ok(())
 }
 
@@ -59,38 +114,40 @@ fn certificate_dir(config: &Config, terminate: &Terminate) -> Option<Certificate
     }
 }
 
-fn describe(config: &Config, terminate: &Terminate) -> Result<String> {
-    let names: Vec<String> = terminate.route.names.iter().map(ToString::to_string).collect();
-    let mut out = format!("{}\n", names.join(" "));
-    let mut line = |what: &str, words: &str| {
-        let _infallible = writeln!(out, "  {what:<12} {words}");
-    };
-    let (origin, facts, status) = match &terminate.certificate {
-        CertificateSource::Files { cert, key } => {
-            let found = pem::load(cert, key).map(|(_, facts)| facts);
-            (cert.display().to_string(), Some(found), None)
+impl fmt::Display for CertificateList {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return writeln!(f, "no [[terminate]]: this agent needs no certificate");
         }
-        CertificateSource::Acme(challenge) => {
-            let folder = certificate_dir(config, terminate).context("[acme] is missing")?;
-            let stored = folder.read()?;
-            (challenge.label().to_owned(), stored.info, stored.status)
+        for (index, row) in self.0.iter().enumerate() {
+            if index > 0 {
+                writeln!(f)?;
+            }
+            row.fmt(f)?;
         }
-    };
-    line("by", &origin);
-    match facts {
-        Some(Ok(CertInfo { issuer, not_after, .. })) => {
-            line("issuer", &issuer);
-            line("not after", &format_time(not_after));
-        }
-        Some(Err(why)) => line("broken", &why),
-        None => line("not after", "there is none yet"),
+        Ok(())
     }
-    if let Some(CertificateStatus { next, last_error, .. }) = status {
-        let next_order = from_unix_seconds(next);
-        let words =
-            if next_order <= SystemTime::now() { "now".into() } else { format_time(next_order) };
-        line("next order", &words);
-        line("last error", last_error.as_deref().unwrap_or("none"));
+}
+
+impl fmt::Display for CertificateRow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.names.join(" "))?;
+        let mut line = |key: &str, value: &str| writeln!(f, "  {key:<12} {value}");
+        line("by", &self.source)?;
+        if let Some(issuer) = &self.issuer {
+            line("issuer", issuer)?;
+        }
+        match (self.not_after, &self.broken) {
+            (Some(seconds), _) => line("not after", &format_time(from_unix_seconds(seconds)))?,
+            (None, Some(error)) => line("broken", error)?,
+            (None, None) => line("not after", "there is none yet")?,
+        }
+        if let Some(seconds) = self.next_order {
+            let time = from_unix_seconds(seconds);
+            let is_due = time <= SystemTime::now();
+            line("next order", &if is_due { "now".into() } else { format_time(time) })?;
+            line("last error", self.last_error.as_deref().unwrap_or("none"))?;
+        }
+        Ok(())
     }
-    Ok(out)
 }
