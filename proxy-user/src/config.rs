@@ -33,7 +33,7 @@ pub use diagnostic::ConfigErrors;
 pub use flags::Overrides;
 pub use limits::Limits;
 pub use packet::PacketConfig;
-pub use route::{Backend, BackendAddr, HealthCheckKind, Route, SourceAddress};
+pub use route::{Backend, BackendAddr, HealthCheck, HealthCheckKind, Route, SourceAddress};
 pub use terminate::Terminate;
 
 /// Everything `run` needs to know.
@@ -45,7 +45,7 @@ pub struct Config {
     pub engine: EngineChoice,
     /// `acme_bypass`
     pub acme_bypass: AcmeBypass,
-    /// `drain`: how long running connections may take to end after SIGTERM.
+    /// `drain_timeout`: how long running connections may take to end after SIGTERM.
     pub drain_timeout: Duration,
     /// `[[listener]]`
     pub listeners: Vec<Listener>,
@@ -113,6 +113,8 @@ pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 pub const DEFAULT_HEALTH_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// Answers, and failures, in a row that change what is believed of a back end.
 pub const DEFAULT_RISE_FALL: (u32, u32) = (2, 3);
+/// The share of a back end unless its `weight` says otherwise.
+pub const DEFAULT_WEIGHT: u16 = 1;
 /// The name of an agent that is given none.
 pub const DEFAULT_INSTANCE: &str = "default";
 /// The time a drain may take unless the config says otherwise.

@@ -11,13 +11,13 @@ use super::acme::{DraftAcme, DraftDns};
 use super::diagnostic::{ConfigErrors, Diagnostic};
 use super::limits::DraftLimits;
 use super::packet::DraftPacket;
-use super::route_table::DraftRoute;
+use super::route_table::{DraftBackend, DraftHealthCheck, DraftRoute};
 use super::terminate::DraftTerminate;
 use super::validate::{Draft, DraftListener, Located};
 
 mod schema;
 
-use schema::{Acme, ConfigFile, Dns, Limits, Listener, Route, Terminate};
+use schema::{Acme, Backend, ConfigFile, Dns, HealthCheck, Limits, Listener, Route, Terminate};
 
 /// Reads a file; a fault in its syntax or shape is one problem, since nothing behind it is certain.
 pub(super) fn read(path: &Path) -> Result<Draft, ConfigErrors> {
@@ -96,16 +96,13 @@ impl SourceFile<'_> {
         let route = route.into_inner();
         DraftRoute {
             sni: self.locate_all(route.sni),
-            backends: self.locate_all(route.backends),
-            http_backends: self.locate_all(route.http_backends),
+            backends: self.backends(route.backends),
+            http_backends: self.backends(route.http_backends),
             acme: self.locate_optional(route.acme),
             send_proxy: self.locate_optional(route.send_proxy),
             source_address: self.locate_optional(route.source_address),
             balance: self.locate_optional(route.balance),
-            check: self.locate_optional(route.check),
-            check_interval: self.locate_optional(route.check_interval),
-            rise: self.locate_optional(route.rise),
-            fall: self.locate_optional(route.fall),
+            health_check: self.health_check(route.health_check),
             slow_start: self.locate_optional(route.slow_start),
             ..DraftRoute::empty(origin, "route")
         }
@@ -116,14 +113,11 @@ impl SourceFile<'_> {
         let one = one.into_inner();
         let route = DraftRoute {
             sni: self.locate_all(one.sni),
-            backends: self.locate_all(one.backends),
+            backends: self.backends(one.backends),
             send_proxy: self.locate_optional(one.send_proxy),
             source_address: self.locate_optional(one.source_address),
             balance: self.locate_optional(one.balance),
-            check: self.locate_optional(one.check),
-            check_interval: self.locate_optional(one.check_interval),
-            rise: self.locate_optional(one.rise),
-            fall: self.locate_optional(one.fall),
+            health_check: self.health_check(one.health_check),
             slow_start: self.locate_optional(one.slow_start),
             ..DraftRoute::empty(origin, "terminate")
         };
@@ -133,6 +127,32 @@ impl SourceFile<'_> {
             cert: self.locate_optional(one.cert),
             key: self.locate_optional(one.key),
             alpn: self.locate_all(one.alpn),
+        }
+    }
+
+    fn backends(&self, backends: Vec<Spanned<Backend>>) -> Vec<DraftBackend> {
+        let draft = |backend: Spanned<Backend>| {
+            let origin = self.origin_at(backend.span());
+            match backend.into_inner() {
+                Backend::Address(value) => {
+                    DraftBackend::Keys { address: Located { origin, value }, weight: None }
+                }
+                Backend::Table(table) => DraftBackend::Keys {
+                    address: self.locate(table.address),
+                    weight: self.locate_optional(table.weight),
+                },
+            }
+        };
+        backends.into_iter().map(draft).collect()
+    }
+
+    fn health_check(&self, check: Option<HealthCheck>) -> DraftHealthCheck {
+        let Some(check) = check else { return DraftHealthCheck::default() };
+        DraftHealthCheck {
+            kind: Some(self.locate(check.kind)),
+            interval: self.locate_optional(check.interval),
+            rise: self.locate_optional(check.rise),
+            fall: self.locate_optional(check.fall),
         }
     }
 
@@ -186,6 +206,10 @@ impl SourceFile<'_> {
         let message = error.message().trim_end();
         let origin = error.span().map(|span| self.origin_at(span));
         let text = match remedy(message) {
+            Some(remedy) if remedy.starts_with("it is") => {
+                let unknown = unknown_key(message).unwrap_or_default();
+                format!("unknown key `{unknown}`; {remedy}")
+            }
             Some(remedy) => format!("{message}; {remedy}"),
             None => message.replace('\n', ", "),
         };
@@ -193,6 +217,22 @@ impl SourceFile<'_> {
         Diagnostic { origin, key, message: text }
     }
 }
+
+/// Keys of snisplit before its first release, and the keys that replaced them.
+const RENAMED_KEYS: [(&str, &str); 12] = [
+    ("answer_timeout", "first_byte_timeout"),
+    ("check", "health_check = { type = \"…\" }"),
+    ("check_interval", "health_check = { interval = \"…\" }"),
+    ("dial_timeout", "connect_timeout"),
+    ("drain", "drain_timeout"),
+    ("fall", "health_check = { fall = N }"),
+    ("hello_bytes", "max_client_hello_bytes"),
+    ("hello_timeout", "client_hello_timeout"),
+    ("max_peeking", "max_pending_handshakes"),
+    ("per_source", "max_connections_per_source"),
+    ("rise", "health_check = { rise = N }"),
+    ("source", "source_address"),
+];
 
 /// What to do about what serde says, for the three things it says most.
 fn remedy(message: &str) -> Option<String> {
@@ -202,7 +242,16 @@ fn remedy(message: &str) -> Option<String> {
     if message.ends_with("expected a sequence") {
         return Some("put it in brackets, like [\"a.test\"]".into());
     }
+    if let Some(unknown) = unknown_key(message)
+        && let Some((_, new)) = RENAMED_KEYS.into_iter().find(|(old, _)| *old == unknown)
+    {
+        return Some(format!("it is `{new}`"));
+    }
     nearest_key(message).map(|nearest| format!("did you mean `{nearest}`?"))
+}
+
+fn unknown_key(message: &str) -> Option<&str> {
+    message.strip_prefix("unknown field `")?.split('`').next()
 }
 
 /// `unknown field `x`, expected one of …`: the nearest key that exists, if one is near.

@@ -14,7 +14,10 @@ use snisplit_common::server_name::{Pattern, ServerName};
 use crate::engine::EngineChoice;
 use crate::telemetry::access_log::AccessLogFormat;
 
-use super::{Backend, BackendAddr, HealthCheckKind, SourceAddress, Starttls};
+use super::{Backend, BackendAddr, DEFAULT_WEIGHT, HealthCheckKind, SourceAddress, Starttls};
+
+/// The largest share of a back end.
+const MAX_WEIGHT: u16 = 256;
 
 /// A name that can be one of a folder.
 pub(super) fn instance(text: &str) -> Result<String, String> {
@@ -44,7 +47,7 @@ pub(super) fn acme_policy(text: &str) -> Result<AcmePolicy, String> {
         "backend" => Ok(AcmePolicy::Backend),
         "local" => Ok(AcmePolicy::Local),
         "reject" => Ok(AcmePolicy::Reject),
-        _ => Err(format!("\"{text}\" is unknown; one of auto, backend, local, refuse")),
+        _ => Err(format!("\"{text}\" is unknown; one of auto, backend, local, reject")),
     }
 }
 
@@ -70,7 +73,7 @@ pub(super) fn source_address(text: &str, backends: &[Backend]) -> Result<SourceA
         ("client", Some(other)) => Err(format!(
             "\"client\" needs back ends on other hosts, by IP address; {other} is none"
         )),
-        _ => Err(format!("\"{text}\" is unknown; one of own, client")),
+        _ => Err(format!("\"{text}\" is unknown; one of local, client")),
     }
 }
 
@@ -149,22 +152,31 @@ pub(super) fn pattern(text: &str) -> Result<Pattern, String> {
     text.parse().map_err(|why| format!("\"{text}\" {why}"))
 }
 
-/// `HOST:PORT` or `unix:PATH`, and maybe ` weight=N`.
-pub(super) fn backend(text: &str) -> Result<Backend, String> {
+/// A back end of a flag: `HOST:PORT` or `unix:PATH`, and maybe ` weight=N`.
+pub(super) fn flag_backend(text: &str) -> Result<Backend, String> {
     let mut words = text.split_whitespace();
     let address = backend_addr(words.next().unwrap_or_default())?;
-    let mut weight = 1;
+    let mut weight = DEFAULT_WEIGHT;
     for word in words {
         let number = word.strip_prefix("weight=").and_then(|number| number.parse().ok());
-        weight = number.filter(|weight| *weight <= 256).ok_or_else(|| {
+        weight = number.filter(|weight| *weight <= MAX_WEIGHT).ok_or_else(|| {
             format!("\"{word}\" is no option of a back end; weight=N, 0 to 256, is one")
         })?;
     }
-    Ok(Backend { name: address.to_string(), address, weight })
+    Ok(Backend::new(address, weight))
 }
 
-fn backend_addr(text: &str) -> Result<BackendAddr, String> {
+pub(super) fn weight(number: i64) -> Result<u16, String> {
+    let weight = u16::try_from(number).ok().filter(|weight| *weight <= MAX_WEIGHT);
+    weight.ok_or_else(|| format!("{number} is out of range; 0 to {MAX_WEIGHT}"))
+}
+
+pub(super) fn backend_addr(text: &str) -> Result<BackendAddr, String> {
     let wrong = |hint: &str| Err(format!("\"{text}\" is no back end; {hint}"));
+    if let Some((address, weight)) = text.split_once(" weight=") {
+        let table = format!("{{ address = \"{}\", weight = {weight} }}", address.trim());
+        return wrong(&format!("write {table}"));
+    }
     if let Some(path) = text.strip_prefix("unix:") {
         return match path.starts_with('/') {
             true => Ok(BackendAddr::Unix(path.into())),
@@ -225,7 +237,9 @@ pub(super) fn balance(text: &str) -> Result<BalancePolicy, String> {
         "round_robin" => Ok(BalancePolicy::RoundRobin),
         "least_connections" => Ok(BalancePolicy::LeastConnections),
         "source_hash" => Ok(BalancePolicy::SourceHash),
-        _ => Err(format!("\"{text}\" is unknown; one of round-robin, least-connections, source")),
+        _ => Err(format!(
+            "\"{text}\" is unknown; one of round_robin, least_connections, source_hash"
+        )),
     }
 }
 

@@ -28,23 +28,30 @@ pub struct Route {
     pub acme: AcmePolicy,
     /// `send_proxy`; `None` for `off`.
     pub send_proxy: Option<Version>,
-    /// `source`
+    /// `source_address`
     pub source_address: SourceAddress,
     /// `balance`
     pub balance: BalancePolicy,
-    /// `check`; `None` for `off`.
-    pub health_check: Option<HealthCheckKind>,
-    /// `check_interval`
-    pub check_interval: Duration,
-    /// `rise`: answers in a row that make a back end up.
-    pub rise: u32,
-    /// `fall`: failures in a row that make it down.
-    pub fall: u32,
+    /// `health_check`
+    pub health_check: HealthCheck,
     /// `slow_start`: how long a back end that came up takes to its full share; 0 for `off`.
     pub slow_start: Duration,
     /// Where it was written.
     pub origin: Origin,
     pub(super) round: AtomicUsize,
+}
+
+/// How back ends are checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// `type`; `None` for `off`.
+    pub kind: Option<HealthCheckKind>,
+    /// `interval`: time between two checks of a back end.
+    pub interval: Duration,
+    /// `rise`: successful checks in a row that make a back end up.
+    pub rise: u32,
+    /// `fall`: failed checks in a row that make a back end down.
+    pub fall: u32,
 }
 
 /// Where connections go, and how many of them.
@@ -102,14 +109,19 @@ impl Route {
             && self.acme == other.acme
             && (self.send_proxy, self.source_address) == (other.send_proxy, other.source_address)
             && self.balance == other.balance
-            && (self.health_check, self.check_interval)
-                == (other.health_check, other.check_interval)
-            && (self.rise, self.fall, self.slow_start) == (other.rise, other.fall, other.slow_start)
+            && (self.health_check, self.slow_start) == (other.health_check, other.slow_start)
     }
 
     /// The number of this connection on the route.
     pub fn next_round(&self) -> usize {
         self.round.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+impl Backend {
+    /// A back end that is named by its address.
+    pub(super) fn new(address: BackendAddr, weight: u16) -> Self {
+        Self { name: address.to_string(), address, weight }
     }
 }
 

@@ -10,17 +10,20 @@ use snisplit_common::server_name::Pattern;
 use super::diagnostic::Diagnostic;
 use super::terminate::{self, AcmeCapabilities, DraftTerminate};
 use super::validate::{Diagnostics, Located};
-use super::{DEFAULT_HEALTH_CHECK_INTERVAL, DEFAULT_RISE_FALL, Origin, Route, Terminate, parse};
+use super::{
+    Backend, DEFAULT_HEALTH_CHECK_INTERVAL, DEFAULT_RISE_FALL, DEFAULT_WEIGHT, HealthCheck, Origin,
+    Route, Terminate, parse,
+};
 
 /// Keys of a route, and of what is terminated, that a flag can set too.
 const COMMON_KEYS: [&str; 8] = [
     "send_proxy",
     "source_address",
     "balance",
-    "check",
-    "check_interval",
-    "rise",
-    "fall",
+    "health_check.type",
+    "health_check.interval",
+    "health_check.rise",
+    "health_check.fall",
     "slow_start",
 ];
 
@@ -40,19 +43,34 @@ pub(super) struct DraftRoute {
     /// `route` or `terminate`.
     pub(super) section: &'static str,
     pub(super) sni: Vec<Located<String>>,
-    pub(super) backends: Vec<Located<String>>,
-    pub(super) http_backends: Vec<Located<String>>,
+    pub(super) backends: Vec<DraftBackend>,
+    pub(super) http_backends: Vec<DraftBackend>,
     pub(super) acme: Option<Located<String>>,
     pub(super) send_proxy: Option<Located<String>>,
     pub(super) source_address: Option<Located<String>>,
     pub(super) balance: Option<Located<String>>,
-    pub(super) check: Option<Located<String>>,
-    pub(super) check_interval: Option<Located<String>>,
-    pub(super) rise: Option<Located<i64>>,
-    pub(super) fall: Option<Located<i64>>,
+    pub(super) health_check: DraftHealthCheck,
     pub(super) slow_start: Option<Located<String>>,
     /// Options of a flag that mean nothing.
     pub(super) unknown: Vec<Located<String>>,
+}
+
+/// A back end that is not validated.
+#[derive(Debug)]
+pub(super) enum DraftBackend {
+    /// The keys of a table; a plain string is the address alone.
+    Keys { address: Located<String>, weight: Option<Located<i64>> },
+    /// `ADDRESS weight=N` of a flag.
+    Flag(Located<String>),
+}
+
+/// `health_check` that is not validated.
+#[derive(Debug, Default)]
+pub(super) struct DraftHealthCheck {
+    pub(super) kind: Option<Located<String>>,
+    pub(super) interval: Option<Located<String>>,
+    pub(super) rise: Option<Located<i64>>,
+    pub(super) fall: Option<Located<i64>>,
 }
 
 impl DraftRoute {
@@ -68,10 +86,7 @@ impl DraftRoute {
             send_proxy: None,
             source_address: None,
             balance: None,
-            check: None,
-            check_interval: None,
-            rise: None,
-            fall: None,
+            health_check: DraftHealthCheck { kind: None, interval: None, rise: None, fall: None },
             slow_start: None,
             unknown: Vec::new(),
         }
@@ -145,11 +160,8 @@ pub(super) fn build_route(draft: DraftRoute, diagnostics: &mut Diagnostics) -> O
     let key = |name: &str| format!("{section}.{name}");
     report_missing(&draft, diagnostics);
     let names = diagnostics.parse_all(&key("sni"), draft.sni, |text| parse::pattern(&text));
-    let backends =
-        diagnostics.parse_all(&key("backends"), draft.backends, |text| parse::backend(&text));
-    let http = draft.http_backends;
-    let http_backends =
-        diagnostics.parse_all(&key("http_backends"), http, |text| parse::backend(&text));
+    let backends = build_backends(&key("backends"), draft.backends, diagnostics);
+    let http_backends = build_backends(&key("http_backends"), draft.http_backends, diagnostics);
     let acme =
         diagnostics.parse_optional(&key("acme"), draft.acme, |text| parse::acme_policy(&text));
     let send_proxy =
@@ -160,14 +172,7 @@ pub(super) fn build_route(draft: DraftRoute, diagnostics: &mut Diagnostics) -> O
         });
     let balance =
         diagnostics.parse_optional(&key("balance"), draft.balance, |text| parse::balance(&text));
-    let health_check = diagnostics
-        .parse_optional(&key("check"), draft.check, |text| parse::health_check_kind(&text));
-    let interval =
-        diagnostics.parse_optional(&key("check_interval"), draft.check_interval, |text| {
-            parse::duration(&text)
-        });
-    let rise = diagnostics.parse_optional(&key("rise"), draft.rise, |n| parse::count(n, 1));
-    let fall = diagnostics.parse_optional(&key("fall"), draft.fall, |n| parse::count(n, 1));
+    let health_check = build_health_check(section, draft.health_check, diagnostics);
     let slow_start = diagnostics
         .parse_optional(&key("slow_start"), draft.slow_start, |text| parse::duration_or_off(&text));
     Some(Route {
@@ -179,14 +184,57 @@ pub(super) fn build_route(draft: DraftRoute, diagnostics: &mut Diagnostics) -> O
         send_proxy: send_proxy.unwrap_or_default(),
         source_address: source_address.unwrap_or_default(),
         balance: balance.unwrap_or_default(),
-        health_check: health_check.unwrap_or_default(),
-        check_interval: interval.unwrap_or(DEFAULT_HEALTH_CHECK_INTERVAL),
-        rise: rise.unwrap_or(DEFAULT_RISE_FALL.0),
-        fall: fall.unwrap_or(DEFAULT_RISE_FALL.1),
+        health_check,
         slow_start: slow_start.flatten().unwrap_or(Duration::ZERO),
         origin: draft.origin,
         round: AtomicUsize::new(0),
     })
+}
+
+/// `None` if one of them is wrong.
+fn build_backends(
+    key: &str,
+    drafts: Vec<DraftBackend>,
+    diagnostics: &mut Diagnostics,
+) -> Option<Vec<Backend>> {
+    let built: Vec<Option<Backend>> = drafts
+        .into_iter()
+        .map(|draft| match draft {
+            DraftBackend::Flag(text) => {
+                diagnostics.parse(key, text, |text| parse::flag_backend(&text))
+            }
+            DraftBackend::Keys { address, weight } => {
+                let weight_key = format!("{key}.weight");
+                let address = diagnostics.parse(key, address, |text| parse::backend_addr(&text));
+                let weight = match weight {
+                    Some(weight) => diagnostics.parse(&weight_key, weight, parse::weight)?,
+                    None => DEFAULT_WEIGHT,
+                };
+                address.map(|address| Backend::new(address, weight))
+            }
+        })
+        .collect();
+    built.into_iter().collect()
+}
+
+fn build_health_check(
+    section: &str,
+    draft: DraftHealthCheck,
+    diagnostics: &mut Diagnostics,
+) -> HealthCheck {
+    let key = |name: &str| format!("{section}.health_check.{name}");
+    let kind = diagnostics
+        .parse_optional(&key("type"), draft.kind, |text| parse::health_check_kind(&text));
+    let interval =
+        diagnostics.parse_optional(&key("interval"), draft.interval, |text| parse::duration(&text));
+    let rise = diagnostics.parse_optional(&key("rise"), draft.rise, |n| parse::count(n, 1));
+    let fall = diagnostics.parse_optional(&key("fall"), draft.fall, |n| parse::count(n, 1));
+    HealthCheck {
+        kind: kind.flatten(),
+        interval: interval.unwrap_or(DEFAULT_HEALTH_CHECK_INTERVAL),
+        rise: rise.unwrap_or(DEFAULT_RISE_FALL.0),
+        fall: fall.unwrap_or(DEFAULT_RISE_FALL.1),
+    }
 }
 
 fn report_missing(draft: &DraftRoute, diagnostics: &mut Diagnostics) {

@@ -93,13 +93,14 @@ pub(super) fn build(
 ) -> Option<Terminate> {
     let DraftTerminate { route, challenge, cert, key, alpn } = draft;
     let origin = route.origin.clone();
-    let check_origin = route.check.as_ref().map_or(&origin, |item| &item.origin).clone();
+    let check_origin =
+        route.health_check.kind.as_ref().map_or(&origin, |item| &item.origin).clone();
     let route = route_table::build_route(route, diagnostics);
     let alpn = diagnostics.parse_all("terminate.alpn", alpn, |text| parse_alpn_protocol(&text));
     let route = route?;
-    if route.health_check == Some(HealthCheckKind::Tls) {
+    if route.health_check.kind == Some(HealthCheckKind::Tls) {
         let text = "these back ends speak no TLS; one of off, tcp";
-        diagnostics.0.push(Diagnostic::at(&check_origin, "terminate.check", text));
+        diagnostics.0.push(Diagnostic::at(&check_origin, "terminate.health_check.type", text));
     }
     if route.names.contains(&Pattern::Default) {
         let text = "no certificate is for \"*\"; name the names";

@@ -1,6 +1,10 @@
 //! The sections of the file and their keys, as serde reads them.
 
-use serde::Deserialize;
+use std::fmt;
+
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use toml::Spanned;
 
 #[derive(Deserialize)]
@@ -54,18 +58,63 @@ pub(super) struct Listener {
 #[serde(deny_unknown_fields)]
 pub(super) struct Route {
     pub(super) sni: Vec<Spanned<String>>,
-    pub(super) backends: Vec<Spanned<String>>,
+    pub(super) backends: Vec<Spanned<Backend>>,
     pub(super) acme: Option<Spanned<String>>,
     pub(super) send_proxy: Option<Spanned<String>>,
     pub(super) source_address: Option<Spanned<String>>,
     #[serde(default)]
-    pub(super) http_backends: Vec<Spanned<String>>,
+    pub(super) http_backends: Vec<Spanned<Backend>>,
     pub(super) balance: Option<Spanned<String>>,
-    pub(super) check: Option<Spanned<String>>,
-    pub(super) check_interval: Option<Spanned<String>>,
+    pub(super) health_check: Option<HealthCheck>,
+    pub(super) slow_start: Option<Spanned<String>>,
+}
+
+/// A back end: its address as a string, or a table.
+pub(super) enum Backend {
+    Address(String),
+    Table(BackendTable),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct BackendTable {
+    pub(super) address: Spanned<String>,
+    pub(super) weight: Option<Spanned<i64>>,
+}
+
+/// Unlike an untagged enum, keeps the spans of the values in the table.
+impl<'de> Deserialize<'de> for Backend {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct BackendVisitor;
+
+        impl<'de> Visitor<'de> for BackendVisitor {
+            type Value = Backend;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a back end: \"HOST:PORT\" or { address = \"HOST:PORT\", weight = N }")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Backend, E> {
+                Ok(Backend::Address(text.to_owned()))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Backend, A::Error> {
+                BackendTable::deserialize(MapAccessDeserializer::new(map)).map(Backend::Table)
+            }
+        }
+
+        deserializer.deserialize_any(BackendVisitor)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct HealthCheck {
+    #[serde(rename = "type")]
+    pub(super) kind: Spanned<String>,
+    pub(super) interval: Option<Spanned<String>>,
     pub(super) rise: Option<Spanned<i64>>,
     pub(super) fall: Option<Spanned<i64>>,
-    pub(super) slow_start: Option<Spanned<String>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -95,7 +144,7 @@ pub(super) struct Admin {
 #[serde(deny_unknown_fields)]
 pub(super) struct Terminate {
     pub(super) sni: Vec<Spanned<String>>,
-    pub(super) backends: Vec<Spanned<String>>,
+    pub(super) backends: Vec<Spanned<Backend>>,
     pub(super) challenge: Option<Spanned<String>>,
     pub(super) cert: Option<Spanned<String>>,
     pub(super) key: Option<Spanned<String>>,
@@ -104,10 +153,7 @@ pub(super) struct Terminate {
     pub(super) send_proxy: Option<Spanned<String>>,
     pub(super) source_address: Option<Spanned<String>>,
     pub(super) balance: Option<Spanned<String>>,
-    pub(super) check: Option<Spanned<String>>,
-    pub(super) check_interval: Option<Spanned<String>>,
-    pub(super) rise: Option<Spanned<i64>>,
-    pub(super) fall: Option<Spanned<i64>>,
+    pub(super) health_check: Option<HealthCheck>,
     pub(super) slow_start: Option<Spanned<String>>,
 }
 

@@ -1,9 +1,9 @@
 //! The text of `--route` and `--terminate`.
 
-use super::super::route_table::DraftRoute;
-use super::super::terminate::DraftTerminate;
-use super::super::validate::Located;
 use super::flag_origin;
+use crate::config::route_table::{DraftBackend, DraftRoute};
+use crate::config::terminate::DraftTerminate;
+use crate::config::validate::Located;
 
 /// `a.test,www.a.test=10.0.0.5:443,10.0.0.6:443;acme=backend`. What is missing is left empty and
 /// found wrong later, by the code that finds it wrong in a file.
@@ -12,7 +12,7 @@ pub(super) fn parse_route(text: &str) -> DraftRoute {
     for (key, item) in options {
         match key {
             "acme" => draft.acme = Some(item),
-            "http_backends" => draft.http_backends = split_list(&item),
+            "http_backends" => draft.http_backends = backends(&item),
             _ => set_option(&mut draft, key, item),
         }
     }
@@ -47,7 +47,7 @@ fn parse_names_and_backends<'t>(
     let route = parts.next().unwrap_or_default();
     let (names, backends) = route.split_once('=').unwrap_or((route, ""));
     let mut draft = DraftRoute::empty(origin.clone(), section);
-    (draft.sni, draft.backends) = (split_list(&item(names)), split_list(&item(backends)));
+    (draft.sni, draft.backends) = (split_list(&item(names)), self::backends(&item(backends)));
     let option = |option: &'t str| {
         let (key, value) = option.split_once('=').unwrap_or((option, ""));
         (key, item(value))
@@ -60,17 +60,21 @@ fn split_list(item: &Located<String>) -> Vec<Located<String>> {
     values.map(|value| Located { origin: item.origin.clone(), value: value.to_owned() }).collect()
 }
 
+fn backends(item: &Located<String>) -> Vec<DraftBackend> {
+    split_list(item).into_iter().map(DraftBackend::Flag).collect()
+}
+
 fn set_option(draft: &mut DraftRoute, key: &str, item: Located<String>) {
     let number = item.value.parse().map(|value| Located { origin: item.origin.clone(), value });
     match (key, number) {
         ("send_proxy", _) => draft.send_proxy = Some(item),
         ("source_address", _) => draft.source_address = Some(item),
         ("balance", _) => draft.balance = Some(item),
-        ("check", _) => draft.check = Some(item),
-        ("check_interval", _) => draft.check_interval = Some(item),
+        ("health_check.type", _) => draft.health_check.kind = Some(item),
+        ("health_check.interval", _) => draft.health_check.interval = Some(item),
         ("slow_start", _) => draft.slow_start = Some(item),
-        ("rise", Ok(number)) => draft.rise = Some(number),
-        ("fall", Ok(number)) => draft.fall = Some(number),
+        ("health_check.rise", Ok(number)) => draft.health_check.rise = Some(number),
+        ("health_check.fall", Ok(number)) => draft.health_check.fall = Some(number),
         _ => {
             let value = format!("{key}={}", item.value);
             draft.unknown.push(Located { value, ..item });
