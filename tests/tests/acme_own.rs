@@ -46,7 +46,7 @@ fn one_certificate_for_all_names_of_an_entry() {
     let www = pebble.wait_for_certificate(&lab, "www.front.test");
     assert_eq!(pebble.served_certificate(&lab, "front.test").unwrap(), www);
     assert_eq!((pebble.logged_count("accounts"), pebble.logged_count("orders")), (1, 1));
-    let name = "snisplit_acme_validations_total{class=\"own\",decision=\"terminate\",\
+    let name = "snisplit_acme_validations_total{class=\"managed\",action=\"terminate\",\
                 reason=\"challenge_pending\"}";
     assert!(agent.metric(&lab, name) >= 2.0);
     // It is on disk, so the next agent asks nobody.

@@ -1,6 +1,8 @@
 //! `engine = "auto"`: which engine a flow gets, that moving it costs no byte, and what `status` and
 //! `flows` show of it.
 
+//@ engines: named
+
 use std::process::Command;
 use std::sync::mpsc::sync_channel;
 use std::thread;
@@ -173,7 +175,7 @@ fn status_and_flows_answer_while_the_agent_hangs() {
         (&one["up"], &one["down"]),
         (&(exchanged + flow.hello_len).into(), &exchanged.into())
     );
-    assert_eq!((&one["up_state"], &one["engine"]), (&"spliced".into(), &"sockmap".into()));
+    assert_eq!((&one["up_state"], &one["engine"]), (&"redirecting".into(), &"sockmap".into()));
 
     flow.agent.signal(Signal::KILL);
     wait_until("the dead agent to be known as dead", || {

@@ -1,5 +1,7 @@
 //! Readers that do not read: the sender is throttled, and what waits in between stays small.
 
+//@ engines: named
+
 use std::time::Duration;
 use std::{fs, thread};
 

@@ -1,5 +1,7 @@
 //! What a person sees of the kernel's work with nothing but bpftool, by the README's own commands.
 
+//@ engines: named
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;

@@ -49,7 +49,7 @@ fn http_01_is_answered_by_the_agent_or_by_the_owner_of_the_name() {
         let log = agent.log();
         let mut decisions = log.lines().filter(|line| line.contains(&format!("sni=\"{name}\"")));
         let last = decisions.next_back().unwrap();
-        assert!(last.contains(&format!("reason=\"{reason}\" by=\"http-01\"")), "{last}");
+        assert!(last.contains(&format!("reason=\"{reason}\" challenge=\"http-01\"")), "{last}");
     }
 }
 

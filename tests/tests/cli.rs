@@ -3,6 +3,8 @@
 //! The texts are kept in `tests/snapshots`; `SNISPLIT_BLESS=1` writes them anew, for the diff to be
 //! read.
 
+//@ engines: named
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};

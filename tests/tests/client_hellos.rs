@@ -189,10 +189,10 @@ fn acme_validations_go_to_the_owner_and_nobody_else() {
             Destination::Other,
         );
     }
-    let counted = "snisplit_acme_validations_total{class=\"default\",decision=\"refuse\",reason=\"catch_all\"}";
+    let counted = "snisplit_acme_validations_total{class=\"catch_all\",action=\"reject\",reason=\"catch_all\"}";
     assert_eq!(setup.agent.metric(&setup.lab, counted), 2.0);
     let message =
-        "ACME validation sni=\"b.test\" class=\"default\" decision=\"refuse\" reason=\"catch_all\"";
+        "ACME validation sni=\"b.test\" class=\"catch_all\" action=\"reject\" reason=\"catch_all\"";
     assert!(setup.agent.log().contains(message), "{}", setup.agent.log());
 }
 

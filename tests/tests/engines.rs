@@ -1,5 +1,7 @@
 //! What every engine must do alike. Each test runs once for each engine.
 
+//@ engines: named
+
 use std::io::ErrorKind;
 use std::process::Command;
 use std::thread;

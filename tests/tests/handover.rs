@@ -1,6 +1,8 @@
 //! A flow that has outlived its beginnings is carried on in another task and on another thread. It ends as one
 //! that has not, and loses nothing on the way.
 
+//@ engines: named
+
 use std::io::ErrorKind;
 
 use rustix::process::Signal;

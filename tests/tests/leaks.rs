@@ -1,6 +1,8 @@
 //! After flows that ended in every way there is, nothing of them is left: no descriptor, no task's
 //! memory, no entry in the kernel's maps. `SNISPLIT_LEAK_FLOWS` is how many; CI runs a few.
 
+//@ engines: named
+
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -1,5 +1,7 @@
 //! Flows that have left the agent: what becomes of them without it, and what others send into them.
 
+//@ engines: named
+
 use std::io::ErrorKind;
 use std::net::{TcpListener, TcpStream};
 use std::process::Command;
@@ -151,7 +153,7 @@ fn new_flows_are_declined_when_the_tuple_map_is_full() {
     let lab = Lab::new();
     let agent = Agent::start(&lab, &FLAGS);
     let listener = listen(&lab, backend(8001));
-    let declined = "snisplit_engine_declined_total{engine=\"packet\",reason=\"no_room\"}";
+    let declined = "snisplit_engine_declined_total{engine=\"packet\",reason=\"map_full\"}";
     let carried = |(client, backend): &(TcpStream, TcpStream)| {
         end_flow(client, backend);
         agent.next_record()["engine"].as_str().unwrap().to_owned()
@@ -183,7 +185,7 @@ fn new_flows_are_declined_when_all_ports_are_in_use() {
         engines.push(agent.next_record()["engine"].as_str().unwrap().to_owned());
     }
     assert_eq!(engines, ["packet", "packet", "packet", "packet", "splice", "splice"]);
-    let labels = "{engine=\"packet\",reason=\"no_port\"}";
+    let labels = "{engine=\"packet\",reason=\"no_source_port\"}";
     let name = format!("snisplit_engine_declined_total{labels}");
     assert_eq!(agent.metric(&lab, &name), 2.0);
     // Ports come back when they have rested.

@@ -1,5 +1,7 @@
 //! What is on the wire at both ends of a flow that is translated between them.
 
+//@ engines: named
+
 use std::net::TcpListener;
 use std::process::Command;
 

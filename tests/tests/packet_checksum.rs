@@ -1,6 +1,8 @@
 //! Checksums that are not only a packet's: what a NIC has summed up, what is left to a device, and the
 //! addresses that tell the program which of these it is.
 
+//@ engines: named
+
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;

@@ -1,5 +1,7 @@
 //! Peers that are gone without a word: nobody keeps the connections of a spliced flow alive for them.
 
+//@ engines: named
+
 use std::fs::read_link;
 use std::io::ErrorKind;
 use std::net::TcpStream;
@@ -67,7 +69,7 @@ fn a_clock_offset_is_not_taken_for_idle_time() {
     // Whoever looks for what is to be cut has looked for silence just before.
     reset_flow(&lab, &goes.0);
     assert_eq!(read_to_end_or_error(&goes.0), (vec![], Err(ErrorKind::ConnectionReset)));
-    assert_eq!(agent.next_record()["outcome"], "shutdown");
+    assert_eq!(agent.next_record()["outcome"], "operator_reset");
     transfer_both_ways(&stays, 100_000);
     assert_eq!(agent.next_record()["outcome"], "closed");
 }

@@ -1,6 +1,8 @@
 //! Where at an interface the packet engine's programs are, and that flows do not notice when that
 //! changes. `clsact` is what kernels before 6.6 have.
 
+//@ engines: named
+
 use std::fs;
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
@@ -159,6 +161,6 @@ fn a_flow_whose_answer_no_program_sees_stays_on_splice() {
     let pair = connect_offloaded(&lab, agent::address(), &listen(&lab, backend(8001)));
     transfer_both_ways(&pair, 300_000);
     assert_eq!(agent.next_record()["engine"], "splice");
-    let declined = "snisplit_engine_declined_total{engine=\"packet\",reason=\"bytes_at_a_socket\"}";
+    let declined = "snisplit_engine_declined_total{engine=\"packet\",reason=\"requested\"}";
     assert_eq!(agent.metric(&lab, declined), 1.0);
 }

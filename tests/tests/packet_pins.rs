@@ -1,5 +1,7 @@
 //! What the packet engine leaves among the pins: for people, for the next agent, for `snisplit flows`.
 
+//@ engines: named
+
 use std::io::ErrorKind;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -39,7 +41,7 @@ fn flows_status_and_bpftool_show_a_flow() {
     let [one] = flows.as_array().unwrap().as_slice() else { panic!("{flows}") };
     assert_eq!(one["client"], client.local_addr().unwrap().to_string());
     assert_eq!((&one["backend"], &one["route"]), (&"10.91.2.2:8001".into(), &"a.test".into()));
-    assert_eq!((&one["engine"], &one["up_state"]), (&"packet".into(), &"spliced".into()));
+    assert_eq!((&one["engine"], &one["up_state"]), (&"packet".into(), &"offloaded".into()));
 
     let status = run_json(&["status", "--instance", instance]);
     let [kernel] = status["kernel"].as_array().unwrap().as_slice() else { panic!("{status}") };

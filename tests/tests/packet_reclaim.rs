@@ -1,6 +1,8 @@
 //! What becomes of a flow's records when it goes: nothing is translated by them any more, and no other flow has
 //! their memory before no program has.
 
+//@ engines: named
+
 use std::io::{ErrorKind, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};

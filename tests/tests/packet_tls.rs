@@ -1,6 +1,8 @@
 //! Real TLS sessions, 1.2 and 1.3, whose packets are translated over bad lines. `SNISPLIT_STRESS` is how
 //! many; CI runs a few.
 
+//@ engines: named
+
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};

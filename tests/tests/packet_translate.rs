@@ -1,6 +1,8 @@
 //! The translation itself: packets in, packets out, by `BPF_PROG_TEST_RUN` of the very program that a
 //! running agent has attached, with the numbers of a flow that it carries.
 
+//@ engines: named
+
 use std::net::SocketAddr;
 
 use snisplit_tests::kernel::packet_counter;

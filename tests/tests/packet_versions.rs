@@ -1,5 +1,7 @@
 //! Pins of other versions of the packet engine: what it understands goes on, and it does not touch the rest.
 
+//@ engines: named
+
 use std::fs;
 use std::net::TcpStream;
 use std::process::{Command, Output};

@@ -1,5 +1,7 @@
 //! Flows that come or go by the interface of a VLAN (802.1Q): packets get its tag, and lose the other one's.
 
+//@ engines: named
+
 use snisplit_tests::agent::{self, Agent};
 use snisplit_tests::lab::{Lab, PROXY6};
 use snisplit_tests::link::{has_ipv6, has_vlan};

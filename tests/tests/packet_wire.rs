@@ -1,6 +1,8 @@
 //! What the packet engine makes of the wire: handshakes that agree on other options, paths that take
 //! smaller packets, clients that come back, and what others send into a flow.
 
+//@ engines: named
+
 use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;

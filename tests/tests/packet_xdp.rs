@@ -2,6 +2,8 @@
 //! XDP, and their frames are whole, as those of a NIC are. `cargo xtask test --kernel` runs this on virtio's
 //! NICs too.
 
+//@ engines: named
+
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;

@@ -12,7 +12,7 @@ use snisplit_tests::stream::{connect, listen, read_all, shutdown_write, write};
 use snisplit_tests::wait::wait_until;
 
 const OTHER_BACKEND: &str = "10.91.2.3";
-const STALE_ANSWERS: &str = "snisplit_dns_stale_answers_total{name=\"fleeting.internal\"}";
+const STALE_ANSWERS: &str = "snisplit_dns_stale_answers_total{host=\"fleeting.internal\"}";
 
 /// A lab with a listener on each of two addresses, and an agent that goes by name.
 struct Setup {

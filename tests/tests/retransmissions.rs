@@ -2,6 +2,8 @@
 //! the first ones is lost, what came behind them is lost, and Linux sends both again in one segment
 //! (tcp_retrans_try_collapse).
 
+//@ engines: named
+
 use snisplit_tests::flow::{Flow, SOCKET_ENGINES};
 use snisplit_tests::kernel::sockmap_counter;
 use snisplit_tests::stream::{read_all, read_exact, shutdown_write, write};

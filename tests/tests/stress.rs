@@ -1,6 +1,8 @@
 //! Many short flows at once that do what one seldom does: random cuts, pauses, single bytes, ends in
 //! any order. Every byte is checked at both ends. `SNISPLIT_STRESS` is how many; CI runs a few.
 
+//@ engines: named
+
 use std::io::{Read, Write};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -13,7 +13,8 @@ use snisplit_tests::agent::{self, Agent};
 use snisplit_tests::lab::{CLIENT, Lab, backend};
 use snisplit_tests::peer::{Identity, create_identity, curl, haproxy, nginx_plain, s_client};
 use snisplit_tests::stream::{
-    accept, connect, listen, read_all, read_to_end_or_error, shutdown_write, write,
+    accept, close_with_reset, connect, listen, read_all, read_exact, read_to_end_or_error,
+    shutdown_write, write,
 };
 use snisplit_tests::wait::{sleep_for, wait_until};
 
@@ -152,7 +153,10 @@ fn a_connection_without_close_notify_is_reset() {
 
     let mut tls = setup.connect(setup.config(&[]));
     tls.write_all(b"request").unwrap();
-    snisplit_tests::stream::close_with_reset(accept(&listener));
+    let server = accept(&listener);
+    // A reset before that would be a back end that cannot be connected.
+    assert_eq!(read_exact(&server, 7), b"request");
+    close_with_reset(server);
     let error = tls.read(&mut [0; 8]).unwrap_err();
     assert!(
         matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof),

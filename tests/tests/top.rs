@@ -1,5 +1,7 @@
 //! `snisplit top`: which flow moves how much now.
 
+//@ engines: named
+
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;

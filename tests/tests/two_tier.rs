@@ -36,7 +36,7 @@ impl Setup {
             let names = certificate.x509_text(&self.lab, &["-ext", "subjectAltName"]);
             assert!(names.contains(&format!("DNS:{name}")), "{names}");
         }
-        assert_eq!(self.agent.log_count("decision=\"refuse\""), 0, "{}", self.agent.log());
+        assert_eq!(self.agent.log_count("action=\"reject\""), 0, "{}", self.agent.log());
         assert_eq!(self.agent.log_count("WARN"), 0, "{}", self.agent.log());
     }
 }
@@ -68,7 +68,7 @@ fn lego_and_the_agent_both_get_certificates() {
     let setup = Setup::new(&["--route", "a.test,www.a.test=10.91.2.2:8001"]);
     lego(&setup.lab, &setup.pebble, 8001, &["a.test", "www.a.test"]).unwrap();
     setup.pebble.wait_for_certificate(&setup.lab, "front.test");
-    assert!(setup.agent.log_count("decision=\"forward\" reason=\"owner\"") >= 2);
+    assert!(setup.agent.log_count("action=\"forward\" reason=\"name_owner\"") >= 2);
 }
 
 /// Traefik's old behaviour, on request only.
@@ -88,7 +88,7 @@ fn acme_bypass_always_gives_the_catch_all_any_certificate() {
     let setup = Setup::new(&["--acme-bypass", "always", "--route", "*=10.91.2.2:8004"]);
     assert!(setup.agent.log().contains("WARN acme_bypass = \"always\""), "{}", setup.agent.log());
     lego(&setup.lab, &setup.pebble, 8004, &["victim.test"]).unwrap();
-    assert!(setup.agent.log_count("decision=\"forward\" reason=\"bypass_always\"") >= 1);
+    assert!(setup.agent.log_count("action=\"forward\" reason=\"bypass_always\"") >= 1);
 }
 
 /// A tenant that holds the catch-all asks for what belongs to others: five times of five, nothing.
@@ -105,7 +105,7 @@ fn a_tenant_with_the_catch_all_gets_no_certificate_of_others() {
     let setup = Setup::new(&routes);
     let _owner = openssl(&setup.lab, backend(8001), "a.test", &["-alpn", "h2"]);
     setup.pebble.wait_for_certificate(&setup.lab, "front.test");
-    for (name, decision, reason) in [
+    for (name, action, reason) in [
         ("victim.test", "reject", "catch_all"),
         ("mail.a.test", "reject", "catch_all"),
         ("a.test", "forward", "name_owner"),
@@ -117,12 +117,12 @@ fn a_tenant_with_the_catch_all_gets_no_certificate_of_others() {
         assert!(output.contains("acme:error"), "{output}");
         let log = setup.agent.log();
         let decisions = log.lines().filter(|line| line.contains(&format!("sni=\"{name}\"")));
-        let wanted = format!("decision=\"{decision}\" reason=\"{reason}\"");
+        let wanted = format!("action=\"{action}\" reason=\"{reason}\"");
         assert!(
             decisions.clone().next_back().is_some_and(|line| line.contains(&wanted)),
             "{name}: {log}"
         );
-        if decision == "forward" {
+        if action == "forward" {
             assert!(decisions.clone().all(|line| !line.contains("route=\"*\"")), "{log}");
         }
     }

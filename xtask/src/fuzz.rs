@@ -1,4 +1,4 @@
-//! Fuzzing with cargo-fuzz, seeded with what real clients say.
+//! Fuzzing with cargo-fuzz, seeded with recorded hellos of real clients.
 
 use std::fs;
 use std::process::Command;
@@ -9,16 +9,20 @@ use crate::run::{cache, cargo, loud, root};
 
 const VERSION: &str = "0.13.2";
 
+/// Runs a fuzz target for a time.
+///
+/// # Errors
+/// Fails if cargo-fuzz cannot be built, or if it finds a crash.
 pub(crate) fn run(target: &str, seconds: u64) -> Result<()> {
     let tool = cache()?.join(format!("cargo-fuzz-{VERSION}"));
     if !tool.join("bin/cargo-fuzz").exists() {
         let install = ["install", "--quiet", "--locked", "cargo-fuzz", "--version", VERSION];
         loud(cargo().args(install).arg("--root").arg(&tool))?;
     }
-    seed(target)?;
+    write_corpus(target)?;
     let folder = root().join("tests/fuzz");
     let time = format!("-max_total_time={seconds}");
-    // Stable compilers know the sanitizer's flag too, behind RUSTC_BOOTSTRAP.
+    // RUSTC_BOOTSTRAP lets a stable compiler accept the sanitizer flag.
     loud(
         Command::new(tool.join("bin/cargo-fuzz"))
             .args(["fuzz", "run", target, "--fuzz-dir", ".", "--", "-max_len=70000", &time])
@@ -27,8 +31,9 @@ pub(crate) fn run(target: &str, seconds: u64) -> Result<()> {
     )
 }
 
-/// The first four bytes of a `client_hello` input say where to cut it.
-fn seed(target: &str) -> Result<()> {
+/// Writes the seed corpus. The target `client_hello` cuts an input at places that its first four bytes
+/// name.
+fn write_corpus(target: &str) -> Result<()> {
     let corpus = root().join("tests/fuzz/corpus").join(target);
     fs::create_dir_all(&corpus)?;
     if target == "routes" {

@@ -1,19 +1,24 @@
-//! What cargo cannot say. `cargo xtask --help` lists the verbs.
+//! Development tasks of the workspace. `cargo xtask --help` lists them.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 mod bench;
+mod ci;
+mod dependencies;
 mod fuzz;
+mod lint;
 mod machine;
 mod run;
 mod setup;
 mod suite;
-mod tidy;
 
-/// Tasks of the snisplit workspace. Each sets up what it needs.
+use suite::{Selection, TestPath};
+
+/// Build, test and measure snisplit. Each command sets up what it needs.
 #[derive(Parser)]
 #[command(name = "cargo xtask")]
 struct Cli {
@@ -23,57 +28,108 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Find or install the eBPF toolchain and the peers of the tests (Debian, as root or by sudo)
-    Setup,
+    /// Install the eBPF toolchain and the peers of the tests (Debian; as root, or with sudo)
+    Setup {
+        /// List what would be installed, built and written, and where; change nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// Build cargo-deny too, which checks RustSec advisories (about 8 minutes)
+        #[arg(long)]
+        with_deny: bool,
+    },
     /// Show the main job on real traffic, in namespaces of its own; ends by itself
     Demo,
-    /// Unit tests, house rules, then the root suite with real peers in fresh namespaces
+    /// Check the house rules, then run the unit tests, then the root suite with real peers
     Test {
-        /// Only tests whose name, or whose file's name, contains this
+        /// Run only tests whose name, or whose file's name, contains this
         filter: Option<String>,
-        /// The engine of agents whose test names none. Without it the root suite runs with the default
-        /// and then, the tests that name their engine left out, once more with sockmap
+        /// Use this engine for agents whose test names none [default: three passes, with auto, sockmap and
+        /// packet; files that declare `//@ engines: named` are in the first pass only]
         #[arg(long)]
         engine: Option<String>,
-        /// The root suite alone, on this kernel of Debian's, such as 6.1, in a machine that QEMU emulates:
-        /// slow, hours without a filter
+        /// Run the root suite alone, on this kernel of Debian's, such as 6.1, in a machine that QEMU
+        /// emulates: slow, hours without a filter
         #[arg(long)]
         kernel: Option<String>,
+        /// Do not install anything; fail if something is missing
+        #[arg(long)]
+        no_setup: bool,
     },
-    /// Check the house rules: imports, sizes, unsafe, waiting
-    Tidy,
-    /// A shell in the lab: client | proxy | back ends, an agent running
+    /// Run one file of the root suite, or one test: no lint, no unit tests
+    It {
+        /// FILE or FILE::TEST, such as split or split::early_data_reaches_the_back_end; part of a test's
+        /// name is enough
+        #[arg(value_name = "FILE[::TEST]")]
+        path: String,
+        /// Use this engine for agents whose test names none [default: auto]
+        #[arg(long)]
+        engine: Option<String>,
+        /// Do not install anything; fail if something is missing
+        #[arg(long)]
+        no_setup: bool,
+        /// Pass these arguments to the test program, such as --nocapture
+        #[arg(last = true)]
+        libtest_args: Vec<String>,
+    },
+    /// Check the house rules: imports, function length, unsafe code, retired words
+    Lint {
+        /// List the findings of rules that are not enforced, too
+        #[arg(long)]
+        report: bool,
+        /// Print the import graph of each crate instead
+        #[arg(long, conflicts_with = "report")]
+        graph: bool,
+        /// Print the graph in Graphviz's language
+        #[arg(long, requires = "graph")]
+        dot: bool,
+        /// Print the graph of this package only, such as snisplit
+        #[arg(long, requires = "graph", value_name = "NAME")]
+        package: Option<String>,
+    },
+    /// Open a shell in the lab: client, proxy, back ends, and a running agent
     Lab,
-    /// Compare engines and peers, interleaved, and write docs/benchmarks.md
+    /// Compare engines and peers, interleaved, and write the tables and the chart of the benchmark page
+    ///
+    /// With --load or --candidate, measure that selection only and leave the page as it is.
     Bench {
         /// Rounds; each runs every candidate once
-        #[arg(long, default_value_t = 5)]
+        #[arg(long, default_value_t = 5, value_name = "COUNT")]
         rounds: usize,
-        /// Seconds that each measurement takes
-        #[arg(long, default_value_t = 2)]
+        /// Duration of each measurement, in seconds
+        #[arg(long, default_value_t = 2, value_name = "SECONDS")]
         seconds: u64,
-        /// Draw what was measured last, from target/bench.json
-        #[arg(long)]
-        again: bool,
-        /// Only these candidates, or loads with these words in their names, or with `beside` only the
-        /// comparison with a cable; the page stays as it is.
-        #[arg(long, value_delimiter = ',')]
-        only: Vec<String>,
+        /// Measure only loads with this in their names; may be repeated
+        #[arg(long, value_delimiter = ',', value_name = "NAME")]
+        load: Vec<String>,
+        /// Measure only this candidate; may be repeated
+        #[arg(long, value_delimiter = ',', value_name = "NAME")]
+        candidate: Vec<String>,
+        /// Write the measurements to this JSON file, and read them from there to redraw
+        /// [default: target/bench.json of the workspace]
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+        /// Write the page from the last measurements, without measuring
+        #[arg(long, conflicts_with_all = ["load", "candidate"])]
+        redraw: bool,
     },
-    /// Fuzz a target of tests/fuzz, seeded with the recorded client hellos
+    /// Fuzz a parser, seeded with the recorded hellos
     Fuzz {
-        /// client_hello, routes or proxy_protocol
+        /// Target: client_hello, routes or proxy_protocol
         target: String,
-        /// How long
+        /// Duration, in seconds
         #[arg(long, default_value_t = 600)]
         seconds: u64,
     },
-    /// Everything that must pass before a commit: formatting, clippy, tidy, test
-    Ci,
+    /// Run every check that a commit must pass: format, lint, dependencies, clippy, rustdoc, tests
+    Ci {
+        /// Leave out the tests
+        #[arg(long = "static")]
+        is_static: bool,
+    },
 }
 
 fn main() -> ExitCode {
-    match act(Cli::parse().verb) {
+    match run_verb(Cli::parse().verb) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("xtask: {error:#}");
@@ -82,29 +138,42 @@ fn main() -> ExitCode {
     }
 }
 
-fn act(verb: Verb) -> Result<()> {
+fn run_verb(verb: Verb) -> Result<()> {
     match verb {
-        Verb::Setup => setup::all().map(drop),
-        Verb::Demo => suite::in_lab("demo", &[]),
-        Verb::Lab => suite::in_lab("lab", &[]),
-        Verb::Test { filter, engine, kernel } => {
-            tidy::check()?;
-            let (filter, engine) = (filter.as_deref(), engine.as_deref());
+        Verb::Setup { dry_run: true, with_deny } => setup::print_plan(with_deny),
+        Verb::Setup { with_deny, .. } => {
+            setup::all()?;
+            if with_deny { setup::deny() } else { Ok(()) }
+        }
+        Verb::Demo => suite::run_program("demo", &[], &setup::all()?),
+        Verb::Lab => suite::run_program("lab", &[], &setup::all()?),
+        Verb::Test { filter, engine, kernel, no_setup } => {
+            let selection = Selection { filter: filter.as_deref(), engine: engine.as_deref() };
+            if kernel.is_none() {
+                lint::check(false)?;
+            }
+            let peers = peers(no_setup)?;
             match kernel {
-                Some(kernel) => machine::test(&kernel, filter, engine),
-                None => suite::test(filter, engine),
+                Some(kernel) => machine::test(&kernel, selection, &peers),
+                None => suite::test(selection, &peers, &[]),
             }
         }
-        Verb::Tidy => tidy::check(),
-        Verb::Bench { rounds, seconds, again, only } => bench::run(rounds, seconds, again, &only),
-        Verb::Fuzz { target, seconds } => fuzz::run(&target, seconds),
-        Verb::Ci => {
-            run::loud(run::cargo().args(["fmt", "--check"]))?;
-            setup::toolchain()?;
-            let clippy = ["clippy", "--workspace", "--exclude", "snisplit-ebpf", "--all-targets"];
-            run::loud(run::cargo().args(clippy).args(["--", "-D", "warnings"]))?;
-            tidy::check()?;
-            suite::test(None, None)
+        Verb::It { path, engine, no_setup, libtest_args } => {
+            let (path, peers) = (TestPath::parse(&path), peers(no_setup)?);
+            suite::run_one(&path, engine.as_deref(), &peers, &libtest_args)
         }
+        Verb::Lint { graph: true, dot, package, .. } => lint::print_graph(package.as_deref(), dot),
+        Verb::Lint { report, .. } => lint::check(report),
+        Verb::Bench { rounds, seconds, load, candidate, out, redraw } => {
+            let out = out.unwrap_or_else(|| run::root().join("target/bench.json"));
+            bench::run(rounds, seconds, redraw, &[candidate, load].concat(), &out)
+        }
+        Verb::Fuzz { target, seconds } => fuzz::run(&target, seconds),
+        Verb::Ci { is_static } => ci::run(is_static),
     }
+}
+
+/// Folder of the peers from PyPI, after set-up unless it is left out.
+fn peers(no_setup: bool) -> Result<PathBuf> {
+    if no_setup { setup::peers() } else { setup::all() }
 }

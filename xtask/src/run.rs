@@ -1,4 +1,4 @@
-//! Commands, told before they run and explained when they fail.
+//! Commands: printed before they run, and named when they fail.
 
 use std::env;
 use std::ffi::OsStr;
@@ -7,14 +7,14 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
-/// The cargo that runs this.
+/// The cargo that runs this program, in the root of the workspace.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root());
     command
 }
 
-/// A command as root: as it is, or by sudo.
+/// A command that runs as root: as it is, or with sudo.
 pub(crate) fn as_root(program: &str) -> Command {
     if is_root() {
         return Command::new(program);
@@ -28,7 +28,10 @@ pub(crate) fn is_root() -> bool {
     quiet(Command::new("id").arg("-u")).is_ok_and(|uid| uid.trim() == "0")
 }
 
-/// Says the command, runs it with our standard streams, and fails if it does.
+/// Prints the command and runs it with our standard streams.
+///
+/// # Errors
+/// Fails if the command does.
 pub(crate) fn loud(command: &mut Command) -> Result<()> {
     eprintln!("+ {}", words(command));
     let status = command.status().with_context(|| words(command))?;
@@ -38,7 +41,10 @@ pub(crate) fn loud(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs it and returns what it prints; an error carries what it said.
+/// Runs the command and returns its standard output.
+///
+/// # Errors
+/// Fails if the command does; the error has its standard error.
 pub(crate) fn quiet(command: &mut Command) -> Result<String> {
     let output = command.stdin(Stdio::null()).output().with_context(|| words(command))?;
     if !output.status.success() {
@@ -47,17 +53,21 @@ pub(crate) fn quiet(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// The command as a person would type it, without quotes.
 pub(crate) fn words(command: &Command) -> String {
     let all = std::iter::once(command.get_program()).chain(command.get_args());
     all.map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" ")
 }
 
-/// The workspace.
+/// The folder of the workspace.
 pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap_or_else(|_| ".".into())
 }
 
-/// What `setup` keeps between clones of the repository.
+/// The folder of what `setup` makes for all clones of the repository.
+///
+/// # Errors
+/// Fails if the user has no home folder.
 pub(crate) fn cache() -> Result<PathBuf> {
     let base = env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)

@@ -4,26 +4,52 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
+use crate::run::cache;
+
 mod debian;
+mod deny;
 mod ebpf;
 mod kernels;
 mod peers;
+mod progress;
 
-pub(crate) use kernels::ensure as kernel;
+pub(crate) use deny::{ensure as deny, find as find_deny};
+pub(crate) use kernels::{Kernel, ensure as kernel};
+pub(crate) use peers::folder as peers;
 
-/// Everything.
+/// Installs what building and testing need, and returns the folder of the peers from PyPI.
+///
+/// # Errors
+/// Fails if something cannot be installed.
 pub(crate) fn all() -> Result<PathBuf> {
     toolchain()?;
     peers::ensure()
 }
 
-/// What compiling needs: `proxy-user/build.rs` reads the answer.
+/// Installs what compiling needs. `proxy-user/build.rs` reads which eBPF toolchain was found.
+///
+/// # Errors
+/// Fails if something cannot be installed.
 pub(crate) fn toolchain() -> Result<()> {
-    debian::ensure(&["gcc", "libc6-dev"], "a C compiler and its headers, to link with")?;
+    debian::ensure(&debian::COMPILER, "a C compiler and its headers, to link with")?;
     ebpf::ensure()
 }
 
-/// Says a finding in one line.
-fn say(what: &str, how: &str) {
-    eprintln!("setup: {what:<16} {how}");
+/// Prints what [`all`] would install, build and write, and where. Changes nothing.
+///
+/// # Errors
+/// Fails if the cache folder is unknown.
+pub(crate) fn print_plan(with_deny: bool) -> Result<()> {
+    let mut steps = debian::plan(&debian::COMPILER);
+    steps.extend(ebpf::plan()?);
+    steps.extend(peers::plan()?);
+    if with_deny {
+        steps.extend(deny::plan()?);
+    }
+    steps.iter().for_each(|step| println!("{step}"));
+    match steps.len() {
+        0 => println!("setup: nothing to do; the cache is {}", cache()?.display()),
+        count => println!("setup: {count} steps to do; the cache is {}", cache()?.display()),
+    }
+    Ok(())
 }

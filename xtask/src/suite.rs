@@ -1,236 +1,227 @@
-//! Builds the agent, then runs things of the `tests` crate as root in namespaces of their own.
+//! The tests: unit tests as the user, the root suite as root in namespaces of its own.
 
-use std::env;
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use serde_json::Value;
 
-use crate::run::{as_root, cargo, loud, quiet, root, words};
-use crate::setup;
+use crate::run::{cargo, quiet, root};
 
-/// Namespaces for mounts, network and processes: whatever a run leaves dies with them. `/run/netns`
-/// and `/run/snisplit` are their own, so that names cannot meet the host's.
-const FRESH: &str = "mkdir -p /run/netns /run/snisplit && mount -t tmpfs sp-netns /run/netns && \
-    mount -t tmpfs sp-run /run/snisplit && mount -t bpf bpf /sys/fs/bpf && ip link set lo up && \
-    exec \"$@\"";
+mod build;
+mod namespace;
+mod totals;
 
-/// Test files that name the engine of every agent they start, or start none.
-const ENGINES_NAMED: [&str; 22] = [
-    "auto",
-    "bpftool",
-    "cli",
-    "engines",
-    "handover",
-    "leaks",
-    "retransmissions",
-    "packet",
-    "packet_capture",
-    "packet_reclaim",
-    "packet_hooks",
-    "packet_pins",
-    "packet_dead_peer",
-    "packet_checksum",
-    "packet_translate",
-    "packet_tls",
-    "packet_vlan",
-    "packet_wire",
-    "packet_xdp",
-    "backpressure",
-    "stress",
-    "top",
-];
+pub(crate) use build::release_agent;
+use build::{Executable, Parts};
+pub(crate) use namespace::Tools;
+pub(crate) use totals::SuiteTotals;
 
-/// Most tests spend their time waiting.
-pub(crate) const AT_ONCE: &str = "--test-threads=3";
+/// Most tests spend their time waiting, so more of them run at once than there are cores.
+pub(crate) const TEST_THREADS: &str = "--test-threads=3";
 
-/// Unit tests as the user, then the root suite: all of it with the engine asked for, else with the
-/// default and then, where that is another test, with sockmap and with packet. Skips are counted; a run
-/// of skips only has failed.
-pub(crate) fn test(filter: Option<&str>, engine: Option<&str>) -> Result<()> {
-    let peers = setup::all()?;
-    let mut total = Total::default();
-    let unit = ["test", "--workspace", "--exclude", "snisplit-ebpf", "--exclude", "snisplit-tests"];
-    let mut units = cargo();
-    eprintln!("+ {}", words(units.args(unit).args(filter)));
-    total.run(&mut units)?;
-    let agent = build_agent("dev")?;
-    for (name, mut command) in of_root((&agent, &peers), filter, engine)? {
-        eprintln!("+ {name} (as root, in fresh namespaces)");
-        total.run(&mut command)?;
-    }
-    total.close()
+/// Line by which a test file declares that its tests name the engine of every agent that they start,
+/// or start none.
+const NAMES_ENGINES: &str = "//@ engines: named";
+
+/// Engines of the passes over the root suite when no engine is asked for; `None` is the default of the
+/// agent. Files that name their engines are in the first pass only.
+const PASSES: [Option<&str>; 3] = [None, Some("sockmap"), Some("packet")];
+
+/// Which tests to run.
+#[derive(Clone, Copy)]
+pub(crate) struct Selection<'a> {
+    /// Part of the name of a test or of its file.
+    pub(crate) filter: Option<&'a str>,
+    /// The engine of agents whose test names none.
+    pub(crate) engine: Option<&'a str>,
 }
 
-/// The programs of the root suite, those that have such tests, and what to call each.
-pub(crate) fn of_root(
-    (agent, peers): (&Path, &Path),
-    filter: Option<&str>,
+/// A test file of the root suite, or one test in it.
+pub(crate) struct TestPath {
+    file: String,
+    test: Option<String>,
+}
+
+impl TestPath {
+    /// Parses `FILE` or `FILE::TEST`. The file may have its extension and its folder.
+    pub(crate) fn parse(text: &str) -> Self {
+        let (file, test) = match text.split_once("::") {
+            Some((file, test)) => (file, Some(test.to_owned())),
+            None => (text, None),
+        };
+        let file = file.rsplit('/').next().unwrap_or(file).trim_end_matches(".rs").to_owned();
+        Self { file, test }
+    }
+}
+
+/// Runs the unit tests, then the root suite: with one engine if one is asked for, else in [`PASSES`].
+/// `unchecked` is what could not be checked before; the closing line counts it as skipped.
+///
+/// # Errors
+/// Fails if something does not build, if a test fails, or if no test runs.
+pub(crate) fn test(selection: Selection, peers: &Path, unchecked: &[String]) -> Result<()> {
+    let built = build::workspace()?;
+    let mut totals = SuiteTotals::new(&skips());
+    for unit in &built.unit_tests {
+        eprintln!("+ unit tests of {}", unit.title());
+        totals.run(unit.command().args(selection.filter))?;
+    }
+    let doc = ["test", "--quiet", "--doc", "--workspace", "--exclude", "snisplit-ebpf", "--"];
+    eprintln!("+ cargo {}", doc.join(" "));
+    totals.run(cargo().args(doc).args(selection.filter))?;
+    let tools = Tools { agent: &built.agent, peers };
+    for (title, mut command) in root_commands(&built.root_tests, &tools, selection)? {
+        eprintln!("+ {title} (as root, in namespaces of its own)");
+        totals.run(&mut command)?;
+    }
+    totals.close(unchecked)
+}
+
+/// Runs one file of the root suite, or one test: with the engine asked for, else with the default one.
+///
+/// # Errors
+/// Fails if there is no such file or test, if something does not build, or if a test fails.
+pub(crate) fn run_one(
+    path: &TestPath,
     engine: Option<&str>,
+    peers: &Path,
+    libtest_args: &[String],
+) -> Result<()> {
+    let files = test_files()?;
+    if !files.contains(&path.file) {
+        bail!("tests/tests/{}.rs does not exist; there are: {}", path.file, files.join(", "));
+    }
+    let built = build::one(&path.file)?;
+    let test = built.root_tests.first().context("cargo built no test program")?;
+    if list_tests(test, path.test.as_deref())?.is_empty() {
+        let all = list_tests(test, None)?.join("\n  ");
+        bail!("no test in {} has that name; there are:\n  {all}", path.file);
+    }
+    let mut totals = SuiteTotals::new(&skips());
+    let tools = Tools { agent: &built.agent, peers };
+    let mut command = root_command(test, &tools, engine);
+    totals.run(command.args(&path.test).arg(TEST_THREADS).args(libtest_args))?;
+    totals.close(&[])
+}
+
+/// Commands that run the root suite, each with a title. Leaves out programs without a selected test.
+pub(crate) fn root_commands(
+    tests: &[Executable],
+    tools: &Tools,
+    selection: Selection,
 ) -> Result<Vec<(String, Command)>> {
-    let _none_before = std::fs::remove_file(skips());
-    let executables = executables(&["--tests"])?;
-    let passes =
-        if engine.is_some() { &[engine][..] } else { &[None, Some("sockmap"), Some("packet")] };
+    let one_pass = [selection.engine];
+    let passes = if selection.engine.is_some() { &one_pass[..] } else { &PASSES };
     let mut commands = Vec::new();
-    for (pass, engine) in passes.iter().enumerate() {
-        for executable in executables.iter().filter(|path| pass == 0 || !names_engines(path)) {
-            let tests = filter.filter(|filter| !file(executable).contains(filter));
-            let list = ["--list", "--format", "terse"];
-            if quiet(Command::new(executable).args(tests).args(list))?.is_empty() {
+    for (number, &engine) in passes.iter().enumerate() {
+        for test in tests {
+            let filter = selection.filter.filter(|filter| !test.name.contains(filter));
+            let is_repeated = number > 0 && names_engines(test)?;
+            if is_repeated || list_tests(test, filter)?.is_empty() {
                 continue;
             }
-            let mut command = fresh(agent, peers);
-            command.arg(format!("SNISPLIT_SKIPS={}", skips().display()));
-            command.args(engine.map(|name| format!("SNISPLIT_TEST_ENGINE={name}"))).args(INSIDE);
-            command.arg(executable).args(tests).arg(AT_ONCE);
+            let mut command = root_command(test, tools, engine);
+            command.args(filter).arg(TEST_THREADS);
             let with = engine.map(|name| format!(", engine {name}")).unwrap_or_default();
-            commands.push((format!("{}{with}", file(executable)), command));
+            commands.push((format!("{}{with}", test.name), command));
         }
     }
     Ok(commands)
 }
 
-/// What tests write down that are skipped.
-fn skips() -> PathBuf {
-    root().join("target/skipped-tests")
+/// Builds all programs of the root suite.
+///
+/// # Errors
+/// Fails if something does not build.
+pub(crate) fn build_root_tests() -> Result<Vec<Executable>> {
+    Ok(build::workspace()?.root_tests)
 }
 
-fn names_engines(executable: &Path) -> bool {
-    ENGINES_NAMED.contains(&file(executable))
-}
-
-/// `…/deps/stress-0123456789abcdef` is of `stress`.
-fn file(executable: &Path) -> &str {
-    let name = executable.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    name.rsplit_once('-').map_or(name, |(file, _hash)| file)
-}
-
-/// Runs a program of the `tests` crate in fresh namespaces, on our standard streams.
-pub(crate) fn in_lab(program: &str, args: &[String]) -> Result<()> {
-    let peers = setup::all()?;
-    let profile = if program == "bench" { "release" } else { "dev" };
-    let agent = build_agent(profile)?;
-    let bin = executables(&["--bin", program])?.pop().context("the program was not built")?;
-    eprintln!("+ {} (as root, in fresh namespaces)", bin.display());
-    let status = fresh(&agent, &peers).args(INSIDE).arg(bin).args(args).status()?;
+/// Runs a binary of the `tests` crate as root in namespaces of its own, on our standard streams.
+///
+/// # Errors
+/// Fails if something does not build, or if the program fails.
+pub(crate) fn run_program(program: &str, args: &[String], peers: &Path) -> Result<()> {
+    let Parts { agent, binary } = build::program(program)?;
+    eprintln!("+ {} (as root, in namespaces of its own)", binary.display());
+    let tools = Tools { agent: &agent, peers };
+    let status = namespace::command(&tools, &[]).arg(binary).args(args).status()?;
     ensure!(status.success(), "{program} failed: {status}");
     Ok(())
 }
 
-pub(crate) fn build_agent(profile: &str) -> Result<PathBuf> {
-    loud(cargo().args(["build", "--package", "snisplit", "--profile", profile]))?;
-    let target =
-        env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-    Ok(target.join(if profile == "dev" { "debug" } else { profile }).join("snisplit"))
-}
-
-/// Builds a part of the `tests` crate as the user and says where its executables are.
-fn executables(which: &[&str]) -> Result<Vec<PathBuf>> {
-    let verb: &[&str] = if which == ["--tests"] { &["test", "--no-run"] } else { &["build"] };
-    let mut command = cargo();
-    command.args(verb).args([
-        "--package",
-        "snisplit-tests",
-        "--message-format",
-        "json-render-diagnostics",
-    ]);
-    let output = command.args(which).stderr(Stdio::inherit()).output()?;
-    ensure!(output.status.success(), "{} failed", words(&command));
-    let path = |line: &str| {
-        let message: Value = serde_json::from_str(line).ok()?;
-        let wanted =
-            message["target"]["kind"][0] == which[0].trim_start_matches('-').trim_end_matches('s');
-        message["executable"].as_str().filter(|_| wanted).map(PathBuf::from)
-    };
-    Ok(String::from_utf8_lossy(&output.stdout).lines().filter_map(path).collect())
-}
-
-/// `env` as root, up to the variables; [`INSIDE`] and a command come behind it.
-fn fresh(agent: &Path, peers: &Path) -> Command {
-    let mut command = as_root("env");
-    command.arg(format!("SNISPLIT_BIN={}", agent.display()));
-    command.arg(format!("SNISPLIT_PEERS={}", peers.display()));
-    command.arg("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+fn root_command(test: &Executable, tools: &Tools, engine: Option<&str>) -> Command {
+    let mut variables = vec![format!("SNISPLIT_SKIPS={}", skips().display())];
+    variables.extend(engine.map(|name| format!("SNISPLIT_TEST_ENGINE={name}")));
+    if std::env::var_os("SNISPLIT_BLESS").is_some() {
+        variables.push("SNISPLIT_BLESS=1".into());
+    }
+    let mut command = namespace::command(tools, &variables);
+    command.arg(&test.path);
     command
 }
 
-const INSIDE: [&str; 11] = [
-    "unshare",
-    "--mount",
-    "--net",
-    "--pid",
-    "--fork",
-    "--kill-child",
-    "--mount-proc",
-    "sh",
-    "-c",
-    FRESH,
-    "snisplit",
-];
-
-#[derive(Default)]
-pub(crate) struct Total {
-    passed: usize,
-    failed: usize,
-    /// Programs that came to their end.
-    pub(crate) closed: usize,
+/// Names of the tests of a program that a filter leaves.
+fn list_tests(test: &Executable, filter: Option<&str>) -> Result<Vec<String>> {
+    let list = ["--list", "--format", "terse"];
+    let listed = quiet(Command::new(&test.path).args(filter).args(list))?;
+    let names = listed.lines().filter_map(|line| line.strip_suffix(": test"));
+    Ok(names.map(str::to_owned).collect())
 }
 
-impl Total {
-    /// Runs libtest programs, shows what they print and adds up how they close.
-    pub(crate) fn run(&mut self, command: &mut Command) -> Result<()> {
-        let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| words(command))?;
-        let stdout = child.stdout.take().context("no standard output")?;
-        let before = self.closed;
-        for line in BufReader::new(stdout).lines() {
-            let line = line?;
-            println!("{line}");
-            if let Some((passed, failed)) = closing(&line) {
-                self.closed += 1;
-                self.passed += passed;
-                self.failed += failed;
-            }
-        }
-        let status = child.wait()?;
-        if !status.success() && (self.closed == before || self.failed == 0) {
-            bail!("{} failed: {status}", words(command));
-        }
-        Ok(())
-    }
-
-    /// Says what it comes to, and which tests were skipped.
-    pub(crate) fn close(&self) -> Result<()> {
-        let skipped = match std::fs::read_to_string(skips()) {
-            Ok(text) => {
-                text.lines().for_each(|line| eprintln!("SKIPPED {line}"));
-                text.lines().count()
-            }
-            Err(_) => 0,
-        };
-        let passed = self.passed.saturating_sub(skipped);
-        println!("snisplit: {passed} passed, {} failed, {skipped} skipped", self.failed);
-        ensure!(self.failed == 0, "tests failed");
-        ensure!(passed > 0, "no test ran");
-        Ok(())
-    }
+fn names_engines(test: &Executable) -> Result<bool> {
+    let text =
+        std::fs::read_to_string(&test.source).with_context(|| test.source.display().to_string())?;
+    Ok(declares_named_engines(&text))
 }
 
-/// `test result: ok. 5 passed; 0 failed; …`
-fn closing(line: &str) -> Option<(usize, usize)> {
-    let counts = line.strip_prefix("test result: ")?.split_once(". ")?.1;
-    let mut numbers = counts.split("; ").map(|part| part.split(' ').next()?.parse().ok());
-    Some((numbers.next()??, numbers.next()??))
+/// The declaration stands in front of the first item of a file.
+fn declares_named_engines(source: &str) -> bool {
+    let mut head = source.lines().take_while(|line| line.is_empty() || line.starts_with("//"));
+    head.any(|line| line == NAMES_ENGINES)
+}
+
+/// Names of the files of the root suite.
+fn test_files() -> Result<Vec<String>> {
+    let entries = std::fs::read_dir(root().join("tests/tests"))?;
+    let paths = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+    let is_rust = |path: &&PathBuf| path.extension().is_some_and(|extension| extension == "rs");
+    let stems = paths.iter().filter(is_rust).filter_map(|path| path.file_stem()?.to_str());
+    let mut names: Vec<_> = stems.map(str::to_owned).collect();
+    names.sort();
+    Ok(names)
+}
+
+/// File that tests write a line to when they skip themselves.
+pub(crate) fn skips() -> PathBuf {
+    root().join("target/skipped-tests")
 }
 
 #[cfg(test)]
 mod tests {
+    use super::{TestPath, declares_named_engines, test_files};
+
     #[test]
-    fn closing_lines_are_read() {
-        let line = "test result: FAILED. 7 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out";
-        assert_eq!(super::closing(line), Some((7, 2)));
-        assert_eq!(super::closing("running 5 tests"), None);
+    fn a_test_is_named_by_its_file_and_its_name() {
+        let parsed = |text| {
+            let path = TestPath::parse(text);
+            (path.file, path.test)
+        };
+        assert_eq!(parsed("split"), ("split".into(), None));
+        assert_eq!(parsed("tests/tests/split.rs"), ("split".into(), None));
+        assert_eq!(parsed("split::a::b"), ("split".into(), Some("a::b".into())));
+        assert_eq!(parsed("split.rs::b"), ("split".into(), Some("b".into())));
+    }
+
+    #[test]
+    fn a_declaration_counts_only_in_front_of_the_first_item() {
+        assert!(declares_named_engines("//! Doc.\n\n//@ engines: named\n\nuse a;\n"));
+        assert!(!declares_named_engines("//! Doc.\n\nuse a;\n//@ engines: named\n"));
+        assert!(!declares_named_engines("//! Doc of engines: named\n\nuse a;\n"));
+    }
+
+    #[test]
+    fn the_files_of_the_root_suite_are_listed() {
+        assert!(test_files().unwrap().contains(&"split".to_owned()));
     }
 }

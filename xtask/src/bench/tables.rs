@@ -1,4 +1,4 @@
-//! The tables of `docs/benchmarks.md`.
+//! The tables of `docs/performance/results.md`.
 
 use std::fmt::Write as _;
 
@@ -9,10 +9,9 @@ use super::values::{candidates, error, median, rows, word};
 pub(super) fn all(measured: &Value) -> String {
     let machine = &measured["machine"];
     let mut page = format!(
-        "\n{} cores, Linux {}, HAProxy {}; {} rounds of {} s each, interleaved, \
-         of exchanges twice as many. Other machines on the \
-         same processors took {:.1} % of the time.\n\n\
-         ![Rates as ratios to HAProxy](benchmarks.svg)\n",
+        "\n{} cores, Linux {}, HAProxy {}. {} rounds of {} s each, interleaved; twice as many for \
+         requests and responses. Other guests of the host took {:.1} % of the CPU time (steal).\n\n\
+         ![Rates as ratios to HAProxy](results.svg)\n",
         machine["cores"],
         word(&machine["kernel"]),
         word(&machine["haproxy"]),
@@ -22,16 +21,16 @@ pub(super) fn all(measured: &Value) -> String {
     );
     let titles = [
         ("rate", "Rate: median (median of the ratios to HAProxy in the same round)"),
-        ("cpu", "CPU of the whole machine: s/GB, or s per 1,000 of the rest; median (ratio)"),
-        ("p50", "Time of an exchange, µs, 50th percentile: median (ratio)"),
-        ("p99", "Time of an exchange, µs, 99th percentile: median (ratio)"),
+        ("cpu", "CPU of the whole machine: s/GB of bulk, s per 1,000 of the rest; median (ratio)"),
+        ("p50", "Time of a request and its response, µs, 50th percentile: median (ratio)"),
+        ("p99", "Time of a request and its response, µs, 99th percentile: median (ratio)"),
     ];
     for (key, title) in titles {
         table(&mut page, measured, (key, title));
     }
-    to_cable(&mut page, measured);
+    vs_direct(&mut page, measured);
     idle(&mut page, measured);
-    siege(&mut page, &measured["siege"]);
+    slow_clients(&mut page, &measured["siege"]);
     page
 }
 
@@ -59,13 +58,13 @@ fn table(page: &mut String, measured: &Value, (key, title): (&str, &str)) {
     }
 }
 
-/// How near those come to a cable that leave the path, or were never in it.
-fn to_cable(page: &mut String, measured: &Value) {
+/// Comparison with a direct link, of candidates that leave the path or were never in it.
+fn vs_direct(page: &mut String, measured: &Value) {
     let _ = write!(
         page,
-        "\n### The packet engine, a bare redirect, and the kernel's own forwarding, to a cable\n\n\
-         Medians of the ratios: packet / redirect / forward / the cable to itself. Of p50 with the \
-         standard error of the rounds' mean.\n\n\
+        "\n### Comparison with a direct link\n\n\
+         Medians of the ratios to a direct link: packet / redirect / forward / the link against \
+         itself. p50 has the standard error of the rounds' mean.\n\n\
          | | cores | rate | CPU | p50 | p99 |\n|---|---:|---:|---:|---:|---:|\n"
     );
     let pairs = Vec::from_iter(measured["beside"].as_array().into_iter().flatten());
@@ -91,7 +90,7 @@ fn to_cable(page: &mut String, measured: &Value) {
     }
 }
 
-/// One of those beside the cable.
+/// Cell of the comparison with a direct link: median of one candidate's ratios.
 fn cell(pairs: &[&Value], name: &str, key: &str) -> String {
     let ratio = |pair: &&Value| Some(pair["own"][key].as_f64()? / pair["cable"][key].as_f64()?);
     let of_it = pairs.iter().filter(|pair| pair["candidate"] == name);
@@ -101,10 +100,10 @@ fn cell(pairs: &[&Value], name: &str, key: &str) -> String {
     if key == "p50" { format!("{median:.3} ± {error:.3}") } else { format!("{median:.2}") }
 }
 
-/// What flows cost that do nothing.
+/// Memory that an idle flow takes.
 fn idle(page: &mut String, measured: &Value) {
     let idle = &measured["idle"];
-    let title = format!("Memory of an idle flow, bytes ({} at once)", idle["flows"]);
+    let title = format!("Memory of an idle flow, bytes ({} flows at once)", idle["flows"]);
     head(page, measured, &title);
     for (key, words) in [("user", "process"), ("kernel", "kernel, both peers included")] {
         let _ = write!(page, "| {words} |");
@@ -118,8 +117,8 @@ fn idle(page: &mut String, measured: &Value) {
     }
 }
 
-/// What 10,000 bad clients cost the good ones.
-fn siege(page: &mut String, rounds: &Value) {
+/// Rate of good clients among 10,000 slow ones.
+fn slow_clients(page: &mut String, rounds: &Value) {
     let all = |key: &str| -> Vec<f64> {
         let rounds = rounds.as_array().into_iter().flatten();
         rounds.map(|round| round[key].as_f64().unwrap_or(f64::NAN)).collect()
@@ -128,10 +127,10 @@ fn siege(page: &mut String, rounds: &Value) {
     let megabytes = |key: &str| median(all(key)) / 1e6;
     let _ = write!(
         page,
-        "\n### Siege: 10,000 bad clients\n\nA third says nothing, a third drips a byte a second, a \
-         third sends all but the end of a 60 KB hello.\nGood connections, 32 at once: {:.0} /s in \
-         peace, {:.0} /s under siege, ratio {:.2} in the same round.\nThe agent holds {:.0} MB, \
-         {:.0} MB before.\n",
+        "\n### Slow clients: 10,000 at once\n\nA third sends nothing, a third sends a byte a second, a \
+         third sends all but the end of a 60 KB hello.\nGood connections, 32 at once: {:.0} /s \
+         without them, {:.0} /s with them, ratio {:.2} in the same round.\nThe agent holds {:.0} MB, \
+         {:.0} MB without them.\n",
         median(all("quiet")),
         median(all("besieged")),
         median(ratios),

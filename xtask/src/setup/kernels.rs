@@ -1,4 +1,5 @@
-//! Debian's kernels, unpacked and not installed, and virtme-ng, which boots them with this machine's files.
+//! Debian's kernels, unpacked and not installed, and virtme-ng, which boots them with the files of this
+//! machine.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,26 +7,37 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
-use super::{debian, peers, say};
+use super::debian;
+use super::peers::{self, Wheel};
+use super::progress::report;
 use crate::run::{cache, loud, quiet};
 
 const PACKAGES: [&str; 4] = ["busybox-static", "kmod", "qemu-system-x86", "udev"];
-const VIRTME: (&str, &str) = ("vng", "virtme-ng==1.42");
+const VIRTME: Wheel = Wheel { program: "vng", requirement: "virtme-ng==1.42" };
 
-/// A kernel of this version, such as `6.1`; the newest of them, if none is here yet. The image, and the
-/// folder of virtme-ng's programs.
-pub(crate) fn ensure(version: &str) -> Result<(PathBuf, PathBuf)> {
+/// A kernel to boot.
+pub(crate) struct Kernel {
+    pub(crate) image: PathBuf,
+    /// Folder of virtme-ng's programs.
+    pub(crate) programs: PathBuf,
+}
+
+/// Unpacks a kernel of this version, such as `6.1`. If none is there yet, it is the newest of them.
+///
+/// # Errors
+/// Fails if Debian has no such kernel, or if something cannot be installed.
+pub(crate) fn ensure(version: &str) -> Result<Kernel> {
     debian::ensure(&PACKAGES, "to boot another kernel")?;
     let bin = peers::environment()?;
-    peers::ensure_wheel(&bin, VIRTME)?;
+    peers::ensure_wheel(&bin, &VIRTME)?;
     let kernels = cache()?.join("kernels");
     fs::create_dir_all(&kernels)?;
     let image = match image(&kernels.join(version)) {
         Some(image) => image,
         None => unpack(version, &kernels)?,
     };
-    say("kernel", &image.display().to_string());
-    Ok((image, bin))
+    report("kernel", &image.display().to_string());
+    Ok(Kernel { image, programs: bin })
 }
 
 fn unpack(version: &str, kernels: &Path) -> Result<PathBuf> {
@@ -34,9 +46,10 @@ fn unpack(version: &str, kernels: &Path) -> Result<PathBuf> {
     let names = found.lines().filter_map(|line| line.split(' ').next());
     let plain = names.filter(|name| !name.contains("-cloud-") && !name.contains("-rt-"));
     let newest = plain.max_by_key(|name| numbers(name));
-    let newest = newest
-        .with_context(|| format!("apt-cache knows no package {pattern}: is it one of Debian's?"))?;
-    say("kernel", &format!("downloading {newest}"));
+    let newest = newest.with_context(|| {
+        format!("apt-cache finds no package {pattern}; is it a kernel of Debian?")
+    })?;
+    report("kernel", &format!("downloading {newest}"));
     let folder = kernels.join(format!("new-{}", std::process::id()));
     fs::create_dir(&folder)?;
     loud(Command::new("apt-get").current_dir(&folder).args(["-qq", "download", newest]))?;

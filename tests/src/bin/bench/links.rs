@@ -76,10 +76,10 @@ impl Drop for PacketProgramsGuard {
     fn drop(&mut self) {
         // Not by `ip netns exec`, which covers the file system of the pins with another /sys.
         let inside = format!("--net=/run/netns/{}", self.namespace);
-        let mut drop = Command::new("nsenter");
-        run(drop.arg(inside).arg(binary_path()).args([
+        let mut purge = Command::new("nsenter");
+        run(purge.arg(inside).arg(binary_path()).args([
             "flows",
-            "drop",
+            "purge",
             "--instance",
             &self.namespace,
         ]));

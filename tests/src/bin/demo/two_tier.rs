@@ -67,7 +67,7 @@ fn show_refused_orders(lab: &Lab, pebble: &Pebble, agent: &Agent) {
             let rest = last.split(&format!("{key}=\"")).nth(1);
             rest.and_then(|rest| rest.split('"').next()).unwrap_or("-").to_owned()
         };
-        let (to, why) = (word("decision"), word("reason"));
+        let (to, why) = (word("action"), word("reason"));
         println!("   {name:<12} {:<34} {:<9} {to}: {why}", "the hostile tenant", "no");
     }
 }
