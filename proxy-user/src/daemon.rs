@@ -18,8 +18,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use crate::certs::CertStore;
-use crate::config::{Config, Overrides};
+use crate::certs::{CertStore, pem};
+use crate::config::{Config, ConfigErrors, Overrides};
 use crate::conn::Shared;
 use crate::conn::admission::ConnectionLimiter;
 use crate::conn::adopt;
@@ -150,8 +150,12 @@ fn start(shared: &Arc<Shared>, services: &mut Services, tasks: &TaskTracker) -> 
 }
 
 impl ConfigSource {
-    fn load(&self) -> Result<Config> {
-        Ok(Config::load(self.path.as_deref(), &self.overrides)?)
+    /// Reads the configuration.
+    ///
+    /// # Errors
+    /// All problems of the file and the flags.
+    pub fn load(&self) -> Result<Config, ConfigErrors> {
+        Config::load(self.path.as_deref(), &self.overrides, pem::verify_names)
     }
 
     fn watcher(&self) -> config_watcher::ConfigWatcher {

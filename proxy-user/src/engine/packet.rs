@@ -19,7 +19,7 @@ use tokio::time::timeout;
 
 use super::sockmap::handed;
 use super::{CarryResult, Declined, EngineKind, FlowCounters, FlowEnd, SocketPair};
-pub(crate) use crate::bpf::packet::Hook;
+use crate::bpf::packet::Hook;
 use crate::bpf::packet::{AttachTarget, PacketPrograms};
 use crate::bpf::{BpfError, cookie};
 use crate::sys;

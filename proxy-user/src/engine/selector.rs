@@ -1,7 +1,6 @@
 //! Which engine carries a flow: the first on the list that does not decline.
 
 use std::fmt;
-use std::str::FromStr;
 use std::sync::OnceLock;
 
 use super::classifier::{TrafficClass, TrafficClassifier};
@@ -19,21 +18,6 @@ pub enum EngineChoice {
     Auto,
     /// This one first; `copy` still stands beneath it.
     Only(EngineKind),
-}
-
-impl FromStr for EngineChoice {
-    type Err = &'static str;
-
-    fn from_str(word: &str) -> Result<Self, Self::Err> {
-        match word {
-            "auto" => Ok(Self::Auto),
-            "copy" => Ok(Self::Only(EngineKind::Copy)),
-            "splice" => Ok(Self::Only(EngineKind::Splice)),
-            "sockmap" => Ok(Self::Only(EngineKind::Sockmap)),
-            "packet" => Ok(Self::Only(EngineKind::Packet)),
-            _ => Err("is no engine; one of auto, packet, sockmap, splice, copy"),
-        }
-    }
 }
 
 impl fmt::Display for EngineChoice {

@@ -5,8 +5,8 @@ use std::path::Path;
 use anyhow::Result;
 use tracing::{info, warn};
 
-use crate::bpf::packet::AttachTarget;
-use crate::config::Config;
+use crate::bpf::packet::{AttachTarget, Hook};
+use crate::config::{Config, HookChoice};
 use crate::engine::EngineSelector;
 use crate::engine::packet::{PacketEngine, PortAllocator};
 use crate::net::host::{self, Interface};
@@ -35,7 +35,7 @@ pub(super) fn load(config: &Config, ladder: &EngineSelector, pins: Option<&Path>
         warn!("packet.xdp: no interface can have it; packets meet the programs of `hook` only");
     }
     let names: Vec<&str> = targets.iter().map(|link| link.name.as_str()).collect();
-    let hook = config.packet.hook;
+    let hook = resolve_hook(config.packet.hook);
     let xdp_interfaces = targets.iter().filter(|link| link.use_xdp).count();
     info!(interfaces = names.join(" "), ?ports, ?hook, xdp_interfaces, "packet");
     let packet = PacketEngine::load((&targets, hook), PortAllocator::new(ports.clone()), pins);
@@ -45,6 +45,14 @@ pub(super) fn load(config: &Config, ladder: &EngineSelector, pins: Option<&Path>
     packet.enable_xdp_redirect(host::supports_ndo_xdp_xmit)?;
     ladder.set_packet(packet);
     Ok(())
+}
+
+fn resolve_hook(choice: HookChoice) -> Hook {
+    match choice {
+        HookChoice::Auto => Hook::best_supported(),
+        HookChoice::Tcx => Hook::Tcx,
+        HookChoice::Clsact => Hook::Clsact,
+    }
 }
 
 /// Whether its driver can have the program of drivers.
