@@ -18,13 +18,13 @@ pub const ABI_MAP: &str = "abi";
 pub const TARGETS_MAP: &str = "targets";
 /// Sockets whose received data the verdict program sees, by cookie.
 pub const SOURCES_MAP: &str = "sources";
-/// One [`Flow`] for each direction, by the cookie of the socket that receives.
+/// One [`DirectionEntry`] for each direction, by the cookie of the socket that receives.
 pub const FLOWS_MAP: &str = "flows";
-/// The names behind the numbers in [`Flow::route`].
+/// The names behind the numbers in [`DirectionEntry::route_id`].
 pub const ROUTES_MAP: &str = "routes";
-/// [`Event`]s for user space.
+/// [`SockmapEvent`]s for user space.
 pub const EVENTS_MAP: &str = "events";
-/// Counters, one slot for each [`Count`], one set for each CPU.
+/// Counters, one slot for each [`SockmapCounter`], one set for each CPU.
 pub const COUNTERS_MAP: &str = "counters";
 
 /// Sockets at once, two for each flow; the loader may make it less.
@@ -44,10 +44,10 @@ pub const BACKLOG_HARD_LIMIT: u64 = 4 << 20;
 /// Bytes of memory that a buffer is taken to need besides its data: `sk_buff`, `skb_shared_info` and
 /// headers. A flow of single bytes consists of little else.
 pub const SKB_TRUESIZE_OVERHEAD: u64 = 1 << 10;
-/// What [`Flow::mean_len`] is counted in, and how many buffers it looks back.
+/// What [`DirectionEntry::avg_skb_len_x16`] is counted in, and how many buffers it looks back.
 pub const SKB_LEN_EWMA_WEIGHT: u32 = 16;
 
-/// Bytes that a direction may move within [`PACE_NS`] before the choice `auto` takes it for bulk, which
+/// Bytes that a direction may move within [`CLASSIFY_WINDOW_NS`] before the choice `auto` takes it for bulk, which
 /// splice(2) carries better (docs/benchmarks.md).
 pub const BULK_BYTES_PER_WINDOW: u64 = 8 << 20;
 /// Bytes that one side says before the other answers, at most and on average, where the two talk by turns: that
@@ -75,7 +75,7 @@ pub struct DirectionEntry {
     pub passed_bytes: u64,
     /// Seconds since 1970 when the flow began.
     pub started_at: u64,
-    /// Bytes within [`PACE_NS`] at which the direction is given to user space; 0 is never.
+    /// Bytes within [`CLASSIFY_WINDOW_NS`] at which the direction is given to user space; 0 is never.
     pub bulk_threshold: u64,
     /// Bytes redirected since `paced_from`.
     pub window_bytes: u64,

@@ -1,6 +1,6 @@
 //! The first thing a TLS client says, and the few facts we want from it.
 //!
-//! Sans I/O: [`Reader::feed`] gets all bytes that have arrived so far and says when it knows
+//! Sans I/O: [`ClientHelloParser::parse`] gets all bytes that have arrived so far and says when it knows
 //! enough. A hello is decided only when it is whole, so how it was cut into TCP segments or TLS
 //! records can never change a decision (CVE-2026-32305 was that). RFC 8446 §4.1.2 and §5.1.
 

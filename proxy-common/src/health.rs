@@ -30,9 +30,9 @@ pub struct BackendHealth {
 pub enum Transition {
     /// It answers again.
     Up,
-    /// It does not, by [`Health::checked`].
+    /// It does not, by [`BackendHealth::record_check`].
     Down,
-    /// It does not, by [`Health::dialled`], and is left alone for so long.
+    /// It does not, by [`BackendHealth::record_connect`], and is left alone for so long.
     Eject(Duration),
 }
 

@@ -1,6 +1,6 @@
 //! The PROXY protocol, versions 1 and 2 (haproxy.org, proxy-protocol.txt): who is behind a proxy.
 //!
-//! Sans I/O, like the hello: [`read`] gets all bytes so far and says when the header is whole. The
+//! Sans I/O, like the hello: [`parse`] gets all bytes so far and says when the header is whole. The
 //! grammar is the `proxy-header` crate's; bounds, the checksum and how many bytes to wait for are
 //! ours.
 
@@ -43,7 +43,7 @@ pub enum HeaderError {
     Missing,
     /// Something in it is wrong.
     Malformed,
-    /// Longer than [`HEADER_MAX`].
+    /// Longer than [`MAX_HEADER_LEN`].
     TooLong,
     /// The CRC32c of version 2 (§2.2.3) is another.
     Checksum,

@@ -60,7 +60,11 @@ pub struct RouteConflict {
 }
 
 impl<R> RouteTable<R> {
-    /// Builds the table, or names the first conflict.
+    /// Builds the table.
+    ///
+    /// # Errors
+    ///
+    /// Two routes with the same pattern are a conflict; the first one is returned.
     pub fn new(
         entries: impl IntoIterator<Item = (Vec<Pattern>, R)>,
     ) -> Result<Self, RouteConflict> {

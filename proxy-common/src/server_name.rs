@@ -29,7 +29,11 @@ pub enum ServerNameError {
 }
 
 impl ServerName {
-    /// Reads a name as it stands on the wire or in a config file.
+    /// Parses a name from the wire or from a configuration file.
+    ///
+    /// # Errors
+    ///
+    /// [`ServerNameError`] says which rule of a host name the bytes break.
     pub fn parse(bytes: &[u8]) -> Result<Self, ServerNameError> {
         let Some((&last, _)) = bytes.split_last() else {
             return Err(ServerNameError::Empty);

@@ -14,7 +14,11 @@ use crate::certs::pem;
 use crate::config::terminate::CertificateSource;
 use crate::config::{Config, Terminate};
 
-/// All certificates of a configuration, a paragraph each.
+/// Lists all certificates of a configuration, a paragraph each.
+///
+/// # Errors
+///
+/// The state directory cannot be read.
 pub fn list(config: &Config) -> Result<String> {
     let paragraphs: Result<Vec<String>> =
         config.terminates.iter().map(|one| describe(config, one)).collect();
@@ -25,6 +29,10 @@ pub fn list(config: &Config) -> Result<String> {
 }
 
 /// Asks the running agent, or the next one, to renew the certificate of a name.
+///
+/// # Errors
+///
+/// No `[[terminate]]` entry has the name, its certificate comes from files, or the request cannot be written.
 pub fn renew(config: &Config, name: &str) -> Result<()> {
     let has_name =
         |one: &&Arc<Terminate>| one.route.names.iter().any(|own| own.to_string() == name);

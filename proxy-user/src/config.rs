@@ -140,6 +140,7 @@ impl Config {
     /// Reads the file, if there is one, and lets the flags win over it.
     ///
     /// # Errors
+    ///
     /// All problems of the file and the flags.
     pub(crate) fn load(
         path: Option<&Path>,

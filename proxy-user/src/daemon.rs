@@ -52,8 +52,12 @@ pub struct ConfigSource {
     pub watch: bool,
 }
 
-/// Serves until SIGTERM or SIGINT, then lets running connections end (`drain`); a second signal
-/// cuts them. SIGHUP reloads the file.
+/// Serves until SIGTERM or SIGINT, then waits up to `drain_timeout` for connections to end; a second
+/// signal resets them. SIGHUP reloads the file.
+///
+/// # Errors
+///
+/// The configuration is invalid, or a listener, engine, state directory or runtime cannot be set up.
 pub fn run(source: &ConfigSource) -> Result<()> {
     let config = source.load()?;
     raise_fd_limit();
@@ -153,6 +157,7 @@ impl ConfigSource {
     /// Reads the configuration.
     ///
     /// # Errors
+    ///
     /// All problems of the file and the flags.
     pub fn load(&self) -> Result<Config, ConfigErrors> {
         Config::load(self.path.as_deref(), &self.overrides, pem::verify_names)

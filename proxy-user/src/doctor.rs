@@ -39,7 +39,11 @@ impl fmt::Display for CheckStatus {
     }
 }
 
-/// Asks everything and prints a line for each; fails if one is a NO.
+/// Runs all checks and prints a line for each; the exit code is 1 if one fails.
+///
+/// # Errors
+///
+/// A check cannot be carried out at all.
 pub fn run(ebpf_log: LevelFilter) -> Result<ExitCode> {
     let checks = [
         ("kernel", check_kernel()),

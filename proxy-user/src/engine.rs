@@ -3,7 +3,7 @@
 //! The contract is ownership: [`Engine::carry`] takes a pair of sockets to their end, or hands them
 //! back as they were. After the first byte there is no handing back. `copy` is the reference; every
 //! other engine gives the same bytes, half-closes, resets and tally. `packet` does not carry a pair but
-//! takes its place: what is left then is to wait ([`Course::Flying`]).
+//! takes its place: what is left then is to wait ([`CarryResult::Offloaded`]).
 
 use std::fmt;
 use std::os::fd::AsFd;

@@ -32,7 +32,11 @@ impl<'c> CertificateLookup for AllCertificatesReady<'c> {
 
 type ConfigDecision<'c> = Decision<'c, Route, &'c Terminate>;
 
-/// Explains one connection, a fact a line.
+/// Explains one connection, one fact a line.
+///
+/// # Errors
+///
+/// The file of `--client-hello` cannot be read or holds no ClientHello.
 pub fn explain(config: &Config, args: &ConnectionArgs) -> Result<String> {
     let mut out = String::new();
     let hello = match &args.client_hello {

@@ -26,7 +26,11 @@ fn lock_stopped_instance(instance: &str) -> Result<(PathBuf, File)> {
     Ok((folder, lock))
 }
 
-/// Has this version's agent understand what one before it has left; what to say of it.
+/// Converts the pins that an older version left. Returns the line to print.
+///
+/// # Errors
+///
+/// An agent of that name runs, the version is unknown, or a pin cannot be converted.
 pub fn migrate(instance: &str) -> Result<String> {
     let (folder, _lock) = lock_stopped_instance(instance)?;
     let from_version = migrate_pins(&folder)?;
@@ -37,7 +41,11 @@ pub fn migrate(instance: &str) -> Result<String> {
     ))
 }
 
-/// Ends the flows of an instance and removes its pins; what to say of it.
+/// Resets the flows of an instance and removes its pins. Returns the line to print.
+///
+/// # Errors
+///
+/// An agent of that name runs, or a pin cannot be read or removed.
 pub fn purge(instance: &str) -> Result<String> {
     let (folder, _lock) = lock_stopped_instance(instance)?;
     let place = folder.display();
@@ -61,7 +69,12 @@ pub fn purge(instance: &str) -> Result<String> {
     Ok(format!("{ended} flows ended; {place} is gone"))
 }
 
-/// Asks the agent to reset the flows of a client, or the one by its address and port; what to say.
+/// Asks the agent to reset the flows of a client, by address or by address and port. Returns the line
+/// to print.
+///
+/// # Errors
+///
+/// The address is malformed, no flow has it, or the pins cannot be written.
 pub fn request_reset(instance: &str, client: &str) -> Result<String> {
     let is_selected: Box<dyn Fn(SocketAddr) -> bool> =
         match (client.parse::<SocketAddr>(), client.parse::<IpAddr>()) {

@@ -1,6 +1,6 @@
 //! The shell of snisplit: all input and output around the law in `snisplit_common`.
 //!
-//! Read [`conn`] first: it is the life of a connection, a line a step. [`daemon`] builds everything
+//! Read `conn` first: it is the life of a connection, a line a step. [`daemon`] builds everything
 //! and owns shutdown; nothing imports it.
 
 #![deny(unsafe_code)]

@@ -28,9 +28,9 @@ const ROUTE_TABLE: u32 = 1443;
 /// One rule or route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum RoutingItem {
-    /// Looks the packets of a back end up in [`TABLE`].
+    /// Looks the packets of a back end up in [`ROUTE_TABLE`].
     Rule(SocketAddr),
-    /// Calls every address of a family local, in [`TABLE`].
+    /// Calls every address of a family local, in [`ROUTE_TABLE`].
     Route { is_v6: bool },
 }
 
@@ -53,7 +53,11 @@ impl fmt::Display for RoutingItem {
     }
 }
 
-/// Says what is there and what is missing; fails if something is.
+/// Prints which rules and routes are there and which are missing; the exit code is 1 if one is missing.
+///
+/// # Errors
+///
+/// The rules cannot be read by netlink.
 pub fn check(config: &Config) -> Result<ExitCode> {
     let present = netlink::installed().context("cannot read the routing rules")?;
     let desired = desired_items(config);
@@ -78,13 +82,21 @@ pub fn check(config: &Config) -> Result<ExitCode> {
     Ok(if is_complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Adds what is missing and removes what a former configuration needed.
+/// Adds the missing rules and routes and removes those that no back end needs.
+///
+/// # Errors
+///
+/// Netlink refuses a change, for lack of CAP_NET_ADMIN for example.
 pub fn apply(config: &Config) -> Result<()> {
     let desired = desired_items(config);
     reconcile(&desired)
 }
 
-/// Removes all of it.
+/// Removes all rules and routes.
+///
+/// # Errors
+///
+/// Netlink refuses a removal, for lack of CAP_NET_ADMIN for example.
 pub fn remove() -> Result<()> {
     reconcile(&BTreeSet::new())
 }

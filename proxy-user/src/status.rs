@@ -42,7 +42,11 @@ struct EngineStatus {
 }
 
 impl Status {
-    /// Asks.
+    /// Reads the instance file and the pins.
+    ///
+    /// # Errors
+    ///
+    /// The instance file or a pin cannot be read.
     pub fn read(instance: &str) -> Result<Self> {
         let agent =
             InstanceInfo::read_running(instance).context("the agent's note cannot be read")?;

@@ -129,8 +129,11 @@ impl Pebble {
         self.server.log()
     }
 
-    /// Whether a client that trusts this CA and no other is content with what serves a name, through
-    /// the agent; if not, what it says.
+    /// Returns the certificate that the agent serves for a name, to a client that trusts this CA only.
+    ///
+    /// # Errors
+    ///
+    /// What the client said, if it did not accept the certificate.
     pub fn served_certificate(&self, lab: &Lab, name: &str) -> Result<ServedCertificate, String> {
         let mut command = Command::new("timeout");
         command.args(["20", "openssl", "s_client", "-servername", name, "-verify_hostname", name]);
@@ -199,7 +202,7 @@ pub fn admin_get(lab: &Lab, path: &str) -> (String, u16) {
     (body.to_owned(), status.parse().unwrap())
 }
 
-/// Where the agent of [`flags`] keeps a certificate.
+/// Where the agent of `flags` keeps a certificate.
 pub fn certificate_dir(lab: &Lab, label: &str) -> PathBuf {
     lab.dir().join(format!("state/{CLIENT}_14000/certificates/{label}"))
 }

@@ -35,7 +35,7 @@ pub fn accept(listener: &TcpListener) -> TcpStream {
     with_timeouts(stream.0)
 }
 
-/// Reads and writes fail after [`patience`]; nothing is held back by Nagle.
+/// Reads and writes fail after [`default_timeout`]; nothing is held back by Nagle.
 fn with_timeouts(stream: TcpStream) -> TcpStream {
     stream.set_read_timeout(Some(default_timeout())).unwrap();
     stream.set_write_timeout(Some(default_timeout())).unwrap();
@@ -124,6 +124,10 @@ impl RandomStream {
 
 /// Reads what there is. A process that was stopped and goes on is no fault of a stream with a deadline, whose
 /// read is not begun again by the kernel (signal(7)).
+///
+/// # Errors
+///
+/// The error of `read(2)` other than EINTR, a timeout among them.
 pub fn read_once(mut stream: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
     loop {
         match stream.read(buffer) {

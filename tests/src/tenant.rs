@@ -79,12 +79,20 @@ pub fn caddy(
     ServerProcess::start_backend(lab, backend(port), &mut command)
 }
 
-/// `lego --tls`, which orders once for all names and says whether it got it.
+/// Runs `lego --tls`, which orders one certificate for all names.
+///
+/// # Errors
+///
+/// What lego printed, if it got no certificate.
 pub fn lego(lab: &Lab, pebble: &Pebble, port: u16, names: &[&str]) -> Result<(), String> {
     lego_with_challenge(lab, pebble, "tls", port, names)
 }
 
-/// The same by another challenge, `tls` or `http`.
+/// Runs [`lego`] with another challenge: `tls` or `http`.
+///
+/// # Errors
+///
+/// What lego printed, if it got no certificate.
 pub fn lego_with_challenge(
     lab: &Lab,
     pebble: &Pebble,

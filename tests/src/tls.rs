@@ -73,7 +73,11 @@ pub fn send_client_hello(tls: &mut ClientConnection, mut stream: &TcpStream, chu
     chunks.iter().for_each(|piece| stream.write_all(piece).unwrap());
 }
 
-/// Shakes hands; then what the server says until it ends the stream.
+/// Completes a TLS handshake, then reads until the server ends the stream.
+///
+/// # Errors
+///
+/// The error of the TLS library or of the socket, such as an alert.
 pub fn handshake_and_read_to_end(
     tls: &mut ClientConnection,
     mut stream: &TcpStream,

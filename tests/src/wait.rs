@@ -18,7 +18,7 @@ fn timeout_factor() -> u32 {
     std::env::var("SNISPLIT_TIMEOUT_FACTOR").map_or(1, |text| text.parse().unwrap())
 }
 
-/// Looks every 5 ms until there is something, and fails after [`patience`].
+/// Looks every 5 ms until there is something, and fails after [`default_timeout`].
 #[track_caller]
 pub fn wait_until<T>(what: &str, probe: impl FnMut() -> Option<T>) -> T {
     wait_until_within(default_timeout(), what, probe)

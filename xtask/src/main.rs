@@ -43,8 +43,8 @@ enum Verb {
     Test {
         /// Run only tests whose name, or whose file's name, contains this
         filter: Option<String>,
-        /// Use this engine for agents whose test names none [default: three passes, with auto, sockmap and
-        /// packet; files that declare `//@ engines: named` are in the first pass only]
+        /// Use this engine for agents whose test names none. Without it there are three
+        /// passes, with auto, sockmap and packet; files that declare `//@ engines: named` run once
         #[arg(long)]
         engine: Option<String>,
         /// Run the root suite alone, on this kernel of Debian's, such as 6.1, in a machine that QEMU

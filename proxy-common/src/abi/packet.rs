@@ -1,7 +1,7 @@
 //! The contract of the packet engine, whose flows leave the sockets: packets are translated on their
 //! way between the client and the back end, and these records are all that is left of the proxy.
 //!
-//! A [`Tuple`] is always as packets *arrive* here, from one peer or the other; a [`Way`] is what
+//! A [`Tuple`] is always as packets *arrive* here, from one peer or the other; a [`Translation`] is what
 //! packets of one direction go through, in numbers of the sender's unless it says otherwise.
 
 mod record;
@@ -21,30 +21,30 @@ pub const INGRESS_PROGRAM: &str = "sni_in";
 pub const XDP_PROGRAM: &str = "sni_xdp";
 /// Looks at what this host itself sends.
 pub const EGRESS_PROGRAM: &str = "sni_out";
-/// Does for user space, which has no atomic access to a map, what a [`Wish`] says: run by `BPF_PROG_TEST_RUN`.
+/// Does for user space, which has no atomic access to a map, what a [`ControlCommand`] says: run by `BPF_PROG_TEST_RUN`.
 pub const CONTROL_PROGRAM: &str = "sni_ctl";
 
 /// [`PACKET_ABI_VERSION`], one entry.
 pub const PACKET_ABI_MAP: &str = "packet_abi";
-/// [`Splice`]s, each in the slot that its legs tell.
+/// [`FlowEntry`]s, each in the slot that its legs tell.
 pub const PACKET_FLOWS_MAP: &str = "packet_flows";
-/// [`Leg`]s by [`Tuple`].
+/// [`TupleEntry`]s by [`Tuple`].
 pub const PACKET_TUPLES_MAP: &str = "packet_tuples";
-/// The names behind [`Splice::route`].
+/// The names behind [`FlowEntry::route_id`].
 pub const PACKET_ROUTES_MAP: &str = "packet_routes";
-/// [`Told`]s for user space.
+/// [`FlowEvent`]s for user space.
 pub const PACKET_EVENTS_MAP: &str = "packet_events";
-/// Counters, one slot for each [`Fate`], one set for each CPU.
+/// Counters, one slot for each [`PacketCounter`], one set for each CPU.
 pub const PACKET_COUNTERS_MAP: &str = "packet_counters";
-/// How to leave by the interfaces that the programs are attached to ([`BY_QUEUE`], [`BY_PEER`] or
-/// [`BY_DRIVER`]), by their numbers.
+/// How to leave by the interfaces that the programs are attached to ([`XMIT_QDISC`], [`XMIT_PEER`] or
+/// [`XMIT_XDP`]), by their numbers.
 pub const PACKET_INTERFACES_MAP: &str = "packet_links";
-/// In [`INTERFACES_MAP`]: by its queue, as all else does.
+/// In [`PACKET_INTERFACES_MAP`]: by its queue, as all else does.
 pub const XMIT_QDISC: u32 = 1;
-/// In [`INTERFACES_MAP`]: it is one end of a veth pair whose other end is in another network namespace,
+/// In [`PACKET_INTERFACES_MAP`]: it is one end of a veth pair whose other end is in another network namespace,
 /// so a packet can arrive there at once (`bpf_redirect_peer`).
 pub const XMIT_PEER: u32 = 2;
-/// In [`INTERFACES_MAP`]: [`EARLY_PROGRAM`] is in its driver, which then takes frames from other drivers.
+/// In [`PACKET_INTERFACES_MAP`]: [`XDP_PROGRAM`] is in its driver, which then takes frames from other drivers.
 pub const XMIT_XDP: u32 = 3;
 
 /// What a SYN to a back end must not offer, by the tuple that its answer comes by, without our address.
@@ -55,11 +55,11 @@ pub const RESET_REQUESTS_MAP: &str = "packet_cuts";
 /// Wishes at once.
 pub const MAX_RESET_REQUESTS: usize = 65_536;
 
-/// In [`OFFERS_MAP`]: the most bytes of a segment (MSS), 16 bits; the following are above them.
+/// In [`SYN_CLAMP_MAP`]: the most bytes of a segment (MSS), 16 bits; the following are above them.
 pub const CLAMP_MSS_MASK: u32 = 0xffff;
-/// In [`OFFERS_MAP`]: no timestamps (RFC 7323).
+/// In [`SYN_CLAMP_MAP`]: no timestamps (RFC 7323).
 pub const CLAMP_NO_TIMESTAMPS: u32 = 1 << 16;
-/// In [`OFFERS_MAP`]: no selective acknowledgements (RFC 2018).
+/// In [`SYN_CLAMP_MAP`]: no selective acknowledgements (RFC 2018).
 pub const CLAMP_NO_SACK: u32 = 1 << 17;
 
 /// Connections to back ends that are being opened at once.

@@ -45,7 +45,7 @@ pub(crate) trait Frame: EbpfContext {
     /// Other addresses in the checksum of TCP.
     fn csum_replace_pseudo(&self, at: u32, addresses: ChecksumDiff) -> Option<()>;
 
-    /// What [`Frame::readdress`] has made of the checksum, which was `old` and is `now`.
+    /// What [`Frame::csum_replace_pseudo`] has made of the checksum, which was `old` and is `now`.
     fn csum_replaced(&self, old: u16, now: u16, addresses: ChecksumDiff) -> Checksum;
 
     /// What else has changed, if the checksum has more than addresses in it.

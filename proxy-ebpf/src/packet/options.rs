@@ -61,7 +61,7 @@ fn scratch() -> Option<&'static mut Options> {
 /// No folded sum is as large.
 pub(crate) const REWRITE_FAILED: u64 = u64::MAX;
 
-/// Translates options where they lie; what that changes in the sum, or [`FAILED`].
+/// Translates options where they lie; what that changes in the sum, or [`REWRITE_FAILED`].
 #[inline(never)]
 pub(crate) fn rewrite_options(
     ctx: &impl Frame,

@@ -36,14 +36,14 @@ pub(crate) struct NextHop {
     pub(crate) mtu: u32,
     /// Destination and source of the frame.
     pub(crate) eth_addrs: [u32; 3],
-    /// When this was asked for, of the coarse clock: now, that is, but for [`JIFFIES`].
+    /// When this was asked for, of the coarse clock: now, that is, but for [`ROUTE_CACHE_JIFFIES`].
     pub(crate) now_ns: u64,
 }
 
 /// A way, and of which peer and which address of ours.
 #[repr(C)]
 struct RouteCacheEntry {
-    /// When it is of, in [`JIFFIES`]. 0 if it is to be asked for again.
+    /// When it is of, in [`ROUTE_CACHE_JIFFIES`]. 0 if it is to be asked for again.
     epoch: u64,
     family: Family,
     peer: [u32; 4],

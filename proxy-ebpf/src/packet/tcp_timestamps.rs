@@ -40,7 +40,7 @@ impl OptionDelta {
     }
 }
 
-/// Options of [`QUICK`] bytes, in network order.
+/// Options of [`TS_ONLY_LEN`] bytes, in network order.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct Timestamps {

@@ -10,13 +10,13 @@ use snisplit_common::abi::{
     Direction, DirectionEntry, DirectionState, SockmapEvent, SockmapEventKind,
 };
 
-/// A [`Flow`] as it stands in the map.
+/// A [`DirectionEntry`] as it stands in the map.
 pub(super) type FlowBytes = [u8; size_of::<DirectionEntry>()];
-/// A [`Splice`] likewise.
+/// A [`FlowEntry`] likewise.
 pub(super) type FlowEntryBytes = [u8; size_of::<FlowEntry>()];
 /// A [`Tuple`] likewise.
 pub(super) type TupleBytes = [u8; size_of::<Tuple>()];
-/// A [`Leg`] likewise.
+/// A [`TupleEntry`] likewise.
 pub(super) type TupleEntryBytes = [u8; size_of::<TupleEntry>()];
 
 /// What can be written to bytes and read back.
@@ -50,7 +50,7 @@ macro_rules! impl_integers {
 
 impl<const N: usize> MapValue for [u64; N] {
     fn write_to(&self, to: &mut [u8]) {
-        let places = to.chunks_exact_mut(size_of::<u64>());
+        let places = to.as_chunks_mut::<{ size_of::<u64>() }>().0.iter_mut();
         self.iter().zip(places).for_each(|(number, place)| number.write_to(place));
     }
 

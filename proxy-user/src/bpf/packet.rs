@@ -65,7 +65,7 @@ pub(crate) struct PacketPrograms {
     counters: PerCpuArray<MapData, u64>,
     route_names: Mutex<RouteNames>,
     loaded: Mutex<Ebpf>,
-    /// Told when there is something to [`erase`](Self::erase).
+    /// Told when there is something to [`erase`](Self::reclaim).
     pub(crate) retired: Notify,
 }
 
@@ -186,7 +186,7 @@ impl PacketPrograms {
     }
 
     /// Forgets a flow: its packets are strangers again. The answer is what it had come to. What is left of it
-    /// waits for [`Self::erase`].
+    /// waits for [`Self::reclaim`].
     pub(crate) fn remove_flow(&self, flow_id: u64) -> Option<FlowEntry> {
         let mut entry = self.flow_entry(flow_id)?;
         if !(entry.state == FlowState::Fallback || entry.state.is_terminal()) {

@@ -27,12 +27,14 @@ pub(super) trait Value: Sized {
     /// Parses the text of a flag, or a string of the file.
     ///
     /// # Errors
+    ///
     /// What is wrong with it, and the remedy.
     fn parse(text: &str) -> Result<Self, String>;
 
     /// Parses a value of the file.
     ///
     /// # Errors
+    ///
     /// What is wrong with it, and the remedy.
     fn parse_scalar(scalar: Scalar) -> Result<Self, String> {
         match scalar {

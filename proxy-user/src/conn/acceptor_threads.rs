@@ -1,5 +1,5 @@
 //! Threads that serve the beginnings of connections: each accepts on a socket of its own, and what it has
-//! accepted stays with it as long as it is young ([`Course::Grown`](crate::engine::Course)).
+//! accepted stays with it as long as it is young ([`Course::Handover`](crate::engine::CarryResult)).
 //!
 //! A short connection is over before another core could help, and takes a tenth less of one core than where
 //! any thread may take it up.

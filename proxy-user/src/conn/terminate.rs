@@ -154,10 +154,10 @@ async fn proxy_plaintext(
     let up = copy_direction(from_client, to_backend, |bytes| add_bytes(bytes, 0));
     let down = copy_direction(from_backend, to_client, |bytes| add_bytes(0, bytes));
     let from_up = async {
-        up.await.map_err(|error| error.to_flow_end(FlowEnd::ClientReset, FlowEnd::BackendReset))
+        up.await.map_err(|error| error.into_flow_end(FlowEnd::ClientReset, FlowEnd::BackendReset))
     };
     let from_down = async {
-        down.await.map_err(|error| error.to_flow_end(FlowEnd::BackendReset, FlowEnd::ClientReset))
+        down.await.map_err(|error| error.into_flow_end(FlowEnd::BackendReset, FlowEnd::ClientReset))
     };
     match tokio::try_join!(from_up, from_down) {
         Ok(((from_client, to_backend), (from_backend, to_client))) => {
@@ -176,7 +176,7 @@ enum CopyError {
 }
 
 impl CopyError {
-    fn to_flow_end(self, read: FlowEnd, write: FlowEnd) -> FlowEnd {
+    fn into_flow_end(self, read: FlowEnd, write: FlowEnd) -> FlowEnd {
         match self {
             Self::Read => read,
             Self::Write => write,

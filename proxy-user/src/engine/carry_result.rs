@@ -11,7 +11,7 @@ pub(crate) enum CarryResult {
     /// It needs no sockets any more; whoever has this waits for its end.
     Offloaded(Box<OffloadedFlow>),
     /// It has outlived its beginnings; whoever has this carries it on
-    /// ([`Ladder::carry_on`](super::Ladder::carry_on)), in another task and on another thread, if need be.
+    /// ([`EngineSelector::carry_on`](super::EngineSelector::carry_handover)), in another task and on another thread, if need be.
     Handover(Box<Handover>),
 }
 

@@ -17,7 +17,7 @@ use tokio::net::{TcpStream, UnixStream};
 #[derive(Debug)]
 pub(crate) enum Socket {
     Tcp(TcpStream),
-    /// One that nobody waits for yet, and so tokio does not know of it before it is [`Socket::watched`].
+    /// One that nobody waits for yet, and so tokio does not know of it before it is [`Socket::register`].
     UnregisteredTcp(std::net::TcpStream),
     /// Knows no reset: however it is closed, its peer sees an end of stream (unix(7)).
     Unix(UnixStream),
@@ -108,7 +108,7 @@ impl Socket {
         received.map(|_bytes| ()).map_err(io::Error::from)
     }
 
-    /// Sends at once, and ends with a reset unless [`super::without_reset`] is called.
+    /// Sends at once, and ends with a reset unless [`super::set_graceful_close`] is called.
     pub(crate) fn set_nodelay_and_reset_on_close(&self) -> io::Result<()> {
         self.set_nodelay()?;
         self.set_reset_on_close()

@@ -137,7 +137,9 @@ async fn relay_direction<C: Transfer>(
             // A side that the other direction found dead reads as ended; that is no end of stream.
             0 if write_failed.load(Ordering::Relaxed) => return Ok(DirectionResult::Finished),
             0 => {
-                return shutdown_write(to).map(|()| DirectionResult::Finished).map_err(cannot_write);
+                return shutdown_write(to)
+                    .map(|()| DirectionResult::Finished)
+                    .map_err(cannot_write);
             }
             _ => write_buffered(&mut transfer, to, byte_count).await.map_err(cannot_write)?,
         }

@@ -35,7 +35,11 @@ pub(super) struct FlowRow {
 pub struct FlowList(pub(super) Vec<FlowRow>);
 
 impl FlowList {
-    /// Asks.
+    /// Reads the flows from the pins of an instance.
+    ///
+    /// # Errors
+    ///
+    /// Nothing is pinned, or a pin cannot be read.
     pub fn read(instance: &str) -> Result<Self> {
         let pinned = read_pinned(instance)?.with_context(|| {
             format!(

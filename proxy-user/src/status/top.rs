@@ -16,8 +16,12 @@ use super::flows::FlowRow;
 /// Lines of a terminal that are no flow's: the sums, the titles, and where the cursor is left.
 const NON_FLOW_LINES: usize = 3;
 
-/// Looks every `interval`, so many times or until nobody reads it any more. On a terminal each look
-/// takes the place of the one before.
+/// Prints the flows every `interval`, `iterations` times or until standard output is closed. On a
+/// terminal each reading replaces the one before.
+///
+/// # Errors
+///
+/// The pins of the instance cannot be read.
 pub fn run(instance: &str, interval: Duration, iterations: Option<u64>) -> Result<()> {
     let mut out = io::stdout();
     let mut previous = (Instant::now(), FlowList::read(instance)?);

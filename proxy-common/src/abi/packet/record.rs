@@ -135,7 +135,7 @@ pub struct PeerState {
     /// The first of its own that was not too old when what the other peer has said was last looked at.
     pub valid_from: u32,
     /// Behind the last one that the other peer had room for then, and a FIN. Where `oldest` is: nobody knows, for
-    /// the flow went on while this was not written ([`Said::unfollowed`]).
+    /// the flow went on while this was not written ([`PeerState::untracked`]).
     pub valid_to: u32,
 }
 

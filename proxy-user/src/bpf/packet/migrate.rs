@@ -60,7 +60,7 @@ fn convert_flow_table(dir: &Path) -> Result<(), BpfError> {
     let mut tuples: HashMap<MapData, TupleBytes, TupleEntryBytes> =
         Map::HashMap(open_map(dir, PACKET_TUPLES_MAP)?).try_into()?;
     for (slot, (flow_id, bytes)) in (0..).zip(old.iter().flatten()) {
-        let entry = FlowEntryV3::read_from(&bytes).to_flow_entry(flow_id);
+        let entry = FlowEntryV3::read_from(&bytes).as_flow_entry(flow_id);
         table.set(slot, encode::<{ size_of::<FlowEntry>() }>(&entry), 0)?;
         for (tuple, leg) in tuple_entries((flow_id, slot), &entry) {
             // The programs of that version do not look at what is new in it.
@@ -125,7 +125,7 @@ const _: () = assert!(size_of::<FlowEntryV3>() == 264);
 
 impl FlowEntryV3 {
     /// As it is now. Nobody follows it until the next agent's programs do.
-    fn to_flow_entry(&self, flow_id: u64) -> FlowEntry {
+    fn as_flow_entry(&self, flow_id: u64) -> FlowEntry {
         let Self {
             state,
             started_at,

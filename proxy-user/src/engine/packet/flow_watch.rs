@@ -11,7 +11,7 @@ use super::super::{FlowEnd, Peer};
 /// The last news of a flow. One task may wait for them.
 #[derive(Debug, Default)]
 pub(super) struct FlowWatch {
-    /// A place in [`News::ALL`].
+    /// A place in [`FlowUpdate::ALL`].
     last: AtomicU8,
     notify: Notify,
     /// Bytes up and down, once the flow has ended.

@@ -131,7 +131,7 @@ fn run(lab: &Lab, load: Load, hello: &[u8], plan: &Plan) -> Vec<Value> {
                 let name = candidates[(turn + round as usize) % candidates.len()];
                 let candidate = Candidate::start(lab, name, BACKEND_PORT, hello);
                 let target = (candidate.address(BACKEND_PORT), hello);
-                let found = measure(lab, load, target, *time).to_json(load);
+                let found = measure(lab, load, target, *time).into_json(load);
                 println!("{row:<37} {name:<14} {}", format_result(&found, load));
                 let mut result = json!({ "load": row, "unit": load.unit(), "round": round,
                     "candidate": name });

@@ -35,7 +35,7 @@ pub(crate) fn run(lab: &Lab, load: Load, hello: &[u8], plan: &Plan) -> Vec<Value
                 None => measure(lab, load, (addresses[way], hello), SLICE),
             };
             let [own, cable] = alternate_slices(plan.time, slice);
-            let [own, cable] = [own, cable].map(|found| found.to_json(load));
+            let [own, cable] = [own, cable].map(|found| found.into_json(load));
             println!(
                 "{:<28} {name:<14} {} on {cores} core(s)",
                 load.name(),
