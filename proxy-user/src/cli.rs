@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use tracing::level_filters::LevelFilter;
 
-use crate::config::Overrides;
+use crate::config::{Overrides, defaults};
 
 /// Splits TLS connections by server name (SNI) without decrypting them.
 #[derive(Debug, Parser)]
@@ -95,7 +95,7 @@ pub enum Command {
     /// Watch the offloaded flows live, the busiest first, until Ctrl-C
     Top {
         /// Name of the agent (`instance` in its configuration)
-        #[arg(long, default_value = crate::config::DEFAULT_INSTANCE, value_name = "NAME")]
+        #[arg(long, default_value = defaults::INSTANCE, value_name = "NAME")]
         instance: String,
 
         /// Time between two readings
@@ -149,21 +149,21 @@ pub enum FlowsCommand {
         client: String,
 
         /// Name of the agent (`instance` in its configuration)
-        #[arg(long, default_value = crate::config::DEFAULT_INSTANCE, value_name = "NAME")]
+        #[arg(long, default_value = defaults::INSTANCE, value_name = "NAME")]
         instance: String,
     },
     /// Convert the flows of the packet engine that an agent of an older version left: they run on, and
     /// the next agent adopts them. Fails while an agent of that name runs
     Migrate {
         /// Name of the agent (`instance` in its configuration)
-        #[arg(long, default_value = crate::config::DEFAULT_INSTANCE, value_name = "NAME")]
+        #[arg(long, default_value = defaults::INSTANCE, value_name = "NAME")]
         instance: String,
     },
     /// Reset the flows of the packet engine that an agent left, both peers, and remove all of it from
     /// the kernel. Fails while an agent of that name runs
     Purge {
         /// Name of the agent (`instance` in its configuration)
-        #[arg(long, default_value = crate::config::DEFAULT_INSTANCE, value_name = "NAME")]
+        #[arg(long, default_value = defaults::INSTANCE, value_name = "NAME")]
         instance: String,
     },
 }
@@ -172,7 +172,7 @@ pub enum FlowsCommand {
 #[derive(clap::Args, Debug)]
 pub struct InstanceArgs {
     /// Name of the agent (`instance` in its configuration)
-    #[arg(long, default_value = crate::config::DEFAULT_INSTANCE, value_name = "NAME")]
+    #[arg(long, default_value = defaults::INSTANCE, value_name = "NAME")]
     pub instance: String,
 }
 
@@ -188,9 +188,21 @@ pub struct ConfigArgs {
     pub overrides: Overrides,
 }
 
-/// A connection to explain.
+/// Arguments of `explain`.
 #[derive(clap::Args, Debug)]
 pub struct ExplainArgs {
+    #[allow(missing_docs, reason = "clap would take it for a help text")]
+    #[command(flatten)]
+    pub connection: ConnectionArgs,
+
+    #[allow(missing_docs, reason = "clap would take it for a help text")]
+    #[command(flatten)]
+    pub config_args: ConfigArgs,
+}
+
+/// A connection to explain.
+#[derive(clap::Args, Debug)]
+pub struct ConnectionArgs {
     /// The server name that the client sends
     #[arg(long, value_name = "NAME", conflicts_with = "client_hello")]
     pub sni: Option<String>,
@@ -202,8 +214,4 @@ pub struct ExplainArgs {
     /// A file with the bytes of a connection from its first one on, such as a capture has them
     #[arg(long, value_name = "FILE")]
     pub client_hello: Option<PathBuf>,
-
-    #[allow(missing_docs, reason = "clap would take it for a help text")]
-    #[command(flatten)]
-    pub config_args: ConfigArgs,
 }

@@ -1,97 +1,106 @@
-//! What the operator wants: a TOML file, flags that win over it, and errors that help.
+//! Configuration: a TOML file, flags that win over it, and diagnostics.
 //!
-//! Text becomes [`Config`] in one step or not at all; nothing behind it is optional that must be
-//! there. `check` and `run` go through the same code.
+//! `schema` has the tables and keys as they are written. `validate` turns them into [`Config`] in
+//! one step, or reports all problems. `check` and `run` use the same code. Nothing here probes the
+//! kernel, and [`Config`] holds no state of the running agent.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use snisplit_common::decide::AcmeBypass;
 use snisplit_common::route_table::RouteTable;
+use snisplit_common::server_name::Pattern;
 
 use crate::engine::EngineChoice;
 use crate::telemetry::access_log::AccessLogFormat;
 
 pub mod acme;
+mod choices;
+pub mod defaults;
 mod diagnostic;
 mod file;
 mod flags;
+pub(crate) mod keys;
 mod limits;
+mod located;
 mod packet;
-mod parse;
 mod route;
 mod route_table;
+mod schema;
 pub mod terminate;
 mod validate;
+mod value;
+
+use diagnostic::Diagnostics;
 
 pub use acme::AcmeConfig;
 pub use diagnostic::ConfigErrors;
 pub use flags::Overrides;
 pub use limits::Limits;
-pub use packet::PacketConfig;
-pub use route::{Backend, BackendAddr, HealthCheckKind, Route, SourceAddress};
-pub use terminate::Terminate;
+pub use packet::{HookChoice, PacketConfig};
+pub use route::{Backend, BackendAddr, HealthCheck, HealthCheckKind, Route, SourceAddress};
+pub use terminate::{Challenge, Terminate};
 
-/// Everything `run` needs to know.
+/// A valid configuration.
 #[derive(Debug)]
 pub struct Config {
-    /// `instance`: the name of this agent among others of the host.
+    /// The name of this agent among others of the host.
     pub instance: String,
-    /// `engine`
+    /// The engine that moves the bytes of flows.
     pub engine: EngineChoice,
-    /// `acme_bypass`
+    /// Which ACME validations go to back ends.
     pub acme_bypass: AcmeBypass,
-    /// `drain`: how long running connections may take to end after SIGTERM.
+    /// Time that running connections may take to end after SIGTERM.
     pub drain_timeout: Duration,
     /// `[[listener]]`
-    pub listeners: Vec<Listener>,
+    pub listeners: Vec<Arc<Listener>>,
     /// `[[route]]`
     pub routes: RouteTable<Route>,
     /// `[[terminate]]`
     pub terminates: RouteTable<Arc<Terminate>>,
     /// `[acme]`
     pub acme: Option<AcmeConfig>,
-    /// `[http] address`
+    /// Address of the port for HTTP-01 validations.
     pub http: Option<SocketAddr>,
     /// `[limits]`
     pub limits: Limits,
-    /// `[admin] address`; no admin port without it.
+    /// Address of the admin port.
     pub admin: Option<SocketAddr>,
-    /// `nameservers`; empty for those of /etc/resolv.conf.
+    /// Empty for those of /etc/resolv.conf.
     pub nameservers: Vec<SocketAddr>,
     /// `[packet]`
     pub packet: PacketConfig,
-    /// `access_log`; `-` is standard output.
+    /// `-` is standard output.
     pub access_log: Option<PathBuf>,
-    /// `access_log_format`
+    /// Format of the lines of the access log.
     pub access_log_format: AccessLogFormat,
 }
 
 /// An address to accept on.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Listener {
-    /// `address`
+    /// The address.
     pub address: SocketAddr,
-    /// `client_hello_timeout`: from accept to a whole hello.
+    /// Time from accept to a complete ClientHello.
     pub client_hello_timeout: Duration,
-    /// `proxy_protocol_from`: who must send a PROXY header; all others must not.
+    /// Networks whose members must send a PROXY header; all others must not.
     pub proxy_protocol_from: Vec<IpNet>,
-    /// `starttls`; `None` for `off`.
+    /// Protocol that precedes TLS; `None` for `off`.
     pub starttls: Option<Starttls>,
 }
 
-/// A protocol whose clients ask for TLS first.
+/// A protocol that precedes TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Starttls {
     /// PostgreSQL's `SSLRequest`.
     Postgres,
 }
 
-/// Where a piece of configuration was written.
+/// Where a part of the configuration was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// A line of the file, counted from 1.
@@ -105,52 +114,47 @@ pub enum Origin {
     Flag(String),
 }
 
-/// The time a hello may take unless a listener says otherwise.
-pub const DEFAULT_CLIENT_HELLO_TIMEOUT: Duration = Duration::from_secs(5);
-/// The time an attempt to reach a back end may take unless `[limits]` says otherwise.
-pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// The time between two checks of a back end unless the route says otherwise.
-pub const DEFAULT_HEALTH_CHECK_INTERVAL: Duration = Duration::from_secs(5);
-/// Answers, and failures, in a row that change what is believed of a back end.
-pub const DEFAULT_RISE_FALL: (u32, u32) = (2, 3);
-/// The name of an agent that is given none.
-pub const DEFAULT_INSTANCE: &str = "default";
-/// The time a drain may take unless the config says otherwise.
-pub const DEFAULT_DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+/// Checks that a certificate chain and its key belong together and cover all names; else says why
+/// not. `certs` provides it, so that the configuration does not depend on certificates.
+pub(crate) type CertificateCheck = fn(&Path, &Path, &[Pattern]) -> Result<(), String>;
 
 impl Config {
-    /// Everything that connections are forwarded by, decrypted or not.
+    /// The routes of `[[route]]` and `[[terminate]]`.
     pub fn all_routes(&self) -> impl Iterator<Item = &Route> {
-        self.routes.iter().chain(self.terminates.iter().map(|one| &one.route))
+        self.routes.iter().chain(self.terminates.iter().map(|terminate| &terminate.route))
     }
 
-    /// The listener of an address; its defaults once the address is no longer listened on.
-    pub fn listener_or_default(&self, address: SocketAddr) -> Listener {
-        let same = |listener: &&Listener| listener.address == address;
-        let found = self.listeners.iter().find(same).cloned();
-        found.unwrap_or_else(|| Listener {
-            address,
-            client_hello_timeout: DEFAULT_CLIENT_HELLO_TIMEOUT,
-            proxy_protocol_from: Vec::new(),
-            starttls: None,
+    /// The listener of an address; one with the defaults if a reload has removed it.
+    pub fn listener_or_default(&self, address: SocketAddr) -> Arc<Listener> {
+        let found = self.listeners.iter().find(|listener| listener.address == address);
+        found.cloned().unwrap_or_else(|| {
+            Arc::new(Listener {
+                address,
+                client_hello_timeout: defaults::CLIENT_HELLO_TIMEOUT,
+                proxy_protocol_from: Vec::new(),
+                starttls: None,
+            })
         })
     }
 
-    /// Reads the file, if one is named, and applies the flags.
+    /// Reads the file, if there is one, and lets the flags win over it.
     ///
     /// # Errors
     ///
-    /// [`ConfigErrors`] holds every fault of the file and of the flags.
-    pub fn load(path: Option<&std::path::Path>, flags: &Overrides) -> Result<Self, ConfigErrors> {
-        let mut draft = match path {
-            Some(path) => file::read(path)?,
-            None => validate::Draft::default(),
+    /// All problems of the file and the flags.
+    pub(crate) fn load(
+        path: Option<&Path>,
+        flags: &Overrides,
+        check_certificate: CertificateCheck,
+    ) -> Result<Self, ConfigErrors> {
+        let (source, mut file) = match path.map(file::read).transpose()? {
+            Some(parsed) => (Some(parsed.source), parsed.file),
+            None => (None, schema::ConfigFile::default()),
         };
-        flags.apply_to(&mut draft);
-        validate::build(draft).map_err(|problems| match path {
-            Some(path) => problems.with_file(path),
-            None => problems,
-        })
+        let mut diagnostics = Diagnostics::new(source);
+        flags.apply_to(&mut file, &mut diagnostics);
+        let config = validate::build(file, check_certificate, &mut diagnostics);
+        diagnostics.finish(config)
     }
 }
 

@@ -62,30 +62,30 @@ fn effective_log_level(cli: &Cli) -> LevelFilter {
 fn run_command(command: Command, output: OutputFormat) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run { config_args: setup, watch } => {
-            let ConfigArgs { config: path, overrides } = setup;
-            daemon::run(&ConfigSource { path, overrides, watch })?;
+            daemon::run(&ConfigSource { watch, ..config_source(setup) })?;
         }
         Command::Check(config_args) => {
-            let config = load_config(&config_args)?;
-            let source = config_args.config.as_deref().unwrap_or(Path::new("flags"));
-            println!("{}: ok, {}", source.display(), check::summary(&config));
+            let source = config_source(config_args);
+            let config = source.load()?;
+            let path = source.path.as_deref().unwrap_or(Path::new("flags"));
+            println!("{}: ok, {}", path.display(), check::summary(&config));
         }
         Command::Explain(args) => {
-            let config = load_config(&args.config_args)?;
-            print!("{}", explain::explain(&config, &args)?);
+            let config = load_config(args.config_args)?;
+            print!("{}", explain::explain(&config, &args.connection)?);
         }
         Command::Certs {
             command: Some(CertsCommand::Renew { name, config_args: setup }), ..
         } => {
-            certs::request_renewal(&load_config(&setup)?, &name)?;
+            certs::request_renewal(&load_config(*setup)?, &name)?;
         }
         Command::Certs { command: None, config_args: setup } => {
-            print_output(&CertificateList::read(&load_config(&setup)?)?, output)?;
+            print_output(&CertificateList::read(&load_config(*setup)?)?, output)?;
         }
         Command::Net { command: NetCommand::Check(setup) } => {
-            return net::check(&load_config(&setup)?);
+            return net::check(&load_config(setup)?);
         }
-        Command::Net { command: NetCommand::Apply(setup) } => net::apply(&load_config(&setup)?)?,
+        Command::Net { command: NetCommand::Apply(setup) } => net::apply(&load_config(setup)?)?,
         Command::Net { command: NetCommand::Remove } => net::remove()?,
         Command::Status(InstanceArgs { instance }) => {
             let status = Status::read(&instance)?;
@@ -118,6 +118,10 @@ fn print_output<T: Display + Serialize>(value: &T, output: OutputFormat) -> anyh
     Ok(())
 }
 
-fn load_config(args: &ConfigArgs) -> Result<Config, ConfigErrors> {
-    Config::load(args.config.as_deref(), &args.overrides)
+fn load_config(args: ConfigArgs) -> Result<Config, ConfigErrors> {
+    config_source(args).load()
+}
+
+fn config_source(args: ConfigArgs) -> ConfigSource {
+    ConfigSource { path: args.config, overrides: args.overrides, watch: false }
 }

@@ -105,7 +105,8 @@ fn a_missing_unix_socket_is_skipped() {
     let _nginx =
         snisplit_tests::peer::nginx_on_socket(&lab, &format!("unix:{}", path.display()), 8001);
     let gone = lab.dir().join("gone.sock");
-    let route = format!("a.test=unix:{},unix:{};check=tls", gone.display(), path.display());
+    let route =
+        format!("a.test=unix:{},unix:{};health_check.type=tls", gone.display(), path.display());
     let agent = Agent::start(&lab, &["--route", &route]).allow_warnings();
     for _ in 0..4 {
         let done = curl(&lab, "https://a.test/", &[]);
@@ -152,7 +153,8 @@ fn a_failing_backend_fails_only_requests_in_flight() {
     let lab = Lab::new();
     let mut first = Some(nginx(&lab, 8001, "a.test", "nginx here"));
     let _second = nginx(&lab, 8002, "a.test", "nginx here");
-    let route = "a.test=10.91.2.2:8001,10.91.2.2:8002;check=tls;check_interval=200ms";
+    let route =
+        "a.test=10.91.2.2:8001,10.91.2.2:8002;health_check.type=tls;health_check.interval=200ms";
     let flags = ["--route", route, "--first-byte-timeout", "300ms"];
     let agent = Agent::start(&lab, &flags).allow_warnings();
     let is_up = |value: f64| {

@@ -78,7 +78,8 @@ fn health_checks_remove_and_restore_a_failed_backend() {
     let (one, two) = (("8001", backend(8001)), ("8002", backend(8002)));
     let mut first = Some(openssl(&lab, one.1, "a.test", &["-rev"]));
     let _second = openssl(&lab, two.1, "a.test", &["-rev"]);
-    let route = "a.test=10.91.2.2:8001,10.91.2.2:8002;check=tls;check_interval=100ms";
+    let route =
+        "a.test=10.91.2.2:8001,10.91.2.2:8002;health_check.type=tls;health_check.interval=100ms";
     let agent = Agent::start(&lab, &["--route", route]).allow_warnings();
     let request = |times: usize| {
         (0..times)
@@ -178,7 +179,7 @@ fn the_first_payload_acknowledges_the_syn_ack() {
         let routes = [
             "a.test=10.91.2.2:8001",
             "b.test=10.91.2.2:8002;send_proxy=v2",
-            "c.test=10.91.2.2:8003;check=tcp;check_interval=100ms",
+            "c.test=10.91.2.2:8003;health_check.type=tcp;health_check.interval=100ms",
         ];
         let routes = routes.map(|route| ["--route", route]).concat();
         let _agent = Agent::start(&lab, &[&["--engine", engine][..], &routes].concat());

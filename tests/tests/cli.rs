@@ -111,10 +111,15 @@ fn wrong_flags_are_named() {
         &["--listen", "[::]:443", "--route", "a.test=h:1", "--route", "b.test,a.test=h:2"],
         &["--listen", "[::]:443", "--terminate", "a.test=127.0.0.1:80"],
         &["--listen", "[::]:443", "--terminate", "a.test=127.0.0.1:80;acme=auto"],
-        &["--engine", "warp", "--drain-timeout", "soon", "--max-client-hello-bytes", "12"],
+        &["--drain-timeout", "soon", "--max-client-hello-bytes", "12", "--max-connections", "many"],
     ] {
         let output = run_snisplit(&[&["run"], words].concat());
-        assert_eq!(output.status.code(), Some(1));
+        assert_eq!(output.status.code(), Some(1), "{words:?}");
+        all += &format!("$ snisplit run {}\n{}\n", words.join(" "), output_text(&output));
+    }
+    for words in [&["--engine", "warp"][..], &["--starttls", "imap"]] {
+        let output = run_snisplit(&[&["run"], words].concat());
+        assert_eq!(output.status.code(), Some(2), "{words:?}");
         all += &format!("$ snisplit run {}\n{}\n", words.join(" "), output_text(&output));
     }
     matches_snapshot("flags.txt", &all);

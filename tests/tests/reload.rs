@@ -103,7 +103,7 @@ fn a_broken_file_changes_nothing_and_says_why() {
     let failed = "snisplit_config_reloads_total{result=\"failed\"}";
     let used_address = "[[listener]]\naddress = \"127.0.0.1:9901\"\n";
     for (count, broken, why) in [
-        (1.0, good.replace("sni", "sin"), "unknown field `sin`"),
+        (1.0, good.replace("sni", "sin"), "unknown key `sin`"),
         (2.0, good.clone() + "[[route]", "unclosed"),
         (3.0, good.clone() + used_address, "cannot listen on 127.0.0.1:9901"),
     ] {

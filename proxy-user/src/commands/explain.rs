@@ -9,7 +9,7 @@ use snisplit_common::decide::{
 };
 use snisplit_common::server_name::ServerName;
 
-use crate::cli::ExplainArgs;
+use crate::cli::ConnectionArgs;
 use crate::config::Terminate;
 use crate::config::terminate::CertificateSource;
 use crate::config::{Config, Route};
@@ -37,7 +37,7 @@ type ConfigDecision<'c> = Decision<'c, Route, &'c Terminate>;
 /// # Errors
 ///
 /// The file of `--client-hello` cannot be read or holds no ClientHello.
-pub fn explain(config: &Config, args: &ExplainArgs) -> Result<String> {
+pub fn explain(config: &Config, args: &ConnectionArgs) -> Result<String> {
     let mut out = String::new();
     let hello = match &args.client_hello {
         Some(path) => {
@@ -86,7 +86,7 @@ fn parse_client_hello(config: &Config, bytes: &[u8]) -> Result<ClientHello> {
     }
 }
 
-fn client_hello_from_args(args: &ExplainArgs) -> ClientHello {
+fn client_hello_from_args(args: &ConnectionArgs) -> ClientHello {
     ClientHello {
         sni: match &args.sni {
             Some(name) => ServerName::parse(name.as_bytes()).map_or_else(Sni::Invalid, Sni::Name),

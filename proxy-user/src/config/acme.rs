@@ -1,45 +1,39 @@
-//! `[acme]`: from text with places to what ordering certificates needs.
+//! `[acme]`: how certificates are ordered.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use data_encoding::{BASE64, BASE64URL_NOPAD};
-
-use super::diagnostic::Diagnostic;
-use super::validate::{Diagnostics, Located};
-use super::{Origin, parse};
-
-/// Where state is kept unless `state_dir` says otherwise.
-pub const DEFAULT_STATE_DIR: &str = "/var/lib/snisplit";
-/// How long a record may take to be on all name servers unless `propagation_timeout` says otherwise.
-pub const DEFAULT_PROPAGATION_TIMEOUT: Duration = Duration::from_secs(120);
+use super::diagnostic::Diagnostics;
+use super::located::{Located, Position, Setting};
+use super::value::TsigSecret;
+use super::{defaults, schema};
 
 /// How certificates are ordered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AcmeConfig {
-    /// `directory`: the CA's entry point. Naming it agrees to its terms of service.
+    /// The CA's directory. Naming it agrees to the CA's terms of service.
     pub directory: String,
-    /// `contact`
+    /// Contacts of the account, as URLs.
     pub contact: Vec<String>,
-    /// `ca_file`: the root that the CA's own HTTPS is verified by, instead of the system's.
+    /// Root certificates that verify the CA's HTTPS, instead of the system's.
     pub ca_file: Option<PathBuf>,
-    /// `state_dir`
+    /// Where the account, orders and certificates are stored.
     pub state_dir: PathBuf,
-    /// `profile`
+    /// Certificate profile to ask for.
     pub profile: Option<String>,
-    /// `eab_kid` and `eab_hmac`: external account binding, RFC 8555 §7.3.4.
+    /// External account binding (RFC 8555 §7.3.4): key identifier and HMAC key.
     pub eab: Option<(String, Vec<u8>)>,
-    /// `[acme.dns]`
+    /// How DNS-01 records are written.
     pub dns: Option<Dns01Config>,
 }
 
 /// How DNS-01 records are written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dns01Config {
-    /// By what.
+    /// What writes them.
     pub provider: DnsProvider,
-    /// `propagation_timeout`
+    /// Time within which all name servers must have a record.
     pub propagation_timeout: Duration,
 }
 
@@ -48,29 +42,38 @@ pub struct Dns01Config {
 pub enum DnsProvider {
     /// A dynamic update (RFC 2136), signed by TSIG (RFC 8945) if there is a key.
     Rfc2136 {
-        /// `server`: the primary.
+        /// The primary name server.
         server: SocketAddr,
-        /// `zone`: found by asking for its SOA record unless it is named.
+        /// The zone to update; `None` to find it by its SOA record.
         zone: Option<String>,
-        /// The key.
+        /// The key that signs updates.
         tsig: Option<TsigKey>,
     },
-    /// A program that is called with `present` or `cleanup`, the name and the value, as lego does.
+    /// A program that is called with `present` or `cleanup`, the name and the value.
     Exec(PathBuf),
 }
 
 /// A TSIG key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TsigKey {
-    /// `tsig_name`
+    /// Its name, which the name server knows it by.
     pub name: String,
-    /// `tsig_secret`, decoded.
+    /// The secret, decoded.
     pub secret: Vec<u8>,
-    /// `tsig_algorithm`
+    /// Its algorithm.
     pub algorithm: HmacAlgorithm,
 }
 
-/// Algorithms of TSIG that are worth having.
+/// What writes DNS records (`acme.dns.provider`), without its settings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DnsProviderKind {
+    /// A dynamic update.
+    Rfc2136,
+    /// A program.
+    Exec,
+}
+
+/// Algorithm of a TSIG key (RFC 8945 §6).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum HmacAlgorithm {
     /// `hmac-sha256`
@@ -82,166 +85,113 @@ pub enum HmacAlgorithm {
     HmacSha512,
 }
 
-/// `[acme]` that is not understood yet.
-#[derive(Debug, Default)]
-pub(super) struct DraftAcme {
-    /// Of the section; flags may make up one without.
-    pub(super) origin: Option<Origin>,
-    pub(super) directory: Option<Located<String>>,
-    pub(super) contact: Vec<Located<String>>,
-    pub(super) ca_file: Option<Located<String>>,
-    pub(super) state_dir: Option<Located<String>>,
-    pub(super) profile: Option<Located<String>>,
-    pub(super) eab_kid: Option<Located<String>>,
-    pub(super) eab_hmac: Option<Located<String>>,
-    pub(super) dns: Option<DraftDns>,
-}
-
-/// `[acme.dns]` likewise.
-#[derive(Debug)]
-pub(super) struct DraftDns {
-    pub(super) provider: Located<String>,
-    pub(super) server: Option<Located<String>>,
-    pub(super) zone: Option<Located<String>>,
-    pub(super) tsig_name: Option<Located<String>>,
-    pub(super) tsig_secret: Option<Located<String>>,
-    pub(super) tsig_algorithm: Option<Located<String>>,
-    pub(super) program: Option<Located<String>>,
-    pub(super) propagation_timeout: Option<Located<String>>,
-}
-
-pub(super) fn build(draft: DraftAcme, diagnostics: &mut Diagnostics) -> Option<AcmeConfig> {
-    let origin = draft.origin.clone();
-    let directory = diagnostics
-        .parse_optional("acme.directory", draft.directory, |text| parse::https_url(&text));
-    if directory.is_none() && diagnostics.0.iter().all(|problem| problem.key != "acme.directory") {
-        let text = "name the CA's directory, such as \
-                    \"https://acme-v02.api.letsencrypt.org/directory\"; that agrees to its terms \
-                    of service";
-        diagnostics.0.push(match &origin {
-            Some(origin) => Diagnostic::at(origin, "acme.directory", text),
-            None => Diagnostic::without_origin("acme.directory", text),
-        });
+/// `None` if a problem was reported that leaves nothing to order by.
+pub(super) fn build(
+    acme: Located<schema::Acme>,
+    diagnostics: &mut Diagnostics,
+) -> Option<AcmeConfig> {
+    let Located { position, value: table } = acme;
+    if table.directory.is_none() {
+        let message = "name the CA's directory, such as \
+                       \"https://acme-v02.api.letsencrypt.org/directory\"; that agrees to its \
+                       terms of service";
+        diagnostics.report(&position, "acme.directory", message);
     }
-    let contact =
-        diagnostics.parse_all("acme.contact", draft.contact, |text| parse::contact_url(&text));
-    let ca_file = diagnostics
-        .parse_optional("acme.ca_file", draft.ca_file, |text| parse::readable_file(&text));
-    let state_dir = diagnostics
-        .parse_optional("acme.state_dir", draft.state_dir, |text| parse::absolute_path(&text));
-    let eab = parse_eab(draft.eab_kid, draft.eab_hmac, diagnostics);
+    let directory = diagnostics.value("acme.directory", table.directory);
+    let contact = diagnostics.values("acme.contact", table.contact);
+    let ca_file = diagnostics.value("acme.ca_file", table.ca_file);
+    let state_dir = diagnostics.value("acme.state_dir", table.state_dir);
+    let profile = diagnostics.value("acme.profile", table.profile);
+    if let Some(lone) = lone_of_pair(table.eab_kid.as_ref(), table.eab_hmac.as_ref()) {
+        let message = "eab_kid and eab_hmac go together; add the other one";
+        diagnostics.report(lone, "acme.eab_kid", message);
+    }
+    let eab_kid = diagnostics.value("acme.eab_kid", table.eab_kid);
+    let eab_hmac = diagnostics.value("acme.eab_hmac", table.eab_hmac);
+    let dns = table.dns.and_then(|dns| build_dns(dns, diagnostics));
     Some(AcmeConfig {
-        directory: directory?,
-        contact: contact?,
-        ca_file,
-        state_dir: state_dir.unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
-        profile: draft.profile.map(|item| item.value),
-        eab,
-        dns: draft.dns.and_then(|dns| self::dns(dns, diagnostics)),
+        directory: directory?.0,
+        contact: contact?.into_iter().map(|url| url.0).collect(),
+        ca_file: ca_file.map(|file| file.0),
+        state_dir: state_dir.map_or_else(|| defaults::STATE_DIR.into(), |path| path.0),
+        profile,
+        eab: eab_kid.zip(eab_hmac.map(|hmac| hmac.0)),
+        dns,
     })
 }
 
-fn parse_eab(
-    kid: Option<Located<String>>,
-    hmac: Option<Located<String>>,
-    diagnostics: &mut Diagnostics,
-) -> Option<(String, Vec<u8>)> {
-    match (kid, hmac) {
-        (None, None) => None,
-        (Some(kid), Some(hmac)) => {
-            let hmac = diagnostics.parse("acme.eab_hmac", hmac, |text| {
-                let text = text.trim_end_matches('=').replace('+', "-").replace('/', "_");
-                BASE64URL_NOPAD
-                    .decode(text.as_bytes())
-                    .map_err(|_| String::from("is not base64; copy it as the CA shows it"))
-            });
-            Some((kid.value, hmac?))
-        }
-        (Some(lone), None) | (None, Some(lone)) => {
-            let text = "eab_kid and eab_hmac go together; add the other one";
-            diagnostics.0.push(Diagnostic::at(&lone.origin, "acme.eab_kid", text));
-            None
-        }
+/// The position of the one that is given, if the other is not.
+fn lone_of_pair<'s, T, U>(
+    first: Option<&'s Setting<T>>,
+    second: Option<&'s Setting<U>>,
+) -> Option<&'s Position> {
+    match (first, second) {
+        (Some(lone), None) => Some(&lone.position),
+        (None, Some(lone)) => Some(&lone.position),
+        (Some(_), Some(_)) | (None, None) => None,
     }
 }
 
-fn dns(draft: DraftDns, diagnostics: &mut Diagnostics) -> Option<Dns01Config> {
-    let propagation_timeout = draft.propagation_timeout;
+fn build_dns(dns: Located<schema::Dns>, diagnostics: &mut Diagnostics) -> Option<Dns01Config> {
+    let Located { position, value: table } = dns;
     let propagation_timeout =
-        diagnostics.parse_optional("acme.dns.propagation_timeout", propagation_timeout, |text| {
-            parse::duration(&text)
-        });
-    let origin = draft.provider.origin.clone();
-    let mut report_missing = |key: &str, text: &str| {
-        diagnostics.0.push(Diagnostic::at(&origin, &format!("acme.dns.{key}"), text));
+        diagnostics.value("acme.dns.propagation_timeout", table.propagation_timeout);
+    if table.provider.is_none() {
+        let message = "is missing; add provider = \"rfc2136\" or \"exec\"";
+        diagnostics.report(&position, "acme.dns.provider", message);
+    }
+    let position = table.provider.as_ref().map_or(position, |item| item.position.clone());
+    let server = diagnostics.value("acme.dns.server", table.server.clone());
+    let zone = diagnostics.value("acme.dns.zone", table.zone);
+    let program = diagnostics.value("acme.dns.program", table.program.clone());
+    let tsig = TsigSettings {
+        name: table.tsig_name,
+        secret: table.tsig_secret,
+        algorithm: table.tsig_algorithm,
     };
-    let provider = match draft.provider.value.as_str() {
-        "rfc2136" if draft.server.is_none() => {
-            report_missing(
-                "server",
-                "rfc2136 needs the primary name server, such as \"10.0.0.53\"",
-            );
-            None
+    let tsig = tsig.build(diagnostics);
+    let mut require = |is_given: bool, key: &str, message: &str| {
+        if !is_given {
+            diagnostics.report(&position, &format!("acme.dns.{key}"), message);
         }
-        "rfc2136" => {
-            let server = diagnostics
-                .parse_optional("acme.dns.server", draft.server, |text| parse::nameserver(&text));
-            let key_parts = (draft.tsig_name, draft.tsig_secret);
-            let tsig = tsig(key_parts, draft.tsig_algorithm, diagnostics);
-            let zone = draft.zone.map(|zone| zone.value);
-            server.map(|server| DnsProvider::Rfc2136 { server, zone, tsig })
+    };
+    let provider = match table.provider?.value.0 {
+        Ok(DnsProviderKind::Rfc2136) => {
+            let message = "rfc2136 needs the primary name server, such as \"10.0.0.53\"";
+            require(table.server.is_some(), "server", message);
+            DnsProvider::Rfc2136 { server: server?.0, zone, tsig }
         }
-        "exec" if draft.program.is_none() => {
-            report_missing(
-                "program",
-                "exec needs a program, such as \"/usr/local/bin/update-dns\"",
-            );
-            None
+        Ok(DnsProviderKind::Exec) => {
+            let message = "exec needs a program, such as \"/usr/local/bin/update-dns\"";
+            require(table.program.is_some(), "program", message);
+            DnsProvider::Exec(program?.0)
         }
-        "exec" => diagnostics
-            .parse_optional("acme.dns.program", draft.program, |text| parse::readable_file(&text))
-            .map(DnsProvider::Exec),
-        other => {
-            let text = format!("\"{other}\" is unknown; one of rfc2136, exec");
-            report_missing("provider", &text);
-            None
+        Err(message) => {
+            diagnostics.report(&position, "acme.dns.provider", message);
+            return None;
         }
     };
     Some(Dns01Config {
-        provider: provider?,
-        propagation_timeout: propagation_timeout.unwrap_or(DEFAULT_PROPAGATION_TIMEOUT),
+        provider,
+        propagation_timeout: propagation_timeout.unwrap_or(defaults::PROPAGATION_TIMEOUT),
     })
 }
 
-fn tsig(
-    key_parts: (Option<Located<String>>, Option<Located<String>>),
-    algorithm: Option<Located<String>>,
-    diagnostics: &mut Diagnostics,
-) -> Option<TsigKey> {
-    let algorithm = diagnostics.parse_optional("acme.dns.tsig_algorithm", algorithm, |text| {
-        match text.as_str() {
-            "hmac-sha256" => Ok(HmacAlgorithm::HmacSha256),
-            "hmac-sha384" => Ok(HmacAlgorithm::HmacSha384),
-            "hmac-sha512" => Ok(HmacAlgorithm::HmacSha512),
-            _ => {
-                Err(format!("\"{text}\" is unknown; one of hmac-sha256, hmac-sha384, hmac-sha512"))
-            }
+struct TsigSettings {
+    name: Option<Setting<String>>,
+    secret: Option<Setting<TsigSecret>>,
+    algorithm: Option<Setting<HmacAlgorithm>>,
+}
+
+impl TsigSettings {
+    fn build(self, diagnostics: &mut Diagnostics) -> Option<TsigKey> {
+        if let Some(lone) = lone_of_pair(self.name.as_ref(), self.secret.as_ref()) {
+            let message = "tsig_name and tsig_secret go together; add the other one";
+            diagnostics.report(lone, "acme.dns.tsig_name", message);
         }
-    });
-    match key_parts {
-        (None, None) => None,
-        (Some(name), Some(secret)) => {
-            let secret = diagnostics.parse("acme.dns.tsig_secret", secret, |text| {
-                let secret = BASE64.decode(text.as_bytes());
-                secret.map_err(|_| String::from("is not base64; copy it as tsig-keygen shows it"))
-            });
-            let algorithm = algorithm.unwrap_or_default();
-            Some(TsigKey { name: name.value, secret: secret?, algorithm })
-        }
-        (Some(lone), None) | (None, Some(lone)) => {
-            let text = "tsig_name and tsig_secret go together; add the other one";
-            diagnostics.0.push(Diagnostic::at(&lone.origin, "acme.dns.tsig_name", text));
-            None
-        }
+        let name = diagnostics.value("acme.dns.tsig_name", self.name);
+        let secret = diagnostics.value("acme.dns.tsig_secret", self.secret);
+        let algorithm = diagnostics.value("acme.dns.tsig_algorithm", self.algorithm);
+        Some(TsigKey { name: name?, secret: secret?.0, algorithm: algorithm.unwrap_or_default() })
     }
 }

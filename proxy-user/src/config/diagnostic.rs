@@ -1,41 +1,90 @@
-//! What is wrong with a configuration: where, which key, what, and what to do about it.
+//! Problems of a configuration: where, which key, what is wrong, and the remedy.
 
 use std::fmt;
-use std::path::Path;
 
 use super::Origin;
+use super::located::{Located, Position, Setting, SourceFile};
 
-/// Everything that was found wrong; never empty.
+/// All problems of a configuration; never empty.
 #[derive(Debug, PartialEq, Eq)]
-pub struct ConfigErrors(pub(super) Vec<Diagnostic>);
+pub struct ConfigErrors {
+    pub(super) source: Option<SourceFile>,
+    pub(super) diagnostics: Vec<Diagnostic>,
+}
 
+/// One problem.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Diagnostic {
-    pub(super) origin: Option<Origin>,
-    /// The key as it is written in the file, such as `route.sni`.
+    /// `None` for a problem of the configuration as a whole.
+    pub(super) position: Option<Position>,
+    /// The key as it is written in the file, such as `route.sni`; empty for a syntax error.
     pub(super) key: String,
     /// What is wrong, then the remedy.
     pub(super) message: String,
 }
 
-impl Diagnostic {
-    pub(super) fn at(origin: &Origin, key: &str, message: impl Into<String>) -> Self {
-        Self { origin: Some(origin.clone()), key: key.into(), message: message.into() }
+/// Collects problems while a configuration is validated.
+pub(super) struct Diagnostics {
+    source: Option<SourceFile>,
+    list: Vec<Diagnostic>,
+}
+
+impl Diagnostics {
+    /// No problems yet. `source` is the file that positions in a file refer to.
+    pub(super) const fn new(source: Option<SourceFile>) -> Self {
+        Self { source, list: Vec::new() }
     }
 
-    /// About the configuration as a whole.
-    pub(super) fn without_origin(key: &str, message: impl Into<String>) -> Self {
-        Self { origin: None, key: key.into(), message: message.into() }
+    /// Adds a problem. The same problem at the same position is reported once: a flag may set a key
+    /// of several listeners.
+    pub(super) fn report(&mut self, position: &Position, key: &str, message: impl Into<String>) {
+        self.push(Some(position.clone()), key, message.into());
+    }
+
+    /// Adds a problem of the configuration as a whole.
+    pub(super) fn report_whole(&mut self, key: &str, message: impl Into<String>) {
+        self.push(None, key, message.into());
+    }
+
+    fn push(&mut self, position: Option<Position>, key: &str, message: String) {
+        let diagnostic = Diagnostic { position, key: key.into(), message };
+        if !self.list.contains(&diagnostic) {
+            self.list.push(diagnostic);
+        }
+    }
+
+    /// The value of a key; `None` if it is absent, or wrong and therefore reported.
+    pub(super) fn value<T>(&mut self, key: &str, setting: Option<Setting<T>>) -> Option<T> {
+        let Located { position, value } = setting?;
+        value.0.map_err(|message| self.report(&position, key, message)).ok()
+    }
+
+    /// The values of a list; `None` if one of them is wrong.
+    pub(super) fn values<T>(&mut self, key: &str, settings: Vec<Setting<T>>) -> Option<Vec<T>> {
+        let values: Vec<Option<T>> =
+            settings.into_iter().map(|setting| self.value(key, Some(setting))).collect();
+        values.into_iter().collect()
+    }
+
+    /// Where something was written, with the line.
+    pub(super) fn origin(&self, position: &Position) -> Origin {
+        resolve(position, self.source.as_ref())
+    }
+
+    /// `value`, if there is no problem.
+    pub(super) fn finish<T>(self, value: Option<T>) -> Result<T, ConfigErrors> {
+        match value {
+            Some(value) if self.list.is_empty() => Ok(value),
+            _ => Err(ConfigErrors { source: self.source, diagnostics: self.list }),
+        }
     }
 }
 
-impl ConfigErrors {
-    /// Names the file where a problem has no line of its own.
-    pub(super) fn with_file(mut self, path: &Path) -> Self {
-        for diagnostic in self.0.iter_mut().filter(|problem| problem.origin.is_none()) {
-            diagnostic.key = format!("{}: {}", path.display(), diagnostic.key);
-        }
-        self
+fn resolve(position: &Position, source: Option<&SourceFile>) -> Origin {
+    match (position, source) {
+        (Position::Flag(flag), _) => Origin::Flag(flag.clone()),
+        (Position::File(offset), Some(source)) => source.origin(*offset),
+        (Position::File(_), None) => Origin::File { path: "file".into(), line: 0 },
     }
 }
 
@@ -43,17 +92,18 @@ impl std::error::Error for ConfigErrors {}
 
 impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, Diagnostic { origin, key, message: text }) in self.0.iter().enumerate() {
+        for (index, Diagnostic { position, key, message }) in self.diagnostics.iter().enumerate() {
             if index > 0 {
                 f.write_str("\n")?;
             }
-            match origin {
-                Some(origin @ Origin::File { .. }) if key.is_empty() => {
-                    write!(f, "{origin}: {text}")?
+            let key = if key.is_empty() { String::new() } else { format!("{key}: ") };
+            match (position, &self.source) {
+                (Some(Position::Flag(flag)), _) => write!(f, "{flag}: {message}")?,
+                (Some(position), source) => {
+                    write!(f, "{}: {key}{message}", resolve(position, source.as_ref()))?;
                 }
-                Some(origin @ Origin::File { .. }) => write!(f, "{origin}: {key}: {text}")?,
-                Some(Origin::Flag(flag)) => write!(f, "{flag}: {text}")?,
-                None => write!(f, "{key}: {text}")?,
+                (None, Some(source)) => write!(f, "{}: {key}{message}", source.path.display())?,
+                (None, None) => write!(f, "{key}{message}")?,
             }
         }
         Ok(())

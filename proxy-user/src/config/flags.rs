@@ -1,264 +1,312 @@
 //! Flags that win over the file. A list given by flags replaces the file's list.
 
-use std::fmt::Display;
+use clap::builder::{PossibleValue, PossibleValuesParser, Resettable, ValueParser};
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 
-use clap::Args;
+use super::diagnostic::Diagnostics;
+use super::keys::{self, Key};
+use super::located::{Located, Position, Setting};
+use super::schema::{Acme, ConfigFile, Http, Listener};
+use super::value::Value;
 
-use super::Origin;
-use super::acme::DraftAcme;
-use super::limits::DraftLimits;
-use super::validate::{Draft, DraftListener, Located};
-
+pub(super) mod options;
 mod route_syntax;
 
-/// Configuration by flag; each has a key of the same name in the file.
-#[derive(Args, Clone, Debug, Default)]
-#[command(next_help_heading = "Configuration (wins over the file)")]
+use options::OptionText;
+
+/// A flag that sets a key.
+#[derive(Debug)]
+struct Flag {
+    /// Without the dashes.
+    name: &'static str,
+    value_name: &'static str,
+    /// The key that it sets, whose documentation and default `--help` shows.
+    key: &'static str,
+    /// What `--help` says besides, or an empty string.
+    note: &'static str,
+    set: Setter,
+}
+
+/// How a flag sets its key.
+#[derive(Clone, Copy, Debug)]
+enum Setter {
+    Single(fn(&mut ConfigFile, &OptionText)),
+    /// The flag may be repeated.
+    List(fn(&mut ConfigFile, &[OptionText])),
+    /// A table of names and back ends; the flag may be repeated.
+    Tables(fn(&mut ConfigFile, &[String], &mut Diagnostics)),
+}
+
+/// The flags of a command line that were given, which win over the file.
+#[derive(Clone, Debug, Default)]
 pub struct Overrides {
-    /// Name of this agent among others of the host, for its pins in bpffs [default: default]
-    #[arg(long, value_name = "NAME")]
-    instance: Option<String>,
+    given: Vec<GivenFlag>,
+}
 
-    /// Engine: auto, packet, sockmap, splice or copy [default: auto]
-    #[arg(long, value_name = "ENGINE")]
-    engine: Option<String>,
+#[derive(Clone, Debug)]
+struct GivenFlag {
+    flag: &'static Flag,
+    values: Vec<String>,
+}
 
-    /// Validations that a route says nothing about: owned, never or always [default: owned]
-    #[arg(long, value_name = "WHOSE")]
-    acme_bypass: Option<String>,
+const ROUTE_VALUE: &str = "NAMES=BACKENDS[;KEY=VALUE]…";
 
-    /// Address to accept on, such as `[::]:443`; may be repeated, replaces the file's listeners
-    #[arg(long, value_name = "ADDR")]
-    listen: Vec<String>,
+/// All flags, in the order of `--help`.
+static FLAGS: [Flag; 31] = [
+    single("instance", "NAME", "instance", |file, text| file.instance = some(text)),
+    single("engine", "ENGINE", "engine", |file, text| file.engine = some(text)),
+    single("acme-bypass", "WHICH", "acme_bypass", |file, text| file.acme_bypass = some(text)),
+    Flag {
+        note: "Replaces the listeners of the file.",
+        ..list("listen", "ADDR", "listener.address", |file, texts| {
+            let listener = |text: &OptionText| Located {
+                position: text.position.clone(),
+                value: Listener { address: some(text), ..Listener::default() },
+            };
+            file.listener = texts.iter().map(listener).collect();
+        })
+    },
+    Flag {
+        name: "route",
+        value_name: ROUTE_VALUE,
+        key: "route",
+        note: "Example: 'a.test,www.a.test=10.0.0.5:443,10.0.0.6:443 weight=3;acme=backend'. The \
+               keys are those of [[route]]. Replaces the routes of the file.",
+        set: Setter::Tables(|file, texts, diagnostics| {
+            let parse = |text: &String| route_syntax::parse("--route", text, diagnostics);
+            file.route = texts.iter().map(parse).collect();
+        }),
+    },
+    Flag {
+        name: "terminate",
+        value_name: ROUTE_VALUE,
+        key: "terminate",
+        note: "Example: 'front.test=127.0.0.1:8080;challenge=http-01'. The keys are those of \
+               [[terminate]]. Replaces those of the file.",
+        set: Setter::Tables(|file, texts, diagnostics| {
+            let parse = |text: &String| route_syntax::parse("--terminate", text, diagnostics);
+            file.terminate = texts.iter().map(parse).collect();
+        }),
+    },
+    single("acme-directory", "URL", "acme.directory", |file, text| {
+        acme(file, text).directory = some(text);
+    }),
+    list("acme-contact", "URL", "acme.contact", |file, texts| {
+        if let Some(first) = texts.first() {
+            acme(file, first).contact = all(texts);
+        }
+    }),
+    single("acme-ca-file", "FILE", "acme.ca_file", |file, text| {
+        acme(file, text).ca_file = some(text);
+    }),
+    single("acme-profile", "NAME", "acme.profile", |file, text| {
+        acme(file, text).profile = some(text);
+    }),
+    single("state-dir", "FOLDER", "acme.state_dir", |file, text| {
+        acme(file, text).state_dir = some(text);
+    }),
+    single("http", "ADDR", "http.address", |file, text| {
+        let http = Http { address: some(text) };
+        file.http = Some(Located { position: text.position.clone(), value: http });
+    }),
+    Flag {
+        note: "For every listener.",
+        ..single("client-hello-timeout", "TIME", "listener.client_hello_timeout", |file, text| {
+            listeners(file).for_each(|one| one.client_hello_timeout = some(text));
+        })
+    },
+    Flag {
+        note: "For every listener.",
+        ..list("proxy-protocol-from", "CIDR", "listener.proxy_protocol_from", |file, texts| {
+            listeners(file).for_each(|one| one.proxy_protocol_from = all(texts));
+        })
+    },
+    Flag {
+        note: "For every listener.",
+        ..single("starttls", "PROTOCOL", "listener.starttls", |file, text| {
+            listeners(file).for_each(|one| one.starttls = some(text));
+        })
+    },
+    single("max-client-hello-bytes", "BYTES", "limits.max_client_hello_bytes", |file, text| {
+        file.limits.max_client_hello_bytes = some(text);
+    }),
+    single("connect-timeout", "TIME", "limits.connect_timeout", |file, text| {
+        file.limits.connect_timeout = some(text);
+    }),
+    single("first-byte-timeout", "TIME", "limits.first_byte_timeout", |file, text| {
+        file.limits.first_byte_timeout = some(text);
+    }),
+    single("max-connections", "N", "limits.max_connections", |file, text| {
+        file.limits.max_connections = some(text);
+    }),
+    single("max-pending-handshakes", "N", "limits.max_pending_handshakes", |file, text| {
+        file.limits.max_pending_handshakes = some(text);
+    }),
+    single("max-connections-per-source", "N", "limits.max_connections_per_source", |file, text| {
+        file.limits.max_connections_per_source = some(text);
+    }),
+    single("accept-rate", "N", "limits.accept_rate", |file, text| {
+        file.limits.accept_rate = some(text);
+    }),
+    single("idle-timeout", "TIME", "limits.idle_timeout", |file, text| {
+        file.limits.idle_timeout = some(text);
+    }),
+    single("keepalive", "TIME", "limits.keepalive", |file, text| {
+        file.limits.keepalive = some(text);
+    }),
+    single("user-timeout", "TIME", "limits.user_timeout", |file, text| {
+        file.limits.user_timeout = some(text);
+    }),
+    list("backends-allowed", "CIDR", "limits.backends_allowed", |file, texts| {
+        file.limits.backends_allowed = all(texts);
+    }),
+    list("nameserver", "ADDR", "nameservers", |file, texts| file.nameservers = all(texts)),
+    single("drain-timeout", "TIME", "drain_timeout", |file, text| file.drain_timeout = some(text)),
+    single("admin", "ADDR", "admin.address", |file, text| file.admin.address = some(text)),
+    single("access-log", "FILE", "access_log", |file, text| file.access_log = some(text)),
+    single("access-log-format", "FORMAT", "access_log_format", |file, text| {
+        file.access_log_format = some(text);
+    }),
+];
 
-    /// Route, such as 'a.test,www.a.test=10.0.0.5:443;acme=backend;send_proxy=v2'; may be repeated,
-    /// replaces the file's routes
-    #[arg(long, value_name = "NAMES=BACKENDS[;KEY=VALUE]…")]
-    route: Vec<String>,
+const fn single(
+    name: &'static str,
+    value_name: &'static str,
+    key: &'static str,
+    set: fn(&mut ConfigFile, &OptionText),
+) -> Flag {
+    Flag { name, value_name, key, note: "", set: Setter::Single(set) }
+}
 
-    /// Names whose TLS ends here, such as 'front.test=127.0.0.1:8080;challenge=http-01'; may be
-    /// repeated, replaces the file's
-    #[arg(long, value_name = "NAMES=BACKENDS[;KEY=VALUE]…")]
-    terminate: Vec<String>,
+const fn list(
+    name: &'static str,
+    value_name: &'static str,
+    key: &'static str,
+    set: fn(&mut ConfigFile, &[OptionText]),
+) -> Flag {
+    Flag { name, value_name, key, note: "Replaces the list of the file.", set: Setter::List(set) }
+}
 
-    /// The ACME directory that certificates are ordered from; naming it agrees to the CA's terms
-    #[arg(long, value_name = "URL")]
-    acme_directory: Option<String>,
+fn some<T: Value>(text: &OptionText) -> Option<Setting<T>> {
+    Some(text.setting())
+}
 
-    /// Contact of the ACME account, such as mailto:ops@example.com; may be repeated
-    #[arg(long, value_name = "URL")]
-    acme_contact: Vec<String>,
+fn all<T: Value>(texts: &[OptionText]) -> Vec<Setting<T>> {
+    texts.iter().map(OptionText::setting).collect()
+}
 
-    /// Root certificate of the ACME server's own HTTPS [default: the system's]
-    #[arg(long, value_name = "FILE")]
-    acme_ca_file: Option<String>,
+/// `[acme]`; if the file has none, the flag stands for its position.
+fn acme<'f>(file: &'f mut ConfigFile, text: &OptionText) -> &'f mut Acme {
+    let position = text.position.clone();
+    let empty = || Located { position, value: Acme::default() };
+    &mut file.acme.get_or_insert_with(empty).value
+}
 
-    /// Certificate profile to ask the CA for [default: its own]
-    #[arg(long, value_name = "NAME")]
-    acme_profile: Option<String>,
-
-    /// Folder for the account and the certificates [default: /var/lib/snisplit]
-    #[arg(long, value_name = "FOLDER")]
-    state_dir: Option<String>,
-
-    /// Address for HTTP-01 validations; everything else there is redirected to https
-    /// [default: none]
-    #[arg(long, value_name = "ADDR")]
-    http: Option<String>,
-
-    /// Time from accept to a whole ClientHello, on every listener [default: 5s]
-    #[arg(long, value_name = "TIME")]
-    client_hello_timeout: Option<String>,
-
-    /// Network whose members must send a PROXY header and all others must not, on every listener;
-    /// may be repeated
-    #[arg(long, value_name = "CIDR")]
-    proxy_protocol_from: Vec<String>,
-
-    /// What clients say before TLS, on every listener: off or postgres [default: off]
-    #[arg(long, value_name = "PROTOCOL")]
-    starttls: Option<String>,
-
-    /// Longest ClientHello, in bytes [default: 65536]
-    #[arg(long, value_name = "BYTES")]
-    max_client_hello_bytes: Option<i64>,
-
-    /// Time that each attempt to reach a back end may take [default: 5s]
-    #[arg(long, value_name = "TIME")]
-    connect_timeout: Option<String>,
-
-    /// Time that a back end may be silent behind the hello while another one is left, or off
-    /// [default: off]
-    #[arg(long, value_name = "TIME")]
-    first_byte_timeout: Option<String>,
-
-    /// Connections at once [default: 100000]
-    #[arg(long, value_name = "N")]
-    max_connections: Option<i64>,
-
-    /// Connections that have not said their hello, at once [default: 10000]
-    #[arg(long, value_name = "N")]
-    max_pending_handshakes: Option<i64>,
-
-    /// Flows of one IPv4 address or IPv6 /64, at once [default: 1000]
-    #[arg(long, value_name = "N")]
-    max_connections_per_source: Option<i64>,
-
-    /// New connections a second; 0 is no limit [default: 0]
-    #[arg(long, value_name = "N")]
-    accept_rate: Option<i64>,
-
-    /// Time without a byte after which a flow is reset, or off [default: off]
-    #[arg(long, value_name = "TIME")]
-    idle_timeout: Option<String>,
-
-    /// Idle time before TCP probes a peer, or off [default: 60s]
-    #[arg(long, value_name = "TIME")]
-    keepalive: Option<String>,
-
-    /// Time that sent data may stay unacknowledged, or off for the kernel's own [default: off]
-    #[arg(long, value_name = "TIME")]
-    user_timeout: Option<String>,
-
-    /// Network that back ends may be in; may be repeated [default: anywhere]
-    #[arg(long, value_name = "CIDR")]
-    backends_allowed: Vec<String>,
-
-    /// Name server for names of back ends; may be repeated [default: those of /etc/resolv.conf]
-    #[arg(long, value_name = "ADDR")]
-    nameserver: Vec<String>,
-
-    /// Time that running connections may take to end after SIGTERM [default: 30s]
-    #[arg(long, value_name = "TIME")]
-    drain_timeout: Option<String>,
-
-    /// Address of /metrics and /healthz [default: none]
-    #[arg(long, value_name = "ADDR")]
-    admin: Option<String>,
-
-    /// File to append a line to for each connection; - is standard output [default: none]
-    #[arg(long, value_name = "FILE")]
-    access_log: Option<String>,
-
-    /// Lines of the access log: json or text [default: json]
-    #[arg(long, value_name = "FORMAT")]
-    access_log_format: Option<String>,
+fn listeners(file: &mut ConfigFile) -> impl Iterator<Item = &mut Listener> {
+    file.listener.iter_mut().map(|listener| &mut listener.value)
 }
 
 impl Overrides {
-    pub(super) fn apply_to(&self, draft: &mut Draft) {
-        set(&mut draft.instance, "--instance", self.instance.as_ref());
-        set(&mut draft.engine, "--engine", self.engine.as_ref());
-        set(&mut draft.acme_bypass, "--acme-bypass", self.acme_bypass.as_ref());
-        set(
-            &mut draft.client_hello_timeout,
-            "--client-hello-timeout",
-            self.client_hello_timeout.as_ref(),
-        );
-        set(&mut draft.drain_timeout, "--drain-timeout", self.drain_timeout.as_ref());
-        set(&mut draft.admin, "--admin", self.admin.as_ref());
-        set(&mut draft.access_log, "--access-log", self.access_log.as_ref());
-        let format = self.access_log_format.as_ref();
-        set(&mut draft.access_log_format, "--access-log-format", format);
-        self.apply_limits(&mut draft.limits);
-        if !self.nameserver.is_empty() {
-            draft.nameservers = located_items("--nameserver", &self.nameserver);
-        }
-        if !self.listen.is_empty() {
-            draft.listeners = self.listen.iter().map(draft_listener).collect();
-        }
-        if !self.proxy_protocol_from.is_empty() {
-            let networks = located_items("--proxy-protocol-from", &self.proxy_protocol_from);
-            for listener in &mut draft.listeners {
-                listener.proxy_protocol_from = networks.clone();
+    /// Sets the keys of the flags that were given.
+    pub(super) fn apply_to(&self, file: &mut ConfigFile, diagnostics: &mut Diagnostics) {
+        for GivenFlag { flag, values } in &self.given {
+            let text = |value: &String| OptionText {
+                position: Position::Flag(format!("--{} {value}", flag.name)),
+                text: value.clone(),
+            };
+            let texts: Vec<OptionText> = values.iter().map(text).collect();
+            match flag.set {
+                Setter::Single(set) => texts.iter().for_each(|text| set(file, text)),
+                Setter::List(set) => set(file, &texts),
+                Setter::Tables(set) => set(file, values, diagnostics),
             }
         }
-        for listener in &mut draft.listeners {
-            set(&mut listener.starttls, "--starttls", self.starttls.as_ref());
-        }
-        if !self.route.is_empty() {
-            draft.routes = self.route.iter().map(|text| route_syntax::parse_route(text)).collect();
-        }
-        if !self.terminate.is_empty() {
-            let terminates = self.terminate.iter().map(|text| route_syntax::parse_terminate(text));
-            draft.terminates = terminates.collect();
-        }
-        set(&mut draft.http, "--http", self.http.as_ref());
-        self.apply_acme(&mut draft.acme);
     }
 
-    fn apply_acme(&self, draft: &mut Option<DraftAcme>) {
-        let single_valued =
-            [&self.acme_directory, &self.acme_ca_file, &self.acme_profile, &self.state_dir];
-        if single_valued.iter().all(|flag| flag.is_none()) && self.acme_contact.is_empty() {
-            return;
-        }
-        let acme = draft.get_or_insert_default();
-        set(&mut acme.directory, "--acme-directory", self.acme_directory.as_ref());
-        set(&mut acme.ca_file, "--acme-ca-file", self.acme_ca_file.as_ref());
-        set(&mut acme.profile, "--acme-profile", self.acme_profile.as_ref());
-        set(&mut acme.state_dir, "--state-dir", self.state_dir.as_ref());
-        if !self.acme_contact.is_empty() {
-            acme.contact = located_items("--acme-contact", &self.acme_contact);
-        }
+    /// Whether the flags give a listener, and names with back ends: all that a configuration needs.
+    pub fn are_complete(&self) -> bool {
+        let has = |name: &str| self.given.iter().any(|given| given.flag.name == name);
+        has("listen") && (has("route") || has("terminate"))
     }
 }
 
-impl Overrides {
-    fn apply_limits(&self, limits: &mut DraftLimits) {
-        set(&mut limits.connect_timeout, "--connect-timeout", self.connect_timeout.as_ref());
-        set(
-            &mut limits.first_byte_timeout,
-            "--first-byte-timeout",
-            self.first_byte_timeout.as_ref(),
-        );
-        set(&mut limits.idle_timeout, "--idle-timeout", self.idle_timeout.as_ref());
-        set(&mut limits.keepalive, "--keepalive", self.keepalive.as_ref());
-        set(&mut limits.user_timeout, "--user-timeout", self.user_timeout.as_ref());
-        set(
-            &mut limits.max_client_hello_bytes,
-            "--max-client-hello-bytes",
-            self.max_client_hello_bytes.as_ref(),
-        );
-        set(&mut limits.max_connections, "--max-connections", self.max_connections.as_ref());
-        set(
-            &mut limits.max_pending_handshakes,
-            "--max-pending-handshakes",
-            self.max_pending_handshakes.as_ref(),
-        );
-        set(
-            &mut limits.max_connections_per_source,
-            "--max-connections-per-source",
-            self.max_connections_per_source.as_ref(),
-        );
-        set(&mut limits.accept_rate, "--accept-rate", self.accept_rate.as_ref());
-        if !self.backends_allowed.is_empty() {
-            limits.backends_allowed = located_items("--backends-allowed", &self.backends_allowed);
-        }
+impl Args for Overrides {
+    fn augment_args(command: Command) -> Command {
+        let keys = keys::all();
+        let arg = |flag: &Flag| flag.arg(keys.iter().find(|key| key.path == flag.key));
+        command.next_help_heading("Configuration (wins over the file)").args(FLAGS.iter().map(arg))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
     }
 }
 
-fn located_items(name: &str, values: &[String]) -> Vec<Located<String>> {
-    let item = |value: &String| Located { origin: flag_origin(name, value), value: value.clone() };
-    values.iter().map(item).collect()
-}
+impl FromArgMatches for Overrides {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let given = |flag: &'static Flag| {
+            let values: Vec<String> = matches.get_many(flag.name)?.cloned().collect();
+            Some(GivenFlag { flag, values })
+        };
+        Ok(Self { given: FLAGS.iter().filter_map(given).collect() })
+    }
 
-fn flag_origin(name: &str, value: impl Display) -> Origin {
-    Origin::Flag(format!("{name} {value}"))
-}
-
-fn set<T: Clone + Display>(target: &mut Option<Located<T>>, name: &str, value: Option<&T>) {
-    if let Some(value) = value {
-        *target = Some(Located { origin: flag_origin(name, value), value: value.clone() });
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
     }
 }
 
-fn draft_listener(address: &String) -> DraftListener {
-    let address = Located { origin: flag_origin("--listen", address), value: address.clone() };
-    DraftListener {
-        address,
-        client_hello_timeout: None,
-        proxy_protocol_from: Vec::new(),
-        starttls: None,
+impl Flag {
+    fn arg(&self, key: Option<&Key>) -> Arg {
+        let (summary, description) = key.map_or_else(Default::default, |key| self.help(key));
+        let arg = Arg::new(self.name)
+            .long(self.name)
+            .value_name(self.value_name)
+            .help(summary)
+            .long_help(description);
+        let arg = match self.set {
+            Setter::Single(_) => arg.action(ArgAction::Set),
+            Setter::List(_) | Setter::Tables(_) => arg.action(ArgAction::Append),
+        };
+        let choices = key.map(|key| key.choices.as_slice()).unwrap_or_default();
+        arg.value_parser(match choices {
+            [] => Resettable::Reset,
+            choices => {
+                let value = |choice: &keys::KeyChoice| {
+                    PossibleValue::new(choice.label.clone()).help(plain_text(&choice.meaning))
+                };
+                let values: PossibleValuesParser =
+                    choices.iter().map(value).collect::<Vec<_>>().into();
+                Resettable::Value(ValueParser::from(values))
+            }
+        })
     }
+
+    /// The help text of `-h`, and that of `--help`.
+    fn help(&self, key: &Key) -> (String, String) {
+        let description = plain_text(&key.description);
+        let first = description.split_inclusive(". ").next().unwrap_or_default();
+        let first = first.trim_end().trim_end_matches('.').to_owned();
+        let repeat = match self.set {
+            Setter::Single(_) => "",
+            Setter::List(_) | Setter::Tables(_) => "May be repeated.",
+        };
+        let unit = key.unit.as_ref().map_or_else(String::new, |unit| format!("[unit: {unit}]"));
+        let default = key.default.as_ref().filter(|default| *default != "[]");
+        let default = default.map_or_else(String::new, |default| format!("[default: {default}]"));
+        let join = |parts: &[&str]| {
+            let parts: Vec<&str> = parts.iter().copied().filter(|part| !part.is_empty()).collect();
+            parts.join(" ")
+        };
+        (
+            join(&[&first, &unit, &default]),
+            join(&[&description, self.note, repeat, &unit, &default]),
+        )
+    }
+}
+
+/// Markdown of a description as plain text.
+fn plain_text(markdown: &str) -> String {
+    markdown.replace('`', "")
 }

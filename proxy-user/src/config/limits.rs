@@ -1,59 +1,42 @@
-//! `[limits]`: what they are, and from text with places to them.
+//! `[limits]`: bounds on connections, sizes and times.
 
 use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use snisplit_common::limits::DEFAULT_MAX_CLIENT_HELLO_LEN;
 
-use super::validate::{Diagnostics, Located};
-use super::{DEFAULT_CONNECT_TIMEOUT, parse};
+use super::diagnostic::Diagnostics;
+use super::located::Setting;
+use super::value::Count;
+use super::{defaults, schema};
 use crate::engine::TcpTimeouts;
 
-/// Bounds.
+/// Bounds on connections, sizes and times.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// `max_client_hello_bytes`: of the handshake message, without its header of 4.
+    /// Of the handshake message, without its 4-byte header.
     pub max_client_hello_bytes: usize,
-    /// `connect_timeout`: for each attempt.
+    /// For each attempt to connect to a back end.
     pub connect_timeout: Duration,
-    /// `first_byte_timeout`: how long a back end may be silent behind the hello while another one is
-    /// left to try; `None` for `off`.
+    /// How long a back end may be silent after the ClientHello while another one is left to try;
+    /// `None` for `off`.
     pub first_byte_timeout: Option<Duration>,
-    /// `max_connections`
+    /// Concurrent connections.
     pub max_connections: usize,
-    /// `max_pending_handshakes`: connections that have not said their hello.
+    /// Concurrent connections that have not sent a complete ClientHello.
     pub max_pending_handshakes: usize,
-    /// `max_connections_per_source`: concurrent flows of an IPv4 address or an IPv6 /64.
+    /// Concurrent flows of an IPv4 address or an IPv6 /64.
     pub max_connections_per_source: usize,
-    /// `accept_rate`: connections a second; 0 is no limit.
+    /// Connections per second; 0 is no limit.
     pub accept_rate: u32,
-    /// `idle_timeout`; `None` for `off`.
+    /// Time without a byte after which a flow is reset; `None` for `off`.
     pub idle_timeout: Option<Duration>,
-    /// `keepalive`: idle time before the first probe, on both legs; `None` for `off`.
+    /// Idle time before the first probe, on both sides; `None` for `off`.
     pub keepalive: Option<Duration>,
-    /// `user_timeout`: how long sent data may stay unacknowledged; `None` for the kernel's own.
+    /// Time that sent data may stay unacknowledged; `None` for the kernel's own.
     pub user_timeout: Option<Duration>,
-    /// `backends_allowed`: where back ends may be; empty for anywhere.
+    /// Networks that back ends may be in; empty for anywhere.
     pub backends_allowed: Vec<IpNet>,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            max_client_hello_bytes: DEFAULT_MAX_CLIENT_HELLO_LEN,
-            connect_timeout: DEFAULT_CONNECT_TIMEOUT,
-            first_byte_timeout: None,
-            max_connections: 100_000,
-            max_pending_handshakes: 10_000,
-            max_connections_per_source: 1_000,
-            accept_rate: 0,
-            idle_timeout: None,
-            keepalive: Some(Duration::from_secs(60)),
-            user_timeout: None,
-            backends_allowed: Vec::new(),
-        }
-    }
 }
 
 impl Limits {
@@ -63,91 +46,71 @@ impl Limits {
         nets.is_empty() || nets.iter().any(|net| net.contains(&address.to_canonical()))
     }
 
-    /// What keeps connections from staying when their peer is gone.
+    /// The timeouts after which the kernel gives up a silent peer.
     pub(crate) const fn tcp_timeouts(&self) -> TcpTimeouts {
         TcpTimeouts { keepalive: self.keepalive, user_timeout: self.user_timeout }
     }
 }
 
-/// Limits that are not understood yet.
-#[derive(Debug, Default)]
-pub(super) struct DraftLimits {
-    pub(super) max_client_hello_bytes: Option<Located<i64>>,
-    pub(super) connect_timeout: Option<Located<String>>,
-    pub(super) first_byte_timeout: Option<Located<String>>,
-    pub(super) max_connections: Option<Located<i64>>,
-    pub(super) max_pending_handshakes: Option<Located<i64>>,
-    pub(super) max_connections_per_source: Option<Located<i64>>,
-    pub(super) accept_rate: Option<Located<i64>>,
-    pub(super) idle_timeout: Option<Located<String>>,
-    pub(super) keepalive: Option<Located<String>>,
-    pub(super) user_timeout: Option<Located<String>>,
-    pub(super) backends_allowed: Vec<Located<String>>,
+pub(super) fn build(table: schema::Limits, diagnostics: &mut Diagnostics) -> Limits {
+    let mut limits = LimitReader { diagnostics };
+    Limits {
+        max_client_hello_bytes: limits.count(
+            "max_client_hello_bytes",
+            table.max_client_hello_bytes,
+            defaults::MAX_CLIENT_HELLO_BYTES,
+        ) as usize,
+        connect_timeout: limits.value(
+            "connect_timeout",
+            table.connect_timeout,
+            defaults::CONNECT_TIMEOUT,
+        ),
+        max_connections: limits.count(
+            "max_connections",
+            table.max_connections,
+            defaults::MAX_CONNECTIONS,
+        ) as usize,
+        max_pending_handshakes: limits.count(
+            "max_pending_handshakes",
+            table.max_pending_handshakes,
+            defaults::MAX_PENDING_HANDSHAKES,
+        ) as usize,
+        max_connections_per_source: limits.count(
+            "max_connections_per_source",
+            table.max_connections_per_source,
+            defaults::MAX_CONNECTIONS_PER_SOURCE,
+        ) as usize,
+        accept_rate: limits.count("accept_rate", table.accept_rate, defaults::ACCEPT_RATE),
+        first_byte_timeout: limits.value(
+            "first_byte_timeout",
+            table.first_byte_timeout,
+            defaults::OFF,
+        ),
+        idle_timeout: limits.value("idle_timeout", table.idle_timeout, defaults::OFF),
+        keepalive: limits.value("keepalive", table.keepalive, defaults::KEEPALIVE),
+        user_timeout: limits.value("user_timeout", table.user_timeout, defaults::OFF),
+        backends_allowed: diagnostics
+            .values("limits.backends_allowed", table.backends_allowed)
+            .unwrap_or_default(),
+    }
 }
 
-pub(super) fn build(draft: DraftLimits, diagnostics: &mut Diagnostics) -> Limits {
-    let mut limits = Limits::default();
-    let mut parser = LimitParser(diagnostics);
-    parser.parse_into(
-        "max_client_hello_bytes",
-        draft.max_client_hello_bytes,
-        &mut limits.max_client_hello_bytes,
-        parse::client_hello_bytes,
-    );
-    parser.parse_into("connect_timeout", draft.connect_timeout, &mut limits.connect_timeout, |t| {
-        parse::duration(&t)
-    });
-    let at_least = |least| move |n| parse::count(n, least);
-    parser.parse_into(
-        "max_connections",
-        draft.max_connections,
-        &mut limits.max_connections,
-        at_least(1),
-    );
-    parser.parse_into(
-        "max_pending_handshakes",
-        draft.max_pending_handshakes,
-        &mut limits.max_pending_handshakes,
-        at_least(1),
-    );
-    parser.parse_into(
-        "max_connections_per_source",
-        draft.max_connections_per_source,
-        &mut limits.max_connections_per_source,
-        at_least(1),
-    );
-    parser.parse_into("accept_rate", draft.accept_rate, &mut limits.accept_rate, |n| {
-        parse::count(n, 0)
-    });
-    let off = |text: String| parse::duration_or_off(&text);
-    parser.parse_into(
-        "first_byte_timeout",
-        draft.first_byte_timeout,
-        &mut limits.first_byte_timeout,
-        off,
-    );
-    parser.parse_into("idle_timeout", draft.idle_timeout, &mut limits.idle_timeout, off);
-    parser.parse_into("keepalive", draft.keepalive, &mut limits.keepalive, off);
-    parser.parse_into("user_timeout", draft.user_timeout, &mut limits.user_timeout, off);
-    let networks = draft.backends_allowed;
-    let allowed =
-        diagnostics.parse_all("limits.backends_allowed", networks, |text| parse::network(&text));
-    limits.backends_allowed = allowed.unwrap_or_default();
-    limits
+/// Reads the keys of `[limits]`; a wrong one is reported, and its default stands in.
+struct LimitReader<'d> {
+    diagnostics: &'d mut Diagnostics,
 }
 
-struct LimitParser<'w>(&'w mut Diagnostics);
+impl LimitReader<'_> {
+    fn value<T>(&mut self, key: &str, setting: Option<Setting<T>>, default: T) -> T {
+        self.diagnostics.value(&format!("limits.{key}"), setting).unwrap_or(default)
+    }
 
-impl LimitParser<'_> {
-    fn parse_into<T, U>(
+    fn count<const MIN: u32, const MAX: u32>(
         &mut self,
         key: &str,
-        item: Option<Located<T>>,
-        target: &mut U,
-        parse: impl FnOnce(T) -> Result<U, String>,
-    ) {
-        if let Some(value) = self.0.parse_optional(&format!("limits.{key}"), item, parse) {
-            *target = value;
-        }
+        setting: Option<Setting<Count<MIN, MAX>>>,
+        default: u32,
+    ) -> u32 {
+        self.value(key, setting, Count(default)).0
     }
 }

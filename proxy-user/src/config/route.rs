@@ -1,9 +1,8 @@
-//! `[[route]]`: names, the back ends they go to, and how these are dialled.
+//! `[[route]]`: names, the back ends they go to, and how connections to these are made.
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use snisplit_common::balance::BalancePolicy;
@@ -12,68 +11,79 @@ use snisplit_common::proxy_protocol::Version;
 use snisplit_common::server_name::Pattern;
 
 use super::Origin;
+use super::diagnostic::Diagnostics;
+use super::located::{Located, Position};
+use super::schema::{self, Forwarding};
+use super::{defaults, value::Count};
 
 /// Names and the back ends they go to.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Route {
-    /// The first name, which stands for the route in logs and counters.
+    /// The first name, which stands for the route in logs and metrics.
     pub label: String,
     /// `sni`
     pub names: Vec<Pattern>,
     /// `backends`
     pub backends: Vec<Backend>,
-    /// `http_backends`: where HTTP-01 validations of its names go.
+    /// Where HTTP-01 validations of its names go.
     pub http_backends: Vec<Backend>,
-    /// `acme`
+    /// Who answers ACME validations of its names.
     pub acme: AcmePolicy,
-    /// `send_proxy`; `None` for `off`.
+    /// PROXY header to send; `None` for `off`.
     pub send_proxy: Option<Version>,
-    /// `source`
+    /// The source address that back ends see.
     pub source_address: SourceAddress,
-    /// `balance`
+    /// How connections are balanced over the back ends.
     pub balance: BalancePolicy,
-    /// `check`; `None` for `off`.
-    pub health_check: Option<HealthCheckKind>,
-    /// `check_interval`
-    pub check_interval: Duration,
-    /// `rise`: answers in a row that make a back end up.
-    pub rise: u32,
-    /// `fall`: failures in a row that make it down.
-    pub fall: u32,
-    /// `slow_start`: how long a back end that came up takes to its full share; 0 for `off`.
+    /// How back ends are checked.
+    pub health_check: HealthCheck,
+    /// Time in which a back end that came up grows to its full weight; 0 for `off`.
     pub slow_start: Duration,
-    /// Where it was written.
+    /// Where the route was written.
     pub origin: Origin,
-    pub(super) round: AtomicUsize,
 }
 
-/// Where connections go, and how many of them.
+/// A back end and its share of the connections.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Backend {
     /// Where it is.
     pub address: BackendAddr,
-    /// The same in words, by which it is known from one configuration to the next.
+    /// The address as text, which identifies the back end across reloads.
     pub name: String,
-    /// Its share beside the others of its route, 0 to 256; 0 is nothing unless no other answers.
+    /// Its share beside the others of its route, 0 to 256. With 0 it gets connections only if no
+    /// other answers.
     pub weight: u16,
 }
 
-/// The address that a back end sees.
+/// How back ends are checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// `type`; `None` for `off`.
+    pub kind: Option<HealthCheckKind>,
+    /// Time between two checks of a back end.
+    pub interval: Duration,
+    /// Successful checks in a row that make a back end up.
+    pub rise: u32,
+    /// Failed checks in a row that make a back end down.
+    pub fall: u32,
+}
+
+/// The source address that a back end sees.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SourceAddress {
-    /// The agent's own.
+    /// The agent's.
     #[default]
     Local,
-    /// The client's (IP_TRANSPARENT); `snisplit net` sets up the way back.
+    /// The client's (IP_TRANSPARENT); `snisplit net` sets up the routing of the replies.
     Client,
 }
 
-/// How a back end is asked whether it is there.
+/// What a health check does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum HealthCheckKind {
-    /// By a TCP connection.
+    /// Opens a TCP connection.
     Tcp,
-    /// By a TLS handshake with the route's first exact name.
+    /// Does a TLS handshake with the first exact name of the route.
     Tls,
 }
 
@@ -82,9 +92,9 @@ pub enum HealthCheckKind {
 pub enum BackendAddr {
     /// An address and port.
     Ip(SocketAddr),
-    /// A host name, resolved as often as its TTL says, and a port.
+    /// A host name, resolved again when its TTL ends, and a port.
     Host(String, u16),
-    /// A unix socket on this host, by its absolute path.
+    /// A Unix socket on this host, by its absolute path.
     Unix(PathBuf),
 }
 
@@ -95,21 +105,10 @@ impl RoutePolicy for Route {
 }
 
 impl Route {
-    /// Whether a connection would fare the same on the other route of the same names.
+    /// Whether the other route, of the same names, treats connections the same.
     pub fn same_behaviour(&self, other: &Self) -> bool {
-        self.backends == other.backends
-            && self.http_backends == other.http_backends
-            && self.acme == other.acme
-            && (self.send_proxy, self.source_address) == (other.send_proxy, other.source_address)
-            && self.balance == other.balance
-            && (self.health_check, self.check_interval)
-                == (other.health_check, other.check_interval)
-            && (self.rise, self.fall, self.slow_start) == (other.rise, other.fall, other.slow_start)
-    }
-
-    /// The number of this connection on the route.
-    pub fn next_round(&self) -> usize {
-        self.round.fetch_add(1, Ordering::Relaxed)
+        let Self { label, names, origin, .. } = other.clone();
+        Self { label, names, origin, ..self.clone() } == *other
     }
 }
 
@@ -125,6 +124,152 @@ impl fmt::Display for BackendAddr {
             Self::Ip(address) => write!(f, "{address}"),
             Self::Host(host, port) => write!(f, "{host}:{port}"),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// The table of a route that is being validated.
+#[derive(Clone, Copy)]
+pub(super) struct RouteContext<'c> {
+    /// `route` or `terminate`.
+    pub(super) section: &'static str,
+    pub(super) position: &'c Position,
+}
+
+impl RouteContext<'_> {
+    pub(super) fn key(&self, name: &str) -> String {
+        format!("{}.{name}", self.section)
+    }
+
+    /// The route, with the defaults of the keys that only `[[route]]` has. `None` if it has no
+    /// valid names or back ends; other problems are reported too.
+    pub(super) fn build(&self, table: Forwarding, diagnostics: &mut Diagnostics) -> Option<Route> {
+        self.report_missing(&table, diagnostics);
+        let names = diagnostics.values(&self.key("sni"), table.sni);
+        let backends = self.backends("backends", table.backends, diagnostics);
+        let send_proxy = diagnostics.value(&self.key("send_proxy"), table.send_proxy);
+        let source_position =
+            table.source_address.as_ref().map_or(self.position, |item| &item.position).clone();
+        let source_address = diagnostics.value(&self.key("source_address"), table.source_address);
+        let balance = diagnostics.value(&self.key("balance"), table.balance);
+        let health_check = self.health_check(table.health_check, diagnostics);
+        let slow_start = diagnostics.value(&self.key("slow_start"), table.slow_start);
+        let backends = backends.filter(|all| !all.is_empty());
+        if let (Some(SourceAddress::Client), Some(backends)) = (source_address, &backends) {
+            self.require_remote_ips(backends, &source_position, diagnostics);
+        }
+        let names = names?;
+        Some(Route {
+            label: names.first()?.to_string(),
+            names,
+            backends: backends?,
+            http_backends: Vec::new(),
+            acme: AcmePolicy::default(),
+            send_proxy: send_proxy.flatten(),
+            source_address: source_address.unwrap_or_default(),
+            balance: balance.unwrap_or_default(),
+            health_check,
+            slow_start: slow_start.unwrap_or(defaults::OFF).unwrap_or(Duration::ZERO),
+            origin: diagnostics.origin(self.position),
+        })
+    }
+
+    fn report_missing(&self, table: &Forwarding, diagnostics: &mut Diagnostics) {
+        if table.sni.is_empty() {
+            let message = "the route has no name; add one, such as \"a.test\", \"*.a.test\" or \
+                           \"*\"";
+            diagnostics.report(self.position, &self.key("sni"), message);
+        }
+        if table.backends.is_empty() {
+            let message = "the route has no back end; add one, such as \"10.0.0.5:443\"";
+            diagnostics.report(self.position, &self.key("backends"), message);
+        }
+    }
+
+    /// `None` if one of them is wrong.
+    pub(super) fn backends(
+        &self,
+        key: &str,
+        backends: Vec<Located<schema::Backend>>,
+        diagnostics: &mut Diagnostics,
+    ) -> Option<Vec<Backend>> {
+        let build = |backend| self.backend(key, backend, diagnostics);
+        let built: Vec<Option<Backend>> = backends.into_iter().map(build).collect();
+        built.into_iter().collect()
+    }
+
+    fn backend(
+        &self,
+        key: &str,
+        backend: Located<schema::Backend>,
+        diagnostics: &mut Diagnostics,
+    ) -> Option<Backend> {
+        let key = self.key(key);
+        let Located { position, value } = backend;
+        let table = match value {
+            schema::Backend::Table(table) => table,
+            schema::Backend::Address(value) => {
+                let address = Some(Located { position: position.clone(), value });
+                schema::BackendTable { address, weight: None }
+            }
+        };
+        if table.address.is_none() {
+            let message = "is missing; add an address, such as address = \"10.0.0.5:443\"";
+            diagnostics.report(&position, &format!("{key}.address"), message);
+        }
+        let address = diagnostics.value(&key, table.address);
+        let weight = match table.weight {
+            Some(weight) => diagnostics.value(&format!("{key}.weight"), Some(weight))?,
+            None => Count(defaults::WEIGHT),
+        };
+        let address = address?;
+        Some(Backend { name: address.to_string(), address, weight: weight.0 as u16 })
+    }
+
+    fn health_check(
+        &self,
+        table: Option<Located<schema::HealthCheck>>,
+        diagnostics: &mut Diagnostics,
+    ) -> HealthCheck {
+        let key = |name: &str| self.key(&format!("health_check.{name}"));
+        let is_table = table.is_some();
+        let Located { position, value: table } = table.unwrap_or_else(|| Located {
+            position: self.position.clone(),
+            value: schema::HealthCheck::default(),
+        });
+        if is_table && table.r#type.is_none() {
+            let message = "is missing; add type = \"tcp\", \"tls\" or \"off\"";
+            diagnostics.report(&position, &key("type"), message);
+        }
+        let kind = diagnostics.value(&key("type"), table.r#type);
+        let interval = diagnostics.value(&key("interval"), table.interval);
+        let rise = diagnostics.value(&key("rise"), table.rise);
+        let fall = diagnostics.value(&key("fall"), table.fall);
+        HealthCheck {
+            kind: kind.flatten(),
+            interval: interval.unwrap_or(defaults::HEALTH_CHECK_INTERVAL),
+            rise: rise.map_or(defaults::RISE, |count| count.0),
+            fall: fall.map_or(defaults::FALL, |count| count.0),
+        }
+    }
+
+    /// `snisplit net` routes the replies of a back end by its address, so it must have one, and not
+    /// one of this host.
+    fn require_remote_ips(
+        &self,
+        backends: &[Backend],
+        position: &Position,
+        diagnostics: &mut Diagnostics,
+    ) {
+        let is_remote_ip = |backend: &&Backend| match &backend.address {
+            BackendAddr::Ip(address) => !address.ip().is_loopback(),
+            BackendAddr::Host(..) | BackendAddr::Unix(_) => false,
+        };
+        if let Some(other) = backends.iter().find(|backend| !is_remote_ip(backend)) {
+            let message = format!(
+                "\"client\" needs back ends on other hosts, by IP address; {other} is none"
+            );
+            diagnostics.report(position, &self.key("source_address"), message);
         }
     }
 }

@@ -1,208 +1,117 @@
-//! `[[route]]`: from text with places to the table of routes.
+//! The tables of routes, which share one namespace of names.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
-use std::time::Duration;
 
 use snisplit_common::route_table::RouteTable;
 use snisplit_common::server_name::Pattern;
 
-use super::diagnostic::Diagnostic;
-use super::terminate::{self, AcmeCapabilities, DraftTerminate};
-use super::validate::{Diagnostics, Located};
-use super::{DEFAULT_HEALTH_CHECK_INTERVAL, DEFAULT_RISE_FALL, Origin, Route, Terminate, parse};
+use super::diagnostic::Diagnostics;
+use super::located::{Located, Position, Setting};
+use super::route::RouteContext;
+use super::schema::{self, ForwardingTable as _};
+use super::terminate::{AcmeCapabilities, TerminateContext};
+use super::{CertificateCheck, Route, Terminate};
 
-/// Keys of a route, and of what is terminated, that a flag can set too.
-const COMMON_KEYS: [&str; 8] = [
-    "send_proxy",
-    "source_address",
-    "balance",
-    "check",
-    "check_interval",
-    "rise",
-    "fall",
-    "slow_start",
-];
-
-/// Of a route only, and of what is terminated only.
-const ROUTE_ONLY_KEYS: [&str; 2] = ["acme", "http_backends"];
-const TERMINATE_ONLY_KEYS: [&str; 4] = ["challenge", "cert", "key", "alpn"];
-
-fn known_keys(section: &str) -> String {
-    let own: &[&str] = if section == "route" { &ROUTE_ONLY_KEYS } else { &TERMINATE_ONLY_KEYS };
-    [own, &COMMON_KEYS].concat().join("=…, ") + "=…"
+/// `[[route]]` and `[[terminate]]`.
+pub(super) struct RouteTables {
+    pub(super) routes: RouteTable<Route>,
+    pub(super) terminates: RouteTable<Arc<Terminate>>,
 }
 
-/// A route that is not understood yet.
-#[derive(Debug)]
-pub(super) struct DraftRoute {
-    pub(super) origin: Origin,
-    /// `route` or `terminate`.
-    pub(super) section: &'static str,
-    pub(super) sni: Vec<Located<String>>,
-    pub(super) backends: Vec<Located<String>>,
-    pub(super) http_backends: Vec<Located<String>>,
-    pub(super) acme: Option<Located<String>>,
-    pub(super) send_proxy: Option<Located<String>>,
-    pub(super) source_address: Option<Located<String>>,
-    pub(super) balance: Option<Located<String>>,
-    pub(super) check: Option<Located<String>>,
-    pub(super) check_interval: Option<Located<String>>,
-    pub(super) rise: Option<Located<i64>>,
-    pub(super) fall: Option<Located<i64>>,
-    pub(super) slow_start: Option<Located<String>>,
-    /// Options of a flag that mean nothing.
-    pub(super) unknown: Vec<Located<String>>,
+/// Where the names of a table were written.
+struct NamePositions {
+    section: &'static str,
+    table: Position,
+    names: Vec<Position>,
 }
 
-impl DraftRoute {
-    /// A route with nothing in it yet.
-    pub(super) const fn empty(origin: Origin, section: &'static str) -> Self {
-        Self {
-            origin,
-            section,
-            sni: Vec::new(),
-            backends: Vec::new(),
-            http_backends: Vec::new(),
-            acme: None,
-            send_proxy: None,
-            source_address: None,
-            balance: None,
-            check: None,
-            check_interval: None,
-            rise: None,
-            fall: None,
-            slow_start: None,
-            unknown: Vec::new(),
+impl RouteTables {
+    /// `None` if a problem was reported.
+    pub(super) fn build(
+        (routes, terminates): (Vec<Located<schema::Route>>, Vec<Located<schema::Terminate>>),
+        capabilities: AcmeCapabilities,
+        check_certificate: CertificateCheck,
+        diagnostics: &mut Diagnostics,
+    ) -> Option<Self> {
+        if routes.is_empty() && terminates.is_empty() {
+            diagnostics.report_whole(
+                "route",
+                "no routes; add [[route]] with sni = [\"a.test\"] and backends = \
+                 [\"10.0.0.5:443\"], or --route 'a.test=10.0.0.5:443'",
+            );
         }
+        let route_names = routes
+            .iter()
+            .map(|route| NamePositions::new("route", &route.position, &route.value.sni));
+        let terminate_names = terminates.iter().map(|terminate| {
+            NamePositions::new("terminate", &terminate.position, &terminate.value.sni)
+        });
+        let positions: Vec<NamePositions> = route_names.chain(terminate_names).collect();
+        let built: Vec<_> =
+            routes.into_iter().map(|route| build_route(route, diagnostics)).collect();
+        let routes: Option<Vec<Route>> = built.into_iter().collect();
+        let built: Vec<_> = terminates
+            .into_iter()
+            .map(|Located { position, value }| {
+                let context = RouteContext { section: "terminate", position: &position };
+                let context = TerminateContext { context, capabilities, check_certificate };
+                context.build(value, diagnostics)
+            })
+            .collect();
+        let terminates: Option<Vec<Terminate>> = built.into_iter().collect();
+        let (routes, terminates) = (routes?, terminates?);
+        let all = routes.iter().chain(terminates.iter().map(|terminate| &terminate.route));
+        report_conflict(all.map(|route| route.names.clone()).collect(), &positions, diagnostics)?;
+        let routes = routes.into_iter().map(|route| (route.names.clone(), route));
+        let terminates = terminates
+            .into_iter()
+            .map(|terminate| (terminate.route.names.clone(), Arc::new(terminate)));
+        Some(Self {
+            routes: RouteTable::new(routes).ok()?,
+            terminates: RouteTable::new(terminates).ok()?,
+        })
     }
 }
 
-/// The two tables of one namespace of names.
-type RouteTables = (RouteTable<Route>, RouteTable<Arc<Terminate>>);
-
-pub(super) fn build(
-    routes: Vec<DraftRoute>,
-    terminates: Vec<DraftTerminate>,
-    capabilities: AcmeCapabilities,
-    diagnostics: &mut Diagnostics,
-) -> Option<RouteTables> {
-    if routes.is_empty() && terminates.is_empty() {
-        diagnostics.0.push(Diagnostic::without_origin(
-            "route",
-            "no routes; add [[route]] with sni = [\"a.test\"] and backends = [\"10.0.0.5:443\"], \
-             or --route 'a.test=10.0.0.5:443'",
-        ));
-    }
-    let name_origins = |draft: &DraftRoute| {
-        let section = draft.section;
-        let with_section = |item: &Located<String>| (section, item.origin.clone());
-        draft.sni.iter().map(with_section).collect::<Vec<_>>()
-    };
-    let drafts = routes.iter().chain(terminates.iter().map(|one| &one.route));
-    let origins: Vec<_> = drafts.map(name_origins).collect();
-    let built: Vec<_> = routes.into_iter().map(|draft| build_route(draft, diagnostics)).collect();
-    let routes: Option<Vec<Route>> = built.into_iter().collect();
-    let build = |draft| terminate::build(draft, capabilities, diagnostics);
-    let built: Vec<_> = terminates.into_iter().map(build).collect();
-    let terminates: Option<Vec<Terminate>> = built.into_iter().collect();
-    let (routes, terminates) = (routes?, terminates?);
-    let all = routes.iter().chain(terminates.iter().map(|one| &one.route));
-    report_conflict(all.map(|route| route.names.clone()).collect(), &origins, diagnostics)?;
-    let routes = routes.into_iter().map(|route| (route.names.clone(), route));
-    let terminates = terminates.into_iter().map(|one| (one.route.names.clone(), Arc::new(one)));
-    RouteTable::new(routes).ok().zip(RouteTable::new(terminates).ok())
+fn build_route(route: Located<schema::Route>, diagnostics: &mut Diagnostics) -> Option<Route> {
+    let Located { position, value: mut table } = route;
+    let context = RouteContext { section: "route", position: &position };
+    let forwarding = table.take_forwarding();
+    let route = context.build(forwarding, diagnostics);
+    let http_backends = context.backends("http_backends", table.http_backends, diagnostics);
+    let acme = diagnostics.value("route.acme", table.acme).unwrap_or_default();
+    Some(Route { http_backends: http_backends.unwrap_or_default(), acme, ..route? })
 }
 
-/// A name that two of them want, whatever their kind.
+/// Reports a name that two tables have, of whatever kind.
 fn report_conflict(
     names: Vec<Vec<Pattern>>,
-    origins: &[Vec<(&str, Origin)>],
+    positions: &[NamePositions],
     diagnostics: &mut Diagnostics,
 ) -> Option<()> {
     let conflict = match RouteTable::new(names.iter().map(|names| (names.clone(), ()))) {
         Ok(_) => return Some(()),
         Err(conflict) => conflict,
     };
-    let origin_of = |route: usize, last: bool| {
-        let mut all = names[route].iter().zip(&origins[route]);
-        let mut same = all.by_ref().filter(|(name, _)| **name == conflict.pattern);
-        let found = if last { same.next_back() } else { same.next() };
-        found.map_or_else(|| origins[route][0].clone(), |(_, place)| place.clone())
+    let (first, second) = (&positions[conflict.first], &positions[conflict.second]);
+    let same = |route: usize| {
+        let names = names[route].iter().zip(&positions[route].names);
+        names.filter(|(name, _)| **name == conflict.pattern).map(|(_, position)| position)
     };
-    let (first, second) = (origin_of(conflict.first, false).1, origin_of(conflict.second, true));
-    let text = format!(
-        "\"{}\" is named at {first} too; a name has one owner, so leave it in one place",
-        conflict.pattern
+    let first_position = same(conflict.first).next().unwrap_or(&first.table);
+    let second_position = same(conflict.second).last().unwrap_or(&second.table);
+    let message = format!(
+        "\"{}\" is named at {} too; a name has one owner, so leave it in one place",
+        conflict.pattern,
+        diagnostics.origin(first_position)
     );
-    diagnostics.0.push(Diagnostic::at(&second.1, &format!("{}.sni", second.0), text));
+    diagnostics.report(second_position, &format!("{}.sni", second.section), message);
     None
 }
 
-/// What is wrong is said; the route is then of no use, but others are read on.
-pub(super) fn build_route(draft: DraftRoute, diagnostics: &mut Diagnostics) -> Option<Route> {
-    let section = draft.section;
-    let key = |name: &str| format!("{section}.{name}");
-    report_missing(&draft, diagnostics);
-    let names = diagnostics.parse_all(&key("sni"), draft.sni, |text| parse::pattern(&text));
-    let backends =
-        diagnostics.parse_all(&key("backends"), draft.backends, |text| parse::backend(&text));
-    let http = draft.http_backends;
-    let http_backends =
-        diagnostics.parse_all(&key("http_backends"), http, |text| parse::backend(&text));
-    let acme =
-        diagnostics.parse_optional(&key("acme"), draft.acme, |text| parse::acme_policy(&text));
-    let send_proxy =
-        diagnostics.parse_optional(&key("send_proxy"), draft.send_proxy, |t| parse::send_proxy(&t));
-    let source_address =
-        diagnostics.parse_optional(&key("source_address"), draft.source_address, |text| {
-            parse::source_address(&text, backends.as_deref().unwrap_or_default())
-        });
-    let balance =
-        diagnostics.parse_optional(&key("balance"), draft.balance, |text| parse::balance(&text));
-    let health_check = diagnostics
-        .parse_optional(&key("check"), draft.check, |text| parse::health_check_kind(&text));
-    let interval =
-        diagnostics.parse_optional(&key("check_interval"), draft.check_interval, |text| {
-            parse::duration(&text)
-        });
-    let rise = diagnostics.parse_optional(&key("rise"), draft.rise, |n| parse::count(n, 1));
-    let fall = diagnostics.parse_optional(&key("fall"), draft.fall, |n| parse::count(n, 1));
-    let slow_start = diagnostics
-        .parse_optional(&key("slow_start"), draft.slow_start, |text| parse::duration_or_off(&text));
-    Some(Route {
-        label: names.as_ref()?.first()?.to_string(),
-        names: names?,
-        backends: backends.filter(|all| !all.is_empty())?,
-        http_backends: http_backends.unwrap_or_default(),
-        acme: acme.unwrap_or_default(),
-        send_proxy: send_proxy.unwrap_or_default(),
-        source_address: source_address.unwrap_or_default(),
-        balance: balance.unwrap_or_default(),
-        health_check: health_check.unwrap_or_default(),
-        check_interval: interval.unwrap_or(DEFAULT_HEALTH_CHECK_INTERVAL),
-        rise: rise.unwrap_or(DEFAULT_RISE_FALL.0),
-        fall: fall.unwrap_or(DEFAULT_RISE_FALL.1),
-        slow_start: slow_start.flatten().unwrap_or(Duration::ZERO),
-        origin: draft.origin,
-        round: AtomicUsize::new(0),
-    })
-}
-
-fn report_missing(draft: &DraftRoute, diagnostics: &mut Diagnostics) {
-    let mut report = |origin: &Origin, key: &str, text: String| {
-        diagnostics.0.push(Diagnostic::at(origin, &format!("{}{key}", draft.section), text));
-    };
-    for Located { origin, value } in &draft.unknown {
-        let text = format!("\"{value}\" is no option; {} are", known_keys(draft.section));
-        report(origin, "", text);
-    }
-    if draft.sni.is_empty() {
-        let text = "the route has no name; add one, such as \"a.test\", \"*.a.test\" or \"*\"";
-        report(&draft.origin, ".sni", text.into());
-    }
-    if draft.backends.is_empty() {
-        let text = "the route has no back end; add one, such as \"10.0.0.5:443\"";
-        report(&draft.origin, ".backends", text.into());
+impl NamePositions {
+    fn new(section: &'static str, table: &Position, names: &[Setting<Pattern>]) -> Self {
+        let names = names.iter().map(|name| name.position.clone()).collect();
+        Self { section, table: table.clone(), names }
     }
 }

@@ -1,44 +1,46 @@
-//! `[[terminate]]`: names whose TLS ends here.
+//! `[[terminate]]`: names whose TLS ends at the agent.
 
 use std::path::PathBuf;
 
 use snisplit_common::server_name::Pattern;
 
-use super::diagnostic::Diagnostic;
-use super::route_table::{self, DraftRoute};
-use super::validate::{Diagnostics, Draft, Located};
-use super::{HealthCheckKind, Route, parse};
-use crate::certs::pem;
+use super::diagnostic::Diagnostics;
+use super::located::{Position, Setting};
+use super::route::RouteContext;
+use super::schema::{self, ForwardingTable as _};
+use super::value::ReadableFile;
+use super::{CertificateCheck, HealthCheckKind, Route};
 
 /// Names that this agent holds a certificate for, and the plaintext back ends behind them.
 #[derive(Debug)]
 pub struct Terminate {
-    /// Names, back ends and how they are dialled.
+    /// Names, back ends and how connections to these are made.
     pub route: Route,
     /// Where the certificate comes from.
     pub certificate: CertificateSource,
-    /// `alpn`: protocols to agree to, in order of preference.
+    /// ALPN protocols to agree to, in order of preference.
     pub alpn: Vec<Vec<u8>>,
 }
 
 /// Where a certificate comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CertificateSource {
-    /// `challenge`: it is ordered.
+    /// An order, which the CA validates by this challenge.
     Acme(Challenge),
-    /// `cert` and `key`: it is read, and read again when a file changes.
+    /// Files, which are read again when one changes.
     Files {
         /// The chain, PEM.
         cert: PathBuf,
-        /// The key, PEM.
+        /// The private key, PEM.
         key: PathBuf,
     },
 }
 
-/// How a CA is shown that a name is ours.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// How a CA validates that a name belongs to this agent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Challenge {
     /// `tls-alpn-01` (RFC 8737), on the listeners.
+    #[default]
     TlsAlpn01,
     /// `http-01` (RFC 8555 §8.3), on `[http]`.
     Http01,
@@ -47,7 +49,7 @@ pub enum Challenge {
 }
 
 impl Challenge {
-    /// The name in the IANA registry.
+    /// The name in the IANA registry of ACME validation methods.
     pub const fn label(self) -> &'static str {
         match self {
             Self::TlsAlpn01 => "tls-alpn-01",
@@ -57,17 +59,7 @@ impl Challenge {
     }
 }
 
-/// A `[[terminate]]` that is not understood yet.
-#[derive(Debug)]
-pub(super) struct DraftTerminate {
-    pub(super) route: DraftRoute,
-    pub(super) challenge: Option<Located<String>>,
-    pub(super) cert: Option<Located<String>>,
-    pub(super) key: Option<Located<String>>,
-    pub(super) alpn: Vec<Located<String>>,
-}
-
-/// What the rest of the configuration has for ordering certificates, right or wrong.
+/// The tables for ordering certificates that the configuration has, valid or not.
 #[derive(Clone, Copy)]
 pub(super) struct AcmeCapabilities {
     pub(super) acme: bool,
@@ -75,90 +67,113 @@ pub(super) struct AcmeCapabilities {
     pub(super) http: bool,
 }
 
-impl AcmeCapabilities {
-    pub(super) fn from_draft(draft: &Draft) -> Self {
-        let acme = draft.acme.as_ref();
-        Self {
-            acme: acme.is_some(),
-            dns: acme.is_some_and(|acme| acme.dns.is_some()),
-            http: draft.http.is_some(),
+/// A `[[terminate]]` that is being validated.
+pub(super) struct TerminateContext<'c> {
+    pub(super) context: RouteContext<'c>,
+    pub(super) capabilities: AcmeCapabilities,
+    pub(super) check_certificate: CertificateCheck,
+}
+
+/// `cert` and `key`.
+struct CertificateFiles {
+    cert: Option<Setting<ReadableFile>>,
+    key: Option<Setting<ReadableFile>>,
+}
+
+impl TerminateContext<'_> {
+    /// `None` if a problem was reported that leaves nothing to serve.
+    pub(super) fn build(
+        &self,
+        mut table: schema::Terminate,
+        diagnostics: &mut Diagnostics,
+    ) -> Option<Terminate> {
+        let forwarding = table.take_forwarding();
+        let check = forwarding.health_check.as_ref().and_then(|check| check.value.r#type.as_ref());
+        let check_position = check.map_or(self.context.position, |item| &item.position).clone();
+        let route = self.context.build(forwarding, diagnostics);
+        let alpn = diagnostics.values("terminate.alpn", table.alpn);
+        let route = route?;
+        if route.health_check.kind == Some(HealthCheckKind::Tls) {
+            let message = "back ends of [[terminate]] speak no TLS; one of off, tcp";
+            diagnostics.report(&check_position, "terminate.health_check.type", message);
         }
-    }
-}
-
-pub(super) fn build(
-    draft: DraftTerminate,
-    capabilities: AcmeCapabilities,
-    diagnostics: &mut Diagnostics,
-) -> Option<Terminate> {
-    let DraftTerminate { route, challenge, cert, key, alpn } = draft;
-    let origin = route.origin.clone();
-    let check_origin = route.check.as_ref().map_or(&origin, |item| &item.origin).clone();
-    let route = route_table::build_route(route, diagnostics);
-    let alpn = diagnostics.parse_all("terminate.alpn", alpn, |text| parse_alpn_protocol(&text));
-    let route = route?;
-    if route.health_check == Some(HealthCheckKind::Tls) {
-        let text = "these back ends speak no TLS; one of off, tcp";
-        diagnostics.0.push(Diagnostic::at(&check_origin, "terminate.check", text));
-    }
-    if route.names.contains(&Pattern::Default) {
-        let text = "no certificate is for \"*\"; name the names";
-        diagnostics.0.push(Diagnostic::at(&origin, "terminate.sni", text));
-    }
-    let certificate = match (&cert, &key) {
-        (None, None) => Some(acme_certificate(challenge, &route, capabilities, diagnostics)),
-        (_, _) => file_certificate((cert, key), challenge, &route, diagnostics),
-    };
-    Some(Terminate { route, certificate: certificate?, alpn: alpn? })
-}
-
-fn acme_certificate(
-    requested: Option<Located<String>>,
-    route: &Route,
-    capabilities: AcmeCapabilities,
-    diagnostics: &mut Diagnostics,
-) -> CertificateSource {
-    let origin = requested.as_ref().map_or(&route.origin, |item| &item.origin).clone();
-    let challenge = diagnostics
-        .parse_optional("terminate.challenge", requested, |text| self::parse_challenge(&text));
-    let challenge = challenge.unwrap_or(Challenge::TlsAlpn01);
-    let missing = missing_requirements(challenge, capabilities, &route.names);
-    let problem = |text| Diagnostic::at(&origin, "terminate.challenge", text);
-    diagnostics.0.extend(missing.into_iter().map(problem));
-    CertificateSource::Acme(challenge)
-}
-
-fn file_certificate(
-    files: (Option<Located<String>>, Option<Located<String>>),
-    challenge: Option<Located<String>>,
-    route: &Route,
-    diagnostics: &mut Diagnostics,
-) -> Option<CertificateSource> {
-    let mut report =
-        |text: &str| diagnostics.0.push(Diagnostic::at(&route.origin, "terminate.cert", text));
-    if challenge.is_some() {
-        report("a certificate from files needs no challenge; remove one of the two");
-    }
-    let (cert, key) = match files {
-        (Some(cert), Some(key)) => (cert, key),
-        (Some(_), None) => {
-            report("the certificate's key is missing; add key = \"FILE\"");
-            return None;
+        if route.names.contains(&Pattern::Default) {
+            let message = "no certificate covers \"*\"; list the names";
+            diagnostics.report(self.context.position, "terminate.sni", message);
         }
-        (None, _) => {
-            report("the key's certificate is missing; add cert = \"FILE\"");
-            return None;
-        }
-    };
-    let cert = diagnostics.parse("terminate.cert", cert, |text| parse::readable_file(&text))?;
-    let key = diagnostics.parse("terminate.key", key, |text| parse::readable_file(&text))?;
-    if let Err(text) = pem::verify_names(&cert, &key, &route.names) {
-        diagnostics.0.push(Diagnostic::at(&route.origin, "terminate.cert", text));
+        let files = CertificateFiles { cert: table.cert, key: table.key };
+        let certificate = match files {
+            CertificateFiles { cert: None, key: None } => {
+                Some(self.ordered_certificate(table.challenge, &route, diagnostics))
+            }
+            files => {
+                if table.challenge.is_some() {
+                    self.report_certificate(
+                        "a certificate from files needs no challenge; remove one of the two",
+                        diagnostics,
+                    );
+                }
+                self.file_certificate(files, &route, diagnostics)
+            }
+        };
+        let alpn = alpn?.into_iter().map(|protocol| protocol.0).collect();
+        Some(Terminate { route, certificate: certificate?, alpn })
     }
-    Some(CertificateSource::Files { cert, key })
+
+    fn report_certificate(&self, message: &str, diagnostics: &mut Diagnostics) {
+        diagnostics.report(self.context.position, "terminate.cert", message);
+    }
+
+    fn ordered_certificate(
+        &self,
+        challenge: Option<Setting<Challenge>>,
+        route: &Route,
+        diagnostics: &mut Diagnostics,
+    ) -> CertificateSource {
+        let position: Position =
+            challenge.as_ref().map_or(self.context.position, |item| &item.position).clone();
+        let is_given = challenge.is_some();
+        let challenge = match diagnostics.value("terminate.challenge", challenge) {
+            // What a wrong challenge would need is unknown.
+            None if is_given => return CertificateSource::Acme(Challenge::default()),
+            challenge => challenge.unwrap_or_default(),
+        };
+        for message in missing_requirements(challenge, self.capabilities, &route.names) {
+            diagnostics.report(&position, "terminate.challenge", message);
+        }
+        CertificateSource::Acme(challenge)
+    }
+
+    fn file_certificate(
+        &self,
+        files: CertificateFiles,
+        route: &Route,
+        diagnostics: &mut Diagnostics,
+    ) -> Option<CertificateSource> {
+        let (cert, key) = match files {
+            CertificateFiles { cert: Some(cert), key: Some(key) } => (cert, key),
+            CertificateFiles { key: None, .. } => {
+                let message = "the certificate's key is missing; add key = \"FILE\"";
+                self.report_certificate(message, diagnostics);
+                return None;
+            }
+            CertificateFiles { cert: None, .. } => {
+                let message = "the key's certificate is missing; add cert = \"FILE\"";
+                self.report_certificate(message, diagnostics);
+                return None;
+            }
+        };
+        let cert = diagnostics.value("terminate.cert", Some(cert));
+        let key = diagnostics.value("terminate.key", Some(key));
+        let (cert, key) = (cert?.0, key?.0);
+        if let Err(message) = (self.check_certificate)(&cert, &key, &route.names) {
+            self.report_certificate(&message, diagnostics);
+        }
+        Some(CertificateSource::Files { cert, key })
+    }
 }
 
-/// What a challenge needs and has not.
+/// What a challenge needs that the configuration does not have.
 fn missing_requirements(
     challenge: Challenge,
     capabilities: AcmeCapabilities,
@@ -167,7 +182,7 @@ fn missing_requirements(
     let is_wild = |pattern: &&Pattern| matches!(pattern, Pattern::Wildcard(_));
     let wild = names.iter().find(is_wild).filter(|_| challenge != Challenge::Dns01);
     let wild = wild.map(|name| {
-        format!("\"{name}\" can only be proved by \"dns-01\" (RFC 8555 §7.1.3), not by this")
+        format!("\"{name}\" can be validated by \"dns-01\" only (RFC 8555 §7.1.3), not by this")
     });
     let acme = (!capabilities.acme).then(|| {
         String::from("ordering certificates needs [acme] with a directory, or set cert and key")
@@ -177,22 +192,4 @@ fn missing_requirements(
     let dns = (challenge == Challenge::Dns01 && capabilities.acme && !capabilities.dns)
         .then(|| String::from("dns-01 needs [acme.dns] with a provider"));
     [wild, acme, http, dns].into_iter().flatten().collect()
-}
-
-fn parse_challenge(text: &str) -> Result<Challenge, String> {
-    let all = [Challenge::TlsAlpn01, Challenge::Http01, Challenge::Dns01];
-    all.into_iter()
-        .find(|challenge| challenge.label() == text)
-        .ok_or_else(|| format!("\"{text}\" is unknown; one of tls-alpn-01, http-01, dns-01"))
-}
-
-/// A protocol for ALPN, RFC 7301.
-fn parse_alpn_protocol(text: &str) -> Result<Vec<u8>, String> {
-    match text {
-        "acme-tls/1" => {
-            Err("acme-tls/1 is answered by itself, and only while an order runs".into())
-        }
-        _ if (1..=255).contains(&text.len()) => Ok(text.as_bytes().to_vec()),
-        _ => Err(format!("\"{text}\" is no protocol; write one like \"h2\" or \"http/1.1\"")),
-    }
 }

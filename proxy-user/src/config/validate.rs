@@ -1,186 +1,109 @@
-//! From text with places to a [`Config`]: all that is wrong is said at once.
+//! From the tables of a file and flags to a [`Config`], with all problems at once.
 
-use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::Arc;
 
-use super::acme::{self, DraftAcme};
-use super::diagnostic::{ConfigErrors, Diagnostic};
-use super::limits::{self, DraftLimits};
-use super::packet::{self, DraftPacket};
-use super::route_table::{self, DraftRoute};
-use super::terminate::{AcmeCapabilities, DraftTerminate};
-use super::{
-    Config, DEFAULT_CLIENT_HELLO_TIMEOUT, DEFAULT_DRAIN_TIMEOUT, DEFAULT_INSTANCE, Listener,
-    Origin, parse,
-};
+use super::diagnostic::Diagnostics;
+use super::located::{Located, Position};
+use super::schema::{self, ConfigFile};
+use super::terminate::AcmeCapabilities;
+use super::{CertificateCheck, Config, Listener, acme, defaults, limits, packet, route_table};
 
-/// A value and where it was written.
-#[derive(Clone, Debug)]
-pub(super) struct Located<T> {
-    pub(super) origin: Origin,
-    pub(super) value: T,
-}
-
-/// A configuration that is not understood yet.
-#[derive(Debug, Default)]
-pub(super) struct Draft {
-    pub(super) instance: Option<Located<String>>,
-    pub(super) engine: Option<Located<String>>,
-    pub(super) acme_bypass: Option<Located<String>>,
-    pub(super) drain_timeout: Option<Located<String>>,
-    pub(super) access_log: Option<Located<String>>,
-    pub(super) access_log_format: Option<Located<String>>,
-    pub(super) nameservers: Vec<Located<String>>,
-    pub(super) listeners: Vec<DraftListener>,
-    pub(super) routes: Vec<DraftRoute>,
-    pub(super) terminates: Vec<DraftTerminate>,
-    pub(super) acme: Option<DraftAcme>,
-    pub(super) http: Option<Located<String>>,
-    pub(super) limits: DraftLimits,
-    pub(super) admin: Option<Located<String>>,
-    pub(super) packet: DraftPacket,
-    /// From the flag: for every listener, whatever it says itself.
-    pub(super) client_hello_timeout: Option<Located<String>>,
-}
-
-#[derive(Debug)]
-pub(super) struct DraftListener {
-    pub(super) address: Located<String>,
-    pub(super) client_hello_timeout: Option<Located<String>>,
-    pub(super) proxy_protocol_from: Vec<Located<String>>,
-    pub(super) starttls: Option<Located<String>>,
-}
-
-pub(super) fn build(draft: Draft) -> Result<Config, ConfigErrors> {
-    let mut diagnostics = Diagnostics(Vec::new());
-    let capabilities = AcmeCapabilities::from_draft(&draft);
-    let instance =
-        diagnostics.parse_optional("instance", draft.instance, |text| parse::instance(&text));
-    let engine = diagnostics.parse_optional("engine", draft.engine, |text| parse::engine(&text));
-    let acme_bypass =
-        diagnostics.parse_optional("acme_bypass", draft.acme_bypass, |t| parse::acme_bypass(&t));
-    let drain_timeout = diagnostics
-        .parse_optional("drain_timeout", draft.drain_timeout, |text| parse::duration(&text));
-    let format = draft.access_log_format;
-    let format =
-        diagnostics.parse_optional("access_log_format", format, |text| parse::log_format(&text));
-    let nameservers =
-        diagnostics.parse_all("nameservers", draft.nameservers, |text| parse::nameserver(&text));
-    let client_hello_timeout = diagnostics.parse_optional(
-        "listener.client_hello_timeout",
-        draft.client_hello_timeout,
-        |text| parse::duration(&text),
-    );
-    let limits = limits::build(draft.limits, &mut diagnostics);
-    let admin =
-        diagnostics.parse_optional("admin.address", draft.admin, |text| parse::address(&text));
-    let listeners = listeners(draft.listeners, client_hello_timeout, &mut diagnostics);
-    let packet = packet::build(draft.packet, &mut diagnostics);
-    let acme = draft.acme.and_then(|acme| acme::build(acme, &mut diagnostics));
-    let http = diagnostics.parse_optional("http.address", draft.http, |text| parse::address(&text));
-    let tables = route_table::build(draft.routes, draft.terminates, capabilities, &mut diagnostics);
-    match (tables, diagnostics.0) {
-        (Some((routes, terminates)), errors) if errors.is_empty() => Ok(Config {
-            instance: instance.unwrap_or_else(|| DEFAULT_INSTANCE.into()),
-            engine: engine.unwrap_or_default(),
-            acme_bypass: acme_bypass.unwrap_or_default(),
-            drain_timeout: drain_timeout.unwrap_or(DEFAULT_DRAIN_TIMEOUT),
-            listeners,
-            routes,
-            terminates,
-            acme,
-            http,
-            limits,
-            admin,
-            nameservers: nameservers.unwrap_or_default(),
-            packet,
-            access_log: draft.access_log.map(|item| PathBuf::from(item.value)),
-            access_log_format: format.unwrap_or_default(),
-        }),
-        (_, errors) => Err(ConfigErrors(errors)),
-    }
-}
-
-/// `for_all` is the flag's hello timeout, which wins over each listener's own.
-fn listeners(
-    drafts: Vec<DraftListener>,
-    flag_timeout: Option<Duration>,
+/// The configuration; `None` if a problem was reported.
+pub(super) fn build(
+    file: ConfigFile,
+    check_certificate: CertificateCheck,
     diagnostics: &mut Diagnostics,
-) -> Vec<Listener> {
-    if drafts.is_empty() {
-        diagnostics.0.push(Diagnostic::without_origin(
+) -> Option<Config> {
+    let capabilities = AcmeCapabilities {
+        acme: file.acme.is_some(),
+        dns: file.acme.as_ref().is_some_and(|acme| acme.value.dns.is_some()),
+        http: file.http.is_some(),
+    };
+    let instance = diagnostics.value("instance", file.instance);
+    let engine = diagnostics.value("engine", file.engine);
+    let acme_bypass = diagnostics.value("acme_bypass", file.acme_bypass);
+    let drain_timeout = diagnostics.value("drain_timeout", file.drain_timeout);
+    let access_log = diagnostics.value("access_log", file.access_log);
+    let access_log_format = diagnostics.value("access_log_format", file.access_log_format);
+    let nameservers = diagnostics.values("nameservers", file.nameservers);
+    let limits = limits::build(file.limits, diagnostics);
+    let admin = diagnostics.value("admin.address", file.admin.address);
+    let listeners = listeners(file.listener, diagnostics);
+    let packet = packet::build(file.packet, diagnostics);
+    let acme = file.acme.and_then(|acme| acme::build(acme, diagnostics));
+    let http = file.http.and_then(|Located { position, value }| {
+        report_missing_address("http", value.address.is_none(), &position, diagnostics);
+        diagnostics.value("http.address", value.address)
+    });
+    let tables = route_table::RouteTables::build(
+        (file.route, file.terminate),
+        capabilities,
+        check_certificate,
+        diagnostics,
+    )?;
+    Some(Config {
+        instance: instance.map_or_else(|| defaults::INSTANCE.into(), |name| name.0),
+        engine: engine.unwrap_or_default(),
+        acme_bypass: acme_bypass.unwrap_or_default(),
+        drain_timeout: drain_timeout.unwrap_or(defaults::DRAIN_TIMEOUT),
+        listeners,
+        routes: tables.routes,
+        terminates: tables.terminates,
+        acme,
+        http,
+        limits,
+        admin,
+        nameservers: nameservers.unwrap_or_default().into_iter().map(|server| server.0).collect(),
+        packet,
+        access_log,
+        access_log_format: access_log_format.unwrap_or_default(),
+    })
+}
+
+fn listeners(
+    tables: Vec<Located<schema::Listener>>,
+    diagnostics: &mut Diagnostics,
+) -> Vec<Arc<Listener>> {
+    if tables.is_empty() {
+        diagnostics.report_whole(
             "listener",
             "nothing to listen on; add [[listener]] with address = \"[::]:443\", or --listen ADDR",
-        ));
+        );
     }
-    let mut built: Vec<(Listener, Origin)> = Vec::new();
-    for DraftListener {
-        address,
-        client_hello_timeout: listener_timeout,
-        proxy_protocol_from,
-        starttls,
-    } in drafts
-    {
-        let origin = address.origin.clone();
+    let mut built: Vec<Located<Listener>> = Vec::new();
+    for Located { position, value: table } in tables {
+        report_missing_address("listener", table.address.is_none(), &position, diagnostics);
+        let position = table.address.as_ref().map_or(position, |item| item.position.clone());
         let client_hello_timeout =
-            diagnostics.parse_optional("listener.client_hello_timeout", listener_timeout, |text| {
-                parse::duration(&text)
-            });
-        let networks =
-            diagnostics.parse_all("listener.proxy_protocol_from", proxy_protocol_from, |text| {
-                parse::network(&text)
-            });
-        let starttls = diagnostics
-            .parse_optional("listener.starttls", starttls, |text| parse::starttls(&text));
-        let address = diagnostics.parse("listener.address", address, |text| parse::address(&text));
-        let Some(address) = address else { continue };
-        if let Some((_, first)) = built.iter().find(|(other, _)| other.address == address) {
-            let text = format!("{address} is listened on twice, at {first} too; remove one");
-            diagnostics.0.push(Diagnostic::at(&origin, "listener.address", text));
+            diagnostics.value("listener.client_hello_timeout", table.client_hello_timeout);
+        let proxy_protocol_from =
+            diagnostics.values("listener.proxy_protocol_from", table.proxy_protocol_from);
+        let starttls = diagnostics.value("listener.starttls", table.starttls);
+        let Some(address) = diagnostics.value("listener.address", table.address) else { continue };
+        if let Some(first) = built.iter().find(|other| other.value.address == address) {
+            let first = diagnostics.origin(&first.position);
+            let message = format!("{address} is listened on twice, at {first} too; remove one");
+            diagnostics.report(&position, "listener.address", message);
         }
-        let client_hello_timeout =
-            flag_timeout.or(client_hello_timeout).unwrap_or(DEFAULT_CLIENT_HELLO_TIMEOUT);
-        let proxy_protocol_from = networks.unwrap_or_default();
-        let starttls = starttls.unwrap_or_default();
-        built.push((
-            Listener { address, client_hello_timeout, proxy_protocol_from, starttls },
-            origin,
-        ));
+        let listener = Listener {
+            address,
+            client_hello_timeout: client_hello_timeout.unwrap_or(defaults::CLIENT_HELLO_TIMEOUT),
+            proxy_protocol_from: proxy_protocol_from.unwrap_or_default(),
+            starttls: starttls.flatten(),
+        };
+        built.push(Located { position, value: listener });
     }
-    built.into_iter().map(|(listener, _)| listener).collect()
+    built.into_iter().map(|listener| Arc::new(listener.value)).collect()
 }
 
-pub(super) struct Diagnostics(pub(super) Vec<Diagnostic>);
-
-impl Diagnostics {
-    pub(super) fn parse<T, U>(
-        &mut self,
-        key: &str,
-        item: Located<T>,
-        parse: impl FnOnce(T) -> Result<U, String>,
-    ) -> Option<U> {
-        let Located { origin, value } = item;
-        parse(value).map_err(|text| self.0.push(Diagnostic::at(&origin, key, text))).ok()
-    }
-
-    pub(super) fn parse_optional<T, U>(
-        &mut self,
-        key: &str,
-        item: Option<Located<T>>,
-        parse: impl FnOnce(T) -> Result<U, String>,
-    ) -> Option<U> {
-        self.parse(key, item?, parse)
-    }
-
-    /// `None` if any of them is wrong.
-    pub(super) fn parse_all<T, U>(
-        &mut self,
-        key: &str,
-        items: Vec<Located<T>>,
-        parse: impl Fn(T) -> Result<U, String>,
-    ) -> Option<Vec<U>> {
-        let parsed: Vec<Option<U>> =
-            items.into_iter().map(|item| self.parse(key, item, &parse)).collect();
-        parsed.into_iter().collect()
+fn report_missing_address(
+    table: &str,
+    is_missing: bool,
+    position: &Position,
+    diagnostics: &mut Diagnostics,
+) {
+    if is_missing {
+        let message = "is missing; add an address, such as address = \"[::]:443\"";
+        diagnostics.report(position, &format!("{table}.address"), message);
     }
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::config_watcher::ConfigWatcher;
+use crate::certs::pem;
 use crate::config::{Config, ConfigErrors, Overrides};
 
 /// Where the configuration comes from, and comes from again at a reload.
@@ -17,8 +18,13 @@ pub struct ConfigSource {
 }
 
 impl ConfigSource {
-    pub(super) fn load(&self) -> Result<Config, ConfigErrors> {
-        Config::load(self.path.as_deref(), &self.overrides)
+    /// Reads the configuration.
+    ///
+    /// # Errors
+    ///
+    /// All problems of the file and the flags.
+    pub fn load(&self) -> Result<Config, ConfigErrors> {
+        Config::load(self.path.as_deref(), &self.overrides, pem::verify_names)
     }
 
     pub(super) fn watcher(&self) -> ConfigWatcher {

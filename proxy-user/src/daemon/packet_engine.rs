@@ -5,8 +5,8 @@ use std::path::Path;
 use anyhow::Result;
 use tracing::{info, warn};
 
-use crate::bpf::packet::AttachTarget;
-use crate::config::Config;
+use crate::bpf::packet::{AttachTarget, Hook};
+use crate::config::{Config, HookChoice};
 use crate::engine::EngineSelector;
 use crate::engine::packet::{PacketEngine, PortAllocator};
 use crate::net::host::{self, Interface};
@@ -37,7 +37,7 @@ pub(super) fn load(config: &Config, selector: &EngineSelector, pins: Option<&Pat
         );
     }
     let names: Vec<&str> = targets.iter().map(|target| target.name.as_str()).collect();
-    let hook = config.packet.hook;
+    let hook = resolve_hook(config.packet.hook);
     let xdp_interfaces = targets.iter().filter(|target| target.use_xdp).count();
     let packet = PacketEngine::load(&targets, hook, PortAllocator::new(ports.clone()), pins);
     // The parsed BTF took some 50 MB, which the allocator would keep.
@@ -47,6 +47,14 @@ pub(super) fn load(config: &Config, selector: &EngineSelector, pins: Option<&Pat
     info!(interfaces = names.join(" "), ?ports, ?hook, xdp_interfaces, "packet engine attached");
     selector.set_packet(packet);
     Ok(())
+}
+
+fn resolve_hook(choice: HookChoice) -> Hook {
+    match choice {
+        HookChoice::Auto => Hook::best_supported(),
+        HookChoice::Tcx => Hook::Tcx,
+        HookChoice::Clsact => Hook::Clsact,
+    }
 }
 
 /// Returns whether an interface's driver supports the XDP program, and logs why not.

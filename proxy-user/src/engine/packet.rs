@@ -16,7 +16,7 @@ use tokio::time::timeout;
 
 use super::byte_counts::bytes_written_exact;
 use super::{DeclineReason, EngineKind, FlowEnd, LocalErrorStage};
-pub(crate) use crate::bpf::packet::Hook;
+use crate::bpf::packet::Hook;
 use crate::bpf::packet::{AttachTarget, PacketPrograms};
 use crate::bpf::{BpfError, cookie};
 

@@ -1,7 +1,6 @@
 //! Choice of the engine of each flow: the first one in the configured order that does not decline.
 
 use std::fmt;
-use std::str::FromStr;
 use std::sync::OnceLock;
 
 use super::classifier::{TrafficClass, TrafficClassifier};
@@ -23,21 +22,6 @@ pub enum EngineChoice {
     Auto,
     /// This engine, then the ones that need less of the kernel.
     Only(EngineKind),
-}
-
-impl FromStr for EngineChoice {
-    type Err = &'static str;
-
-    fn from_str(word: &str) -> Result<Self, Self::Err> {
-        match word {
-            "auto" => Ok(Self::Auto),
-            "copy" => Ok(Self::Only(EngineKind::Copy)),
-            "splice" => Ok(Self::Only(EngineKind::Splice)),
-            "sockmap" => Ok(Self::Only(EngineKind::Sockmap)),
-            "packet" => Ok(Self::Only(EngineKind::Packet)),
-            _ => Err("is no engine; one of auto, packet, sockmap, splice, copy"),
-        }
-    }
 }
 
 impl fmt::Display for EngineChoice {

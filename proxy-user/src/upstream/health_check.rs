@@ -62,16 +62,16 @@ impl HealthChecker {
 }
 
 fn check_targets(route: &Route) -> Vec<CheckTarget> {
-    let Some(check) = route.health_check else { return Vec::new() };
+    let Some(kind) = route.health_check.kind else { return Vec::new() };
     let name = route.names.iter().find_map(|pattern| match pattern {
         Pattern::Exact(name) => Some(name.to_string()),
         Pattern::Wildcard(_) | Pattern::Default => None,
     });
     let target = |backend: &Backend| CheckTarget {
         backend: backend.clone(),
-        kind: check,
-        interval: route.check_interval,
-        rise_fall: (route.rise, route.fall),
+        kind,
+        interval: route.health_check.interval,
+        rise_fall: (route.health_check.rise, route.health_check.fall),
         server_name: name.clone(),
     };
     route.backends.iter().map(target).collect()

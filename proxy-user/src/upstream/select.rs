@@ -1,6 +1,6 @@
 //! What is known of back ends: their connections and whether they answer. Survives a reload.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,6 +18,8 @@ use crate::telemetry::metrics;
 #[derive(Debug)]
 pub(crate) struct Backends {
     states: Mutex<HashMap<String, Arc<BackendState>>>,
+    /// Connections so far of each route, by its label, for balancing in turn.
+    rounds: Mutex<HashMap<String, usize>>,
     metrics: Metrics,
     started_at: Instant,
 }
@@ -46,7 +48,12 @@ impl Drop for ConnectionGuard {
 
 impl Backends {
     pub(crate) fn new(metrics: Metrics) -> Self {
-        Self { states: Mutex::default(), metrics, started_at: Instant::now() }
+        Self {
+            states: Mutex::default(),
+            rounds: Mutex::default(),
+            metrics,
+            started_at: Instant::now(),
+        }
     }
 
     /// Forgets what the configuration does not name; all else keeps its state.
@@ -56,6 +63,8 @@ impl Backends {
             .flat_map(|route| &route.backends)
             .map(|backend| backend.name.clone())
             .collect();
+        let labels: HashSet<&String> = config.all_routes().map(|route| &route.label).collect();
+        self.lock_rounds().retain(|label, _| labels.contains(label));
         let mut states = self.lock();
         states.retain(|key, _| configured.contains(key));
         self.metrics.backend_up.clear();
@@ -86,7 +95,7 @@ impl Backends {
                 }
             })
             .collect();
-        let indices = rank_candidates(route.balance, route.next_round(), client, &candidates);
+        let indices = rank_candidates(route.balance, self.next_round(route), client, &candidates);
         let select = |index: usize| SelectedBackend {
             backend: &route.backends[index],
             state: Arc::clone(&states[index]),
@@ -138,6 +147,25 @@ impl Backends {
             return Arc::clone(state);
         }
         Arc::clone(states.entry(key.to_owned()).or_default())
+    }
+
+    /// The number of this connection on the route.
+    fn next_round(&self, route: &Route) -> usize {
+        if route.backends.len() == 1 {
+            return 0;
+        }
+        let mut rounds = self.lock_rounds();
+        let round = match rounds.get_mut(&route.label) {
+            Some(round) => round,
+            None => rounds.entry(route.label.clone()).or_default(),
+        };
+        let number = *round;
+        *round = round.wrapping_add(1);
+        number
+    }
+
+    fn lock_rounds(&self) -> MutexGuard<'_, HashMap<String, usize>> {
+        self.rounds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<BackendState>>> {

@@ -31,7 +31,7 @@ pub(crate) struct AttachTarget {
 
 /// What an interface has for programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hook {
+pub(crate) enum Hook {
     /// Since Linux 6.6, in front of all filters. A program is replaced without missing a packet.
     Tcx,
     /// The queueing discipline of that name, and a filter of ours on each side of it.
