@@ -21,7 +21,8 @@ use tokio::process::Command;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::debug;
 
-use crate::config::acme::{Dns01Config, DnsProvider, HmacAlgorithm, TsigKey};
+use crate::config::HmacAlgorithm;
+use crate::config::acme::{Dns01Config, DnsProvider, TsigKey};
 use crate::dns;
 
 /// Longest time of a dynamic update, or of a run of the program.

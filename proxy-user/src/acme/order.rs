@@ -19,7 +19,7 @@ use super::error::{AcmeError, is_bad_nonce};
 use super::spec::CertificateSpec;
 use super::store::{self, CertificateDir};
 use crate::certs::{CertStore, ChallengeGuard, challenge};
-use crate::config::terminate::Challenge;
+use crate::config::Challenge;
 
 /// Waiting for the CA to validate, and then to issue: up to 180 s each.
 const POLL_POLICY: RetryPolicy = RetryPolicy::new()

@@ -1,7 +1,8 @@
 //! The certificates that a configuration wants ordered.
 
+use crate::config::Challenge;
 use crate::config::Terminate;
-use crate::config::terminate::{CertificateSource, Challenge};
+use crate::config::terminate::CertificateSource;
 
 /// A certificate to order.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::choices::{DnsProviderKind, HmacAlgorithm};
 use super::diagnostic::Diagnostics;
 use super::located::{Located, Position, Setting};
 use super::value::TsigSecret;
@@ -62,27 +63,6 @@ pub struct TsigKey {
     pub secret: Vec<u8>,
     /// Its algorithm.
     pub algorithm: HmacAlgorithm,
-}
-
-/// What writes DNS records (`acme.dns.provider`), without its settings.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DnsProviderKind {
-    /// A dynamic update.
-    Rfc2136,
-    /// A program.
-    Exec,
-}
-
-/// Algorithm of a TSIG key (RFC 8945 §6).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum HmacAlgorithm {
-    /// `hmac-sha256`
-    #[default]
-    HmacSha256,
-    /// `hmac-sha384`
-    HmacSha384,
-    /// `hmac-sha512`
-    HmacSha512,
 }
 
 /// `None` if a problem was reported that leaves nothing to order by.

@@ -5,10 +5,90 @@ use snisplit_common::balance::BalancePolicy;
 use snisplit_common::decide::{AcmeBypass, AcmePolicy};
 use snisplit_common::proxy_protocol::Version;
 
-use super::acme::{DnsProviderKind, HmacAlgorithm};
-use super::{Challenge, HealthCheckKind, HookChoice, SourceAddress, Starttls};
 use crate::engine::{EngineChoice, EngineKind};
 use crate::telemetry::access_log::AccessLogFormat;
+
+/// A protocol that precedes TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Starttls {
+    /// PostgreSQL's `SSLRequest`.
+    Postgres,
+}
+
+/// The source address that a back end sees.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SourceAddress {
+    /// The agent's.
+    #[default]
+    Local,
+    /// The client's (IP_TRANSPARENT); `snisplit net` sets up the routing of the replies.
+    Client,
+}
+
+/// What a health check does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum HealthCheckKind {
+    /// Opens a TCP connection.
+    Tcp,
+    /// Does a TLS handshake with the first exact name of the route.
+    Tls,
+}
+
+/// How a CA validates that a name belongs to this agent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Challenge {
+    /// `tls-alpn-01` (RFC 8737), on the listeners.
+    #[default]
+    TlsAlpn01,
+    /// `http-01` (RFC 8555 §8.3), on `[http]`.
+    Http01,
+    /// `dns-01` (RFC 8555 §8.4), by `[acme.dns]`.
+    Dns01,
+}
+
+impl Challenge {
+    /// The name in the IANA registry of ACME validation methods.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::TlsAlpn01 => "tls-alpn-01",
+            Self::Http01 => "http-01",
+            Self::Dns01 => "dns-01",
+        }
+    }
+}
+
+/// What writes DNS records (`acme.dns.provider`), without its settings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DnsProviderKind {
+    /// A dynamic update.
+    Rfc2136,
+    /// A program.
+    Exec,
+}
+
+/// Algorithm of a TSIG key (RFC 8945 §6).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HmacAlgorithm {
+    /// `hmac-sha256`
+    #[default]
+    HmacSha256,
+    /// `hmac-sha384`
+    HmacSha384,
+    /// `hmac-sha512`
+    HmacSha512,
+}
+
+/// Attach point at an interface (`packet.hook`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HookChoice {
+    /// The best that the running kernel supports. The engine finds out, not the configuration.
+    #[default]
+    Auto,
+    /// tcx, since Linux 6.6.
+    Tcx,
+    /// The clsact queueing discipline.
+    Clsact,
+}
 
 /// One value of a set.
 pub(super) struct Choice<T> {

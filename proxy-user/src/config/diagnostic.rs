@@ -2,8 +2,7 @@
 
 use std::fmt;
 
-use super::Origin;
-use super::located::{Located, Position, Setting, SourceFile};
+use super::located::{Located, Origin, Position, Setting, SourceFile};
 
 /// All problems of a configuration; never empty.
 #[derive(Debug, PartialEq, Eq)]

@@ -9,10 +9,9 @@ use super::located::{Located, Position, Setting};
 use super::schema::{Acme, ConfigFile, Http, Listener};
 use super::value::Value;
 
-pub(super) mod options;
 mod route_syntax;
 
-use options::OptionText;
+use super::options::OptionText;
 
 /// A flag that sets a key.
 #[derive(Debug)]

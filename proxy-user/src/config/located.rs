@@ -1,12 +1,12 @@
 //! Values and where they were written.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Deserializer};
 use toml::Spanned;
 
-use super::Origin;
 use super::value::Parsed;
 
 /// A value and its position.
@@ -24,6 +24,20 @@ pub(super) type Setting<T> = Located<Parsed<T>>;
 pub(super) enum Position {
     /// Offset in the file, in bytes.
     File(usize),
+    /// A flag, as it was typed.
+    Flag(String),
+}
+
+/// Where a part of the configuration was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A line of the file, counted from 1.
+    File {
+        /// The file as it was named.
+        path: PathBuf,
+        /// The line.
+        line: usize,
+    },
     /// A flag, as it was typed.
     Flag(String),
 }
@@ -62,5 +76,14 @@ impl<T: JsonSchema> JsonSchema for Located<T> {
 
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
         T::json_schema(generator)
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File { path, line } => write!(f, "{}:{line}", path.display()),
+            Self::Flag(flag) => f.write_str(flag),
+        }
     }
 }

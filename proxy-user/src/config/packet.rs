@@ -2,6 +2,7 @@
 
 use std::ops::RangeInclusive;
 
+use super::choices::HookChoice;
 use super::diagnostic::Diagnostics;
 use super::{defaults, schema};
 
@@ -16,18 +17,6 @@ pub struct PacketConfig {
     pub hook: HookChoice,
     /// Whether to attach in drivers too, where they support it.
     pub xdp: bool,
-}
-
-/// Attach point at an interface (`packet.hook`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum HookChoice {
-    /// The best that the running kernel supports. The engine finds out, not the configuration.
-    #[default]
-    Auto,
-    /// tcx, since Linux 6.6.
-    Tcx,
-    /// The clsact queueing discipline.
-    Clsact,
 }
 
 impl Default for PacketConfig {

@@ -1,8 +1,6 @@
 //! `[[route]]`: names, the back ends they go to, and how connections to these are made.
 
 use std::fmt;
-use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use snisplit_common::balance::BalancePolicy;
@@ -10,9 +8,10 @@ use snisplit_common::decide::{AcmePolicy, RoutePolicy};
 use snisplit_common::proxy_protocol::Version;
 use snisplit_common::server_name::Pattern;
 
-use super::Origin;
+use super::backend_addr::BackendAddr;
+use super::choices::{HealthCheckKind, SourceAddress};
 use super::diagnostic::Diagnostics;
-use super::located::{Located, Position};
+use super::located::{Located, Origin, Position};
 use super::schema::{self, Forwarding};
 use super::{defaults, value::Count};
 
@@ -68,36 +67,6 @@ pub struct HealthCheck {
     pub fall: u32,
 }
 
-/// The source address that a back end sees.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum SourceAddress {
-    /// The agent's.
-    #[default]
-    Local,
-    /// The client's (IP_TRANSPARENT); `snisplit net` sets up the routing of the replies.
-    Client,
-}
-
-/// What a health check does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum HealthCheckKind {
-    /// Opens a TCP connection.
-    Tcp,
-    /// Does a TLS handshake with the first exact name of the route.
-    Tls,
-}
-
-/// Where a back end is.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum BackendAddr {
-    /// An address and port.
-    Ip(SocketAddr),
-    /// A host name, resolved again when its TTL ends, and a port.
-    Host(String, u16),
-    /// A Unix socket on this host, by its absolute path.
-    Unix(PathBuf),
-}
-
 impl RoutePolicy for Route {
     fn acme_policy(&self) -> AcmePolicy {
         self.acme
@@ -115,16 +84,6 @@ impl Route {
 impl fmt::Display for Backend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.name)
-    }
-}
-
-impl fmt::Display for BackendAddr {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Ip(address) => write!(f, "{address}"),
-            Self::Host(host, port) => write!(f, "{host}:{port}"),
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
-        }
     }
 }
 

@@ -7,10 +7,9 @@ use snisplit_common::server_name::Pattern;
 
 use super::diagnostic::Diagnostics;
 use super::located::{Located, Position, Setting};
-use super::route::RouteContext;
+use super::route::{Route, RouteContext};
 use super::schema::{self, ForwardingTable as _};
-use super::terminate::{AcmeCapabilities, TerminateContext};
-use super::{CertificateCheck, Route, Terminate};
+use super::terminate::{AcmeCapabilities, CertificateCheck, Terminate, TerminateContext};
 
 /// `[[route]]` and `[[terminate]]`.
 pub(super) struct RouteTables {
@@ -28,7 +27,8 @@ struct NamePositions {
 impl RouteTables {
     /// `None` if a problem was reported.
     pub(super) fn build(
-        (routes, terminates): (Vec<Located<schema::Route>>, Vec<Located<schema::Terminate>>),
+        routes: Vec<Located<schema::Route>>,
+        terminates: Vec<Located<schema::Terminate>>,
         capabilities: AcmeCapabilities,
         check_certificate: CertificateCheck,
         diagnostics: &mut Diagnostics,

@@ -20,22 +20,23 @@ use snisplit_common::decide::{AcmeBypass, AcmePolicy};
 use snisplit_common::proxy_protocol::Version;
 use snisplit_common::server_name::Pattern;
 
-use super::acme::{DnsProviderKind, HmacAlgorithm};
-use super::choices::Choices;
-use super::flags::options::{OptionKey, OptionTable, OptionText};
+use super::backend_addr::BackendAddr;
+use super::choices::{
+    Challenge, Choices, DnsProviderKind, HealthCheckKind, HmacAlgorithm, HookChoice, SourceAddress,
+    Starttls,
+};
+use super::defaults;
 use super::located::{Located, Setting};
+use super::options::{OptionKey, OptionTable, OptionText};
 use super::value::{
     AbsolutePath, AlpnProtocol, ContactUrl, Count, EabHmac, HttpsUrl, InstanceName, NameServer,
     Parsed, ReadableFile, TsigSecret, Value as _,
-};
-use super::{
-    BackendAddr, Challenge, HealthCheckKind, HookChoice, SourceAddress, Starttls, defaults,
 };
 use crate::engine::EngineChoice;
 use crate::telemetry::access_log::AccessLogFormat;
 
 /// The largest share of a back end.
-pub(super) const MAX_WEIGHT: u32 = 256;
+const MAX_WEIGHT: u32 = 256;
 /// The longest ClientHello that an operator may allow, in bytes.
 const MAX_CLIENT_HELLO_BYTES: u32 = snisplit_common::limits::MAX_CLIENT_HELLO_LEN_CEILING as u32;
 
@@ -279,6 +280,51 @@ pub(super) struct BackendTable {
     /// only if no other back end answers.
     #[schemars(extend("default" = defaults::WEIGHT))]
     pub(super) weight: Option<Setting<Count<0, MAX_WEIGHT>>>,
+}
+
+impl Backend {
+    /// `ADDRESS`, or `ADDRESS weight=N`.
+    fn from_option(option: &OptionText) -> Located<Self> {
+        let mut words = option.text.split_whitespace();
+        let word = |text: &str| OptionText { text: text.to_owned(), ..option.clone() };
+        let address = Some(word(words.next().unwrap_or_default()).setting());
+        let weight = words.next_back().map(|last| match last.strip_prefix("weight=") {
+            Some(weight) => word(weight).setting(),
+            None => {
+                let message = format!(
+                    "\"{last}\" is no option of a back end; weight=N, 0 to {MAX_WEIGHT} (default \
+                     {}), is one",
+                    defaults::WEIGHT
+                );
+                Located { position: option.position.clone(), value: Parsed(Err(message)) }
+            }
+        });
+        let table = Self::Table(BackendTable { address, weight });
+        Located { position: option.position.clone(), value: table }
+    }
+}
+
+impl OptionKey for Vec<Located<Backend>> {
+    fn options(name: &str) -> Vec<String> {
+        vec![name.to_owned()]
+    }
+
+    fn set(&mut self, rest: &str, text: &OptionText) -> bool {
+        *self = text.split().iter().map(Backend::from_option).collect();
+        rest.is_empty()
+    }
+}
+
+impl OptionKey for Option<Located<HealthCheck>> {
+    fn options(name: &str) -> Vec<String> {
+        HealthCheck::options().iter().map(|key| format!("{name}.{key}")).collect()
+    }
+
+    fn set(&mut self, rest: &str, text: &OptionText) -> bool {
+        let position = text.position.clone();
+        let table = self.get_or_insert_with(|| Located { position, value: HealthCheck::default() });
+        table.value.set_option(rest, text)
+    }
 }
 
 /// Unlike an untagged enum, this keeps the positions of the values in the table.

@@ -1,15 +1,16 @@
 //! `[[terminate]]`: names whose TLS ends at the agent.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use snisplit_common::server_name::Pattern;
 
+use super::choices::{Challenge, HealthCheckKind};
 use super::diagnostic::Diagnostics;
 use super::located::{Position, Setting};
+use super::route::Route;
 use super::route::RouteContext;
 use super::schema::{self, ForwardingTable as _};
 use super::value::ReadableFile;
-use super::{CertificateCheck, HealthCheckKind, Route};
 
 /// Names that this agent holds a certificate for, and the plaintext back ends behind them.
 #[derive(Debug)]
@@ -36,28 +37,9 @@ pub enum CertificateSource {
     },
 }
 
-/// How a CA validates that a name belongs to this agent.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Challenge {
-    /// `tls-alpn-01` (RFC 8737), on the listeners.
-    #[default]
-    TlsAlpn01,
-    /// `http-01` (RFC 8555 §8.3), on `[http]`.
-    Http01,
-    /// `dns-01` (RFC 8555 §8.4), by `[acme.dns]`.
-    Dns01,
-}
-
-impl Challenge {
-    /// The name in the IANA registry of ACME validation methods.
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::TlsAlpn01 => "tls-alpn-01",
-            Self::Http01 => "http-01",
-            Self::Dns01 => "dns-01",
-        }
-    }
-}
+/// Checks that a certificate chain and its key belong together and cover all names; else says why
+/// not. `certs` provides it, so that the configuration does not depend on certificates.
+pub(crate) type CertificateCheck = fn(&Path, &Path, &[Pattern]) -> Result<(), String>;
 
 /// The tables for ordering certificates that the configuration has, valid or not.
 #[derive(Clone, Copy)]

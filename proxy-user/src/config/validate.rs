@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use super::agent::{Config, Listener};
 use super::diagnostic::Diagnostics;
 use super::located::{Located, Position};
 use super::schema::{self, ConfigFile};
-use super::terminate::AcmeCapabilities;
-use super::{CertificateCheck, Config, Listener, acme, defaults, limits, packet, route_table};
+use super::terminate::{AcmeCapabilities, CertificateCheck};
+use super::{acme, defaults, limits, packet, route_table};
 
 /// The configuration; `None` if a problem was reported.
 pub(super) fn build(
@@ -36,7 +37,8 @@ pub(super) fn build(
         diagnostics.value("http.address", value.address)
     });
     let tables = route_table::RouteTables::build(
-        (file.route, file.terminate),
+        file.route,
+        file.terminate,
         capabilities,
         check_certificate,
         diagnostics,

@@ -15,7 +15,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::json;
 use snisplit_common::server_name::{Pattern, ServerName};
 
-use super::BackendAddr;
+use super::backend_addr::BackendAddr;
 use super::choices::Choices;
 
 /// What a value was parsed to, or what is wrong with it and the remedy.

@@ -1,8 +1,8 @@
 //! The syntax of `--route` and `--terminate`: `NAMES=BACKENDS[;KEY=VALUE]…`.
 
-use super::options::{OptionTable, OptionText};
 use crate::config::diagnostic::Diagnostics;
 use crate::config::located::{Located, Position};
+use crate::config::options::{OptionTable, OptionText};
 
 /// Keys whose values stand in front of the first `;`.
 const POSITIONAL: [&str; 2] = ["sni", "backends"];
