@@ -33,6 +33,7 @@ pub use choices::{
 };
 pub use diagnostic::ConfigErrors;
 pub use flags::Overrides;
+pub(crate) use flags::{FLAGS_HEADING, flag_for_key};
 pub use limits::Limits;
 pub use located::Origin;
 pub use packet::PacketConfig;

@@ -48,6 +48,9 @@ struct GivenFlag {
     values: Vec<String>,
 }
 
+/// Heading of these flags in `--help`.
+pub(crate) const FLAGS_HEADING: &str = "Configuration (wins over the file)";
+
 const ROUTE_VALUE: &str = "NAMES=BACKENDS[;KEY=VALUE]…";
 
 /// All flags, in the order of `--help`.
@@ -168,6 +171,11 @@ static FLAGS: [Flag; 31] = [
     }),
 ];
 
+/// The flag that sets a key, without the dashes.
+pub(crate) fn flag_for_key(path: &str) -> Option<&'static str> {
+    FLAGS.iter().find(|flag| flag.key == path).map(|flag| flag.name)
+}
+
 const fn single(
     name: &'static str,
     value_name: &'static str,
@@ -233,7 +241,7 @@ impl Args for Overrides {
     fn augment_args(command: Command) -> Command {
         let keys = keys::all();
         let arg = |flag: &Flag| flag.arg(keys.iter().find(|key| key.path == flag.key));
-        command.next_help_heading("Configuration (wins over the file)").args(FLAGS.iter().map(arg))
+        command.next_help_heading(FLAGS_HEADING).args(FLAGS.iter().map(arg))
     }
 
     fn augment_args_for_update(command: Command) -> Command {

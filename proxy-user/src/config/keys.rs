@@ -28,6 +28,17 @@ pub(crate) struct Key {
     pub(crate) range: Option<KeyRange>,
 }
 
+impl Key {
+    /// Its name in its table.
+    pub(crate) fn name(&self) -> &str {
+        self.path.rsplit('.').next().unwrap_or_default()
+    }
+
+    pub(crate) fn is_table(&self) -> bool {
+        self.type_name.is_empty()
+    }
+}
+
 /// One value of a set.
 #[derive(Clone, Debug)]
 pub(crate) struct KeyChoice {
