@@ -1,5 +1,5 @@
 //! The generated pages of the repository are those that the program generates.
-//! `BLESS=1 cargo test -p snisplit --test reference` writes them.
+//! `SNISPLIT_BLESS=1 cargo test -p snisplit --test reference` writes them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,15 +10,15 @@ fn repository_file(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
 }
 
-/// Compares a file with what it must hold; with `BLESS` set, writes it.
+/// Compares a file with what it must hold; with `SNISPLIT_BLESS` set, writes it.
 fn assert_current(path: &str, expected: &[u8]) {
     let file = repository_file(path);
-    if std::env::var_os("BLESS").is_some() {
+    if std::env::var_os("SNISPLIT_BLESS").is_some() {
         fs::create_dir_all(file.parent().unwrap()).unwrap();
         fs::write(&file, expected).unwrap();
     }
     let found = fs::read(&file).unwrap_or_default();
-    let remedy = "BLESS=1 cargo test -p snisplit --test reference";
+    let remedy = "SNISPLIT_BLESS=1 cargo test -p snisplit --test reference";
     assert!(found == expected, "{path} is stale; run {remedy}");
 }
 

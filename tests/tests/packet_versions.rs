@@ -180,7 +180,7 @@ fn flows_of_an_older_version_continue_after_migration() {
         assert_refused(&flow, version, &words);
         let done = migrate();
         let output = String::from_utf8_lossy(&done.stdout).into_owned();
-        let all = format!("{flows} flows, of packet ABI version {version}, can go on");
+        let all = format!("{flows} flows of packet ABI version {version} converted");
         assert!(output.contains(&all), "{done:?}");
         for (new, old) in OLD_PINS {
             let exists = |pin| fs::exists(pin_path(&instance, pin)).unwrap();

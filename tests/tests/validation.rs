@@ -79,7 +79,7 @@ fn a_validation_is_answered_only_for_its_exact_name_and_alpn() {
     flags.extend(["--terminate", "front.test=10.91.2.2:8080", "--route", "*=10.91.2.2:8004"]);
     let agent = Agent::start(&lab, &flags).allow_warnings();
     let setup = Setup { agent, lab };
-    let failed_orders = || setup.agent.log().matches("WARN no certificate").count();
+    let failed_orders = || setup.agent.log().matches("WARN certificate order failed").count();
     let renew = || {
         std::fs::write(pebble::certificate_dir(&setup.lab, "front.test").join("renew"), "").unwrap()
     };

@@ -10,7 +10,7 @@ use crate::config::FLAGS_HEADING;
 const HEAD: &str = "\
 # Command line
 
-<!-- Generated: BLESS=1 cargo test -p snisplit --test reference -->
+<!-- Generated: SNISPLIT_BLESS=1 cargo test -p snisplit --test reference -->
 
 `snisplit VERB [OPTIONS]`. Each verb prints its result on standard output, and errors and logs on
 standard error. The exit code is 0 for success, 1 for a failure, and 2 for a wrong command line.

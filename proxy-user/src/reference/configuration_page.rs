@@ -9,7 +9,7 @@ use crate::config::{defaults, flag_for_key};
 const HEAD: &str = "\
 # Configuration
 
-<!-- Generated: BLESS=1 cargo test -p snisplit --test reference -->
+<!-- Generated: SNISPLIT_BLESS=1 cargo test -p snisplit --test reference -->
 
 The agent reads one TOML file. A flag sets the key that its row names, and wins over the file; a flag
 for a list replaces the list of the file. `snisplit check` reports all problems of a file at once,
