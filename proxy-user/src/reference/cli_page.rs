@@ -22,8 +22,7 @@ standard error. The exit code is 0 for success, 1 for a failure, and 2 for a wro
 pub fn cli_page() -> String {
     let command = built_command();
     let mut page = HEAD.to_owned();
-    let verbs: Vec<&Command> =
-        command.get_subcommands().filter(|verb| !is_help(verb)).collect();
+    let verbs: Vec<&Command> = command.get_subcommands().filter(|verb| !is_help(verb)).collect();
     page += "| Verb | Does |\n|---|---|\n";
     for verb in &verbs {
         let about = verb.get_about().map(ToString::to_string).unwrap_or_default();
@@ -31,7 +30,10 @@ pub fn cli_page() -> String {
         let _ = writeln!(page, "| [`{name}`](#snisplit-{name}) | {} |", cell(&about));
     }
     page += "\n## Options of every verb\n\n";
-    write_args(&mut page, &options(&command).into_iter().filter(|arg| arg.is_global_set()).collect::<Vec<_>>());
+    write_args(
+        &mut page,
+        &options(&command).into_iter().filter(|arg| arg.is_global_set()).collect::<Vec<_>>(),
+    );
     if let Some(run) = verbs.iter().find(|verb| has_configuration(verb)) {
         page += "\n## Configuration options\n\n\
                  Verbs that read the configuration take these options. Each sets the key of the same \
@@ -50,9 +52,9 @@ fn write_verb(page: &mut String, verb: &Command, parent: &str) {
     usage = usage.trim_start_matches("Usage: ").trim().to_owned();
     let _ = writeln!(page, "\n```text\n{usage}\n```");
     let positionals: Vec<&Arg> = verb.get_positionals().collect();
-    let own = positionals.into_iter().chain(options(verb).into_iter().filter(|arg| {
-        !arg.is_global_set() && !is_configuration(arg)
-    }));
+    let own = positionals.into_iter().chain(
+        options(verb).into_iter().filter(|arg| !arg.is_global_set() && !is_configuration(arg)),
+    );
     let own: Vec<&Arg> = own.collect();
     if !own.is_empty() {
         page.push('\n');
@@ -79,9 +81,7 @@ fn options(command: &Command) -> Vec<&Arg> {
 
 /// Options without a value.
 fn flags(command: &Command) -> impl Iterator<Item = &Arg> {
-    command
-        .get_arguments()
-        .filter(|arg| !arg.is_positional() && !arg.get_action().takes_values())
+    command.get_arguments().filter(|arg| !arg.is_positional() && !arg.get_action().takes_values())
 }
 
 fn is_configuration(arg: &Arg) -> bool {
@@ -132,7 +132,8 @@ fn meaning(arg: &Arg) -> String {
         if !values.is_empty() {
             text += &format!(" Values: {}.", values.join("; "));
         }
-        let defaults: Vec<_> = arg.get_default_values().iter().map(|v| v.to_string_lossy()).collect();
+        let defaults: Vec<_> =
+            arg.get_default_values().iter().map(|v| v.to_string_lossy()).collect();
         if !defaults.is_empty() {
             text += &format!(" Default: `{}`.", defaults.join(" "));
         }

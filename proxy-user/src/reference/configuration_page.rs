@@ -40,12 +40,16 @@ pub fn configuration_page() -> String {
     );
     page += TYPES;
     let top_level: Vec<&Key> = keys.iter().filter(|key| is_top_level(key)).collect();
-    write_section(&mut page, "Top-level keys", "These keys stand before the first table.", &top_level);
+    write_section(
+        &mut page,
+        "Top-level keys",
+        "These keys stand before the first table.",
+        &top_level,
+    );
     for table in keys.iter().filter(|key| key.is_table()) {
         let prefix = format!("{}.", table.path);
-        let is_own = |key: &&Key| {
-            key.path.strip_prefix(&prefix).is_some_and(|rest| !rest.contains('.'))
-        };
+        let is_own =
+            |key: &&Key| key.path.strip_prefix(&prefix).is_some_and(|rest| !rest.contains('.'));
         let own: Vec<&Key> = keys.iter().filter(is_own).collect();
         let title = heading(table, keys);
         write_table(&mut page, &title, table, &own, keys);
@@ -84,19 +88,14 @@ fn write_table(page: &mut String, title: &str, table: &Key, own: &[&Key], keys: 
         !key.path.starts_with(&format!("{MODEL}."))
             && twin(key).is_some_and(|other| other.description == key.description)
     };
-    let (shared, distinct): (Vec<&Key>, Vec<&Key>) =
-        own.iter().partition(|key| is_shared(&key));
+    let (shared, distinct): (Vec<&Key>, Vec<&Key>) = own.iter().partition(|key| is_shared(&key));
     if !own.is_empty() && distinct.is_empty() {
         return;
     }
     write_section(page, title, &table.description, &distinct);
     if !shared.is_empty() {
         let names: Vec<String> = shared.iter().map(|key| format!("`{}`", key.name())).collect();
-        let _ = writeln!(
-            page,
-            "\nThe keys {} are those of `[[{MODEL}]]`.",
-            names.join(", ")
-        );
+        let _ = writeln!(page, "\nThe keys {} are those of `[[{MODEL}]]`.", names.join(", "));
     }
 }
 
