@@ -4,74 +4,35 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
 use snisplit_common::alert::Alert;
 use snisplit_common::client_hello::ClientHello;
 use snisplit_common::decide::{Action, decide};
 use tokio::net::TcpStream;
-use tokio::runtime::Handle;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::certs::CertStore;
 use crate::config::{Config, Listener, Starttls};
-use crate::engine::{EngineSelector, FlowCounters};
-use crate::telemetry::record::Telemetry;
-use crate::telemetry::{AcmeLog, Metrics, Outcome, Record};
-
-use crate::downstream::admission::{ConnectionLimiter, FlowPermit, RejectReason};
 use crate::downstream::preamble::{PreambleError, PreambleReader};
 use crate::downstream::reject;
 use crate::session::certificate_view::{CertificateView, TlsMaterial};
-use crate::session::offloaded::{NextStep, OffloadedConn, Session, run_handover, run_offloaded};
-use crate::session::terminate::PendingTermination;
+use crate::session::context::{ConnContext, Session};
+use crate::session::next_step::{NextStep, PendingTermination};
+use crate::session::offloaded::{OffloadedConn, run_handover, run_offloaded};
+use crate::telemetry::{Outcome, Record};
 use crate::upstream::dialer::StarttlsReplay;
-use crate::upstream::resolve::Resolver;
-use crate::upstream::select::Backends;
+
+pub(crate) use crate::session::context::Shared;
 
 pub(crate) mod acme_http;
 pub(crate) mod adopt;
-pub(crate) mod certificate_view;
-pub(crate) mod forward;
-pub(crate) mod offloaded;
-pub(crate) mod record_fields;
-pub(crate) mod terminate;
-
-/// What every connection of the agent shares.
-pub(crate) struct Shared {
-    /// Swapped at a reload; a connection keeps the one it was accepted under.
-    pub(crate) config: ArcSwap<Config>,
-    pub(crate) engine_selector: EngineSelector,
-    pub(crate) limiter: ConnectionLimiter,
-    pub(crate) backends: Backends,
-    pub(crate) resolver: Resolver,
-    pub(crate) cert_store: CertStore,
-    pub(crate) telemetry: Arc<Telemetry>,
-    pub(crate) acme_log: AcmeLog,
-    /// The runtime of all cores, where what is no longer young is carried, and what is ours decrypted.
-    pub(crate) main_runtime: Handle,
-    /// Ends all connections at once.
-    pub(crate) abort: CancellationToken,
-}
-
-/// What surrounds one connection.
-#[derive(Clone, Copy)]
-struct ConnContext<'s> {
-    config: &'s Config,
-    shared: &'s Shared,
-    counters: &'s Arc<FlowCounters>,
-}
-
-impl<'s> ConnContext<'s> {
-    fn metrics(self) -> &'s Metrics {
-        &self.shared.telemetry.metrics
-    }
-
-    /// Counts a flow against its source.
-    fn admit_flow(self, record: &Record) -> Result<FlowPermit, RejectReason> {
-        self.shared.limiter.acquire_flow(record.entry.client.ip(), &self.config.limits)
-    }
-}
+mod certificate_view;
+mod connect_backend;
+mod context;
+mod forward;
+mod idle_timeout;
+mod next_step;
+mod offloaded;
+mod record_fields;
+mod terminate;
 
 /// Serves one accepted connection to its end. `at` is the address it was accepted on.
 pub(crate) async fn serve(

@@ -20,7 +20,7 @@ use tokio::time::timeout;
 
 use crate::certs::CertStore;
 use crate::config::{Config, Route};
-use crate::session::Shared;
+use crate::session::context::Shared;
 use crate::telemetry::metrics::AcmeLabels;
 use crate::upstream::connect::Connector;
 

@@ -7,7 +7,7 @@ use tracing::info;
 
 use crate::engine::FlowCounters;
 use crate::engine::packet::AdoptedFlow;
-use crate::session::Shared;
+use crate::session::context::Shared;
 use crate::session::offloaded::{OffloadedConn, run_offloaded};
 use crate::telemetry::{BackendEndpoint, Record};
 

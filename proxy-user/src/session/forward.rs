@@ -1,13 +1,12 @@
 //! Hands a connection to a back end of its route, unread.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use snisplit_common::alert::Alert;
 use snisplit_common::client_hello::ClientHello;
 use tokio::net::TcpStream;
 
-use crate::config::{Route, SourceAddress};
+use crate::config::Route;
 use crate::downstream::admission::{ConnectionPermit, FlowPermit};
 use crate::downstream::reject;
 use crate::engine::packet::ClientEndpoint;
@@ -15,14 +14,14 @@ use crate::engine::{
     CarryResult, DeclineReason, EngineKind, EngineObserver, FlowEnd, FlowRequest, LocalErrorStage,
     SocketPair,
 };
-use crate::session::offloaded::{NextStep, Permits, outcome_from_end, with_idle_timeout};
-use crate::session::{ConnContext, record_fields};
+use crate::session::connect_backend::connect_backend;
+use crate::session::context::ConnContext;
+use crate::session::idle_timeout::{outcome_from_end, with_idle_timeout};
+use crate::session::next_step::{NextStep, Permits};
 use crate::telemetry::metrics::{DeclinedLabels, HandoverLabels};
 use crate::telemetry::{Metrics, Record};
-use crate::upstream::connect::{Connector, OffloadableConnect};
-use crate::upstream::dialer::{
-    BackendConn, BackendDialer, BackendPreamble, NoBackend, StarttlsReplay,
-};
+use crate::upstream::connect::OffloadableConnect;
+use crate::upstream::dialer::{BackendConn, BackendPreamble, NoBackend, StarttlsReplay};
 use crate::upstream::first_byte::HelloProbe;
 use crate::upstream::proxy_header;
 
@@ -67,33 +66,6 @@ pub(super) async fn forward(
             Box::pin(reject::reject_with_alert(client, alert, "no_backend", record)).await.into()
         }
     }
-}
-
-/// Dials a back end of the route and takes the time.
-pub(super) async fn connect_backend(
-    route: &Route,
-    (preamble, offload): (BackendPreamble<'_>, Option<OffloadableConnect<'_>>),
-    context: ConnContext<'_>,
-    record: &mut Record,
-) -> Result<BackendConn, NoBackend> {
-    let ConnContext { config, shared, .. } = context;
-    let client_ip = record.entry.client.ip();
-    let dialer = BackendDialer {
-        connector: Connector {
-            limits: &config.limits,
-            resolver: &shared.resolver,
-            source_addr: (route.source_address == SourceAddress::Client).then_some(client_ip),
-            offload,
-            handshake_ack: preamble.handshake_ack(),
-        },
-        limiter: &shared.limiter,
-        backends: &shared.backends,
-        metrics: context.metrics(),
-    };
-    let started_at = Instant::now();
-    let result = dialer.connect_any(route, client_ip, preamble).await;
-    record_fields::set_connect_time(started_at, record);
-    result
 }
 
 async fn run_engine(

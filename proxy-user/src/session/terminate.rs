@@ -5,21 +5,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::ServerConfig;
-use snisplit_common::client_hello::ClientHello;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, split};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use crate::config::Terminate;
 use crate::downstream::admission::ConnectionPermit;
 use crate::downstream::reject;
 use crate::engine::{
     FlowEnd, LocalErrorStage, Socket, is_local_error, rebind_to_runtime, set_graceful_close,
 };
-use crate::session::offloaded::{Session, outcome_from_end, with_idle_timeout};
-use crate::session::{ConnContext, Shared, forward};
+use crate::session::connect_backend::connect_backend;
+use crate::session::context::{ConnContext, Session, Shared};
+use crate::session::idle_timeout::{outcome_from_end, with_idle_timeout};
+use crate::session::next_step::PendingTermination;
 use crate::telemetry::{Outcome, Record};
 use crate::upstream::dialer::{BackendConn, BackendPreamble, StarttlsReplay};
 use crate::upstream::proxy_header;
@@ -49,16 +49,6 @@ pub(crate) async fn answer_tls_alpn(client: TcpStream, config: Arc<ServerConfig>
         Ok(Err(error)) if error.kind() == ErrorKind::ConnectionReset => Outcome::ChallengeAnswered,
         Ok(Err(_)) | Err(_) => Outcome::HandshakeFailed,
     }
-}
-
-/// Ordinary traffic to a name of our own: an unread hello, and what answers it.
-pub(crate) struct PendingTermination {
-    pub(crate) client: TcpStream,
-    pub(crate) hello: Box<ClientHello>,
-    pub(crate) terminate: Arc<Terminate>,
-    pub(crate) tls_config: Arc<ServerConfig>,
-    /// `client_hello_timeout`
-    pub(crate) handshake_timeout: Duration,
 }
 
 /// Terminates it to its end, and tells of it.
@@ -115,7 +105,7 @@ async fn terminate(
         client_bytes_follow: false,
     };
     let Ok(backend_conn) =
-        forward::connect_backend(&terminate.route, (preamble, None), context, record).await
+        connect_backend(&terminate.route, (preamble, None), context, record).await
     else {
         record.entry.reason = Some("no_backend");
         return Outcome::Rejected("no_backend");
