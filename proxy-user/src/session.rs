@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use snisplit_common::alert::Alert;
-use snisplit_common::client_hello::ClientHello;
 use snisplit_common::decide::{Action, decide};
 use tokio::net::TcpStream;
 use tokio_util::task::TaskTracker;
@@ -14,7 +13,7 @@ use crate::config::{Config, Listener, Starttls};
 use crate::downstream::preamble::{PreambleError, PreambleReader};
 use crate::downstream::reject;
 use crate::session::certificate_view::{CertificateView, TlsMaterial};
-use crate::session::context::{ConnContext, Session};
+use crate::session::context::{ClientPreamble, ConnContext, Session};
 use crate::session::next_step::{NextStep, PendingTermination};
 use crate::session::offloaded::{OffloadedConn, run_handover, run_offloaded};
 use crate::telemetry::{Outcome, Record};
@@ -39,7 +38,8 @@ pub(crate) async fn serve(
     client: TcpStream,
     client_addr: SocketAddr,
     listen_addr: SocketAddr,
-    (shared, tasks): (Arc<Shared>, TaskTracker),
+    shared: Arc<Shared>,
+    tasks: TaskTracker,
 ) {
     let record = Record::open(Arc::clone(&shared.telemetry), client_addr, listen_addr);
     let mut session =
@@ -62,20 +62,17 @@ pub(crate) async fn serve(
             tasks.spawn(run_offloaded(offloaded, Arc::clone(&shared)));
         }
         NextStep::Handover(handover, permits) => {
-            tasks.spawn_on(
-                run_handover(session, (handover, permits), Arc::clone(&shared)),
-                main_runtime,
-            );
+            let handover = run_handover(session, handover, permits, Arc::clone(&shared));
+            tasks.spawn_on(handover, main_runtime);
         }
         NextStep::Terminate(termination, connection_permit) => {
-            tasks.spawn_on(
-                terminate::run_termination(
-                    session,
-                    (termination, connection_permit),
-                    Arc::clone(&shared),
-                ),
-                main_runtime,
+            let termination = terminate::run_termination(
+                session,
+                termination,
+                connection_permit,
+                Arc::clone(&shared),
             );
+            tasks.spawn_on(termination, main_runtime);
         }
     }
 }
@@ -92,7 +89,7 @@ async fn handle(client: TcpStream, context: ConnContext<'_>, record: &mut Record
             Err(reason) => return reject::reject_immediately(client, reason, record).into(),
         };
     let mut reader = PreambleReader::new(&client, listener.client_hello_timeout);
-    let (hello, replay) =
+    let preamble =
         match Box::pin(read_client_preamble(&mut reader, &listener, config, record)).await {
             Ok(preamble) => preamble,
             Err(error) => {
@@ -105,10 +102,11 @@ async fn handle(client: TcpStream, context: ConnContext<'_>, record: &mut Record
             .await
             .into();
     }
-    record_fields::set_client_hello(&hello, record);
+    let hello = &preamble.hello;
+    record_fields::set_client_hello(hello, record);
     let certificates = CertificateView { config, cert_store: &shared.cert_store };
-    let decision = decide(&hello, &config.routes, config.acme_bypass, &certificates);
-    record_fields::set_decision(&hello, &decision, &shared.acme_log, record);
+    let decision = decide(hello, &config.routes, config.acme_bypass, &certificates);
+    record_fields::set_decision(hello, &decision, &shared.acme_log, record);
     let outcome = match decision.action {
         Action::Terminate(TlsMaterial::Challenge(tls_config)) => {
             Box::pin(terminate::answer_tls_alpn(client, tls_config)).await
@@ -118,7 +116,7 @@ async fn handle(client: TcpStream, context: ConnContext<'_>, record: &mut Record
             return NextStep::Terminate(
                 Box::new(PendingTermination {
                     client,
-                    hello,
+                    hello: preamble.hello,
                     terminate,
                     tls_config,
                     handshake_timeout,
@@ -131,8 +129,7 @@ async fn handle(client: TcpStream, context: ConnContext<'_>, record: &mut Record
                 .await
         }
         Action::Forward(route) => {
-            let preamble = (hello, replay);
-            return forward::forward(client, preamble, route, context, (record, connection_permit))
+            return forward::forward(client, preamble, route, context, record, connection_permit)
                 .await;
         }
     };
@@ -146,7 +143,7 @@ async fn read_client_preamble(
     listener: &Listener,
     config: &Config,
     record: &mut Record,
-) -> Result<(Box<ClientHello>, StarttlsReplay), PreambleError> {
+) -> Result<ClientPreamble, PreambleError> {
     if listener.requires_proxy_header(record.entry.client.ip()) {
         record_fields::set_proxy_header(&reader.read_proxy_header().await?, record);
     }
@@ -154,5 +151,6 @@ async fn read_client_preamble(
         Some(Starttls::Postgres) if reader.answer_starttls().await? => StarttlsReplay::SslRequest,
         Some(Starttls::Postgres) | None => StarttlsReplay::None,
     };
-    Ok((reader.read_client_hello(config.limits.max_client_hello_bytes).await?, replay))
+    let hello = reader.read_client_hello(config.limits.max_client_hello_bytes).await?;
+    Ok(ClientPreamble { hello, replay })
 }

@@ -93,8 +93,7 @@ pub(crate) async fn run(
                 backoff.reset();
                 is_backing_off = false;
                 let from = SocketAddr::new(from.ip().to_canonical(), from.port());
-                let shared_and_tasks = (Arc::clone(&shared), tasks.clone());
-                tasks.spawn(serve(client, from, address, shared_and_tasks));
+                tasks.spawn(serve(client, from, address, Arc::clone(&shared), tasks.clone()));
             }
             Err(error) if is_connection_error(&error) => {}
             Err(error) => {

@@ -53,6 +53,14 @@ pub(crate) struct FlowPermit {
     source: SourcePrefix,
 }
 
+/// Permits of a forwarded connection, held until it ends.
+#[derive(Debug)]
+pub(crate) struct ClientPermits {
+    pub(crate) _connection: ConnectionPermit,
+    /// `None` for a validation, which does not count as a flow of its source.
+    pub(crate) _flow: Option<FlowPermit>,
+}
+
 /// An address of ours that must not come back to us.
 #[derive(Debug)]
 pub(crate) struct LoopGuard {

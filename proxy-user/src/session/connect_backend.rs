@@ -12,7 +12,8 @@ use crate::upstream::dialer::{BackendConn, BackendDialer, BackendPreamble, NoBac
 /// Dials a back end of the route and takes the time.
 pub(super) async fn connect_backend(
     route: &Route,
-    (preamble, offload): (BackendPreamble<'_>, Option<OffloadableConnect<'_>>),
+    preamble: BackendPreamble<'_>,
+    offload: Option<OffloadableConnect<'_>>,
     context: ConnContext<'_>,
     record: &mut Record,
 ) -> Result<BackendConn, NoBackend> {

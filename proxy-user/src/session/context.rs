@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use snisplit_common::client_hello::ClientHello;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
@@ -12,6 +13,7 @@ use crate::downstream::admission::{ConnectionLimiter, FlowPermit, RejectReason};
 use crate::engine::{EngineKind, EngineSelector, FlowCounters};
 use crate::telemetry::record::Telemetry;
 use crate::telemetry::{AcmeLog, Metrics, Outcome, Record};
+use crate::upstream::dialer::StarttlsReplay;
 use crate::upstream::resolve::Resolver;
 use crate::upstream::select::Backends;
 
@@ -49,6 +51,12 @@ impl<'s> ConnContext<'s> {
     pub(super) fn admit_flow(self, record: &Record) -> Result<FlowPermit, RejectReason> {
         self.shared.limiter.acquire_flow(record.entry.client.ip(), &self.config.limits)
     }
+}
+
+/// What a client sent before its connection was decided.
+pub(super) struct ClientPreamble {
+    pub(super) hello: Box<ClientHello>,
+    pub(super) replay: StarttlsReplay,
 }
 
 /// What a connection has to its end, whichever task serves it.

@@ -3,11 +3,10 @@
 use std::sync::Arc;
 
 use snisplit_common::alert::Alert;
-use snisplit_common::client_hello::ClientHello;
 use tokio::net::TcpStream;
 
 use crate::config::Route;
-use crate::downstream::admission::{ConnectionPermit, FlowPermit};
+use crate::downstream::admission::{ClientPermits, ConnectionPermit};
 use crate::downstream::reject;
 use crate::engine::packet::ClientEndpoint;
 use crate::engine::{
@@ -15,22 +14,23 @@ use crate::engine::{
     SocketPair,
 };
 use crate::session::connect_backend::connect_backend;
-use crate::session::context::ConnContext;
+use crate::session::context::{ClientPreamble, ConnContext};
 use crate::session::idle_timeout::{outcome_from_end, with_idle_timeout};
 use crate::session::next_step::{NextStep, Permits};
 use crate::telemetry::metrics::{DeclinedLabels, HandoverLabels};
 use crate::telemetry::{Metrics, Record};
 use crate::upstream::connect::OffloadableConnect;
-use crate::upstream::dialer::{BackendConn, BackendPreamble, NoBackend, StarttlsReplay};
+use crate::upstream::dialer::{BackendConn, BackendPreamble, NoBackend};
 use crate::upstream::first_byte::HelloProbe;
 use crate::upstream::proxy_header;
 
 pub(super) async fn forward(
     client: TcpStream,
-    (hello, replay): (Box<ClientHello>, StarttlsReplay),
+    ClientPreamble { hello, replay }: ClientPreamble,
     route: &Route,
     context: ConnContext<'_>,
-    (record, connection_permit): (&mut Record, ConnectionPermit),
+    record: &mut Record,
+    connection_permit: ConnectionPermit,
 ) -> NextStep {
     // A CA validates a name several times at once; none of these is anybody's flow.
     let admitted = match hello.is_acme_validation() {
@@ -55,11 +55,11 @@ pub(super) async fn forward(
             client_endpoint: ClientEndpoint::new(&client, peer, listener).ok()?,
         })
     });
-    match Box::pin(connect_backend(route, (preamble, offload), context, record)).await {
+    match Box::pin(connect_backend(route, preamble, offload, context, record)).await {
         Ok(backend_conn) => {
             drop((hello, proxy_header));
-            let permits = (connection_permit, flow_permit);
-            Box::pin(run_engine((client, backend_conn), permits, route, context, record)).await
+            let permits = ClientPermits { _connection: connection_permit, _flow: flow_permit };
+            Box::pin(run_engine(client, backend_conn, permits, route, context, record)).await
         }
         Err(NoBackend) => {
             let alert = Alert::InternalError;
@@ -69,16 +69,15 @@ pub(super) async fn forward(
 }
 
 async fn run_engine(
-    (client, backend_conn): (TcpStream, BackendConn),
-    (_connection_permit, _flow_permit): (ConnectionPermit, Option<FlowPermit>),
+    client: TcpStream,
+    backend_conn: BackendConn,
+    client_permits: ClientPermits,
     route: &Route,
     context: ConnContext<'_>,
     record: &mut Record,
 ) -> NextStep {
-    let BackendConn { socket, takeover, label, bytes_sent, _connection_guard, _loop_guard } =
-        backend_conn;
-    let permits =
-        Box::new(Permits { _connection_permit, _flow_permit, _connection_guard, _loop_guard });
+    let BackendConn { socket, takeover, label, bytes_sent, guards } = backend_conn;
+    let permits = Box::new(Permits { _client: client_permits, _backend: guards });
     record.entry.backend = Some(label);
     context.counters.add_bytes(bytes_sent, 0);
     let counters = Arc::clone(context.counters);

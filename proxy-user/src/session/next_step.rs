@@ -8,11 +8,11 @@ use snisplit_common::client_hello::ClientHello;
 use tokio::net::TcpStream;
 
 use crate::config::Terminate;
-use crate::downstream::admission::{ConnectionPermit, FlowPermit, LoopGuard};
+use crate::downstream::admission::{ClientPermits, ConnectionPermit};
 use crate::engine::Handover;
 use crate::engine::packet::OffloadedFlow;
 use crate::telemetry::Outcome;
-use crate::upstream::select::ConnectionGuard;
+use crate::upstream::dialer::BackendGuards;
 
 /// What becomes of a connection.
 pub(crate) enum NextStep {
@@ -34,10 +34,8 @@ impl From<Outcome> for NextStep {
 
 /// What a forwarded connection counts as, until this is dropped.
 pub(crate) struct Permits {
-    pub(crate) _connection_permit: ConnectionPermit,
-    pub(crate) _flow_permit: Option<FlowPermit>,
-    pub(crate) _connection_guard: ConnectionGuard,
-    pub(crate) _loop_guard: Option<LoopGuard>,
+    pub(crate) _client: ClientPermits,
+    pub(crate) _backend: BackendGuards,
 }
 
 /// Ordinary traffic to a name of our own: an unread hello, and what answers it.

@@ -42,7 +42,8 @@ pub(crate) fn run_offloaded(
 #[expect(clippy::manual_async_fn, reason = "that would hold what it takes twice")]
 pub(crate) fn run_handover(
     mut session: Session,
-    (handover, permits): (Box<Handover>, Box<Permits>),
+    handover: Box<Handover>,
+    permits: Box<Permits>,
     shared: Arc<Shared>,
 ) -> impl Future<Output = ()> {
     async move {

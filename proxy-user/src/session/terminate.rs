@@ -55,7 +55,8 @@ pub(crate) async fn answer_tls_alpn(client: TcpStream, config: Arc<ServerConfig>
 #[expect(clippy::manual_async_fn, reason = "that would hold what it takes twice")]
 pub(crate) fn run_termination(
     mut session: Session,
-    (termination, connection_permit): (Box<PendingTermination>, ConnectionPermit),
+    termination: Box<PendingTermination>,
+    connection_permit: ConnectionPermit,
     shared: Arc<Shared>,
 ) -> impl Future<Output = ()> {
     async move {
@@ -104,13 +105,12 @@ async fn terminate(
         probe: None,
         client_bytes_follow: false,
     };
-    let Ok(backend_conn) =
-        connect_backend(&terminate.route, (preamble, None), context, record).await
+    let Ok(backend_conn) = connect_backend(&terminate.route, preamble, None, context, record).await
     else {
         record.entry.reason = Some("no_backend");
         return Outcome::Rejected("no_backend");
     };
-    let BackendConn { socket, label, _connection_guard, _loop_guard, .. } = backend_conn;
+    let BackendConn { socket, label, guards: _guards, .. } = backend_conn;
     record.entry.backend = Some(label);
     if let Err(error) = socket.set_nodelay_and_reset_on_close() {
         let end = FlowEnd::local_error(LocalErrorStage::SocketOption, &error);

@@ -67,9 +67,14 @@ pub(crate) struct BackendConn {
     pub(crate) label: BackendEndpoint,
     /// Bytes of the client that it has already.
     pub(crate) bytes_sent: usize,
-    pub(crate) _connection_guard: ConnectionGuard,
+    pub(crate) guards: BackendGuards,
+}
+
+/// Guards of a connection to a back end, held until it ends.
+pub(crate) struct BackendGuards {
+    _connection: ConnectionGuard,
     /// A back end on this very host could be ourselves: its connection is known by our address.
-    pub(crate) _loop_guard: Option<LoopGuard>,
+    _loop: Option<LoopGuard>,
 }
 
 impl BackendDialer<'_> {
@@ -141,7 +146,7 @@ impl BackendDialer<'_> {
             Some(params) => Some(params.addresses()),
             None => socket.addresses()?,
         };
-        let (label, _loop_guard) = match addresses {
+        let (label, loop_guard) = match addresses {
             None => (BackendEndpoint::Unix(selected.backend.to_string()), None),
             Some((local_addr, peer_addr)) => (
                 BackendEndpoint::Address(peer_addr),
@@ -159,8 +164,10 @@ impl BackendDialer<'_> {
             takeover,
             label,
             bytes_sent: 0,
-            _connection_guard: self.backends.track_connection(selected),
-            _loop_guard,
+            guards: BackendGuards {
+                _connection: self.backends.track_connection(selected),
+                _loop: loop_guard,
+            },
         })
     }
 }

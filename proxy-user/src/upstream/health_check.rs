@@ -34,7 +34,8 @@ struct CheckTarget {
     backend: Backend,
     kind: HealthCheckKind,
     interval: Duration,
-    rise_fall: (u32, u32),
+    rise: u32,
+    fall: u32,
     server_name: Option<String>,
 }
 
@@ -71,7 +72,8 @@ fn check_targets(route: &Route) -> Vec<CheckTarget> {
         backend: backend.clone(),
         kind,
         interval: route.health_check.interval,
-        rise_fall: (route.health_check.rise, route.health_check.fall),
+        rise: route.health_check.rise,
+        fall: route.health_check.fall,
         server_name: name.clone(),
     };
     route.backends.iter().map(target).collect()
@@ -84,7 +86,7 @@ async fn probe_loop(target: CheckTarget, shared: Arc<Shared>) {
         let probe_timeout = target.interval.min(limits.connect_timeout);
         let probe = timeout(probe_timeout, probe_backend(&target, connector));
         let answered = matches!(probe.await, Ok(Ok(())));
-        shared.backends.record_check(&target.backend, answered, target.rise_fall);
+        shared.backends.record_check(&target.backend, answered, target.rise, target.fall);
         sleep(jittered(target.interval)).await;
     }
 }

@@ -118,9 +118,9 @@ impl Backends {
     }
 
     /// A check was made.
-    pub(crate) fn record_check(&self, backend: &Backend, succeeded: bool, rise_fall: (u32, u32)) {
-        let transition =
-            self.entry(&backend.name).health().record_check(succeeded, rise_fall, self.now());
+    pub(crate) fn record_check(&self, backend: &Backend, succeeded: bool, rise: u32, fall: u32) {
+        let state = self.entry(&backend.name);
+        let transition = state.health().record_check(succeeded, (rise, fall), self.now());
         self.log_transition(&backend.name, transition);
     }
 
