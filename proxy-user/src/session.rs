@@ -16,7 +16,7 @@ use crate::session::certificate_view::{CertificateView, TlsMaterial};
 use crate::session::context::{ClientPreamble, ConnContext, Session};
 use crate::session::next_step::{NextStep, PendingTermination};
 use crate::session::offloaded::{OffloadedConn, run_handover, run_offloaded};
-use crate::telemetry::{Outcome, Record};
+use crate::telemetry::{Outcome, Record, RejectReason};
 use crate::upstream::dialer::StarttlsReplay;
 
 pub(crate) use crate::session::context::Shared;
@@ -98,9 +98,14 @@ async fn handle(client: TcpStream, context: ConnContext<'_>, record: &mut Record
         };
     drop((reader, handshake_permit));
     if shared.limiter.is_loop(client_addr) {
-        return Box::pin(reject::reject_with_alert(client, Alert::InternalError, "loop", record))
-            .await
-            .into();
+        return Box::pin(reject::reject_with_alert(
+            client,
+            Alert::InternalError,
+            RejectReason::Loop,
+            record,
+        ))
+        .await
+        .into();
     }
     let hello = &preamble.hello;
     record_fields::set_client_hello(hello, record);
@@ -125,8 +130,8 @@ async fn handle(client: TcpStream, context: ConnContext<'_>, record: &mut Record
             );
         }
         Action::Reject(alert) => {
-            Box::pin(reject::reject_with_alert(client, alert, decision.reason.label(), record))
-                .await
+            let reason = RejectReason::Decision(decision.reason);
+            Box::pin(reject::reject_with_alert(client, alert, reason, record)).await
         }
         Action::Forward(route) => {
             return forward::forward(client, preamble, route, context, record, connection_permit)

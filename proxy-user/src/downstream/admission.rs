@@ -12,13 +12,11 @@ use std::time::Instant;
 use snisplit_common::limits::{SourcePrefix, TokenBucket};
 
 use crate::config::Limits;
+use crate::telemetry::RejectReason;
 
 /// Connections of one source that may wait with their hello beyond its cap on flows: a CA's
 /// validations must get as far as being told from others.
 const ACME_VALIDATION_BURST: usize = 16;
-
-/// Why a connection is turned away; the word in counters and logs.
-pub(crate) type RejectReason = &'static str;
 
 /// The door.
 #[derive(Clone, Debug, Default)]
@@ -83,19 +81,19 @@ impl ConnectionLimiter {
         let source = (!is_trusted_proxy).then(|| SourcePrefix::from_address(client_addr.ip()));
         let mut counts = self.lock();
         if counts.connections >= limits.max_connections {
-            return Err("max_connections");
+            return Err(RejectReason::MaxConnections);
         }
         if counts.pending_handshakes >= limits.max_pending_handshakes {
-            return Err("max_pending_handshakes");
+            return Err(RejectReason::MaxPendingHandshakes);
         }
         if let Some(source) = source {
             let pending = counts.pending_by_source.get(&source).copied().unwrap_or_default();
             if pending >= limits.max_connections_per_source.saturating_add(ACME_VALIDATION_BURST) {
-                return Err("max_connections_per_source");
+                return Err(RejectReason::MaxConnectionsPerSource);
             }
         }
         if !counts.is_within_accept_rate(limits.accept_rate) {
-            return Err("accept_rate");
+            return Err(RejectReason::AcceptRate);
         }
         counts.connections += 1;
         counts.pending_handshakes += 1;
@@ -115,7 +113,7 @@ impl ConnectionLimiter {
         let mut counts = self.lock();
         let flows = counts.flows_by_source.entry(source).or_default();
         if *flows >= limits.max_connections_per_source {
-            return Err("max_connections_per_source");
+            return Err(RejectReason::MaxConnectionsPerSource);
         }
         *flows += 1;
         Ok(FlowPermit { limiter: self.clone(), source })

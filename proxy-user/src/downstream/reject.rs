@@ -4,14 +4,13 @@ use std::time::Duration;
 
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 use snisplit_common::alert::Alert;
-use snisplit_common::client_hello::ClientHelloError;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::downstream::preamble::PreambleError;
 use crate::engine::set_graceful_close;
-use crate::telemetry::{Outcome, Record};
+use crate::telemetry::{Outcome, Record, RejectReason};
 
 /// How long a refused client may take to close its side.
 const LINGERING_TIMEOUT: Duration = Duration::from_secs(1);
@@ -23,16 +22,22 @@ pub(crate) async fn close_without_hello(
     record: &mut Record,
 ) -> Outcome {
     let (alert, reason) = match error {
-        PreambleError::InvalidClientHello(error) => (ClientHelloError::alert(error), error.label()),
-        PreambleError::InvalidProxyHeader(error) => (Alert::UnexpectedMessage, error.label()),
+        PreambleError::InvalidClientHello(error) => {
+            (error.alert(), RejectReason::InvalidClientHello(error))
+        }
+        PreambleError::InvalidProxyHeader(error) => {
+            (Alert::UnexpectedMessage, RejectReason::InvalidProxyHeader(error))
+        }
         PreambleError::ProxyHeaderNotAllowed => {
-            (Alert::UnexpectedMessage, "proxy_header_not_allowed")
+            (Alert::UnexpectedMessage, RejectReason::ProxyHeaderNotAllowed)
         }
         PreambleError::Timeout { received_any: true } => {
-            (Alert::HandshakeFailure, "client_hello_timeout")
+            (Alert::HandshakeFailure, RejectReason::ClientHelloTimeout)
         }
-        PreambleError::Timeout { received_any: false } => (Alert::HandshakeFailure, "no_data"),
-        PreambleError::Truncated => (Alert::DecodeError, "truncated_client_hello"),
+        PreambleError::Timeout { received_any: false } => {
+            (Alert::HandshakeFailure, RejectReason::NoData)
+        }
+        PreambleError::Truncated => (Alert::DecodeError, RejectReason::TruncatedClientHello),
         PreambleError::ClientClosed => {
             set_graceful_close(&client);
             return Outcome::ClientClosed;
@@ -45,14 +50,14 @@ pub(crate) async fn close_without_hello(
 /// alert arrives unless a hello is on its way already.
 pub(crate) fn reject_immediately(
     client: TcpStream,
-    reason: &'static str,
+    reason: RejectReason,
     record: &mut Record,
 ) -> Outcome {
     let alert = Alert::InternalError;
     set_graceful_close(&client);
     let _send_result = send(&client, &alert.to_record(), SendFlags::NOSIGNAL);
     record.entry.alert = Some(alert.name());
-    record.entry.reason = Some(reason);
+    record.entry.reason = Some(reason.label());
     Outcome::Rejected(reason)
 }
 
@@ -64,12 +69,12 @@ pub(crate) fn reject_immediately(
 pub(crate) async fn reject_with_alert(
     client: TcpStream,
     alert: Alert,
-    reason: &'static str,
+    reason: RejectReason,
     record: &mut Record,
 ) -> Outcome {
     set_graceful_close(&client);
     record.entry.alert = Some(alert.name());
-    record.entry.reason = Some(reason);
+    record.entry.reason = Some(reason.label());
     // Nothing was sent before, so the buffer has room; a client that is gone needs no alert.
     let sent = send(&client, &alert.to_record(), SendFlags::NOSIGNAL)
         .and_then(|_| shutdown(&client, Shutdown::Write));

@@ -9,10 +9,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::certs::CertStore;
 use crate::config::Config;
-use crate::downstream::admission::{ConnectionLimiter, FlowPermit, RejectReason};
+use crate::downstream::admission::{ConnectionLimiter, FlowPermit};
 use crate::engine::{EngineKind, EngineSelector, FlowCounters};
 use crate::telemetry::record::Telemetry;
-use crate::telemetry::{AcmeLog, Metrics, Outcome, Record};
+use crate::telemetry::{AcmeLog, Metrics, Outcome, Record, RejectReason};
 use crate::upstream::dialer::StarttlsReplay;
 use crate::upstream::resolve::Resolver;
 use crate::upstream::select::Backends;

@@ -15,10 +15,10 @@ use crate::engine::{
 };
 use crate::session::connect_backend::connect_backend;
 use crate::session::context::{ClientPreamble, ConnContext};
-use crate::session::idle_timeout::{outcome_from_end, with_idle_timeout};
+use crate::session::idle_timeout::{IdleTimeout, with_idle_timeout};
 use crate::session::next_step::{NextStep, Permits};
 use crate::telemetry::metrics::{DeclinedLabels, HandoverLabels};
-use crate::telemetry::{Metrics, Record};
+use crate::telemetry::{Metrics, Outcome, Record, RejectReason};
 use crate::upstream::connect::OffloadableConnect;
 use crate::upstream::dialer::{BackendConn, BackendPreamble, NoBackend};
 use crate::upstream::first_byte::HelloProbe;
@@ -62,8 +62,8 @@ pub(super) async fn forward(
             Box::pin(run_engine(client, backend_conn, permits, route, context, record)).await
         }
         Err(NoBackend) => {
-            let alert = Alert::InternalError;
-            Box::pin(reject::reject_with_alert(client, alert, "no_backend", record)).await.into()
+            let (alert, reason) = (Alert::InternalError, RejectReason::NoBackend);
+            Box::pin(reject::reject_with_alert(client, alert, reason, record)).await.into()
         }
     }
 }
@@ -89,7 +89,7 @@ async fn run_engine(
         Ok(pair) => pair,
         Err(error) => {
             let end = FlowEnd::local_error(LocalErrorStage::SocketOption, &error);
-            return outcome_from_end(Some(end)).into();
+            return Outcome::FlowEnded(end).into();
         }
     };
     let request =
@@ -98,10 +98,10 @@ async fn run_engine(
     match with_idle_timeout(Box::pin(relay), context.config.limits.idle_timeout, context.counters)
         .await
     {
-        Some(CarryResult::Offloaded(flow)) => NextStep::Offloaded(flow, permits),
-        Some(CarryResult::Handover(handover)) => NextStep::Handover(handover, permits),
-        Some(CarryResult::Finished(end)) => outcome_from_end(Some(end)).into(),
-        None => outcome_from_end(None).into(),
+        Ok(CarryResult::Offloaded(flow)) => NextStep::Offloaded(flow, permits),
+        Ok(CarryResult::Handover(handover)) => NextStep::Handover(handover, permits),
+        Ok(CarryResult::Finished(end)) => Outcome::FlowEnded(end).into(),
+        Err(IdleTimeout) => Outcome::IdleTimeout.into(),
     }
 }
 

@@ -7,22 +7,33 @@ use tokio::time::sleep;
 use crate::engine::{FlowCounters, FlowEnd};
 use crate::telemetry::Outcome;
 
-/// How a flow has ended, if that was not for idleness.
-pub(crate) fn outcome_from_end(end: Option<FlowEnd>) -> Outcome {
-    end.map_or(Outcome::IdleTimeout, |end| Outcome::FlowEnded(end.label()))
+/// No byte of a flow has moved for `idle_timeout`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct IdleTimeout;
+
+/// The outcome of a flow that one engine carried to its end.
+pub(super) fn outcome_from_end(end: Result<FlowEnd, IdleTimeout>) -> Outcome {
+    match end {
+        Ok(end) => Outcome::FlowEnded(end),
+        Err(IdleTimeout) => Outcome::IdleTimeout,
+    }
 }
 
-/// Carries a flow to its end. `None`: no byte has moved for `limit`.
-pub(crate) async fn with_idle_timeout<T>(
+/// Waits for a future that carries a flow, unless the flow is idle for `idle_timeout`.
+///
+/// # Errors
+///
+/// No byte has moved for `idle_timeout`.
+pub(super) async fn with_idle_timeout<T>(
     future: impl Future<Output = T>,
     idle_timeout: Option<Duration>,
     counters: &FlowCounters,
-) -> Option<T> {
+) -> Result<T, IdleTimeout> {
     match idle_timeout {
-        None => Some(future.await),
+        None => Ok(future.await),
         Some(idle_timeout) => tokio::select! {
-            result = future => Some(result),
-            () = wait_until_idle(counters, idle_timeout) => None,
+            result = future => Ok(result),
+            () = wait_until_idle(counters, idle_timeout) => Err(IdleTimeout),
         },
     }
 }

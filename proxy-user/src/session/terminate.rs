@@ -20,7 +20,7 @@ use crate::session::connect_backend::connect_backend;
 use crate::session::context::{ConnContext, Session, Shared};
 use crate::session::idle_timeout::{outcome_from_end, with_idle_timeout};
 use crate::session::next_step::PendingTermination;
-use crate::telemetry::{Outcome, Record};
+use crate::telemetry::{Outcome, Record, RejectReason};
 use crate::upstream::dialer::{BackendConn, BackendPreamble, StarttlsReplay};
 use crate::upstream::proxy_header;
 
@@ -85,7 +85,7 @@ async fn terminate(
         Ok(client) => client,
         Err(error) => {
             let end = FlowEnd::local_error(LocalErrorStage::Register, &error);
-            return outcome_from_end(Some(end));
+            return Outcome::FlowEnded(end);
         }
     };
     let _flow_permit = match context.admit_flow(record) {
@@ -107,14 +107,14 @@ async fn terminate(
     };
     let Ok(backend_conn) = connect_backend(&terminate.route, preamble, None, context, record).await
     else {
-        record.entry.reason = Some("no_backend");
-        return Outcome::Rejected("no_backend");
+        record.entry.reason = Some(RejectReason::NoBackend.label());
+        return Outcome::Rejected(RejectReason::NoBackend);
     };
     let BackendConn { socket, label, guards: _guards, .. } = backend_conn;
     record.entry.backend = Some(label);
     if let Err(error) = socket.set_nodelay_and_reset_on_close() {
         let end = FlowEnd::local_error(LocalErrorStage::SocketOption, &error);
-        return outcome_from_end(Some(end));
+        return Outcome::FlowEnded(end);
     }
     let add_bytes = |up, down| context.counters.add_bytes(up, down);
     let relay = Box::pin(proxy_plaintext(tls, socket, add_bytes));

@@ -35,7 +35,7 @@ const LAYERS: [(&str, MayImport); 13] = [
     ("net", Only(&["config", "sys"])),
     ("session", Only(&["certs", "config", "downstream", "engine", "sys", "telemetry", "upstream"])),
     ("sys", Only(&[])),
-    ("telemetry", Only(&[])),
+    ("telemetry", Only(&["engine"])),
     ("upstream", Only(&["config", "engine", "sys", "telemetry"])),
 ];
 
