@@ -1,8 +1,7 @@
-//! What the agent tells about itself: counters, one record for each connection, an admin port.
+//! What the agent tells about itself: counters, one record for each connection.
 
 pub(crate) mod access_log;
 mod acme_log;
-pub(crate) mod admin;
 pub(crate) mod metrics;
 mod outcome;
 pub(crate) mod record;

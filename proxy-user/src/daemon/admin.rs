@@ -12,12 +12,12 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 
-use super::Metrics;
+use crate::telemetry::Metrics;
 
 const OPENMETRICS_CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Answers until it is dropped. `lacking` names what has no certificate yet.
-pub(crate) async fn serve<L>(listener: TcpListener, metrics: Metrics, missing: L)
+pub(super) async fn serve<L>(listener: TcpListener, metrics: Metrics, missing: L)
 where
     L: Fn() -> Vec<String> + Clone + Send + 'static,
 {
