@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use snisplit_common::alert::Alert;
 use snisplit_common::decide::{Action, decide};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::task::TaskTracker;
 
 use crate::config::{Config, Listener, Starttls};
+use crate::downstream::accept::Acceptor;
 use crate::downstream::preamble::{PreambleError, PreambleReader};
 use crate::downstream::reject;
 use crate::session::certificate_view::{CertificateView, TlsMaterial};
@@ -33,8 +34,23 @@ mod offloaded;
 mod record_fields;
 mod terminate;
 
+/// Accepts connections on a listener until the future is dropped. Serves each one in a task of its own.
+pub(crate) async fn serve_listener(
+    listener: TcpListener,
+    listen_addr: SocketAddr,
+    shared: Arc<Shared>,
+    tasks: TaskTracker,
+) {
+    let mut acceptor = Acceptor::new(listener, &shared.telemetry.metrics);
+    loop {
+        let (client, from) = acceptor.accept().await;
+        let client_addr = SocketAddr::new(from.ip().to_canonical(), from.port());
+        tasks.spawn(serve(client, client_addr, listen_addr, Arc::clone(&shared), tasks.clone()));
+    }
+}
+
 /// Serves one accepted connection to its end. `at` is the address it was accepted on.
-pub(crate) async fn serve(
+async fn serve(
     client: TcpStream,
     client_addr: SocketAddr,
     listen_addr: SocketAddr,

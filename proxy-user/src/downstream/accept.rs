@@ -3,19 +3,20 @@
 use std::io;
 use std::iter;
 use std::net::{Ipv6Addr, SocketAddr};
-use std::sync::Arc;
 use std::time::Duration;
 
+use prometheus_client::metrics::counter::Counter;
 use rustix::io::Errno;
 use snisplit_common::limits::AcceptBackoff;
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
-use tokio_util::task::TaskTracker;
+use tokio::time::sleep;
+use tracing::field::display;
 use tracing::warn;
 
 use crate::config::Limits;
-use crate::session::{Shared, serve};
+use crate::telemetry::Metrics;
 
 /// Connections that may wait for accept(2); net.core.somaxconn caps it.
 const BACKLOG: i32 = 4096;
@@ -78,33 +79,48 @@ fn start_listening(socket: Socket) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-/// Accepts until it is dropped.
-pub(crate) async fn run(
-    socket: TcpListener,
-    address: SocketAddr,
-    shared: Arc<Shared>,
-    tasks: TaskTracker,
-) {
-    let mut backoff = AcceptBackoff::default();
-    let mut is_backing_off = false;
-    loop {
-        match socket.accept().await {
-            Ok((client, from)) => {
-                backoff.reset();
-                is_backing_off = false;
-                let from = SocketAddr::new(from.ip().to_canonical(), from.port());
-                tasks.spawn(serve(client, from, address, Arc::clone(&shared), tasks.clone()));
-            }
-            Err(error) if is_connection_error(&error) => {}
-            Err(error) => {
-                shared.telemetry.metrics.accept_errors.inc();
-                if !is_backing_off {
-                    warn!(%error, %address, "cannot accept; waiting for room");
+/// A listener with a growing pause after each error in a row.
+pub(crate) struct Acceptor {
+    listener: TcpListener,
+    errors: Counter,
+    backoff: AcceptBackoff,
+    is_backing_off: bool,
+}
+
+impl Acceptor {
+    /// Counts errors in `accept_errors`.
+    pub(crate) fn new(listener: TcpListener, metrics: &Metrics) -> Self {
+        Self {
+            listener,
+            errors: metrics.accept_errors.clone(),
+            backoff: AcceptBackoff::default(),
+            is_backing_off: false,
+        }
+    }
+
+    /// Waits for the next connection, and returns it with the address of its client.
+    pub(crate) async fn accept(&mut self) -> (TcpStream, SocketAddr) {
+        loop {
+            match self.listener.accept().await {
+                Ok(connection) => {
+                    self.backoff.reset();
+                    self.is_backing_off = false;
+                    return connection;
                 }
-                is_backing_off = true;
-                tokio::time::sleep(backoff.next_delay()).await;
+                Err(error) if is_connection_error(&error) => {}
+                Err(error) => self.back_off(&error).await,
             }
         }
+    }
+
+    async fn back_off(&mut self, error: &io::Error) {
+        self.errors.inc();
+        if !self.is_backing_off {
+            let address = self.listener.local_addr().ok().map(display);
+            warn!(%error, address, "cannot accept connections; trying again");
+        }
+        self.is_backing_off = true;
+        sleep(self.backoff.next_delay()).await;
     }
 }
 

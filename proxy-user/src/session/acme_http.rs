@@ -20,30 +20,30 @@ use tokio::time::timeout;
 
 use crate::certs::CertStore;
 use crate::config::{Config, Route};
+use crate::downstream::accept::Acceptor;
 use crate::session::context::Shared;
 use crate::telemetry::metrics::AcmeLabels;
 use crate::upstream::connect::Connector;
 
 const ACME_HTTP01_PREFIX: &str = "/.well-known/acme-challenge/";
-/// Connections at once; more wait in the kernel's queue.
+/// Maximum number of open connections. Further ones wait in the backlog of listen(2).
 const MAX_CONNECTIONS: usize = 512;
-/// How long a request may take to be said, and a connection altogether.
+/// Maximum time until the head of a request is complete.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Maximum time of a connection, from accept on.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a back end may take to answer.
+/// Maximum time until a back end sends the head of its response.
 const BACKEND_TIMEOUT: Duration = Duration::from_secs(10);
 
 type Body = Either<Full<Bytes>, Incoming>;
 
 /// Answers until it is dropped.
 pub(crate) async fn run(listener: TcpListener, shared: Arc<Shared>) {
+    let mut acceptor = Acceptor::new(listener, &shared.telemetry.metrics);
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
-        let Ok((stream, _)) = listener.accept().await else {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            continue;
-        };
+        let (stream, _) = acceptor.accept().await;
         let shared = Arc::clone(&shared);
         let service = service_fn(move |request| {
             let shared = Arc::clone(&shared);

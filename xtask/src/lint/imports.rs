@@ -47,7 +47,6 @@ const LAYERS_BEFORE_MOVE: &[(&str, MayImport)] = &[
     ("cli", AllBut(&["daemon"])),
     ("config", Only(&["bpf", "certs", "engine", "telemetry"])),
     ("dns", Only(&[])),
-    ("downstream", Only(&["session"])),
     ("file_stamp", Only(&[])),
     ("instance", AllBut(&["daemon"])),
     ("upstream", Only(&["dns", "downstream", "session"])),
