@@ -108,18 +108,18 @@ async fn serve_challenge(
     let config = shared.config.load_full();
     let token_view = TokenView { config: &config, cert_store: &shared.cert_store, token };
     let decision = decide_validation(Some(name), &config.routes, config.acme_bypass, &token_view);
-    let (action, route) = match &decision.action {
-        Action::Terminate(_) => ("terminate", None),
-        Action::Forward(route) => ("forward", Some(route.label.as_str())),
-        Action::Reject(_) => ("reject", None),
+    let route = match &decision.action {
+        Action::Forward(route) => Some(route.label.as_str()),
+        Action::Terminate(_) | Action::Reject(_) => None,
     };
-    let (class, reason) = (decision.name_class.label(), decision.reason.label());
-    let acme = AcmeLabels { class, action, reason };
+    let acme = AcmeLabels::new(&decision);
     shared.acme_log.log(Some(name.as_str()), route, &acme, "http-01");
     shared.telemetry.metrics.acme_validations.get_or_create(&acme).inc();
     match decision.action {
         Action::Terminate(key_authorization) => text_response(StatusCode::OK, key_authorization),
-        Action::Reject(_) => text_response(StatusCode::NOT_FOUND, format!("{reason}\n")),
+        Action::Reject(_) => {
+            text_response(StatusCode::NOT_FOUND, format!("{}\n", decision.reason.label()))
+        }
         Action::Forward(route) => match forward_challenge(request, route, &config, shared).await {
             Ok(response) => response.map(Either::Right),
             Err(error) => {

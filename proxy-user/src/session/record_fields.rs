@@ -42,23 +42,16 @@ pub(crate) fn set_decision(
     acme_log: &AcmeLog,
     record: &mut Record,
 ) {
-    let reason = decision.reason.label();
-    record.entry.reason = Some(reason);
-    let action = match &decision.action {
-        Action::Terminate(TlsMaterial::Challenge(_)) => "terminate",
+    record.entry.reason = Some(decision.reason.label());
+    record.entry.route = match &decision.action {
         Action::Terminate(TlsMaterial::Certificate(terminate, _)) => {
-            record.entry.route = Some(terminate.route.label.clone());
-            "terminate"
+            Some(terminate.route.label.clone())
         }
-        Action::Forward(route) => {
-            record.entry.route = Some(route.label.clone());
-            "forward"
-        }
-        Action::Reject(_) => "reject",
+        Action::Forward(route) => Some(route.label.clone()),
+        Action::Terminate(TlsMaterial::Challenge(_)) | Action::Reject(_) => None,
     };
     if hello.is_acme_validation() {
-        let class = decision.name_class.label();
-        let acme = AcmeLabels { class, action, reason };
+        let acme = AcmeLabels::new(decision);
         let (sni, route) = (record.entry.sni.as_deref(), record.entry.route.as_deref());
         acme_log.log(sni, route, &acme, "tls-alpn-01");
         record.acme = Some(acme);
