@@ -20,6 +20,6 @@ fn spawn() -> io::Result<Handle> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let handle = runtime.handle().clone();
     let serve = move || runtime.block_on(pending::<()>());
-    thread::Builder::new().name("snisplit-desk".into()).spawn(serve)?;
+    thread::Builder::new().name("snisplit-accept".into()).spawn(serve)?;
     Ok(handle)
 }
