@@ -1,4 +1,4 @@
-//! Opens listeners and accepts, gently when the descriptor table is full.
+//! Listening sockets, and accept(2) with a pause after errors.
 
 use std::io;
 use std::iter;
@@ -18,10 +18,16 @@ use tracing::warn;
 use crate::config::Limits;
 use crate::telemetry::Metrics;
 
-/// Connections that may wait for accept(2); net.core.somaxconn caps it.
+/// Length of the queue of connections that wait for accept(2). The kernel caps it at
+/// `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 
-/// Binds an address for TLS, to a socket for each of these runtimes. `[::]` takes IPv4 too, unless `v6_only`.
+/// Listens on an address for TLS, with one socket for each runtime. `[::]` also accepts IPv4, unless
+/// `v6_only`.
+///
+/// # Errors
+///
+/// A system call fails, for example because another process listens on the address.
 pub(crate) fn listen_tls(
     address: SocketAddr,
     v6_only: bool,
@@ -30,9 +36,9 @@ pub(crate) fn listen_tls(
 ) -> io::Result<Vec<TcpListener>> {
     let first = new_tls_socket(address, v6_only, limits)?;
     first.bind(&address.into())?;
-    // The kernel may have chosen the port.
+    // For port 0 the kernel has chosen one.
     let bound = first.local_addr()?;
-    // Not before it is bound: then a stranger who listens there and shares would be no error.
+    // Only after bind(2): before it, a process that listens there with SO_REUSEPORT would be no error.
     first.set_reuse_port(runtimes.len() > 1)?;
     let others = runtimes.iter().skip(1).map(|_| {
         let other = new_tls_socket(address, v6_only, limits)?;
@@ -49,15 +55,20 @@ pub(crate) fn listen_tls(
 
 fn new_tls_socket(address: SocketAddr, v6_only: bool, limits: &Limits) -> io::Result<Socket> {
     let socket = new_socket(address, v6_only)?;
-    // Accepted sockets inherit all of these (sk_clone, net/core/sock.c). A socket that nobody ended
-    // in order says so with a reset.
+    // Accepted sockets inherit all of these (`sk_clone`, net/core/sock.c). The linger time of 0 makes
+    // the kernel send a reset, unless `set_graceful_close` is called before close(2).
     limits.tcp_timeouts().apply(&socket)?;
     socket.set_tcp_nodelay(true)?;
     socket.set_linger(Some(Duration::ZERO))?;
     Ok(socket)
 }
 
-/// Binds an address for HTTP, whose answers must arrive whoever closes first.
+/// Listens on an address for HTTP. Accepted sockets close gracefully, so that a response arrives when
+/// the agent closes first.
+///
+/// # Errors
+///
+/// A system call fails, for example because another process listens on the address.
 pub(crate) fn listen_http(address: SocketAddr, v6_only: bool) -> io::Result<TcpListener> {
     let socket = new_socket(address, v6_only)?;
     socket.bind(&address.into())?;
@@ -124,7 +135,7 @@ impl Acceptor {
     }
 }
 
-/// accept(2) also reports what happened to a connection that was still in the queue.
+/// Whether an error of accept(2) belongs to a connection that failed while it was in the queue.
 fn is_connection_error(error: &io::Error) -> bool {
     let connection_errnos =
         [Errno::CONNABORTED, Errno::NETDOWN, Errno::PROTO, Errno::HOSTUNREACH, Errno::NETUNREACH];

@@ -1,7 +1,7 @@
-//! Who may come in: caps on connections, on those that have not said their hello, and on sources.
+//! Limits on connections, on connections without a complete hello, and on the flows of a source.
 //!
-//! A permit is held for as long as its connection; dropping it is what counts down. The numbers
-//! survive a reload, the limits are those of the configuration that a connection came under.
+//! A connection holds permits until it ends; dropping a permit returns it. A reload keeps the counts. The
+//! limits are those of the configuration under which a connection was accepted.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -14,11 +14,11 @@ use snisplit_common::limits::{SourcePrefix, TokenBucket};
 use crate::config::Limits;
 use crate::telemetry::RejectReason;
 
-/// Connections of one source that may wait with their hello beyond its cap on flows: a CA's
-/// validations must get as far as being told from others.
+/// Number of connections without a complete hello that a source may have on top of
+/// `max_connections_per_source`. Only the hello tells an ACME validation from other connections.
 const ACME_VALIDATION_BURST: usize = 16;
 
-/// The door.
+/// Counts of connections. A clone shares them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ConnectionLimiter(Arc<Mutex<Counts>>);
 
@@ -28,23 +28,32 @@ struct Counts {
     pending_handshakes: usize,
     pending_by_source: HashMap<SourcePrefix, usize>,
     flows_by_source: HashMap<SourcePrefix, usize>,
-    /// Addresses that we dial back ends of this very host from.
+    /// Local addresses of connections to back ends on this host.
     local_addrs: HashSet<SocketAddr>,
-    accept_bucket: Option<(u32, Instant, TokenBucket)>,
+    accept_limit: Option<AcceptRateLimit>,
 }
 
-/// A place inside, for a connection that has still to say its hello.
+/// State of `limits.accept_rate`.
+#[derive(Debug)]
+struct AcceptRateLimit {
+    /// Connections a second.
+    rate: u32,
+    started_at: Instant,
+    bucket: TokenBucket,
+}
+
+/// Permit of a connection without a complete hello.
 #[derive(Debug)]
 pub(crate) struct HandshakePermit {
     limiter: ConnectionLimiter,
     source: Option<SourcePrefix>,
 }
 
-/// A place inside, for any connection.
+/// Permit of an open connection.
 #[derive(Debug)]
 pub(crate) struct ConnectionPermit(ConnectionLimiter);
 
-/// A place among the flows of a source.
+/// Permit of a flow of a source.
 #[derive(Debug)]
 pub(crate) struct FlowPermit {
     limiter: ConnectionLimiter,
@@ -59,7 +68,8 @@ pub(crate) struct ClientPermits {
     pub(crate) _flow: Option<FlowPermit>,
 }
 
-/// An address of ours that must not come back to us.
+/// Registration of the local address of a connection to a back end on this host. A client with this
+/// address is the agent itself.
 #[derive(Debug)]
 pub(crate) struct LoopGuard {
     limiter: ConnectionLimiter,
@@ -71,7 +81,12 @@ impl ConnectionLimiter {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets a connection in, to say its hello. A trusted proxy is no source: it speaks for many.
+    /// Admits a connection that has not sent its hello. A trusted proxy does not count as a source,
+    /// because it forwards the connections of many clients.
+    ///
+    /// # Errors
+    ///
+    /// A limit is reached.
     pub(crate) fn acquire(
         &self,
         client_addr: SocketAddr,
@@ -103,7 +118,11 @@ impl ConnectionLimiter {
         Ok((ConnectionPermit(self.clone()), HandshakePermit { limiter: self.clone(), source }))
     }
 
-    /// Counts a flow against its source.
+    /// Counts a flow of its source.
+    ///
+    /// # Errors
+    ///
+    /// The source has `max_connections_per_source` flows.
     pub(crate) fn acquire_flow(
         &self,
         client: IpAddr,
@@ -119,13 +138,15 @@ impl ConnectionLimiter {
         Ok(FlowPermit { limiter: self.clone(), source })
     }
 
-    /// Whether a connection that has said its hello is one that we dialled ourselves. Not before:
-    /// the address is noted before the hello is sent.
+    /// Whether the agent itself opened the connection that comes from `client_addr`.
+    ///
+    /// The answer is valid once the hello has arrived: the agent registers the local address of a
+    /// connection before it forwards a hello on it.
     pub(crate) fn is_loop(&self, client_addr: SocketAddr) -> bool {
         self.lock().local_addrs.contains(&client_addr)
     }
 
-    /// Notes an address that we dial this very host from.
+    /// Registers the local address of a connection to a back end on this host.
     pub(crate) fn register_local_addr(&self, address: SocketAddr) -> LoopGuard {
         self.lock().local_addrs.insert(address);
         LoopGuard { limiter: self.clone(), address }
@@ -133,16 +154,21 @@ impl ConnectionLimiter {
 }
 
 impl Counts {
-    /// `rate` connections a second, and as many at once; 0 is no limit.
+    /// Counts a connection against `rate` connections a second, with bursts of as many. A rate of 0 is
+    /// no limit.
     fn is_within_accept_rate(&mut self, rate: u32) -> bool {
         if rate == 0 {
             return true;
         }
-        let (_, started_at, bucket) = match self.accept_bucket.take() {
-            Some(same) if same.0 == rate => self.accept_bucket.insert(same),
-            _ => self.accept_bucket.insert((rate, Instant::now(), TokenBucket::new(rate, rate))),
+        let limit = match self.accept_limit.take() {
+            Some(limit) if limit.rate == rate => self.accept_limit.insert(limit),
+            Some(_) | None => self.accept_limit.insert(AcceptRateLimit {
+                rate,
+                started_at: Instant::now(),
+                bucket: TokenBucket::new(rate, rate),
+            }),
         };
-        bucket.try_acquire(started_at.elapsed())
+        limit.bucket.try_acquire(limit.started_at.elapsed())
     }
 }
 
