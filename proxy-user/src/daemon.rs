@@ -26,10 +26,11 @@ use crate::net;
 use crate::session::Shared;
 use crate::session::adopt;
 use crate::telemetry::record::Telemetry;
-use crate::telemetry::{AccessLog, AcmeLog, Metrics, admin};
+use crate::telemetry::{AccessLog, AcmeLog, Metrics};
 use crate::upstream::resolve::Resolver;
 use crate::upstream::select::Backends;
 
+mod admin;
 mod certificates;
 mod config_source;
 mod config_watcher;

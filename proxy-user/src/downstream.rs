@@ -1,4 +1,4 @@
-//! The side of the client: accept, admission, what comes before a decision, and rejection.
+//! The client's side: listeners, limits, what a client sends before the decision, and rejection.
 
 pub(crate) mod accept;
 pub(crate) mod acceptor_threads;

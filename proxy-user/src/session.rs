@@ -1,84 +1,62 @@
-//! The life of a connection: peek, decide, then terminate, forward or refuse. One record when it
-//! ends.
+//! A connection from accept to its record: read the hello, decide, then forward, terminate or reject.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
 use snisplit_common::alert::Alert;
-use snisplit_common::client_hello::ClientHello;
 use snisplit_common::decide::{Action, decide};
-use tokio::net::TcpStream;
-use tokio::runtime::Handle;
-use tokio_util::sync::CancellationToken;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::task::TaskTracker;
 
-use crate::certs::CertStore;
 use crate::config::{Config, Listener, Starttls};
-use crate::engine::{EngineSelector, FlowCounters};
-use crate::telemetry::record::Telemetry;
-use crate::telemetry::{AcmeLog, Metrics, Outcome, Record};
-
-use crate::downstream::admission::{ConnectionLimiter, FlowPermit, RejectReason};
+use crate::downstream::accept::Acceptor;
 use crate::downstream::preamble::{PreambleError, PreambleReader};
 use crate::downstream::reject;
 use crate::session::certificate_view::{CertificateView, TlsMaterial};
-use crate::session::offloaded::{NextStep, OffloadedConn, Session, run_handover, run_offloaded};
-use crate::session::terminate::PendingTermination;
+use crate::session::context::{ClientPreamble, ConnContext, Session};
+use crate::session::next_step::{NextStep, PendingTermination};
+use crate::session::offloaded::{OffloadedConn, run_handover, run_offloaded};
+use crate::telemetry::{Outcome, Record, RejectReason};
 use crate::upstream::dialer::StarttlsReplay;
-use crate::upstream::resolve::Resolver;
-use crate::upstream::select::Backends;
+
+pub(crate) use crate::session::context::Shared;
 
 pub(crate) mod acme_http;
 pub(crate) mod adopt;
-pub(crate) mod certificate_view;
-pub(crate) mod forward;
-pub(crate) mod offloaded;
-pub(crate) mod record_fields;
-pub(crate) mod terminate;
+mod certificate_view;
+mod connect_backend;
+mod context;
+mod forward;
+mod idle_timeout;
+mod next_step;
+mod offloaded;
+mod record_fields;
+mod terminate;
 
-/// What every connection of the agent shares.
-pub(crate) struct Shared {
-    /// Swapped at a reload; a connection keeps the one it was accepted under.
-    pub(crate) config: ArcSwap<Config>,
-    pub(crate) engine_selector: EngineSelector,
-    pub(crate) limiter: ConnectionLimiter,
-    pub(crate) backends: Backends,
-    pub(crate) resolver: Resolver,
-    pub(crate) cert_store: CertStore,
-    pub(crate) telemetry: Arc<Telemetry>,
-    pub(crate) acme_log: AcmeLog,
-    /// The runtime of all cores, where what is no longer young is carried, and what is ours decrypted.
-    pub(crate) main_runtime: Handle,
-    /// Ends all connections at once.
-    pub(crate) abort: CancellationToken,
-}
-
-/// What surrounds one connection.
-#[derive(Clone, Copy)]
-struct ConnContext<'s> {
-    config: &'s Config,
-    shared: &'s Shared,
-    counters: &'s Arc<FlowCounters>,
-}
-
-impl<'s> ConnContext<'s> {
-    fn metrics(self) -> &'s Metrics {
-        &self.shared.telemetry.metrics
-    }
-
-    /// Counts a flow against its source.
-    fn admit_flow(self, record: &Record) -> Result<FlowPermit, RejectReason> {
-        self.shared.limiter.acquire_flow(record.entry.client.ip(), &self.config.limits)
+/// Accepts connections on a listener until the future is dropped. Serves each one in a task of its own.
+pub(crate) async fn serve_listener(
+    listener: TcpListener,
+    listen_addr: SocketAddr,
+    shared: Arc<Shared>,
+    tasks: TaskTracker,
+) {
+    let mut acceptor = Acceptor::new(listener, &shared.telemetry.metrics);
+    loop {
+        let (client, from) = acceptor.accept().await;
+        let client_addr = SocketAddr::new(from.ip().to_canonical(), from.port());
+        tasks.spawn(serve(client, client_addr, listen_addr, Arc::clone(&shared), tasks.clone()));
     }
 }
 
-/// Serves one accepted connection to its end. `at` is the address it was accepted on.
-pub(crate) async fn serve(
+/// Serves one accepted connection until it ends, or until another task continues it.
+///
+/// The task ends at a [`NextStep`], and frees the memory that accept, hello and connect needed.
+async fn serve(
     client: TcpStream,
     client_addr: SocketAddr,
     listen_addr: SocketAddr,
-    (shared, tasks): (Arc<Shared>, TaskTracker),
+    shared: Arc<Shared>,
+    tasks: TaskTracker,
 ) {
     let record = Record::open(Arc::clone(&shared.telemetry), client_addr, listen_addr);
     let mut session =
@@ -89,7 +67,6 @@ pub(crate) async fn serve(
         next_step = handle(client, context, record) => next_step,
         () = shared.abort.cancelled() => NextStep::Done(Outcome::Shutdown),
     };
-    // This task ends, and gives back what it took to begin the flow.
     let main_runtime = &shared.main_runtime;
     match next_step {
         NextStep::Done(outcome) => session.conclude(outcome),
@@ -101,25 +78,25 @@ pub(crate) async fn serve(
             tasks.spawn(run_offloaded(offloaded, Arc::clone(&shared)));
         }
         NextStep::Handover(handover, permits) => {
-            tasks.spawn_on(
-                run_handover(session, (handover, permits), Arc::clone(&shared)),
-                main_runtime,
-            );
+            let handover = run_handover(session, handover, permits, Arc::clone(&shared));
+            tasks.spawn_on(handover, main_runtime);
         }
         NextStep::Terminate(termination, connection_permit) => {
-            tasks.spawn_on(
-                terminate::run_termination(
-                    session,
-                    (termination, connection_permit),
-                    Arc::clone(&shared),
-                ),
-                main_runtime,
+            let termination = terminate::run_termination(
+                session,
+                termination,
+                connection_permit,
+                Arc::clone(&shared),
             );
+            tasks.spawn_on(termination, main_runtime);
         }
     }
 }
 
-/// Each phase has its memory on the heap, and gives it back: a flow that runs holds what it needs.
+/// Admits a connection, reads its hello, decides, and does what the decision says.
+///
+/// The future of each phase is on the heap, so that a running flow does not hold the memory of the phases
+/// before.
 async fn handle(client: TcpStream, context: ConnContext<'_>, record: &mut Record) -> NextStep {
     let ConnContext { config, shared, .. } = context;
     let listener = config.listener_or_default(record.entry.listener);
@@ -131,7 +108,7 @@ async fn handle(client: TcpStream, context: ConnContext<'_>, record: &mut Record
             Err(reason) => return reject::reject_immediately(client, reason, record).into(),
         };
     let mut reader = PreambleReader::new(&client, listener.client_hello_timeout);
-    let (hello, replay) =
+    let preamble =
         match Box::pin(read_client_preamble(&mut reader, &listener, config, record)).await {
             Ok(preamble) => preamble,
             Err(error) => {
@@ -140,14 +117,20 @@ async fn handle(client: TcpStream, context: ConnContext<'_>, record: &mut Record
         };
     drop((reader, handshake_permit));
     if shared.limiter.is_loop(client_addr) {
-        return Box::pin(reject::reject_with_alert(client, Alert::InternalError, "loop", record))
-            .await
-            .into();
+        return Box::pin(reject::reject_with_alert(
+            client,
+            Alert::InternalError,
+            RejectReason::Loop,
+            record,
+        ))
+        .await
+        .into();
     }
-    record_fields::set_client_hello(&hello, record);
+    let hello = &preamble.hello;
+    record_fields::set_client_hello(hello, record);
     let certificates = CertificateView { config, cert_store: &shared.cert_store };
-    let decision = decide(&hello, &config.routes, config.acme_bypass, &certificates);
-    record_fields::set_decision(&hello, &decision, &shared.acme_log, record);
+    let decision = decide(hello, &config.routes, config.acme_bypass, &certificates);
+    record_fields::set_decision(hello, &decision, &shared.acme_log, record);
     let outcome = match decision.action {
         Action::Terminate(TlsMaterial::Challenge(tls_config)) => {
             Box::pin(terminate::answer_tls_alpn(client, tls_config)).await
@@ -157,7 +140,7 @@ async fn handle(client: TcpStream, context: ConnContext<'_>, record: &mut Record
             return NextStep::Terminate(
                 Box::new(PendingTermination {
                     client,
-                    hello,
+                    hello: preamble.hello,
                     terminate,
                     tls_config,
                     handshake_timeout,
@@ -166,26 +149,24 @@ async fn handle(client: TcpStream, context: ConnContext<'_>, record: &mut Record
             );
         }
         Action::Reject(alert) => {
-            Box::pin(reject::reject_with_alert(client, alert, decision.reason.label(), record))
-                .await
+            let reason = RejectReason::Decision(decision.reason);
+            Box::pin(reject::reject_with_alert(client, alert, reason, record)).await
         }
         Action::Forward(route) => {
-            let preamble = (hello, replay);
-            return forward::forward(client, preamble, route, context, (record, connection_permit))
+            return forward::forward(client, preamble, route, context, record, connection_permit)
                 .await;
         }
     };
     outcome.into()
 }
 
-/// The client's first words: whom it speaks for and that it wants TLS, where these are due, and its
-/// hello. The back end must hear the request for TLS too.
+/// Reads what the listener expects of a client: a PROXY header, a STARTTLS request, and the hello.
 async fn read_client_preamble(
     reader: &mut PreambleReader<'_>,
     listener: &Listener,
     config: &Config,
     record: &mut Record,
-) -> Result<(Box<ClientHello>, StarttlsReplay), PreambleError> {
+) -> Result<ClientPreamble, PreambleError> {
     if listener.requires_proxy_header(record.entry.client.ip()) {
         record_fields::set_proxy_header(&reader.read_proxy_header().await?, record);
     }
@@ -193,5 +174,6 @@ async fn read_client_preamble(
         Some(Starttls::Postgres) if reader.answer_starttls().await? => StarttlsReplay::SslRequest,
         Some(Starttls::Postgres) | None => StarttlsReplay::None,
     };
-    Ok((reader.read_client_hello(config.limits.max_client_hello_bytes).await?, replay))
+    let hello = reader.read_client_hello(config.limits.max_client_hello_bytes).await?;
+    Ok(ClientPreamble { hello, replay })
 }

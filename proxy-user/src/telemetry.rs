@@ -1,12 +1,13 @@
-//! What the agent tells about itself: counters, one record for each connection, an admin port.
+//! What the agent tells about itself: counters, one record for each connection.
 
 pub(crate) mod access_log;
 mod acme_log;
-pub(crate) mod admin;
 pub(crate) mod metrics;
+mod outcome;
 pub(crate) mod record;
 
 pub(crate) use access_log::{AccessLog, BackendEndpoint};
 pub(crate) use acme_log::AcmeLog;
 pub(crate) use metrics::Metrics;
-pub(crate) use record::{Outcome, Record};
+pub(crate) use outcome::{Outcome, RejectReason};
+pub(crate) use record::Record;

@@ -1,6 +1,6 @@
 //! Decisions in words: labels for counters, sentences for people.
 
-use super::{DecisionReason, NameClass};
+use super::{Action, DecisionReason, NameClass};
 
 impl NameClass {
     /// A short word for counters and logs.
@@ -10,6 +10,17 @@ impl NameClass {
             Self::Managed => "managed",
             Self::Routed(kind) => kind.label(),
             Self::Unrouted => "unrouted",
+        }
+    }
+}
+
+impl<R, H> Action<'_, R, H> {
+    /// The value of the label `action`.
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::Terminate(_) => "terminate",
+            Self::Forward(_) => "forward",
+            Self::Reject(_) => "reject",
         }
     }
 }

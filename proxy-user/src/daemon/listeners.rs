@@ -16,8 +16,7 @@ use crate::config::Config;
 use crate::downstream::accept;
 use crate::downstream::acceptor_threads;
 use crate::engine::{EngineChoice, EngineKind};
-use crate::session::Shared;
-use crate::session::acme_http;
+use crate::session::{Shared, acme_http, serve_listener};
 
 /// All addresses that are accepted on.
 pub(super) struct Listeners {
@@ -111,7 +110,7 @@ impl PreparedListeners<'_> {
             }
             let run = |(socket, runtime): (TcpListener, &Handle)| match endpoint {
                 Endpoint::Tls(at) => {
-                    runtime.spawn(accept::run(socket, at, Arc::clone(shared), tasks.clone()))
+                    runtime.spawn(serve_listener(socket, at, Arc::clone(shared), tasks.clone()))
                 }
                 Endpoint::Http(_) => tokio::spawn(acme_http::run(socket, Arc::clone(shared))),
             };

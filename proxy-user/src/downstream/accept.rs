@@ -1,26 +1,33 @@
-//! Opens listeners and accepts, gently when the descriptor table is full.
+//! Listening sockets, and accept(2) with a pause after errors.
 
 use std::io;
 use std::iter;
 use std::net::{Ipv6Addr, SocketAddr};
-use std::sync::Arc;
 use std::time::Duration;
 
+use prometheus_client::metrics::counter::Counter;
 use rustix::io::Errno;
 use snisplit_common::limits::AcceptBackoff;
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
-use tokio_util::task::TaskTracker;
+use tokio::time::sleep;
+use tracing::field::display;
 use tracing::warn;
 
 use crate::config::Limits;
-use crate::session::{Shared, serve};
+use crate::telemetry::Metrics;
 
-/// Connections that may wait for accept(2); net.core.somaxconn caps it.
+/// Length of the queue of connections that wait for accept(2). The kernel caps it at
+/// `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 
-/// Binds an address for TLS, to a socket for each of these runtimes. `[::]` takes IPv4 too, unless `v6_only`.
+/// Listens on an address for TLS, with one socket for each runtime. `[::]` also accepts IPv4, unless
+/// `v6_only`.
+///
+/// # Errors
+///
+/// A system call fails, for example because another process listens on the address.
 pub(crate) fn listen_tls(
     address: SocketAddr,
     v6_only: bool,
@@ -29,9 +36,9 @@ pub(crate) fn listen_tls(
 ) -> io::Result<Vec<TcpListener>> {
     let first = new_tls_socket(address, v6_only, limits)?;
     first.bind(&address.into())?;
-    // The kernel may have chosen the port.
+    // For port 0 the kernel has chosen one.
     let bound = first.local_addr()?;
-    // Not before it is bound: then a stranger who listens there and shares would be no error.
+    // Only after bind(2): before it, a process that listens there with SO_REUSEPORT would be no error.
     first.set_reuse_port(runtimes.len() > 1)?;
     let others = runtimes.iter().skip(1).map(|_| {
         let other = new_tls_socket(address, v6_only, limits)?;
@@ -48,15 +55,20 @@ pub(crate) fn listen_tls(
 
 fn new_tls_socket(address: SocketAddr, v6_only: bool, limits: &Limits) -> io::Result<Socket> {
     let socket = new_socket(address, v6_only)?;
-    // Accepted sockets inherit all of these (sk_clone, net/core/sock.c). A socket that nobody ended
-    // in order says so with a reset.
+    // Accepted sockets inherit all of these (`sk_clone`, net/core/sock.c). The linger time of 0 makes
+    // the kernel send a reset, unless `set_graceful_close` is called before close(2).
     limits.tcp_timeouts().apply(&socket)?;
     socket.set_tcp_nodelay(true)?;
     socket.set_linger(Some(Duration::ZERO))?;
     Ok(socket)
 }
 
-/// Binds an address for HTTP, whose answers must arrive whoever closes first.
+/// Listens on an address for HTTP. Accepted sockets close gracefully, so that a response arrives when
+/// the agent closes first.
+///
+/// # Errors
+///
+/// A system call fails, for example because another process listens on the address.
 pub(crate) fn listen_http(address: SocketAddr, v6_only: bool) -> io::Result<TcpListener> {
     let socket = new_socket(address, v6_only)?;
     socket.bind(&address.into())?;
@@ -78,38 +90,52 @@ fn start_listening(socket: Socket) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-/// Accepts until it is dropped.
-pub(crate) async fn run(
-    socket: TcpListener,
-    address: SocketAddr,
-    shared: Arc<Shared>,
-    tasks: TaskTracker,
-) {
-    let mut backoff = AcceptBackoff::default();
-    let mut is_backing_off = false;
-    loop {
-        match socket.accept().await {
-            Ok((client, from)) => {
-                backoff.reset();
-                is_backing_off = false;
-                let from = SocketAddr::new(from.ip().to_canonical(), from.port());
-                let shared_and_tasks = (Arc::clone(&shared), tasks.clone());
-                tasks.spawn(serve(client, from, address, shared_and_tasks));
-            }
-            Err(error) if is_connection_error(&error) => {}
-            Err(error) => {
-                shared.telemetry.metrics.accept_errors.inc();
-                if !is_backing_off {
-                    warn!(%error, %address, "cannot accept; waiting for room");
+/// A listener with a growing pause after each error in a row.
+pub(crate) struct Acceptor {
+    listener: TcpListener,
+    errors: Counter,
+    backoff: AcceptBackoff,
+    is_backing_off: bool,
+}
+
+impl Acceptor {
+    /// Counts errors in `accept_errors`.
+    pub(crate) fn new(listener: TcpListener, metrics: &Metrics) -> Self {
+        Self {
+            listener,
+            errors: metrics.accept_errors.clone(),
+            backoff: AcceptBackoff::default(),
+            is_backing_off: false,
+        }
+    }
+
+    /// Waits for the next connection, and returns it with the address of its client.
+    pub(crate) async fn accept(&mut self) -> (TcpStream, SocketAddr) {
+        loop {
+            match self.listener.accept().await {
+                Ok(connection) => {
+                    self.backoff.reset();
+                    self.is_backing_off = false;
+                    return connection;
                 }
-                is_backing_off = true;
-                tokio::time::sleep(backoff.next_delay()).await;
+                Err(error) if is_connection_error(&error) => {}
+                Err(error) => self.back_off(&error).await,
             }
         }
     }
+
+    async fn back_off(&mut self, error: &io::Error) {
+        self.errors.inc();
+        if !self.is_backing_off {
+            let address = self.listener.local_addr().ok().map(display);
+            warn!(%error, address, "cannot accept connections; trying again");
+        }
+        self.is_backing_off = true;
+        sleep(self.backoff.next_delay()).await;
+    }
 }
 
-/// accept(2) also reports what happened to a connection that was still in the queue.
+/// Whether an error of accept(2) belongs to a connection that failed while it was in the queue.
 fn is_connection_error(error: &io::Error) -> bool {
     let connection_errnos =
         [Errno::CONNABORTED, Errno::NETDOWN, Errno::PROTO, Errno::HOSTUNREACH, Errno::NETUNREACH];

@@ -1,7 +1,7 @@
-//! Who may come in: caps on connections, on those that have not said their hello, and on sources.
+//! Limits on connections, on connections without a complete hello, and on the flows of a source.
 //!
-//! A permit is held for as long as its connection; dropping it is what counts down. The numbers
-//! survive a reload, the limits are those of the configuration that a connection came under.
+//! A connection holds permits until it ends; dropping a permit returns it. A reload keeps the counts. The
+//! limits are those of the configuration under which a connection was accepted.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -12,15 +12,13 @@ use std::time::Instant;
 use snisplit_common::limits::{SourcePrefix, TokenBucket};
 
 use crate::config::Limits;
+use crate::telemetry::RejectReason;
 
-/// Connections of one source that may wait with their hello beyond its cap on flows: a CA's
-/// validations must get as far as being told from others.
+/// Number of connections without a complete hello that a source may have on top of
+/// `max_connections_per_source`. Only the hello tells an ACME validation from other connections.
 const ACME_VALIDATION_BURST: usize = 16;
 
-/// Why a connection is turned away; the word in counters and logs.
-pub(crate) type RejectReason = &'static str;
-
-/// The door.
+/// Counts of connections. A clone shares them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ConnectionLimiter(Arc<Mutex<Counts>>);
 
@@ -30,30 +28,48 @@ struct Counts {
     pending_handshakes: usize,
     pending_by_source: HashMap<SourcePrefix, usize>,
     flows_by_source: HashMap<SourcePrefix, usize>,
-    /// Addresses that we dial back ends of this very host from.
+    /// Local addresses of connections to back ends on this host.
     local_addrs: HashSet<SocketAddr>,
-    accept_bucket: Option<(u32, Instant, TokenBucket)>,
+    accept_limit: Option<AcceptRateLimit>,
 }
 
-/// A place inside, for a connection that has still to say its hello.
+/// State of `limits.accept_rate`.
+#[derive(Debug)]
+struct AcceptRateLimit {
+    /// Connections a second.
+    rate: u32,
+    started_at: Instant,
+    bucket: TokenBucket,
+}
+
+/// Permit of a connection without a complete hello.
 #[derive(Debug)]
 pub(crate) struct HandshakePermit {
     limiter: ConnectionLimiter,
     source: Option<SourcePrefix>,
 }
 
-/// A place inside, for any connection.
+/// Permit of an open connection.
 #[derive(Debug)]
 pub(crate) struct ConnectionPermit(ConnectionLimiter);
 
-/// A place among the flows of a source.
+/// Permit of a flow of a source.
 #[derive(Debug)]
 pub(crate) struct FlowPermit {
     limiter: ConnectionLimiter,
     source: SourcePrefix,
 }
 
-/// An address of ours that must not come back to us.
+/// Permits of a forwarded connection, held until it ends.
+#[derive(Debug)]
+pub(crate) struct ClientPermits {
+    pub(crate) _connection: ConnectionPermit,
+    /// `None` for a validation, which does not count as a flow of its source.
+    pub(crate) _flow: Option<FlowPermit>,
+}
+
+/// Registration of the local address of a connection to a back end on this host. A client with this
+/// address is the agent itself.
 #[derive(Debug)]
 pub(crate) struct LoopGuard {
     limiter: ConnectionLimiter,
@@ -65,7 +81,12 @@ impl ConnectionLimiter {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets a connection in, to say its hello. A trusted proxy is no source: it speaks for many.
+    /// Admits a connection that has not sent its hello. A trusted proxy does not count as a source,
+    /// because it forwards the connections of many clients.
+    ///
+    /// # Errors
+    ///
+    /// A limit is reached.
     pub(crate) fn acquire(
         &self,
         client_addr: SocketAddr,
@@ -75,19 +96,19 @@ impl ConnectionLimiter {
         let source = (!is_trusted_proxy).then(|| SourcePrefix::from_address(client_addr.ip()));
         let mut counts = self.lock();
         if counts.connections >= limits.max_connections {
-            return Err("max_connections");
+            return Err(RejectReason::MaxConnections);
         }
         if counts.pending_handshakes >= limits.max_pending_handshakes {
-            return Err("max_pending_handshakes");
+            return Err(RejectReason::MaxPendingHandshakes);
         }
         if let Some(source) = source {
             let pending = counts.pending_by_source.get(&source).copied().unwrap_or_default();
             if pending >= limits.max_connections_per_source.saturating_add(ACME_VALIDATION_BURST) {
-                return Err("max_connections_per_source");
+                return Err(RejectReason::MaxConnectionsPerSource);
             }
         }
         if !counts.is_within_accept_rate(limits.accept_rate) {
-            return Err("accept_rate");
+            return Err(RejectReason::AcceptRate);
         }
         counts.connections += 1;
         counts.pending_handshakes += 1;
@@ -97,7 +118,11 @@ impl ConnectionLimiter {
         Ok((ConnectionPermit(self.clone()), HandshakePermit { limiter: self.clone(), source }))
     }
 
-    /// Counts a flow against its source.
+    /// Counts a flow of its source.
+    ///
+    /// # Errors
+    ///
+    /// The source has `max_connections_per_source` flows.
     pub(crate) fn acquire_flow(
         &self,
         client: IpAddr,
@@ -107,19 +132,21 @@ impl ConnectionLimiter {
         let mut counts = self.lock();
         let flows = counts.flows_by_source.entry(source).or_default();
         if *flows >= limits.max_connections_per_source {
-            return Err("max_connections_per_source");
+            return Err(RejectReason::MaxConnectionsPerSource);
         }
         *flows += 1;
         Ok(FlowPermit { limiter: self.clone(), source })
     }
 
-    /// Whether a connection that has said its hello is one that we dialled ourselves. Not before:
-    /// the address is noted before the hello is sent.
+    /// Whether the agent itself opened the connection that comes from `client_addr`.
+    ///
+    /// The answer is valid once the hello has arrived: the agent registers the local address of a
+    /// connection before it forwards a hello on it.
     pub(crate) fn is_loop(&self, client_addr: SocketAddr) -> bool {
         self.lock().local_addrs.contains(&client_addr)
     }
 
-    /// Notes an address that we dial this very host from.
+    /// Registers the local address of a connection to a back end on this host.
     pub(crate) fn register_local_addr(&self, address: SocketAddr) -> LoopGuard {
         self.lock().local_addrs.insert(address);
         LoopGuard { limiter: self.clone(), address }
@@ -127,16 +154,21 @@ impl ConnectionLimiter {
 }
 
 impl Counts {
-    /// `rate` connections a second, and as many at once; 0 is no limit.
+    /// Counts a connection against `rate` connections a second, with bursts of as many. A rate of 0 is
+    /// no limit.
     fn is_within_accept_rate(&mut self, rate: u32) -> bool {
         if rate == 0 {
             return true;
         }
-        let (_, started_at, bucket) = match self.accept_bucket.take() {
-            Some(same) if same.0 == rate => self.accept_bucket.insert(same),
-            _ => self.accept_bucket.insert((rate, Instant::now(), TokenBucket::new(rate, rate))),
+        let limit = match self.accept_limit.take() {
+            Some(limit) if limit.rate == rate => self.accept_limit.insert(limit),
+            Some(_) | None => self.accept_limit.insert(AcceptRateLimit {
+                rate,
+                started_at: Instant::now(),
+                bucket: TokenBucket::new(rate, rate),
+            }),
         };
-        bucket.try_acquire(started_at.elapsed())
+        limit.bucket.try_acquire(limit.started_at.elapsed())
     }
 }
 

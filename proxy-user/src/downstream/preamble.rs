@@ -1,10 +1,12 @@
-//! Waits for what a client says first: a PROXY header where one is due, a request for TLS where the
-//! protocol has one, then a whole ClientHello.
+//! The bytes that decide a connection: a PROXY header and a STARTTLS request, where the listener expects
+//! them, then a complete ClientHello.
 //!
-//! The hello is looked at without taking a byte of it out of the socket: the engine forwards it with
-//! everything behind it, and a failed dial can be tried elsewhere. Waiting must not spin: the socket
-//! is readable only once enough bytes are there to change the answer (`SO_RCVLOWAT`), so each look
-//! is worth it.
+//! The reader consumes the PROXY header and the STARTTLS request, and only peeks at the hello
+//! (`MSG_PEEK`). The engine forwards the hello with the bytes behind it, and after a failed connect the
+//! next back end gets the same bytes.
+//!
+//! Each parser names the number of bytes that can change its result. `SO_RCVLOWAT` keeps the socket
+//! unreadable up to that number, so no task wakes early.
 
 use std::io::{self, ErrorKind::WouldBlock};
 use std::ops::ControlFlow::{self, Break, Continue};
@@ -21,35 +23,38 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::sys::set_rcvlowat;
 
-/// Most hellos fit: a post-quantum one has about 1,800 bytes.
+/// Bytes of the first peek. A hello with a post-quantum key share has about 1,800 bytes.
 const INITIAL_PEEK_LEN: usize = 4096;
 
-/// Why there is no hello.
+/// Why a connection has no acceptable hello.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PreambleError {
-    /// The bytes are none, and never will be.
+    /// The bytes are not the start of an acceptable hello.
     InvalidClientHello(ClientHelloError),
-    /// A PROXY header was due.
+    /// The PROXY header that the listener expects is missing or invalid.
     InvalidProxyHeader(HeaderError),
-    /// A PROXY header came from an address that must not send one.
+    /// An address outside `proxy_protocol_from` sent a PROXY header.
     ProxyHeaderNotAllowed,
-    /// Not whole before the deadline; whether anything came at all.
-    Timeout { received_any: bool },
-    /// The client closed its side in the middle of one.
+    /// The bytes were not complete at the deadline.
+    Timeout {
+        /// Whether the client sent at least one byte.
+        received_any: bool,
+    },
+    /// The client closed its side after some of the bytes.
     Truncated,
-    /// The client closed without a byte, or reset the connection.
+    /// The client closed the connection before the first byte, or reset it.
     ClientClosed,
 }
 
-/// A client that has the time up to an instant to say its first words; dripping bytes does not
-/// extend it.
+/// Reader of the preamble and the hello of one connection. One deadline bounds all reads, however slowly
+/// the bytes arrive.
 pub(crate) struct PreambleReader<'c> {
     client: &'c TcpStream,
     deadline: Instant,
-    /// Bytes seen at the last look, all from the first unread one on. They are not kept: the next
-    /// look shows them again, and who waits should hold nothing.
+    /// Bytes that the last peek returned, from the first unread one on. The reader does not keep them,
+    /// so that a waiting connection holds no buffer.
     peeked_len: usize,
-    /// The socket's low-water mark was moved.
+    /// Whether `SO_RCVLOWAT` of the socket is above 1.
     rcvlowat_raised: bool,
 }
 
@@ -58,10 +63,14 @@ impl<'c> PreambleReader<'c> {
         Self { client, deadline: Instant::now() + timeout, peeked_len: 0, rcvlowat_raised: false }
     }
 
-    /// The PROXY header, taken out of the socket.
+    /// Reads a PROXY header and consumes it.
+    ///
+    /// # Errors
+    ///
+    /// The header is missing or invalid, the deadline passes, or the client closes.
     pub(crate) async fn read_proxy_header(&mut self) -> Result<Header, PreambleError> {
-        let found = self.read_until(MAX_HEADER_LEN, |seen| match proxy_protocol::parse(seen) {
-            proxy_protocol::ParseStatus::Incomplete { needed: need } => Continue(need),
+        let found = self.read_until(MAX_HEADER_LEN, |bytes| match proxy_protocol::parse(bytes) {
+            proxy_protocol::ParseStatus::Incomplete { needed } => Continue(needed),
             proxy_protocol::ParseStatus::Complete(header) => Break(Ok(header)),
             proxy_protocol::ParseStatus::Invalid(error) => {
                 Break(Err(PreambleError::InvalidProxyHeader(error)))
@@ -72,25 +81,29 @@ impl<'c> PreambleReader<'c> {
         Ok(header)
     }
 
-    /// What goes before TLS where PostgreSQL is spoken, answered. Whether the client asked for TLS
-    /// rather than just begin.
+    /// Answers PostgreSQL's requests in front of TLS. Returns whether the client sent an SSLRequest;
+    /// otherwise its first bytes are TLS already.
+    ///
+    /// # Errors
+    ///
+    /// The deadline passes, or the client closes.
     pub(crate) async fn answer_starttls(&mut self) -> Result<bool, PreambleError> {
         loop {
-            let reading =
+            let request =
                 self.read_until(INITIAL_PEEK_LEN, |bytes| match starttls::parse_request(bytes) {
-                    starttls::StarttlsStatus::Incomplete { needed: need } => Continue(need),
-                    step @ (starttls::StarttlsStatus::SslRequest
+                    starttls::StarttlsStatus::Incomplete { needed } => Continue(needed),
+                    status @ (starttls::StarttlsStatus::SslRequest
                     | starttls::StarttlsStatus::GssEncRequest
-                    | starttls::StarttlsStatus::Other) => Break(Ok(step)),
+                    | starttls::StarttlsStatus::Other) => Break(Ok(status)),
                 });
-            let request = reading.await?;
+            let request = request.await?;
             if request == starttls::StarttlsStatus::Other {
                 return Ok(false);
             }
             self.consume(starttls::SSL_REQUEST.len())?;
             let is_tls = request == starttls::StarttlsStatus::SslRequest;
             let answer = if is_tls { starttls::SSL_ACCEPTED } else { starttls::SSL_REFUSED };
-            // Nothing was sent before, so the buffer has room.
+            // The send buffer is empty, so the byte fits.
             send(self.client, &[answer], SendFlags::NOSIGNAL)
                 .map_err(|_| PreambleError::ClientClosed)?;
             if is_tls {
@@ -99,7 +112,7 @@ impl<'c> PreambleReader<'c> {
         }
     }
 
-    /// Takes bytes that were seen out of the socket.
+    /// Reads bytes that a peek has returned.
     fn consume(&self, len: usize) -> Result<(), PreambleError> {
         let mut consumed = vec![0; len];
         match recv(self.client, &mut consumed[..], RecvFlags::empty()) {
@@ -108,7 +121,12 @@ impl<'c> PreambleReader<'c> {
         }
     }
 
-    /// The hello. `limit` bounds the handshake message in bytes.
+    /// Waits for a complete hello and parses it. `limit` is the maximum length of the handshake message,
+    /// in bytes.
+    ///
+    /// # Errors
+    ///
+    /// The bytes are not an acceptable hello, the deadline passes, or the client closes.
     pub(crate) async fn read_client_hello(
         &mut self,
         limit: usize,
@@ -116,7 +134,7 @@ impl<'c> PreambleReader<'c> {
         let mut parser = ClientHelloParser::new(limit);
         let max_len = max_client_hello_wire_len(limit).max(INITIAL_PEEK_LEN);
         let found = self.read_until(max_len, |bytes| match parser.parse(bytes) {
-            client_hello::ParseStatus::Incomplete { needed: need } => Continue(need),
+            client_hello::ParseStatus::Incomplete { needed } => Continue(needed),
             client_hello::ParseStatus::Complete(hello) => Break(Ok(hello)),
             client_hello::ParseStatus::Invalid(ClientHelloError::NotTls)
                 if proxy_protocol::starts_with_signature(bytes) =>
@@ -130,8 +148,8 @@ impl<'c> PreambleReader<'c> {
         found.await
     }
 
-    /// Looks until `judge` has found something, at up to `most` bytes. `judge` gets all bytes so
-    /// far, or says how many it needs.
+    /// Peeks at up to `max_len` bytes until `parse` returns a result. `parse` gets all bytes that have
+    /// arrived, and returns a result or the number of bytes that it needs.
     async fn read_until<T>(
         &mut self,
         max_len: usize,
@@ -143,7 +161,7 @@ impl<'c> PreambleReader<'c> {
             Err(_elapsed) => Err(PreambleError::Timeout { received_any: self.peeked_len > 0 }),
         };
         if std::mem::take(&mut self.rcvlowat_raised) {
-            // Whoever reads next wants every byte.
+            // The next reader must wake for every byte.
             set_rcvlowat(self.client, 1).map_err(|_| PreambleError::ClientClosed)?;
         }
         found
@@ -155,7 +173,7 @@ impl<'c> PreambleReader<'c> {
         mut parse: impl FnMut(&[u8]) -> ControlFlow<Result<T, PreambleError>, usize>,
     ) -> Result<T, PreambleError> {
         let client = self.client;
-        // Often all is there before the connection is accepted: no event is needed for it.
+        // Often the hello has arrived before accept(2), so the first peek needs no event.
         let mut result = self.peek_and_parse(max_len, &mut parse);
         loop {
             match result {
@@ -168,14 +186,15 @@ impl<'c> PreambleReader<'c> {
             let ready =
                 client.ready(Interest::READABLE).await.map_err(|_| PreambleError::ClientClosed)?;
             result = client.try_io(Interest::READABLE, || self.peek_and_parse(max_len, &mut parse));
-            // Behind an end of stream nothing comes any more.
+            // No byte follows the end of stream.
             if ready.is_read_closed() && result.as_ref().is_err_and(|e| e.kind() == WouldBlock) {
                 return Err(PreambleError::Truncated);
             }
         }
     }
 
-    /// `WouldBlock` stands for "not enough yet", which makes tokio wait for the next event.
+    /// Peeks once and parses. Returns `WouldBlock` if `parse` needs more bytes: tokio then waits for the
+    /// next event.
     fn peek_and_parse<T>(
         &mut self,
         max_len: usize,
@@ -189,15 +208,15 @@ impl<'c> PreambleReader<'c> {
         }
         match parse(bytes) {
             Break(found) => Ok(found),
-            Continue(need) => {
-                set_rcvlowat(self.client, need)?;
+            Continue(needed) => {
+                set_rcvlowat(self.client, needed)?;
                 self.rcvlowat_raised = true;
                 Err(WouldBlock.into())
             }
         }
     }
 
-    /// Shows all that has arrived, as far as it is of interest. Most hellos need no room on the heap.
+    /// Peeks at what has arrived, up to `max_len` bytes. A hello that fits into `stack_buf` needs no heap.
     fn peek_bytes<'s>(
         &mut self,
         max_len: usize,
@@ -213,13 +232,13 @@ impl<'c> PreambleReader<'c> {
             } else {
                 &mut *heap_buf
             };
-            let room = buf.len();
+            let buf_len = buf.len();
             self.peeked_len =
                 rustix::io::retry_on_intr(|| Ok(recv(self.client, &mut *buf, RecvFlags::PEEK)?.0))?;
-            if self.peeked_len < room || room >= max_len {
+            if self.peeked_len < buf_len || buf_len >= max_len {
                 break;
             }
-            heap_buf.resize((room * 2).min(max_len), 0);
+            heap_buf.resize((buf_len * 2).min(max_len), 0);
         }
         Ok(if heap_buf.is_empty() {
             &stack_buf[..self.peeked_len]

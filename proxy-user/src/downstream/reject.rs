@@ -1,38 +1,43 @@
-//! Says no: a TLS alert that arrives, a counter, a close.
+//! Rejection of connections: a TLS alert, and a close that lets it arrive.
 
 use std::time::Duration;
 
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 use snisplit_common::alert::Alert;
-use snisplit_common::client_hello::ClientHelloError;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::downstream::preamble::PreambleError;
 use crate::engine::set_graceful_close;
-use crate::telemetry::{Outcome, Record};
+use crate::telemetry::{Outcome, Record, RejectReason};
 
-/// How long a refused client may take to close its side.
+/// Maximum time that the agent waits for a rejected client to close its side.
 const LINGERING_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Ends a connection that brought no hello.
+/// Closes a connection without an acceptable hello: with an alert, unless the client has closed it.
 pub(crate) async fn close_without_hello(
     client: TcpStream,
     error: PreambleError,
     record: &mut Record,
 ) -> Outcome {
     let (alert, reason) = match error {
-        PreambleError::InvalidClientHello(error) => (ClientHelloError::alert(error), error.label()),
-        PreambleError::InvalidProxyHeader(error) => (Alert::UnexpectedMessage, error.label()),
+        PreambleError::InvalidClientHello(error) => {
+            (error.alert(), RejectReason::InvalidClientHello(error))
+        }
+        PreambleError::InvalidProxyHeader(error) => {
+            (Alert::UnexpectedMessage, RejectReason::InvalidProxyHeader(error))
+        }
         PreambleError::ProxyHeaderNotAllowed => {
-            (Alert::UnexpectedMessage, "proxy_header_not_allowed")
+            (Alert::UnexpectedMessage, RejectReason::ProxyHeaderNotAllowed)
         }
         PreambleError::Timeout { received_any: true } => {
-            (Alert::HandshakeFailure, "client_hello_timeout")
+            (Alert::HandshakeFailure, RejectReason::ClientHelloTimeout)
         }
-        PreambleError::Timeout { received_any: false } => (Alert::HandshakeFailure, "no_data"),
-        PreambleError::Truncated => (Alert::DecodeError, "truncated_client_hello"),
+        PreambleError::Timeout { received_any: false } => {
+            (Alert::HandshakeFailure, RejectReason::NoData)
+        }
+        PreambleError::Truncated => (Alert::DecodeError, RejectReason::TruncatedClientHello),
         PreambleError::ClientClosed => {
             set_graceful_close(&client);
             return Outcome::ClientClosed;
@@ -41,36 +46,38 @@ pub(crate) async fn close_without_hello(
     reject_with_alert(client, alert, reason, record).await
 }
 
-/// Turns a connection away at the door. There may be many of these, so none is waited for: the
-/// alert arrives unless a hello is on its way already.
+/// Rejects a connection without waiting for the client: sends an alert and closes.
+///
+/// Above a limit there may be many such connections. The alert may not arrive: if unread bytes of the
+/// client are in the socket, close(2) sends a reset, which can overtake the alert.
 pub(crate) fn reject_immediately(
     client: TcpStream,
-    reason: &'static str,
+    reason: RejectReason,
     record: &mut Record,
 ) -> Outcome {
     let alert = Alert::InternalError;
     set_graceful_close(&client);
     let _send_result = send(&client, &alert.to_record(), SendFlags::NOSIGNAL);
     record.entry.alert = Some(alert.name());
-    record.entry.reason = Some(reason);
+    record.entry.reason = Some(reason.label());
     Outcome::Rejected(reason)
 }
 
-/// Sends the alert and sees to it that it is not overtaken by a reset.
+/// Rejects a connection with an alert that no reset overtakes.
 ///
-/// Closing a socket with unread bytes (the hello) makes the kernel send a reset, which throws away
-/// an alert that the client has not read yet (RFC 2525 §2.17). So: end our side, then read and
-/// forget until the client ends its own, within a second.
+/// Closing a socket with unread bytes (the hello) makes the kernel send a reset, which discards an alert
+/// that the client has not read (RFC 2525 §2.17). So the agent shuts down its side, then reads and
+/// discards until the client closes its own, for up to [`LINGERING_TIMEOUT`].
 pub(crate) async fn reject_with_alert(
     client: TcpStream,
     alert: Alert,
-    reason: &'static str,
+    reason: RejectReason,
     record: &mut Record,
 ) -> Outcome {
     set_graceful_close(&client);
     record.entry.alert = Some(alert.name());
-    record.entry.reason = Some(reason);
-    // Nothing was sent before, so the buffer has room; a client that is gone needs no alert.
+    record.entry.reason = Some(reason.label());
+    // The send buffer is empty, so the alert fits. An error means that the client is gone.
     let sent = send(&client, &alert.to_record(), SendFlags::NOSIGNAL)
         .and_then(|_| shutdown(&client, Shutdown::Write));
     if sent.is_ok() {

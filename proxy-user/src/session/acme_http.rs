@@ -1,5 +1,5 @@
-//! Port 80: HTTP-01 validations by the owner of the name (RFC 8555 §8.3), and the way to https for
-//! everything else.
+//! The HTTP listener: HTTP-01 validations (RFC 8555 §8.3) go to the owner of the name, and every other
+//! request gets a redirect to https.
 
 use std::convert::Infallible;
 use std::io;
@@ -20,30 +20,30 @@ use tokio::time::timeout;
 
 use crate::certs::CertStore;
 use crate::config::{Config, Route};
-use crate::session::Shared;
+use crate::downstream::accept::Acceptor;
+use crate::session::context::Shared;
 use crate::telemetry::metrics::AcmeLabels;
 use crate::upstream::connect::Connector;
 
 const ACME_HTTP01_PREFIX: &str = "/.well-known/acme-challenge/";
-/// Connections at once; more wait in the kernel's queue.
+/// Maximum number of open connections. Further ones wait in the backlog of listen(2).
 const MAX_CONNECTIONS: usize = 512;
-/// How long a request may take to be said, and a connection altogether.
+/// Maximum time until the head of a request is complete.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Maximum time of a connection, from accept on.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a back end may take to answer.
+/// Maximum time until a back end sends the head of its response.
 const BACKEND_TIMEOUT: Duration = Duration::from_secs(10);
 
 type Body = Either<Full<Bytes>, Incoming>;
 
-/// Answers until it is dropped.
+/// Serves HTTP on a listener until the future is dropped.
 pub(crate) async fn run(listener: TcpListener, shared: Arc<Shared>) {
+    let mut acceptor = Acceptor::new(listener, &shared.telemetry.metrics);
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
-        let Ok((stream, _)) = listener.accept().await else {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            continue;
-        };
+        let (stream, _) = acceptor.accept().await;
         let shared = Arc::clone(&shared);
         let service = service_fn(move |request| {
             let shared = Arc::clone(&shared);
@@ -60,6 +60,7 @@ pub(crate) async fn run(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
+/// Answers a request.
 async fn handle(request: Request<Incoming>, shared: &Shared) -> Response<Body> {
     let host = request.headers().get(HOST).and_then(|host| host.to_str().ok());
     let host = host.map(|host| host.rsplit_once(':').map_or(host, |(host, _)| host));
@@ -79,7 +80,7 @@ async fn handle(request: Request<Incoming>, shared: &Shared) -> Response<Body> {
     }
 }
 
-/// What this agent holds against HTTP-01.
+/// The HTTP-01 challenges of the agent, as a decision looks up the one with `token`.
 struct TokenView<'t> {
     config: &'t Config,
     cert_store: &'t CertStore,
@@ -99,6 +100,7 @@ impl CertificateLookup for TokenView<'_> {
     }
 }
 
+/// Answers a request of a CA, or forwards it to the owner of the name.
 async fn serve_challenge(
     request: Request<Incoming>,
     name: &ServerName,
@@ -108,18 +110,18 @@ async fn serve_challenge(
     let config = shared.config.load_full();
     let token_view = TokenView { config: &config, cert_store: &shared.cert_store, token };
     let decision = decide_validation(Some(name), &config.routes, config.acme_bypass, &token_view);
-    let (action, route) = match &decision.action {
-        Action::Terminate(_) => ("terminate", None),
-        Action::Forward(route) => ("forward", Some(route.label.as_str())),
-        Action::Reject(_) => ("reject", None),
+    let route = match &decision.action {
+        Action::Forward(route) => Some(route.label.as_str()),
+        Action::Terminate(_) | Action::Reject(_) => None,
     };
-    let (class, reason) = (decision.name_class.label(), decision.reason.label());
-    let acme = AcmeLabels { class, action, reason };
+    let acme = AcmeLabels::new(&decision);
     shared.acme_log.log(Some(name.as_str()), route, &acme, "http-01");
     shared.telemetry.metrics.acme_validations.get_or_create(&acme).inc();
     match decision.action {
         Action::Terminate(key_authorization) => text_response(StatusCode::OK, key_authorization),
-        Action::Reject(_) => text_response(StatusCode::NOT_FOUND, format!("{reason}\n")),
+        Action::Reject(_) => {
+            text_response(StatusCode::NOT_FOUND, format!("{}\n", decision.reason.label()))
+        }
         Action::Forward(route) => match forward_challenge(request, route, &config, shared).await {
             Ok(response) => response.map(Either::Right),
             Err(error) => {
@@ -130,7 +132,11 @@ async fn serve_challenge(
     }
 }
 
-/// Hands the request to the first HTTP back end that takes it.
+/// Sends the request to the first of the route's `http_backends` that accepts a connection.
+///
+/// # Errors
+///
+/// No back end accepts a connection, or the one that does sends no response in time.
 async fn forward_challenge(
     request: Request<Incoming>,
     route: &Route,

@@ -1,39 +1,40 @@
-//! Hands a connection to a back end of its route, unread.
+//! Forwarding: connects to a back end of the route, and gives both sockets to an engine. The hello stays
+//! unread in the client's socket.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use snisplit_common::alert::Alert;
-use snisplit_common::client_hello::ClientHello;
 use tokio::net::TcpStream;
 
-use crate::config::{Route, SourceAddress};
-use crate::downstream::admission::{ConnectionPermit, FlowPermit};
+use crate::config::Route;
+use crate::downstream::admission::{ClientPermits, ConnectionPermit};
 use crate::downstream::reject;
 use crate::engine::packet::ClientEndpoint;
 use crate::engine::{
     CarryResult, DeclineReason, EngineKind, EngineObserver, FlowEnd, FlowRequest, LocalErrorStage,
     SocketPair,
 };
-use crate::session::offloaded::{NextStep, Permits, outcome_from_end, with_idle_timeout};
-use crate::session::{ConnContext, record_fields};
+use crate::session::connect_backend::connect_backend;
+use crate::session::context::{ClientPreamble, ConnContext};
+use crate::session::idle_timeout::{IdleTimeout, with_idle_timeout};
+use crate::session::next_step::{NextStep, Permits};
 use crate::telemetry::metrics::{DeclinedLabels, HandoverLabels};
-use crate::telemetry::{Metrics, Record};
-use crate::upstream::connect::{Connector, OffloadableConnect};
-use crate::upstream::dialer::{
-    BackendConn, BackendDialer, BackendPreamble, NoBackend, StarttlsReplay,
-};
+use crate::telemetry::{Metrics, Outcome, Record, RejectReason};
+use crate::upstream::connect::OffloadableConnect;
+use crate::upstream::dialer::{BackendConn, BackendPreamble, NoBackend};
 use crate::upstream::first_byte::HelloProbe;
 use crate::upstream::proxy_header;
 
+/// Forwards a connection to a back end of `route`.
 pub(super) async fn forward(
     client: TcpStream,
-    (hello, replay): (Box<ClientHello>, StarttlsReplay),
+    ClientPreamble { hello, replay }: ClientPreamble,
     route: &Route,
     context: ConnContext<'_>,
-    (record, connection_permit): (&mut Record, ConnectionPermit),
+    record: &mut Record,
+    connection_permit: ConnectionPermit,
 ) -> NextStep {
-    // A CA validates a name several times at once; none of these is anybody's flow.
+    // A CA validates a name from several addresses at once. Validations do not count as flows.
     let admitted = match hello.is_acme_validation() {
         true => Ok(None),
         false => context.admit_flow(record).map(Some),
@@ -56,57 +57,30 @@ pub(super) async fn forward(
             client_endpoint: ClientEndpoint::new(&client, peer, listener).ok()?,
         })
     });
-    match Box::pin(connect_backend(route, (preamble, offload), context, record)).await {
+    match Box::pin(connect_backend(route, preamble, offload, context, record)).await {
         Ok(backend_conn) => {
             drop((hello, proxy_header));
-            let permits = (connection_permit, flow_permit);
-            Box::pin(run_engine((client, backend_conn), permits, route, context, record)).await
+            let permits = ClientPermits { _connection: connection_permit, _flow: flow_permit };
+            Box::pin(run_engine(client, backend_conn, permits, route, context, record)).await
         }
         Err(NoBackend) => {
-            let alert = Alert::InternalError;
-            Box::pin(reject::reject_with_alert(client, alert, "no_backend", record)).await.into()
+            let (alert, reason) = (Alert::InternalError, RejectReason::NoBackend);
+            Box::pin(reject::reject_with_alert(client, alert, reason, record)).await.into()
         }
     }
 }
 
-/// Dials a back end of the route and takes the time.
-pub(super) async fn connect_backend(
-    route: &Route,
-    (preamble, offload): (BackendPreamble<'_>, Option<OffloadableConnect<'_>>),
-    context: ConnContext<'_>,
-    record: &mut Record,
-) -> Result<BackendConn, NoBackend> {
-    let ConnContext { config, shared, .. } = context;
-    let client_ip = record.entry.client.ip();
-    let dialer = BackendDialer {
-        connector: Connector {
-            limits: &config.limits,
-            resolver: &shared.resolver,
-            source_addr: (route.source_address == SourceAddress::Client).then_some(client_ip),
-            offload,
-            handshake_ack: preamble.handshake_ack(),
-        },
-        limiter: &shared.limiter,
-        backends: &shared.backends,
-        metrics: context.metrics(),
-    };
-    let started_at = Instant::now();
-    let result = dialer.connect_any(route, client_ip, preamble).await;
-    record_fields::set_connect_time(started_at, record);
-    result
-}
-
+/// Gives the socket pair to an engine, until the flow ends or another task continues it.
 async fn run_engine(
-    (client, backend_conn): (TcpStream, BackendConn),
-    (_connection_permit, _flow_permit): (ConnectionPermit, Option<FlowPermit>),
+    client: TcpStream,
+    backend_conn: BackendConn,
+    client_permits: ClientPermits,
     route: &Route,
     context: ConnContext<'_>,
     record: &mut Record,
 ) -> NextStep {
-    let BackendConn { socket, takeover, label, bytes_sent, _connection_guard, _loop_guard } =
-        backend_conn;
-    let permits =
-        Box::new(Permits { _connection_permit, _flow_permit, _connection_guard, _loop_guard });
+    let BackendConn { socket, takeover, label, bytes_sent, guards } = backend_conn;
+    let permits = Box::new(Permits { _client: client_permits, _backend: guards });
     record.entry.backend = Some(label);
     context.counters.add_bytes(bytes_sent, 0);
     let counters = Arc::clone(context.counters);
@@ -118,7 +92,7 @@ async fn run_engine(
         Ok(pair) => pair,
         Err(error) => {
             let end = FlowEnd::local_error(LocalErrorStage::SocketOption, &error);
-            return outcome_from_end(Some(end)).into();
+            return Outcome::FlowEnded(end).into();
         }
     };
     let request =
@@ -127,10 +101,10 @@ async fn run_engine(
     match with_idle_timeout(Box::pin(relay), context.config.limits.idle_timeout, context.counters)
         .await
     {
-        Some(CarryResult::Offloaded(flow)) => NextStep::Offloaded(flow, permits),
-        Some(CarryResult::Handover(handover)) => NextStep::Handover(handover, permits),
-        Some(CarryResult::Finished(end)) => outcome_from_end(Some(end)).into(),
-        None => outcome_from_end(None).into(),
+        Ok(CarryResult::Offloaded(flow)) => NextStep::Offloaded(flow, permits),
+        Ok(CarryResult::Handover(handover)) => NextStep::Handover(handover, permits),
+        Ok(CarryResult::Finished(end)) => Outcome::FlowEnded(end).into(),
+        Err(IdleTimeout) => Outcome::IdleTimeout.into(),
     }
 }
 

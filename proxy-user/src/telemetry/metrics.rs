@@ -8,6 +8,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
+use snisplit_common::decide::Decision;
 
 /// All metrics; cloning shares them.
 #[derive(Clone, Debug, Default)]
@@ -54,6 +55,16 @@ pub(crate) struct AcmeLabels {
     pub(crate) class: &'static str,
     pub(crate) action: &'static str,
     pub(crate) reason: &'static str,
+}
+
+impl AcmeLabels {
+    pub(crate) const fn new<R, H>(decision: &Decision<'_, R, H>) -> Self {
+        Self {
+            class: decision.name_class.label(),
+            action: decision.action.label(),
+            reason: decision.reason.label(),
+        }
+    }
 }
 
 /// Labels of `snisplit_forwarded_bytes_total`.

@@ -8,6 +8,7 @@ use tracing::debug;
 
 use super::access_log::{AccessLog, AccessLogEntry};
 use super::metrics::{AcmeLabels, BytesLabels, EndedLabels, Metrics, RejectedLabels};
+use super::outcome::Outcome;
 
 /// What became of one connection. Dropping it is what counts and logs it, so each is told exactly
 /// once, however its task ends.
@@ -27,27 +28,6 @@ pub(crate) struct Record {
 pub(crate) struct Telemetry {
     pub(crate) metrics: Metrics,
     pub(crate) access_log: Option<Arc<AccessLog>>,
-}
-
-/// How a connection ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Outcome {
-    /// Forwarded to its end; the engine's word for it.
-    FlowEnded(&'static str),
-    /// A CA's validation was answered here.
-    ChallengeAnswered,
-    /// A handshake with us failed, or was not done in time.
-    HandshakeFailed,
-    /// Refused with an alert, for this reason.
-    Rejected(&'static str),
-    /// The client left before its hello was whole.
-    ClientClosed,
-    /// Reset because no byte moved for `idle_timeout`.
-    IdleTimeout,
-    /// Cut by the agent's own shutdown.
-    Shutdown,
-    /// The task died; a bug.
-    InternalError,
 }
 
 impl Record {
@@ -116,7 +96,8 @@ impl Record {
         connections_open.dec();
         connections_ended.get_or_create(&EndedLabels { outcome: self.outcome.label() }).inc();
         if let Outcome::Rejected(reason) = self.outcome {
-            connections_rejected.get_or_create(&RejectedLabels { reason }).inc();
+            let labels = RejectedLabels { reason: reason.label() };
+            connections_rejected.get_or_create(&labels).inc();
         }
         if let Some(labels) = &self.acme {
             acme_validations.get_or_create(labels).inc();
@@ -149,22 +130,6 @@ impl Drop for Record {
         debug!(%client, sni, route, engine, reason, bytes_up, bytes_down, outcome, duration = ?self.elapsed(), "connection ended");
         if let Some(log) = &self.telemetry.access_log {
             log.write(&self.entry, &self.telemetry.metrics);
-        }
-    }
-}
-
-impl Outcome {
-    /// A short word for counters and logs.
-    pub(crate) const fn label(self) -> &'static str {
-        match self {
-            Self::FlowEnded(label) => label,
-            Self::ChallengeAnswered => "challenge_answered",
-            Self::HandshakeFailed => "handshake_failed",
-            Self::Rejected(_) => "rejected",
-            Self::ClientClosed => "client_closed",
-            Self::IdleTimeout => "idle_timeout",
-            Self::Shutdown => "shutdown",
-            Self::InternalError => "internal_error",
         }
     }
 }

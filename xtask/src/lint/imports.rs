@@ -35,7 +35,7 @@ const LAYERS: [(&str, MayImport); 13] = [
     ("net", Only(&["config", "sys"])),
     ("session", Only(&["certs", "config", "downstream", "engine", "sys", "telemetry", "upstream"])),
     ("sys", Only(&[])),
-    ("telemetry", Only(&[])),
+    ("telemetry", Only(&["engine"])),
     ("upstream", Only(&["config", "engine", "sys", "telemetry"])),
 ];
 
@@ -47,7 +47,6 @@ const LAYERS_BEFORE_MOVE: &[(&str, MayImport)] = &[
     ("cli", AllBut(&["daemon"])),
     ("config", Only(&["bpf", "certs", "engine", "telemetry"])),
     ("dns", Only(&[])),
-    ("downstream", Only(&["session"])),
     ("file_stamp", Only(&[])),
     ("instance", AllBut(&["daemon"])),
     ("upstream", Only(&["dns", "downstream", "session"])),

@@ -1,6 +1,7 @@
 //! The admin port: `/metrics`, `/healthz` and `/readyz`, read-only, for people and scrapers.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::Full;
@@ -11,21 +12,27 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
-use super::Metrics;
+use crate::downstream::accept::Acceptor;
+use crate::telemetry::Metrics;
 
 const OPENMETRICS_CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// Maximum number of open connections. Further ones wait in the backlog of listen(2).
+const MAX_CONNECTIONS: usize = 64;
+/// Maximum time until the head of a request is complete, and that a connection may be idle.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Answers until it is dropped. `lacking` names what has no certificate yet.
-pub(crate) async fn serve<L>(listener: TcpListener, metrics: Metrics, missing: L)
+pub(super) async fn serve<L>(listener: TcpListener, metrics: Metrics, missing: L)
 where
     L: Fn() -> Vec<String> + Clone + Send + 'static,
 {
+    let mut acceptor = Acceptor::new(listener, &metrics);
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
-        let Ok((stream, _)) = listener.accept().await else {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            continue;
-        };
+        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
+        let (stream, _) = acceptor.accept().await;
         let (metrics, lacking) = (metrics.clone(), missing.clone());
         let service = service_fn(move |request| {
             let response = respond(&request, &metrics, &lacking);
@@ -33,9 +40,12 @@ where
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(Duration::from_secs(5))
+            .header_read_timeout(HEADER_TIMEOUT)
             .serve_connection(TokioIo::new(stream), service);
-        tokio::spawn(connection);
+        tokio::spawn(async move {
+            let _closed = connection.await;
+            drop(permit);
+        });
     }
 }
 
