@@ -1,4 +1,4 @@
-//! The listening sockets: opened before they are needed, closed after they are not.
+//! The listening sockets. A reload binds new ones before it closes old ones.
 
 use std::collections::HashMap;
 use std::io;
@@ -19,16 +19,16 @@ use crate::engine::{EngineChoice, EngineKind};
 use crate::session::Shared;
 use crate::session::acme_http;
 
-/// All addresses that are accepted on.
+/// Listening sockets of all addresses, and the tasks that accept on them.
 pub(super) struct Listeners {
     shared: Arc<Shared>,
     tasks: TaskTracker,
-    /// Where connections are accepted.
+    /// Runtimes that accept connections: the main one, or one for each acceptor thread.
     acceptor_runtimes: Vec<Handle>,
     accepting: HashMap<Endpoint, Vec<JoinHandle<()>>>,
 }
 
-/// An address and what is spoken there.
+/// Address of a listening socket, by protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Endpoint {
     Tls(SocketAddr),
@@ -43,7 +43,7 @@ impl Endpoint {
     }
 }
 
-/// Sockets that are bound and not used yet: dropping them changes nothing.
+/// Bound sockets that do not accept yet. Dropping them leaves the running listeners as they are.
 pub(super) struct PreparedListeners<'l> {
     listeners: &'l mut Listeners,
     added: Vec<(Endpoint, Vec<TcpListener>)>,
@@ -51,7 +51,12 @@ pub(super) struct PreparedListeners<'l> {
 }
 
 impl Listeners {
-    /// The packet engine and sockmap hear of their flows at home, so theirs begin there too.
+    /// Starts the acceptor threads. With `engine = "packet"` or `"sockmap"` there are none: the main
+    /// runtime receives the events of the flows, so it also accepts them.
+    ///
+    /// # Errors
+    ///
+    /// A thread cannot be started.
     pub(super) fn new(shared: Arc<Shared>, tasks: TaskTracker) -> io::Result<Self> {
         let acceptor_runtimes = match shared.config.load().engine {
             EngineChoice::Only(EngineKind::Packet | EngineKind::Sockmap) => {
@@ -64,7 +69,11 @@ impl Listeners {
         Ok(Self { shared, tasks, acceptor_runtimes, accepting: HashMap::new() })
     }
 
-    /// Binds what the configuration has and we have not; all of it or nothing.
+    /// Binds the addresses of a configuration that are not bound yet: all of them, or none.
+    ///
+    /// # Errors
+    ///
+    /// An address cannot be bound.
     pub(super) fn prepare(&mut self, config: &Config) -> Result<PreparedListeners<'_>> {
         let tls = config.listeners.iter().map(|one| Endpoint::Tls(one.address));
         let endpoints: Vec<Endpoint> = tls.chain(config.http.map(Endpoint::Http)).collect();
@@ -89,7 +98,7 @@ impl Listeners {
         Ok(PreparedListeners { added, removed: removed.copied().collect(), listeners: self })
     }
 
-    /// Stops accepting everywhere.
+    /// Closes all listening sockets.
     pub(super) async fn stop_accepting(&mut self) {
         for task in self.accepting.drain().flat_map(|(_, tasks)| tasks) {
             task.abort();
@@ -99,7 +108,7 @@ impl Listeners {
 }
 
 impl PreparedListeners<'_> {
-    /// Accepts on the fresh sockets and closes the stale ones.
+    /// Accepts on the new sockets, and closes those whose address the configuration lacks.
     pub(super) fn commit(self) {
         let Listeners { shared, tasks, acceptor_runtimes: runtimes, accepting } = self.listeners;
         for (endpoint, sockets) in self.added {
@@ -126,7 +135,7 @@ impl PreparedListeners<'_> {
     }
 }
 
-/// Whether `0.0.0.0` of the same port is listened on too, so that `[::]` must leave IPv4 alone.
+/// Returns whether an IPv4 address has the same port. `[::]` must then accept IPv6 only.
 fn is_v4_taken(address: SocketAddr, all: &[Endpoint]) -> bool {
     let mut others = all.iter().map(|door| door.address());
     others.any(|other| other.is_ipv4() && other.port() == address.port())

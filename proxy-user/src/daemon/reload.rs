@@ -1,6 +1,6 @@
-//! Reload: a new table at once for new connections, nothing at all for running ones.
+//! Reload of the configuration: new connections use the new one, running connections do not change.
 //!
-//! Everything that can fail happens first. A broken file changes nothing and says why.
+//! All steps that can fail come first, so a broken file changes nothing.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::config::{Config, Route};
 use crate::session::Shared;
 use crate::telemetry::metrics::ReloadLabels;
 
-/// Reads the configuration again and says what became of it.
+/// Reads and applies the configuration, and logs and counts the result.
 pub(super) fn reload(
     source: &ConfigSource,
     shared: &Shared,
@@ -72,7 +72,7 @@ fn log_changes(old: &Config, new: &Config) {
     }
 }
 
-/// A route is known by its names, whatever their order.
+/// Returns the routes by their sorted names. A reload compares routes with the same names.
 fn routes_by_names(config: &Config) -> BTreeMap<String, &Route> {
     let names = |route: &Route| {
         let mut names: Vec<String> = route.names.iter().map(ToString::to_string).collect();
@@ -82,7 +82,7 @@ fn routes_by_names(config: &Config) -> BTreeMap<String, &Route> {
     config.all_routes().map(|route| (names(route), route)).collect()
 }
 
-/// Says what the most open setting allows.
+/// Logs a warning if the configuration has `acme_bypass = "always"`.
 pub(super) fn warn_if_bypass_always(config: &Config) {
     if config.acme_bypass == AcmeBypass::Always {
         warn!(
