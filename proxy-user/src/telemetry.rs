@@ -1,4 +1,4 @@
-//! What the agent tells about itself: counters, one record for each connection, an admin port.
+//! Metrics, access log, log of ACME validations, and admin port.
 
 pub(crate) mod access_log;
 mod acme_log;

@@ -1,7 +1,8 @@
-//! A line at INFO for each ACME decision: a certificate that does not come is looked for here.
+//! The log of ACME validations: one line at level INFO for each, to find out why a CA issues no
+//! certificate.
 //!
-//! CAs validate from several networks and failing clients ask again and again, so lines are limited;
-//! the next line that gets through says how many did not.
+//! CAs validate from several networks, and failing ACME clients retry. The log therefore has a rate
+//! limit. Each line counts the lines that were left out before it (`suppressed`).
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
@@ -11,11 +12,10 @@ use tracing::info;
 
 use super::metrics::AcmeLabels;
 
-/// Lines a second, and lines at once.
 const LINES_PER_SECOND: u32 = 5;
 const BURST_LINES: u32 = 50;
 
-/// Tells decisions, but not too many.
+/// Log of ACME validations with a rate limit.
 #[derive(Debug)]
 pub(crate) struct AcmeLog {
     created_at: Instant,
@@ -32,7 +32,7 @@ impl Default for AcmeLog {
 }
 
 impl AcmeLog {
-    /// `sni` is the name that was asked for, `route` the one that claims it.
+    /// Logs the decision about a validation. `route` is the route that owns the server name `sni`.
     pub(crate) fn log(
         &self,
         sni: Option<&str>,

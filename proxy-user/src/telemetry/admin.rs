@@ -1,4 +1,4 @@
-//! The admin port: `/metrics`, `/healthz` and `/readyz`, read-only, for people and scrapers.
+//! The admin port: read-only HTTP with `/metrics`, `/healthz` and `/readyz`.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -16,7 +16,8 @@ use super::Metrics;
 
 const OPENMETRICS_CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Answers until it is dropped. `lacking` names what has no certificate yet.
+/// Serves requests until the future is dropped. `missing` returns the names that have no certificate
+/// yet.
 pub(crate) async fn serve<L>(listener: TcpListener, metrics: Metrics, missing: L)
 where
     L: Fn() -> Vec<String> + Clone + Send + 'static,
@@ -26,9 +27,9 @@ where
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let (metrics, lacking) = (metrics.clone(), missing.clone());
+        let (metrics, missing) = (metrics.clone(), missing.clone());
         let service = service_fn(move |request| {
-            let response = respond(&request, &metrics, &lacking);
+            let response = respond(&request, &metrics, &missing);
             async move { Ok::<_, Infallible>(response) }
         });
         let connection = http1::Builder::new()

@@ -1,4 +1,4 @@
-//! Every metric of the agent, each with its sentence (which is its help text too).
+//! The metrics of the agent, and their help texts.
 
 use std::sync::atomic::AtomicU64;
 
@@ -30,7 +30,7 @@ pub(crate) struct Metrics {
     pub(crate) reloads: Family<ReloadLabels, Counter>,
 }
 
-/// Labels of `snisplit_reloads_total`.
+/// Labels of `snisplit_config_reloads_total`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct ReloadLabels {
     pub(crate) result: &'static str,
@@ -42,13 +42,13 @@ pub(crate) struct EndedLabels {
     pub(crate) outcome: &'static str,
 }
 
-/// Labels of `snisplit_refused_total`.
+/// Labels of `snisplit_connections_rejected_total`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct RejectedLabels {
     pub(crate) reason: &'static str,
 }
 
-/// Labels of `snisplit_acme_decisions_total`.
+/// Labels of `snisplit_acme_validations_total`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct AcmeLabels {
     pub(crate) class: &'static str,
@@ -71,30 +71,30 @@ pub(crate) struct DeclinedLabels {
     pub(crate) reason: &'static str,
 }
 
-/// Labels of `snisplit_engine_moved_total`.
+/// Labels of `snisplit_engine_handovers_total`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct HandoverLabels {
     pub(crate) engine: &'static str,
 }
 
-/// Labels of `snisplit_dial_failures_total` and `snisplit_backend_up`.
+/// Labels of `snisplit_backend_connect_failures_total` and `snisplit_backend_up`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct BackendLabels {
     pub(crate) backend: String,
 }
 
-/// Labels of `snisplit_dns_stale_total`.
+/// Labels of `snisplit_dns_stale_answers_total`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct HostLabels {
     pub(crate) host: String,
 }
 
-/// A histogram of times.
+/// Histogram of times, in seconds.
 #[derive(Clone, Debug)]
 pub(crate) struct LatencyHistogram(Histogram);
 
 impl Default for LatencyHistogram {
-    /// 100 µs to 13 s: a LAN's handshake at one end, every time-out at the other.
+    /// Creates 18 buckets from 100 µs, a TCP handshake within a LAN, to 13 s.
     fn default() -> Self {
         Self(Histogram::new(exponential_buckets(0.0001, 2.0, 18)))
     }
@@ -107,7 +107,7 @@ impl LatencyHistogram {
 }
 
 impl Metrics {
-    /// All metrics in the OpenMetrics text format.
+    /// Encodes all metrics in the OpenMetrics text format.
     pub(crate) fn encode(&self) -> String {
         let mut text = String::new();
         match text::encode(&mut text, &self.registry()) {

@@ -1,4 +1,5 @@
-//! One record for each accepted connection, made at accept and told once, when it is dropped.
+//! The record of an accepted connection. It is created at accept, and counted and logged when it is
+//! dropped.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,8 +10,8 @@ use tracing::debug;
 use super::access_log::{AccessLog, AccessLogEntry};
 use super::metrics::{AcmeLabels, BytesLabels, EndedLabels, Metrics, RejectedLabels};
 
-/// What became of one connection. Dropping it is what counts and logs it, so each is told exactly
-/// once, however its task ends.
+/// Record of one connection. Dropping it counts and logs the connection: exactly once, however its task
+/// ends.
 #[derive(Debug)]
 pub(crate) struct Record {
     telemetry: Arc<Telemetry>,
@@ -18,11 +19,11 @@ pub(crate) struct Record {
     pub(crate) entry: AccessLogEntry,
     pub(crate) outcome: Outcome,
     pub(crate) acme: Option<AcmeLabels>,
-    /// Where the client wanted to go, if a proxy said so.
+    /// Destination address in the PROXY header.
     pub(crate) destination: Option<SocketAddr>,
 }
 
-/// Where records go.
+/// Metrics and access log that all records are written to.
 #[derive(Debug)]
 pub(crate) struct Telemetry {
     pub(crate) metrics: Metrics,
@@ -32,21 +33,21 @@ pub(crate) struct Telemetry {
 /// How a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// Forwarded to its end; the engine's word for it.
+    /// The flow ended in the way that this label names.
     FlowEnded(&'static str),
-    /// A CA's validation was answered here.
+    /// The agent answered a TLS-ALPN-01 validation.
     ChallengeAnswered,
-    /// A handshake with us failed, or was not done in time.
+    /// A TLS handshake with the agent failed or timed out.
     HandshakeFailed,
-    /// Refused with an alert, for this reason.
+    /// The client was sent an alert, for this reason.
     Rejected(&'static str),
-    /// The client left before its hello was whole.
+    /// The client closed before its ClientHello was complete.
     ClientClosed,
-    /// Reset because no byte moved for `idle_timeout`.
+    /// Reset because the flow had no bytes for `idle_timeout`.
     IdleTimeout,
-    /// Cut by the agent's own shutdown.
+    /// Reset because the agent stopped.
     Shutdown,
-    /// The task died; a bug.
+    /// The task ended without an outcome, which is a bug.
     InternalError,
 }
 
@@ -94,12 +95,12 @@ impl Record {
         &self.telemetry.metrics
     }
 
-    /// Whether somebody reads more of it than what is counted.
+    /// Returns whether there is an access log. Metrics do not need every field of the entry.
     pub(crate) fn access_log_enabled(&self) -> bool {
         self.telemetry.access_log.is_some()
     }
 
-    /// Time since accept.
+    /// Returns the time since accept.
     pub(crate) fn elapsed(&self) -> Duration {
         self.accepted_at.elapsed()
     }
@@ -154,7 +155,7 @@ impl Drop for Record {
 }
 
 impl Outcome {
-    /// A short word for counters and logs.
+    /// Returns the label for metrics and logs.
     pub(crate) const fn label(self) -> &'static str {
         match self {
             Self::FlowEnded(label) => label,
