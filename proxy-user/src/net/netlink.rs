@@ -1,4 +1,4 @@
-//! Rules and routes by rtnetlink(7).
+//! Policy rules and routes by rtnetlink(7), and the number of nftables' tables.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -21,7 +21,11 @@ use super::routing::{ROUTE_TABLE, RoutingItem};
 /// The loopback device of every network namespace (LOOPBACK_IFINDEX, net/net_namespace.h).
 const LOOPBACK_IFINDEX: u32 = 1;
 
-/// What of ours the kernel has.
+/// Lists the rules and routes of [`ROUTE_TABLE`].
+///
+/// # Errors
+///
+/// The error of a netlink request.
 pub(crate) fn installed() -> io::Result<BTreeSet<RoutingItem>> {
     let mut items = BTreeSet::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
@@ -37,6 +41,11 @@ pub(crate) fn installed() -> io::Result<BTreeSet<RoutingItem>> {
     Ok(items)
 }
 
+/// Adds a rule or route.
+///
+/// # Errors
+///
+/// The error of the netlink request, such as `EPERM` without CAP_NET_ADMIN.
 pub(crate) fn add(item: &RoutingItem) -> io::Result<()> {
     let request = match item {
         RoutingItem::Rule(backend) => RouteNetlinkMessage::NewRule(rule(*backend)),
@@ -45,6 +54,11 @@ pub(crate) fn add(item: &RoutingItem) -> io::Result<()> {
     send_request(request, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL).map(drop)
 }
 
+/// Removes a rule or route.
+///
+/// # Errors
+///
+/// The error of the netlink request, such as `EPERM` without CAP_NET_ADMIN.
 pub(crate) fn remove(item: &RoutingItem) -> io::Result<()> {
     let request = match item {
         RoutingItem::Rule(backend) => RouteNetlinkMessage::DelRule(rule(*backend)),
@@ -84,7 +98,7 @@ fn route(is_v6: bool) -> RouteMessage {
     message
 }
 
-/// Reads an answer as one of our pieces.
+/// Parses a rule or route of [`ROUTE_TABLE`]; `None` if it is another one.
 fn parse_item(message: &RouteNetlinkMessage) -> Option<RoutingItem> {
     if let RouteNetlinkMessage::NewRoute(route) = message {
         let in_table = route.attributes.contains(&RouteAttribute::Table(ROUTE_TABLE));
@@ -106,7 +120,11 @@ fn parse_item(message: &RouteNetlinkMessage) -> Option<RoutingItem> {
     in_table.then_some(RoutingItem::Rule((ip?, port?).into()))
 }
 
-/// Sends one request and collects what the kernel says until it is done.
+/// Sends a request, and returns the messages of the response.
+///
+/// # Errors
+///
+/// The error of a socket call, or the one that the kernel responds with.
 pub(super) fn send_request(
     request: RouteNetlinkMessage,
     flags: u16,
@@ -134,7 +152,7 @@ pub(super) fn send_request(
                 answers.push(inner);
                 continue;
             }
-            // The end of a dump, or an acknowledgement, which is an error with the code 0.
+            // The end of a dump, or an acknowledgement: an error message without a code.
             if let NetlinkPayload::Error(error) = &answer.payload
                 && error.code.is_some()
             {
@@ -145,7 +163,11 @@ pub(super) fn send_request(
     }
 }
 
-/// How many tables nftables has, iptables' by way of it included.
+/// Counts the tables of nftables, including those of iptables-nft.
+///
+/// # Errors
+///
+/// The error of a socket call, such as `EPROTONOSUPPORT` without nftables.
 pub(super) fn count_nf_tables() -> io::Result<usize> {
     /// linux/netfilter/nfnetlink.h and nf_tables.h: `NFNL_SUBSYS_NFTABLES << 8`, of which 0 is
     /// `NFT_MSG_NEWTABLE` and 1 `NFT_MSG_GETTABLE`.
