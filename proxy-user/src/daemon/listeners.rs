@@ -75,18 +75,19 @@ impl Listeners {
     ///
     /// An address cannot be bound.
     pub(super) fn prepare(&mut self, config: &Config) -> Result<PreparedListeners<'_>> {
-        let tls = config.listeners.iter().map(|one| Endpoint::Tls(one.address));
+        let tls = config.listeners.iter().map(|listener| Endpoint::Tls(listener.address));
         let endpoints: Vec<Endpoint> = tls.chain(config.http.map(Endpoint::Http)).collect();
         let mut added = Vec::new();
-        for &endpoint in endpoints.iter().filter(|door| !self.accepting.contains_key(door)) {
+        let is_new = |endpoint: &&Endpoint| !self.accepting.contains_key(endpoint);
+        for &endpoint in endpoints.iter().filter(is_new) {
             let v6_only = is_v4_taken(endpoint.address(), &endpoints);
             let (key, bound) = match endpoint {
-                Endpoint::Tls(at) => (
+                Endpoint::Tls(address) => (
                     "listener",
-                    accept::listen_tls(at, v6_only, &config.limits, &self.acceptor_runtimes),
+                    accept::listen_tls(address, v6_only, &config.limits, &self.acceptor_runtimes),
                 ),
-                Endpoint::Http(at) => {
-                    ("http", accept::listen_http(at, v6_only).map(|socket| vec![socket]))
+                Endpoint::Http(address) => {
+                    ("http", accept::listen_http(address, v6_only).map(|socket| vec![socket]))
                 }
             };
             let sockets = bound.with_context(|| {
@@ -94,7 +95,7 @@ impl Listeners {
             })?;
             added.push((endpoint, sockets));
         }
-        let removed = self.accepting.keys().filter(|door| !endpoints.contains(door));
+        let removed = self.accepting.keys().filter(|endpoint| !endpoints.contains(endpoint));
         Ok(PreparedListeners { added, removed: removed.copied().collect(), listeners: self })
     }
 
@@ -119,8 +120,8 @@ impl PreparedListeners<'_> {
                 Endpoint::Http(_) => info!(%address, "listening for HTTP"),
             }
             let run = |(socket, runtime): (TcpListener, &Handle)| match endpoint {
-                Endpoint::Tls(at) => {
-                    runtime.spawn(accept::run(socket, at, Arc::clone(shared), tasks.clone()))
+                Endpoint::Tls(address) => {
+                    runtime.spawn(accept::run(socket, address, Arc::clone(shared), tasks.clone()))
                 }
                 Endpoint::Http(_) => tokio::spawn(acme_http::run(socket, Arc::clone(shared))),
             };
@@ -137,6 +138,6 @@ impl PreparedListeners<'_> {
 
 /// Returns whether an IPv4 address has the same port. `[::]` must then accept IPv6 only.
 fn is_v4_taken(address: SocketAddr, all: &[Endpoint]) -> bool {
-    let mut others = all.iter().map(|door| door.address());
-    others.any(|other| other.is_ipv4() && other.port() == address.port())
+    let mut addresses = all.iter().map(|endpoint| endpoint.address());
+    addresses.any(|other| other.is_ipv4() && other.port() == address.port())
 }

@@ -53,14 +53,14 @@ fn apply_new_config(source: &ConfigSource, shared: &Shared, services: &mut Servi
 
 fn log_changes(old: &Config, new: &Config) {
     let (before, after) = (routes_by_names(old), routes_by_names(new));
-    let only = |these: &BTreeMap<String, &Route>, those: &BTreeMap<String, &Route>| {
-        these.keys().filter(|names| !those.contains_key(*names)).cloned().collect::<Vec<_>>()
+    let missing_in = |other: &BTreeMap<String, &Route>, routes: &BTreeMap<String, &Route>| {
+        routes.keys().filter(|names| !other.contains_key(*names)).cloned().collect::<Vec<_>>()
     };
     let is_changed = |(names, route): &(&String, &&Route)| {
         before.get(*names).is_some_and(|old| !old.same_behaviour(route))
     };
     let changed: Vec<&String> = after.iter().filter(is_changed).map(|(names, _)| names).collect();
-    let (added, removed) = (only(&after, &before), only(&before, &after));
+    let (added, removed) = (missing_in(&before, &after), missing_in(&after, &before));
     info!(routes = after.len(), ?added, ?removed, ?changed, "configuration reloaded");
     let restart_only =
         |c: &Config| (c.admin, c.access_log.clone(), c.access_log_format, c.instance.clone());

@@ -14,7 +14,7 @@ use netlink_packet_route::route::{
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage, RulePortRange};
 use netlink_packet_route::{AddressFamily, IpProtocol, RouteNetlinkMessage};
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
-use netlink_sys::{Socket, SocketAddr as Kernel};
+use netlink_sys::{Socket, SocketAddr as NetlinkAddr};
 
 use super::routing::{ROUTE_TABLE, RoutingItem};
 
@@ -131,7 +131,7 @@ pub(super) fn send_request(
 ) -> io::Result<Vec<RouteNetlinkMessage>> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind_auto()?;
-    socket.connect(&Kernel::new(0, 0))?;
+    socket.connect(&NetlinkAddr::new(0, 0))?;
     let mut header = NetlinkHeader::default();
     header.flags = NLM_F_REQUEST | flags;
     let mut message = NetlinkMessage::new(header, NetlinkPayload::from(request));
@@ -174,7 +174,7 @@ pub(super) fn count_nf_tables() -> io::Result<usize> {
     const NFT_MSG_NEWTABLE: u16 = 10 << 8;
     let mut socket = Socket::new(NETLINK_NETFILTER)?;
     socket.bind_auto()?;
-    socket.connect(&Kernel::new(0, 0))?;
+    socket.connect(&NetlinkAddr::new(0, 0))?;
     // `nlmsghdr` and `nfgenmsg`: all families.
     let mut request = [0; 20];
     request[..4].copy_from_slice(&20_u32.to_ne_bytes());

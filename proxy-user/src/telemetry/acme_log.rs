@@ -19,14 +19,24 @@ const BURST_LINES: u32 = 50;
 #[derive(Debug)]
 pub(crate) struct AcmeLog {
     created_at: Instant,
-    state: Mutex<(TokenBucket, u64)>,
+    state: Mutex<RateLimit>,
+}
+
+#[derive(Debug)]
+struct RateLimit {
+    bucket: TokenBucket,
+    /// Lines that were left out since the last one.
+    suppressed: u64,
 }
 
 impl Default for AcmeLog {
     fn default() -> Self {
         Self {
             created_at: Instant::now(),
-            state: Mutex::new((TokenBucket::new(LINES_PER_SECOND, BURST_LINES), 0)),
+            state: Mutex::new(RateLimit {
+                bucket: TokenBucket::new(LINES_PER_SECOND, BURST_LINES),
+                suppressed: 0,
+            }),
         }
     }
 }
@@ -41,12 +51,11 @@ impl AcmeLog {
         challenge: &str,
     ) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let (bucket, suppressed) = &mut *state;
-        if !bucket.try_acquire(self.created_at.elapsed()) {
-            *suppressed += 1;
+        if !state.bucket.try_acquire(self.created_at.elapsed()) {
+            state.suppressed += 1;
             return;
         }
-        let suppressed = std::mem::take(suppressed);
+        let suppressed = std::mem::take(&mut state.suppressed);
         drop(state);
         let (class, action, reason) = (acme.class, acme.action, acme.reason);
         info!(sni, route, class, action, reason, challenge, suppressed, "ACME validation");
