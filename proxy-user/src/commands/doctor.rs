@@ -1,4 +1,6 @@
-//! What this host can do, each answer found by doing it, and for each "no" the reason.
+//! `snisplit doctor`: tests what this host supports, and gives the reason for each failure.
+//!
+//! Each check performs the operation that it tests.
 
 use std::fmt;
 use std::io::{Read, Write};
@@ -20,11 +22,11 @@ use crate::config::PacketConfig;
 use crate::engine::self_test;
 use crate::net::host::{self, Interface};
 
-/// How an answer bears on running the agent.
+/// Result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum CheckStatus {
     Ok,
-    /// Works, with less.
+    /// The agent runs, without the feature that the check is about.
     Warn,
     Fail,
 }
@@ -39,11 +41,11 @@ impl fmt::Display for CheckStatus {
     }
 }
 
-/// Runs all checks and prints a line for each; the exit code is 1 if one fails.
+/// Runs all checks and prints one line for each. The exit code is 1 if a check fails.
 ///
 /// # Errors
 ///
-/// A check cannot be carried out at all.
+/// None at present: an error of a check is printed as the reason of its failure.
 pub fn run(ebpf_log: LevelFilter) -> Result<ExitCode> {
     let checks = [
         ("kernel", check_kernel()),
@@ -140,7 +142,7 @@ fn current_thread_runtime() -> Result<Runtime> {
     Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
 }
 
-/// Flows over loopback, through all that some kernel does wrongly (`engine::probe`).
+/// Loads the sockmap engine and runs its self-test, which finds the known bugs of kernels.
 fn check_sockmap(level: LevelFilter) -> (CheckStatus, String) {
     let tried = current_thread_runtime()
         .and_then(|runtime| runtime.block_on(self_test::load_and_test(level, None)));
@@ -154,7 +156,8 @@ fn check_sockmap(level: LevelFilter) -> (CheckStatus, String) {
     }
 }
 
-/// The programs on an interface where they have nothing to do, and what else the engine needs.
+/// Attaches the packet programs to the loopback interface, which no flow uses, and checks the other
+/// requirements of the engine.
 fn check_packet() -> (CheckStatus, String) {
     let defaults = PacketConfig::default();
     let tried = current_thread_runtime()
@@ -192,7 +195,7 @@ fn check_packet() -> (CheckStatus, String) {
     }
 }
 
-/// A TCP connection over loopback, with deadlines.
+/// Opens a TCP connection over loopback, with a timeout of 2 s for reads.
 fn connected_pair() -> Result<(TcpStream, TcpStream)> {
     let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0)))
         .context("loopback does not work (is `lo` up?)")?;

@@ -1,4 +1,5 @@
-//! What would happen to a connection, in words: the same law that `run` follows.
+//! `snisplit explain`: shows how the agent would handle a connection, and why. It calls [`decide`], as
+//! the agent does.
 
 use std::fmt::Write as _;
 
@@ -14,7 +15,7 @@ use crate::config::Terminate;
 use crate::config::terminate::CertificateSource;
 use crate::config::{Config, Route};
 
-/// An agent that has all its certificates and no order under way.
+/// Certificates of an agent that has obtained all of them and has no pending order.
 struct AllCertificatesReady<'c>(&'c Config);
 
 impl<'c> CertificateLookup for AllCertificatesReady<'c> {
@@ -32,7 +33,7 @@ impl<'c> CertificateLookup for AllCertificatesReady<'c> {
 
 type ConfigDecision<'c> = Decision<'c, Route, &'c Terminate>;
 
-/// Explains one connection, one fact a line.
+/// Explains how a connection would be handled. Each line has one fact.
 ///
 /// # Errors
 ///
@@ -117,7 +118,7 @@ fn describe_client_hello(hello: &ClientHello, bytes: usize) -> String {
     words
 }
 
-/// `None` for GREASE (RFC 8701).
+/// Returns the name of a TLS version; `None` for GREASE (RFC 8701).
 fn tls_version_name(code: u16) -> Option<String> {
     match code {
         0x0301 => Some("TLS 1.0".into()),

@@ -130,6 +130,10 @@ impl fmt::Display for FlowList {
 }
 
 /// Locks the pins of an instance, so that no agent of its name can start while the file is open.
+///
+/// # Errors
+///
+/// Nothing is pinned, or an agent of that name runs.
 fn lock_stopped_instance(instance: &str) -> Result<(PathBuf, File)> {
     let dir = pin_dir(instance);
     let place = dir.display();
