@@ -98,7 +98,7 @@ fn run_command(command: Command, output: OutputFormat) -> anyhow::Result<ExitCod
             print_output(&FlowList::read(&instance)?, output)?;
         }
         Command::Top { instance, interval, count: times } => top::run(&instance, interval, times)?,
-        Command::Doctor { ebpf_log_level: ebpf_log } => return doctor::run(ebpf_log),
+        Command::Doctor { ebpf_log_level } => return Ok(doctor::run(ebpf_log_level)),
     }
     Ok(ExitCode::SUCCESS)
 }
