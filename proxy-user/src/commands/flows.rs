@@ -205,7 +205,7 @@ pub fn request_reset(instance: &str, client: &str) -> Result<String> {
     let packet = PinnedState::read(&dir)?.packet.with_context(context)?;
     let running = packet.flows.iter().filter(|(_, flow)| flow.state == FlowState::Offloaded);
     let selected = running.filter(|(_, flow)| is_selected(peer_and_local(&flow.client_tuple).0));
-    let flow_ids: Vec<u64> = selected.map(|(number, _)| *number).collect();
+    let flow_ids: Vec<u64> = selected.map(|(flow_id, _)| *flow_id).collect();
     request_resets(&dir, &flow_ids)?;
     match flow_ids.len() {
         0 => bail!("no flow of {client} is offloaded; `snisplit flows` lists those that are"),
