@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
+use std::mem::{self, offset_of};
 use std::os::fd::{AsFd, AsRawFd};
 
 use libc::{SO_RCVLOWAT, SOL_SOCKET, c_int, socklen_t};
@@ -63,42 +64,36 @@ pub(crate) struct TcpInfo {
 
 /// `TCP_INFO`, tcp(7); the layout is `struct tcp_info` in include/uapi/linux/tcp.h.
 pub(crate) fn tcp_info(socket: impl AsFd) -> io::Result<TcpInfo> {
-    let mut raw = [0_u8; 148];
-    let mut len = raw.len() as socklen_t;
+    // SAFETY: the structure consists of integers, for which zero bytes are a valid value.
+    let mut info: libc::tcp_info = unsafe { mem::zeroed() };
+    let mut len = size_of_val(&info) as socklen_t;
     let fd = socket.as_fd().as_raw_fd();
-    let buffer = raw.as_mut_ptr().cast();
-    // SAFETY: getsockopt writes at most `len` bytes, which is the size of `raw`.
+    let buffer = (&raw mut info).cast();
+    // SAFETY: getsockopt writes at most `len` bytes, which is the size of `info`.
     let failed =
         unsafe { libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, buffer, &raw mut len) };
     if failed != 0 {
         return Err(io::Error::last_os_error());
     }
-    if (len as usize) < raw.len() {
+    // Kernels before 4.6 know a shorter structure. This is the last field that is read below.
+    let needed = offset_of!(libc::tcp_info, tcpi_notsent_bytes) + size_of::<u32>();
+    if (len as usize) < needed {
         return Err(io::ErrorKind::Unsupported.into());
     }
-    let u64_at = |at: usize| {
-        let bytes = raw[at..].first_chunk();
-        bytes.map_or(0, |bytes| u64::from_ne_bytes(*bytes))
-    };
-    let u32_at = |at: usize| {
-        let bytes = raw[at..].first_chunk();
-        bytes.map_or(0, |bytes| u32::from_ne_bytes(*bytes))
-    };
-    // Two bit-fields, of which a little-endian machine has the first below.
-    let (first, second) = (raw[6] & 0xf, raw[6] >> 4);
-    let is_little = cfg!(target_endian = "little");
-    let (snd_wscale, rcv_wscale) = if is_little { (first, second) } else { (second, first) };
+    // The byte has two bit-fields of 4 bits. On a little-endian machine the first has the lower bits.
+    let (low, high) = (info.tcpi_snd_rcv_wscale & 0xf, info.tcpi_snd_rcv_wscale >> 4);
+    let is_little_endian = cfg!(target_endian = "little");
+    let (snd_wscale, rcv_wscale) = if is_little_endian { (low, high) } else { (high, low) };
     Ok(TcpInfo {
-        state: raw[0],
-        options: raw[5],
+        state: info.tcpi_state,
+        options: info.tcpi_options,
         snd_wscale,
         rcv_wscale,
-        snd_mss: u32_at(16),
-        advmss: u32_at(84),
-        // Segments on their way, and bytes that wait to be sent.
-        is_send_queue_empty: u32_at(24) == 0 && u32_at(144) == 0,
-        bytes_acked: u64_at(120),
-        bytes_received: u64_at(128),
+        snd_mss: info.tcpi_snd_mss,
+        advmss: info.tcpi_advmss,
+        is_send_queue_empty: info.tcpi_unacked == 0 && info.tcpi_notsent_bytes == 0,
+        bytes_acked: info.tcpi_bytes_acked,
+        bytes_received: info.tcpi_bytes_received,
     })
 }
 
