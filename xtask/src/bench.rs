@@ -22,8 +22,6 @@ const CHART: &str = "docs/performance/results.svg";
 const BEGIN: &str = "<!-- cargo xtask bench: begin -->\n";
 /// Line behind the generated part of [`PAGE`].
 const END: &str = "<!-- cargo xtask bench: end -->\n";
-/// Candidate that all ratios refer to.
-const REFERENCE: &str = "haproxy";
 
 /// Measures and writes the page and the chart. With `redraw` it writes them from the last measurement. With
 /// `only` it measures that selection and leaves both files alone.

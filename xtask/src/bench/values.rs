@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::REFERENCE;
+/// Candidate that all ratios refer to.
+const REFERENCE: &str = "haproxy";
 
 /// One row of a table: a load.
 pub(super) struct Row {
