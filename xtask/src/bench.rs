@@ -43,7 +43,7 @@ pub(crate) fn run(
     let measured: Value = serde_json::from_str(&text)?;
     let page = root().join(PAGE);
     let text = fs::read_to_string(&page)?;
-    let text = replace_generated(&text, &tables::all(&measured))
+    let text = replace_generated(&text, &tables::render(&measured))
         .with_context(|| format!("{PAGE}: the lines {BEGIN:?} and {END:?} are missing"))?;
     fs::write(&page, text)?;
     let chart = root().join(CHART);
