@@ -1,10 +1,11 @@
-//! Builds the kernel programs and puts the object into `OUT_DIR`.
+//! Builds the BPF programs and writes the object files to `OUT_DIR`.
 //!
-//! Which compiler and which bpf-linker fit each other is found out once by `cargo xtask setup`, which
-//! writes the answer to `$XDG_CACHE_HOME/snisplit/ebpf-toolchain`. It makes the environment of a
-//! second run of this script, which hands over to aya-build: `RUSTC_BOOTSTRAP` must reach the kernel
-//! build and nothing else. Without the file, a nightly toolchain and a bpf-linker on `PATH` have to
-//! do.
+//! `cargo xtask setup` finds a compiler and a bpf-linker with the same LLVM, and records them in
+//! `$XDG_CACHE_HOME/snisplit/ebpf-toolchain`. Without this file, the build uses a nightly toolchain and
+//! the bpf-linker on `PATH`.
+//!
+//! The script runs itself a second time to call aya-build, because `RUSTC_BOOTSTRAP` must be set for the
+//! build of the BPF programs only.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -21,7 +22,7 @@ fn main() -> Result<()> {
         return build_ebpf_object();
     }
     println!("cargo:rerun-if-changed=build.rs");
-    // Its profiles make the programs too, which aya-build does not look at.
+    // The profiles there apply to the BPF programs too, which aya-build does not consider.
     println!("cargo:rerun-if-changed=../Cargo.toml");
     println!("cargo:rerun-if-env-changed={TOOLCHAIN_ENV}");
     let mut inner = Command::new(env::current_exe()?);
@@ -37,7 +38,7 @@ fn main() -> Result<()> {
     if !output.status.success() {
         print!("{stdout}");
         bail!(
-            "the kernel programs did not build; `cargo xtask setup` finds or installs the eBPF \
+            "the BPF programs did not build; `cargo xtask setup` finds or installs the eBPF \
              toolchain (rust-src and a bpf-linker of the same LLVM)"
         );
     }
@@ -45,14 +46,15 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// aya-build passes every line of the inner cargo on as a warning; these are none.
+/// Returns whether a line is progress of the inner cargo. aya-build prints every line of it as a warning.
 fn is_cargo_progress(line: &str) -> bool {
     let verb = line.strip_prefix("cargo:warning=").and_then(|text| text.split_whitespace().next());
     let cargo_verbs = ["Compiling", "Finished", "Downloading", "Downloaded", "Updating", "Locking"];
     verb.is_some_and(|verb| cargo_verbs.contains(&verb) || verb.starts_with("which(rustup)"))
 }
 
-/// Debian's compiler must not meet rustup, which aya-build would prefer.
+/// Returns the environment of the second run. For Debian's compiler, `PATH` lacks rustup, which aya-build
+/// would prefer.
 fn inner_environment(toolchain_file: &str) -> Vec<(&'static str, String)> {
     let value = |key: &str| toolchain_file.lines().find_map(|line| line.strip_prefix(key));
     let linker = value("linker=").unwrap_or_default();
@@ -80,5 +82,5 @@ fn build_ebpf_object() -> Result<()> {
     let toolchain = env::var(TOOLCHAIN_ENV);
     let toolchain = toolchain.as_deref().map_or(Toolchain::Nightly, Toolchain::Custom);
     let package = Package { name: "snisplit-ebpf", root_dir: &root, ..Package::default() };
-    aya_build::build_ebpf([package], toolchain).context("build the kernel programs")
+    aya_build::build_ebpf([package], toolchain).context("build the BPF programs")
 }

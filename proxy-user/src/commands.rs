@@ -1,4 +1,4 @@
-//! The verbs of the command line, one module each; `run` is in [`crate::daemon`].
+//! The subcommands of `snisplit`, one module each. The subcommand `run` is in [`crate::daemon`].
 
 pub mod certs;
 pub mod check;

@@ -1,4 +1,7 @@
-//! Builds everything, then waits for the signal to take it down. Nothing imports this.
+//! The daemon of `snisplit run`: it starts all parts of the agent, reloads them, and stops them on a
+//! signal.
+//!
+//! No other module imports this one.
 
 use std::net::TcpListener;
 use std::path::PathBuf;
@@ -61,7 +64,8 @@ async fn serve(source: &ConfigSource, config: Config) -> Result<()> {
     let mut signals = Signals::new()?;
     let is_auto = config.engine == EngineChoice::Auto;
     let shared = Arc::new(build_shared(config)?);
-    // What is asked for by name works before the first connection; `auto` need not wait for it.
+    // An engine that the configuration names must work before the first connection. `auto` serves
+    // connections while it loads sockmap.
     let mut engine_guard = match is_auto {
         false => Some(engines::load(&shared.config.load_full(), &shared.engine_selector).await?),
         true => None,
@@ -117,7 +121,7 @@ fn start(shared: &Arc<Shared>, services: &mut Services, tasks: &TaskTracker) -> 
     shared.resolver.set_nameservers(&config.nameservers);
     services.certificates.apply(&config, &config)?;
     let prepared = services.listeners.prepare(&config)?;
-    // Nothing can fail from here on: flows that were there before are not to end with a start that does.
+    // No later step can fail. Flows of the agent before must survive a start that fails.
     adopt::adopt_flows(shared, tasks);
     prepared.commit();
     services.health_checker.apply(&config);
@@ -131,7 +135,8 @@ fn start(shared: &Arc<Shared>, services: &mut Services, tasks: &TaskTracker) -> 
 fn open_telemetry(config: &Config, cert_store: &CertStore) -> Result<Telemetry> {
     let metrics = Metrics::default();
     if let Some(address) = config.admin {
-        // Not like the listeners: what is answered here must arrive, whoever closes first.
+        // Listeners for TLS reset a connection on close (SO_LINGER). This one must not: the client has
+        // to receive the whole response.
         let socket = TcpListener::bind(address)
             .with_context(|| format!("admin.address: cannot listen on {address}"))?;
         socket.set_nonblocking(true)?;
@@ -185,13 +190,14 @@ impl Signals {
     }
 }
 
-/// Each connection needs descriptors; the soft limit of 1024 is a habit, not a wish.
+/// Raises the limit of open files as far as the process may: the usual soft limit is 1024, and each
+/// connection needs several descriptors.
 fn raise_fd_limit() {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     let nr_open = std::fs::read_to_string("/proc/sys/fs/nr_open")
         .ok()
         .and_then(|text| text.trim().parse().ok());
-    // The hard limit moves for root only; the soft one up to it for everybody.
+    // Only root may raise the hard limit. Every process may raise its soft limit up to the hard limit.
     let raised = setrlimit(Resource::Nofile, Rlimit { current: nr_open, maximum: nr_open })
         .or_else(|_| setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }));
     if let Err(error) = raised {

@@ -1,4 +1,4 @@
-//! Name servers to ask.
+//! DNS resolvers with the configured name servers.
 
 use std::net::SocketAddr;
 
@@ -7,15 +7,24 @@ use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfi
 use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 
-/// Answers to keep, at most.
+/// Largest number of cached answers.
 const MAX_CACHED_ANSWERS: u64 = 1024;
 
-/// Asks these servers; without any, those of /etc/resolv.conf. /etc/hosts comes first in either case.
+/// Creates a resolver that queries these servers, or without any those of /etc/resolv.conf. It looks a
+/// name up in /etc/hosts first.
+///
+/// # Errors
+///
+/// /etc/resolv.conf cannot be read, or the resolver cannot be created.
 pub(crate) fn caching_resolver(servers: &[SocketAddr]) -> Result<TokioResolver, NetError> {
     build_resolver(servers, MAX_CACHED_ANSWERS)
 }
 
-/// The same without a memory, for what is about to change.
+/// Creates a resolver without a cache, for records that change.
+///
+/// # Errors
+///
+/// As [`caching_resolver`].
 pub(crate) fn uncached_resolver(servers: &[SocketAddr]) -> Result<TokioResolver, NetError> {
     build_resolver(servers, 0)
 }

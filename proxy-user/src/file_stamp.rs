@@ -1,15 +1,15 @@
-//! Whether a file has changed, told by looking at it.
+//! Detection of changes of a file, by polling.
 //!
-//! Editors, Kubernetes and ACME clients replace a file rather than write it; what a path leads to is
-//! what counts, and a look answers that without watching every folder on the way (inotify(7),
-//! limitations).
+//! Editors, Kubernetes and ACME clients replace a file, or a symbolic link on its path, rather than
+//! write the file. stat(2) follows the path each time. inotify(7) would need a watch on every directory
+//! of the path.
 
 use std::path::Path;
 use std::time::SystemTime;
 
 use rustix::fs::stat;
 
-/// What tells one content from another: the file itself, its size, its time of change.
+/// Inode, size and modification time of a file. A change of one of them means new content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct FileStamp {
     inode: u64,
@@ -17,7 +17,7 @@ pub(crate) struct FileStamp {
     modified: Option<SystemTime>,
 }
 
-/// The version that a path leads to now.
+/// Reads the stamp of the file at a path; `None` if there is none.
 pub(crate) fn read_stamp(path: &Path) -> Option<FileStamp> {
     let modified = std::fs::metadata(path).and_then(|file| file.modified()).ok();
     let status = stat(path).ok()?;

@@ -1,7 +1,7 @@
-//! The shell of snisplit: all input and output around the law in `snisplit_common`.
+//! The agent of snisplit: all input and output around the decisions of [`snisplit_common`].
 //!
-//! Read `session` first: it is the life of a connection, a line a step. [`daemon`] builds everything
-//! and owns shutdown; nothing imports it.
+//! Start with the module `session`, which handles one connection from accept to its record. [`daemon`]
+//! starts and stops all parts of the agent.
 
 #![deny(unsafe_code)]
 

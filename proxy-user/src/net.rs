@@ -1,4 +1,4 @@
-//! What the agent needs of the host's network: policy routing, interfaces and their drivers.
+//! The network of the host: policy routing, interfaces, and features of their drivers.
 
 use tracing::warn;
 

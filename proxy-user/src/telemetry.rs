@@ -1,4 +1,4 @@
-//! What the agent tells about itself: counters, one record for each connection.
+//! Metrics, access log, and log of ACME validations.
 
 pub(crate) mod access_log;
 mod acme_log;

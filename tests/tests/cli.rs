@@ -146,7 +146,7 @@ fn doctor_loads_and_runs_the_kernel_program() {
     lab.set_drop_rules(&["in tcp dport 1 drop"]);
     let text =
         output_text(&lab.in_proxy(|| Command::new(binary_path()).arg("doctor").output()).unwrap());
-    assert!(text.contains("go past the rules of netfilter (1 table(s) here)"), "{text}");
+    assert!(text.contains("bypass all rules of netfilter (1 table(s) here)"), "{text}");
 }
 
 /// A process that was stopped or frozen hears of it from the verifier, which leaves off.

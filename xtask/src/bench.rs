@@ -22,8 +22,6 @@ const CHART: &str = "docs/performance/results.svg";
 const BEGIN: &str = "<!-- cargo xtask bench: begin -->\n";
 /// Line behind the generated part of [`PAGE`].
 const END: &str = "<!-- cargo xtask bench: end -->\n";
-/// Candidate that all ratios refer to.
-const REFERENCE: &str = "haproxy";
 
 /// Measures and writes the page and the chart. With `redraw` it writes them from the last measurement. With
 /// `only` it measures that selection and leaves both files alone.
@@ -45,7 +43,7 @@ pub(crate) fn run(
     let measured: Value = serde_json::from_str(&text)?;
     let page = root().join(PAGE);
     let text = fs::read_to_string(&page)?;
-    let text = replace_generated(&text, &tables::all(&measured))
+    let text = replace_generated(&text, &tables::render(&measured))
         .with_context(|| format!("{PAGE}: the lines {BEGIN:?} and {END:?} are missing"))?;
     fs::write(&page, text)?;
     let chart = root().join(CHART);

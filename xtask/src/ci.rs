@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::run::{cargo, loud, quiet};
+use crate::run::{capture_stdout, cargo, run_echoed};
 use crate::suite::{self, Selection};
 use crate::{dependencies, lint, setup};
 
@@ -16,7 +16,7 @@ const WORKSPACE: [&str; 3] = ["--workspace", "--exclude", "snisplit-ebpf"];
 pub(crate) fn run(is_static: bool) -> Result<()> {
     let mut unchecked = Vec::new();
     if is_installed("fmt", &mut unchecked) {
-        loud(cargo().args(["fmt", "--check"]))?;
+        run_echoed(cargo().args(["fmt", "--check"]))?;
     }
     lint::check(false)?;
     let peers = if is_static {
@@ -31,10 +31,10 @@ pub(crate) fn run(is_static: bool) -> Result<()> {
     }
     if is_installed("clippy", &mut unchecked) {
         let clippy = cargo_on_workspace("clippy", &["--all-targets", "--", "-D", "warnings"]);
-        loud(&mut { clippy })?;
+        run_echoed(&mut { clippy })?;
     }
     let mut doc = cargo_on_workspace("doc", &["--no-deps", "--document-private-items"]);
-    loud(doc.env("RUSTDOCFLAGS", "-D warnings"))?;
+    run_echoed(doc.env("RUSTDOCFLAGS", "-D warnings"))?;
     if is_static {
         unchecked.iter().for_each(|line| eprintln!("NOT CHECKED {line}"));
         eprintln!("ci: all checks but the tests passed");
@@ -51,7 +51,7 @@ fn cargo_on_workspace(verb: &str, args: &[&str]) -> std::process::Command {
 
 /// Whether the toolchain has a component of cargo. rustup's minimal profile leaves both out.
 fn is_installed(verb: &str, unchecked: &mut Vec<String>) -> bool {
-    let found = quiet(cargo().args([verb, "--version"])).is_ok();
+    let found = capture_stdout(cargo().args([verb, "--version"])).is_ok();
     if !found {
         let why = format!("{verb}: the toolchain has no cargo {verb}");
         eprintln!("ci: not checked: {why}");

@@ -10,7 +10,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 use toml::{Table, Value};
 
-use crate::run::{cargo, loud, quiet, root};
+use crate::run::{capture_stdout, cargo, root, run_echoed};
 use crate::setup;
 
 /// Checks everything that can be checked here, and returns what could not be.
@@ -25,7 +25,7 @@ pub(crate) fn check() -> Result<Option<String>> {
     for target in &rules.targets {
         tree.args(["--target", target]);
     }
-    let packages = parse_tree(&quiet(&mut tree)?);
+    let packages = parse_tree(&capture_stdout(&mut tree)?);
     let mut faults: Vec<_> = packages.iter().flat_map(|package| rules.faults_of(package)).collect();
     let lock: Table = fs::read_to_string(root().join("Cargo.lock"))?.parse()?;
     faults.extend(rules.faults_of_sources(&lock));
@@ -48,13 +48,13 @@ fn check_advisories() -> Result<Option<String>> {
         command.current_dir(root());
         command
     };
-    loud(deny().args(["--log-level", "error", "check", "licenses", "bans", "sources"]))?;
-    if let Err(error) = quiet(deny().args(["fetch", "db"])) {
+    run_echoed(deny().args(["--log-level", "error", "check", "licenses", "bans", "sources"]))?;
+    if let Err(error) = capture_stdout(deny().args(["fetch", "db"])) {
         let error = format!("{error:#}");
         let line = error.lines().last().unwrap_or_default();
         return Ok(Some(format!("advisories: the RustSec database cannot be fetched: {line}")));
     }
-    loud(deny().args(["--log-level", "error", "check", "--disable-fetch", "advisories"]))?;
+    run_echoed(deny().args(["--log-level", "error", "check", "--disable-fetch", "advisories"]))?;
     Ok(None)
 }
 

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
-use crate::run::{cache, cargo, loud, root};
+use crate::run::{cache, cargo, root, run_echoed};
 
 const VERSION: &str = "0.13.2";
 
@@ -17,13 +17,13 @@ pub(crate) fn run(target: &str, seconds: u64) -> Result<()> {
     let tool = cache()?.join(format!("cargo-fuzz-{VERSION}"));
     if !tool.join("bin/cargo-fuzz").exists() {
         let install = ["install", "--quiet", "--locked", "cargo-fuzz", "--version", VERSION];
-        loud(cargo().args(install).arg("--root").arg(&tool))?;
+        run_echoed(cargo().args(install).arg("--root").arg(&tool))?;
     }
     write_corpus(target)?;
     let folder = root().join("tests/fuzz");
     let time = format!("-max_total_time={seconds}");
     // RUSTC_BOOTSTRAP lets a stable compiler accept the sanitizer flag.
-    loud(
+    run_echoed(
         Command::new(tool.join("bin/cargo-fuzz"))
             .args(["fuzz", "run", target, "--fuzz-dir", ".", "--", "-max_len=70000", &time])
             .env("RUSTC_BOOTSTRAP", "1")

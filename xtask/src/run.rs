@@ -25,18 +25,18 @@ pub(crate) fn as_root(program: &str) -> Command {
 }
 
 pub(crate) fn is_root() -> bool {
-    quiet(Command::new("id").arg("-u")).is_ok_and(|uid| uid.trim() == "0")
+    capture_stdout(Command::new("id").arg("-u")).is_ok_and(|uid| uid.trim() == "0")
 }
 
 /// Prints the command and runs it with our standard streams.
 ///
 /// # Errors
 /// Fails if the command does.
-pub(crate) fn loud(command: &mut Command) -> Result<()> {
-    eprintln!("+ {}", words(command));
-    let status = command.status().with_context(|| words(command))?;
+pub(crate) fn run_echoed(command: &mut Command) -> Result<()> {
+    eprintln!("+ {}", command_text(command));
+    let status = command.status().with_context(|| command_text(command))?;
     if !status.success() {
-        bail!("{} failed: {status}", words(command));
+        bail!("{} failed: {status}", command_text(command));
     }
     Ok(())
 }
@@ -45,16 +45,20 @@ pub(crate) fn loud(command: &mut Command) -> Result<()> {
 ///
 /// # Errors
 /// Fails if the command does; the error has its standard error.
-pub(crate) fn quiet(command: &mut Command) -> Result<String> {
-    let output = command.stdin(Stdio::null()).output().with_context(|| words(command))?;
+pub(crate) fn capture_stdout(command: &mut Command) -> Result<String> {
+    let output = command.stdin(Stdio::null()).output().with_context(|| command_text(command))?;
     if !output.status.success() {
-        bail!("{} failed: {}", words(command), String::from_utf8_lossy(&output.stderr).trim());
+        bail!(
+            "{} failed: {}",
+            command_text(command),
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// The command as a person would type it, without quotes.
-pub(crate) fn words(command: &Command) -> String {
+pub(crate) fn command_text(command: &Command) -> String {
     let all = std::iter::once(command.get_program()).chain(command.get_args());
     all.map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" ")
 }

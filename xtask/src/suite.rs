@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::run::{cargo, quiet, root};
+use crate::run::{capture_stdout, cargo, root};
 
 mod build;
 mod namespace;
@@ -164,7 +164,7 @@ fn root_command(test: &Executable, tools: &Tools, engine: Option<&str>) -> Comma
 /// Names of the tests of a program that a filter leaves.
 fn list_tests(test: &Executable, filter: Option<&str>) -> Result<Vec<String>> {
     let list = ["--list", "--format", "terse"];
-    let listed = quiet(Command::new(&test.path).args(filter).args(list))?;
+    let listed = capture_stdout(Command::new(&test.path).args(filter).args(list))?;
     let names = listed.lines().filter_map(|line| line.strip_suffix(": test"));
     Ok(names.map(str::to_owned).collect())
 }

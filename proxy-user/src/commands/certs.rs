@@ -1,6 +1,6 @@
 //! `snisplit certs`: shows the certificates of a configuration, and requests renewals.
 //!
-//! The verb reads the state directory and the certificate files, whether an agent runs or not.
+//! The subcommand reads the state directory and the certificate files, whether an agent runs or not.
 
 use std::fmt;
 use std::sync::Arc;

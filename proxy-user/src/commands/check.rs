@@ -2,7 +2,7 @@
 
 use crate::config::Config;
 
-/// The config in half a line, for `check`.
+/// Summarizes a configuration in one line: numbers of listeners, routes and names, and the engine.
 pub fn summary(config: &Config) -> String {
     let names: usize = config.all_routes().map(|route| route.names.len()).sum();
     format!(

@@ -1,4 +1,6 @@
-//! What this host can do, each answer found by doing it, and for each "no" the reason.
+//! `snisplit doctor`: tests what this host supports, and gives the reason for each failure.
+//!
+//! Each check performs the operation that it tests.
 
 use std::fmt;
 use std::io::{Read, Write};
@@ -20,11 +22,11 @@ use crate::config::PacketConfig;
 use crate::engine::self_test;
 use crate::net::host::{self, Interface};
 
-/// How an answer bears on running the agent.
+/// Result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum CheckStatus {
     Ok,
-    /// Works, with less.
+    /// The agent runs, without the feature that the check is about.
     Warn,
     Fail,
 }
@@ -39,12 +41,8 @@ impl fmt::Display for CheckStatus {
     }
 }
 
-/// Runs all checks and prints a line for each; the exit code is 1 if one fails.
-///
-/// # Errors
-///
-/// A check cannot be carried out at all.
-pub fn run(ebpf_log: LevelFilter) -> Result<ExitCode> {
+/// Runs all checks and prints one line for each. The exit code is 1 if a check fails.
+pub fn run(ebpf_log_level: LevelFilter) -> ExitCode {
     let checks = [
         ("kernel", check_kernel()),
         ("open files", check_open_files()),
@@ -59,7 +57,7 @@ pub fn run(ebpf_log: LevelFilter) -> Result<ExitCode> {
             ),
         ),
         ("bpffs", check_bpffs()),
-        ("engine sockmap", check_sockmap(ebpf_log)),
+        ("engine sockmap", check_sockmap(ebpf_log_level)),
         ("engine packet", check_packet()),
     ];
     let mut passed = true;
@@ -67,29 +65,29 @@ pub fn run(ebpf_log: LevelFilter) -> Result<ExitCode> {
         println!("{status:<4}  {name:<15}  {detail}");
         passed &= status != CheckStatus::Fail;
     }
-    Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn from_result(result: Result<()>, done: &str) -> (CheckStatus, String) {
+fn from_result(result: Result<()>, success: &str) -> (CheckStatus, String) {
     match result {
-        Ok(()) => (CheckStatus::Ok, done.into()),
+        Ok(()) => (CheckStatus::Ok, success.into()),
         Err(error) => (CheckStatus::Fail, format!("{error:#}")),
     }
 }
 
-fn check_file(path: &str, why_not: &str) -> (CheckStatus, String) {
+fn check_file(path: &str, reason: &str) -> (CheckStatus, String) {
     match Path::new(path).exists() {
         true => (CheckStatus::Ok, path.into()),
-        false => (CheckStatus::Warn, format!("no {path}: {why_not}")),
+        false => (CheckStatus::Warn, format!("no {path}: {reason}")),
     }
 }
 
 fn check_kernel() -> (CheckStatus, String) {
     let uname = rustix::system::uname();
-    let words = [uname.sysname(), uname.release(), uname.machine()]
-        .map(|word| word.to_string_lossy().into_owned())
+    let detail = [uname.sysname(), uname.release(), uname.machine()]
+        .map(|field| field.to_string_lossy().into_owned())
         .join(" ");
-    (CheckStatus::Ok, words)
+    (CheckStatus::Ok, detail)
 }
 
 fn check_open_files() -> (CheckStatus, String) {
@@ -98,8 +96,8 @@ fn check_open_files() -> (CheckStatus, String) {
     };
     let connections = max_connections_for_nofile(limit);
     let status = if connections < 10_000 { CheckStatus::Warn } else { CheckStatus::Ok };
-    let words = format!("hard limit {limit}: {connections} busy connections; root may raise it");
-    (status, words)
+    let detail = format!("hard limit {limit}: {connections} busy connections; root may raise it");
+    (status, detail)
 }
 
 fn check_ipv6() -> (CheckStatus, String) {
@@ -115,9 +113,9 @@ fn check_bpffs() -> (CheckStatus, String) {
     match bpf::is_bpffs_mounted() {
         true => (CheckStatus::Ok, bpf::BPFFS.into()),
         false => {
-            let words = "not mounted on /sys/fs/bpf, so nothing can be pinned; \
-                         `mount -t bpf bpf /sys/fs/bpf` mounts it";
-            (CheckStatus::Warn, words.into())
+            let detail = "not mounted on /sys/fs/bpf, so nothing can be pinned; \
+                          `mount -t bpf bpf /sys/fs/bpf` mounts it";
+            (CheckStatus::Warn, detail.into())
         }
     }
 }
@@ -130,9 +128,9 @@ fn check_splice() -> Result<()> {
     let moved = splice(&socket, None, &write, None, 4, flags).context("splice(2) from a socket")?;
     let moved =
         splice(&read, None, &socket, None, moved, flags).context("splice(2) to a socket")?;
-    let mut back = [0; 4];
-    peer.read_exact(&mut back[..moved])?;
-    ensure!(&back == b"ping", "the bytes changed on their way");
+    let mut received = [0; 4];
+    peer.read_exact(&mut received[..moved])?;
+    ensure!(&received == b"ping", "splice(2) changed the bytes");
     Ok(())
 }
 
@@ -140,26 +138,28 @@ fn current_thread_runtime() -> Result<Runtime> {
     Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
 }
 
-/// Flows over loopback, through all that some kernel does wrongly (`engine::probe`).
+/// Loads the sockmap engine and runs its self-test, which finds the known bugs of kernels.
 fn check_sockmap(level: LevelFilter) -> (CheckStatus, String) {
-    let tried = current_thread_runtime()
+    let result = current_thread_runtime()
         .and_then(|runtime| runtime.block_on(self_test::load_and_test(level, None)));
-    let done = "flows over loopback: trimmed, bounded behind a slow reader, half-closed, counted";
-    match (tried, self_test::known_kernel_bug()) {
-        (Ok(_), None) => (CheckStatus::Ok, done.into()),
-        (Ok(_), Some(fault)) => {
-            (CheckStatus::Warn, format!("{done}; but {fault}, so `auto` leaves it alone"))
+    let success =
+        "flows over loopback: trimmed, bounded behind a slow reader, half-closed, counted";
+    match (result, self_test::known_kernel_bug()) {
+        (Ok(_), None) => (CheckStatus::Ok, success.into()),
+        (Ok(_), Some(bug)) => {
+            (CheckStatus::Warn, format!("{success}; but {bug}, so `auto` does not use it"))
         }
         (Err(error), _) => (CheckStatus::Fail, format!("{error:#}")),
     }
 }
 
-/// The programs on an interface where they have nothing to do, and what else the engine needs.
+/// Attaches the packet programs to the loopback interface, which no flow uses, and checks the other
+/// requirements of the engine.
 fn check_packet() -> (CheckStatus, String) {
     let defaults = PacketConfig::default();
-    let tried = current_thread_runtime()
+    let result = current_thread_runtime()
         .and_then(|runtime| {
-            let _entered = runtime.enter();
+            let _runtime_guard = runtime.enter();
             let loopback = AttachTarget {
                 name: "lo".into(),
                 ifindex: 1,
@@ -168,15 +168,16 @@ fn check_packet() -> (CheckStatus, String) {
             };
             let place = (&[loopback][..], Hook::best_supported());
             let loaded = PacketPrograms::load(place, None).map(drop);
-            loaded.context("the programs do not go to an interface")
+            loaded.context("the programs cannot be attached to an interface")
         })
         .and_then(|()| host::ensure_ports_reserved(&defaults.ports))
         .and_then(|()| host::select_interfaces(&defaults));
-    match (tried, host::bypassed_nf_tables()) {
+    match (result, host::bypassed_nf_tables()) {
         (Err(error), _) => (CheckStatus::Warn, format!("{error:#}")),
-        (Ok(links), None | Some(0)) => {
-            let supports_xdp = |link: &&Interface| host::xdp_unsupported_reason(link).is_none();
-            let (all, xdp) = (links.len(), links.iter().filter(supports_xdp).count());
+        (Ok(interfaces), None | Some(0)) => {
+            let supports_xdp =
+                |interface: &&Interface| host::xdp_unsupported_reason(interface).is_none();
+            let (all, xdp) = (interfaces.len(), interfaces.iter().filter(supports_xdp).count());
             (
                 CheckStatus::Ok,
                 format!("attaches; {all} interface(s) for it, {xdp} with drivers for XDP"),
@@ -185,14 +186,14 @@ fn check_packet() -> (CheckStatus, String) {
         (Ok(_), Some(tables)) => (
             CheckStatus::Warn,
             format!(
-                "attaches; but packets of its flows go past the rules of netfilter ({tables} \
-                 table(s) here), whatever these say"
+                "attaches; but packets of its flows bypass all rules of netfilter ({tables} table(s) \
+                 here)"
             ),
         ),
     }
 }
 
-/// A TCP connection over loopback, with deadlines.
+/// Opens a TCP connection over loopback, with a timeout of 2 s for reads.
 fn connected_pair() -> Result<(TcpStream, TcpStream)> {
     let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0)))
         .context("loopback does not work (is `lo` up?)")?;

@@ -1,4 +1,5 @@
-//! What would happen to a connection, in words: the same law that `run` follows.
+//! `snisplit explain`: shows how the agent would handle a connection, and why. It calls [`decide`], as
+//! the agent does.
 
 use std::fmt::Write as _;
 
@@ -14,7 +15,7 @@ use crate::config::Terminate;
 use crate::config::terminate::CertificateSource;
 use crate::config::{Config, Route};
 
-/// An agent that has all its certificates and no order under way.
+/// Certificates of an agent that has obtained all of them and has no pending order.
 struct AllCertificatesReady<'c>(&'c Config);
 
 impl<'c> CertificateLookup for AllCertificatesReady<'c> {
@@ -32,7 +33,7 @@ impl<'c> CertificateLookup for AllCertificatesReady<'c> {
 
 type ConfigDecision<'c> = Decision<'c, Route, &'c Terminate>;
 
-/// Explains one connection, one fact a line.
+/// Explains how a connection would be handled. Each line has one fact.
 ///
 /// # Errors
 ///
@@ -62,26 +63,26 @@ pub fn explain(config: &Config, args: &ConnectionArgs) -> Result<String> {
         let validation = ClientHello { alpn: vec![b"acme-tls/1".to_vec()], ..hello };
         let decision =
             decide(&validation, &config.routes, config.acme_bypass, &AllCertificatesReady(config));
-        let words = format!("{}: {}", describe_action(&decision), decision.reason.description());
-        write_line(&mut out, "ACME validation", &words);
+        let text = format!("{}: {}", describe_action(&decision), decision.reason.description());
+        write_line(&mut out, "ACME validation", &text);
     }
     Ok(out)
 }
 
-fn write_line(out: &mut String, what: &str, words: &str) {
-    let _infallible = writeln!(out, "{what:<16} {words}");
+fn write_line(out: &mut String, title: &str, text: &str) {
+    let _infallible = writeln!(out, "{title:<16} {text}");
 }
 
 fn parse_client_hello(config: &Config, bytes: &[u8]) -> Result<ClientHello> {
     match ClientHelloParser::new(config.limits.max_client_hello_bytes).parse(bytes) {
         ParseStatus::Complete(hello) => Ok(*hello),
-        ParseStatus::Incomplete { needed: need } => bail!(
-            "the hello is not whole: {} bytes are there, at least {need} are needed; the agent \
-             would wait for the rest, then refuse with alert handshake_failure",
+        ParseStatus::Incomplete { needed } => bail!(
+            "the ClientHello is incomplete: the file has {} of at least {needed} bytes; the agent \
+             would wait for the rest, and then reject with alert handshake_failure",
             bytes.len()
         ),
-        ParseStatus::Invalid(why) => {
-            bail!("no ClientHello ({}); refused with alert {}", why.label(), why.alert())
+        ParseStatus::Invalid(error) => {
+            bail!("no ClientHello ({}); rejected with alert {}", error.label(), error.alert())
         }
     }
 }
@@ -103,21 +104,21 @@ fn client_hello_from_args(args: &ConnectionArgs) -> ClientHello {
 
 fn describe_client_hello(hello: &ClientHello, bytes: usize) -> String {
     let versions: Vec<_> = hello.versions.iter().filter_map(|v| tls_version_name(*v)).collect();
-    let mut words =
+    let mut text =
         format!("{} bytes in {} record(s), {}", hello.wire_len, hello.records, versions.join(", "));
     if hello.ech {
-        words += ", ECH (or GREASE that looks like it)";
+        text += ", ECH (or GREASE that looks like it)";
     }
     if hello.early_data {
-        words += ", early data offered";
+        text += ", early data offered";
     }
     if bytes > hello.wire_len {
-        let _infallible = write!(words, ", {} bytes behind it", bytes - hello.wire_len);
+        let _infallible = write!(text, ", {} bytes behind it", bytes - hello.wire_len);
     }
-    words
+    text
 }
 
-/// `None` for GREASE (RFC 8701).
+/// Returns the name of a TLS version; `None` for GREASE (RFC 8701).
 fn tls_version_name(code: u16) -> Option<String> {
     match code {
         0x0301 => Some("TLS 1.0".into()),
@@ -133,7 +134,7 @@ fn describe_server_name(sni: &Sni) -> String {
     match sni {
         Sni::Name(name) => name.to_string(),
         Sni::Absent => "none".into(),
-        Sni::Invalid(why) => format!("none: what the client sends {why}"),
+        Sni::Invalid(error) => format!("none: what the client sends {error}"),
     }
 }
 
@@ -160,8 +161,8 @@ fn describe_route(config: &Config, hello: &ClientHello, decision: &ConfigDecisio
         NameClass::Nameless | NameClass::Unrouted => None,
     };
     match found {
-        Some((claim, route)) => {
-            format!("{} ({} match), {}", route.label, claim.label().replace('_', "-"), route.origin)
+        Some((kind, route)) => {
+            format!("{} ({} match), {}", route.label, kind.label().replace('_', "-"), route.origin)
         }
         None => "none".into(),
     }
@@ -173,15 +174,15 @@ fn describe_action(decision: &ConfigDecision<'_>) -> String {
         backends.join(" or ")
     };
     match &decision.action {
-        Action::Terminate(one) => {
-            let certificate = match &one.certificate {
+        Action::Terminate(terminate) => {
+            let certificate = match &terminate.certificate {
                 CertificateSource::Acme(challenge) => format!("ordered by {}", challenge.label()),
                 CertificateSource::Files { cert, .. } => format!("in {}", cert.display()),
             };
-            let to = list_backends(&one.route);
-            format!("terminate with the certificate {certificate}, plaintext to {to}")
+            let backends = list_backends(&terminate.route);
+            format!("terminate with the certificate {certificate}, plaintext to {backends}")
         }
-        Action::Reject(alert) => format!("refuse with alert {alert}"),
+        Action::Reject(alert) => format!("reject with alert {alert}"),
         Action::Forward(route) => format!("forward to {}", list_backends(route)),
     }
 }

@@ -130,6 +130,10 @@ impl fmt::Display for FlowList {
 }
 
 /// Locks the pins of an instance, so that no agent of its name can start while the file is open.
+///
+/// # Errors
+///
+/// Nothing is pinned, or an agent of that name runs.
 fn lock_stopped_instance(instance: &str) -> Result<(PathBuf, File)> {
     let dir = pin_dir(instance);
     let place = dir.display();
@@ -201,7 +205,7 @@ pub fn request_reset(instance: &str, client: &str) -> Result<String> {
     let packet = PinnedState::read(&dir)?.packet.with_context(context)?;
     let running = packet.flows.iter().filter(|(_, flow)| flow.state == FlowState::Offloaded);
     let selected = running.filter(|(_, flow)| is_selected(peer_and_local(&flow.client_tuple).0));
-    let flow_ids: Vec<u64> = selected.map(|(number, _)| *number).collect();
+    let flow_ids: Vec<u64> = selected.map(|(flow_id, _)| *flow_id).collect();
     request_resets(&dir, &flow_ids)?;
     match flow_ids.len() {
         0 => bail!("no flow of {client} is offloaded; `snisplit flows` lists those that are"),

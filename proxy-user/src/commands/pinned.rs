@@ -1,4 +1,4 @@
-//! What the engines of an instance have pinned in bpffs.
+//! The pins of an instance in bpffs.
 
 use anyhow::{Context as _, Result};
 use snisplit_common::abi::sockmap::DirectionEntry;
@@ -7,6 +7,10 @@ use crate::bpf::inspect::PinnedState;
 use crate::bpf::{self, pin_dir};
 
 /// Reads the pinned maps of an instance; `None` if nothing is pinned.
+///
+/// # Errors
+///
+/// A pin cannot be read.
 pub(super) fn read_pinned(instance: &str) -> Result<Option<PinnedState>> {
     let dir = pin_dir(instance);
     match bpf::is_bpffs_mounted() && dir.exists() {

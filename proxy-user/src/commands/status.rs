@@ -1,7 +1,8 @@
-//! `snisplit status`: whether an agent runs, its engine, and what its engines have in the kernel.
+//! `snisplit status`: shows whether an agent runs, its engine, and the flows and counters of its BPF
+//! programs.
 //!
-//! The verb reads the instance file and the pinned BPF maps, so it works while the agent hangs, and
-//! after the agent has died.
+//! The subcommand reads the instance file and the pinned BPF maps. It therefore works while the agent
+//! hangs, and after the agent has died.
 
 use std::fmt;
 use std::time::{Duration, UNIX_EPOCH};
@@ -105,7 +106,7 @@ impl EngineStatus {
     }
 }
 
-/// Identifier of a counter for scripts; unlike the description it does not change.
+/// Returns the identifier of a counter for scripts. Unlike the description, it does not change.
 const fn sockmap_counter_id(counter: SockmapCounter) -> &'static str {
     match counter {
         SockmapCounter::Redirected => "redirected",
@@ -120,7 +121,7 @@ const fn sockmap_counter_id(counter: SockmapCounter) -> &'static str {
     }
 }
 
-/// Identifier of a counter for scripts; unlike the description it does not change.
+/// Returns the identifier of a counter for scripts. Unlike the description, it does not change.
 const fn packet_counter_id(counter: PacketCounter) -> &'static str {
     match counter {
         PacketCounter::Forwarded => "forwarded",

@@ -1,4 +1,4 @@
-//! `snisplit top`: the offloaded flows and their rates, the busiest first.
+//! `snisplit top`: shows the rates of offloaded flows, the busiest flow first.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -12,11 +12,11 @@ use rustix::termios::tcgetwinsize;
 
 use super::flows::{FlowList, FlowRow};
 
-/// Lines of a terminal that show no flow: the totals, the titles, and the line of the cursor.
+/// Lines of a terminal that show no flow: totals, titles, and the line of the cursor.
 const NON_FLOW_LINES: usize = 3;
 
 /// Prints the flows every `interval`, `iterations` times or until standard output is closed. On a
-/// terminal each reading replaces the one before.
+/// terminal, each table replaces the one before.
 ///
 /// # Errors
 ///
@@ -68,7 +68,7 @@ impl<'f> RateTable<'f> {
     }
 }
 
-/// One reading as text, at most `rows` flows of it.
+/// Table of at most `rows` flows, as text.
 struct TopView<'t> {
     table: &'t RateTable<'t>,
     rows: usize,

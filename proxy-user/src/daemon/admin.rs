@@ -1,4 +1,4 @@
-//! The admin port: `/metrics`, `/healthz` and `/readyz`, read-only, for people and scrapers.
+//! The admin port: read-only HTTP with `/metrics`, `/healthz` and `/readyz`.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -23,7 +23,8 @@ const MAX_CONNECTIONS: usize = 64;
 /// Maximum time until the head of a request is complete, and that a connection may be idle.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Answers until it is dropped. `lacking` names what has no certificate yet.
+/// Serves requests until the future is dropped. `missing` returns the names that have no certificate
+/// yet.
 pub(super) async fn serve<L>(listener: TcpListener, metrics: Metrics, missing: L)
 where
     L: Fn() -> Vec<String> + Clone + Send + 'static,
@@ -33,9 +34,9 @@ where
     loop {
         let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
         let (stream, _) = acceptor.accept().await;
-        let (metrics, lacking) = (metrics.clone(), missing.clone());
+        let (metrics, missing) = (metrics.clone(), missing.clone());
         let service = service_fn(move |request| {
-            let response = respond(&request, &metrics, &lacking);
+            let response = respond(&request, &metrics, &missing);
             async move { Ok::<_, Infallible>(response) }
         });
         let connection = http1::Builder::new()

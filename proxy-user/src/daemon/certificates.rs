@@ -1,4 +1,4 @@
-//! Everything that certificates come from, put in step with a configuration.
+//! The sources of certificates: orders by ACME, and certificate files.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::certs::CertStore;
 use crate::certs::file_watcher::CertFileWatcher;
 use crate::config::Config;
 
-/// The keepers of ordered certificates, and the watcher of files.
+/// Manager of ordered certificates, and watcher of certificate files.
 pub(super) struct CertificateSources {
     cert_store: CertStore,
     manager: CertificateManager,
@@ -26,8 +26,12 @@ impl CertificateSources {
         }
     }
 
-    /// Serves and keeps what a configuration wants; `before` is what is served so far, and stays so
-    /// if this fails.
+    /// Serves the certificates of `config`, and starts their orders and the file watcher. If this
+    /// fails, the certificates of `previous` stay in use.
+    ///
+    /// # Errors
+    ///
+    /// The state directory cannot be used, or a key for session tickets cannot be generated.
     pub(super) fn apply(&mut self, config: &Arc<Config>, previous: &Config) -> Result<()> {
         self.cert_store.apply(config)?;
         if let Err(error) = self.manager.apply(config) {

@@ -1,4 +1,4 @@
-//! Where the agent reads its configuration, at its start and at each reload.
+//! The source of the configuration: a file, flags, or both.
 
 use std::path::PathBuf;
 
@@ -6,12 +6,12 @@ use super::config_watcher::ConfigWatcher;
 use crate::certs::pem;
 use crate::config::{Config, ConfigErrors, Overrides};
 
-/// Where the configuration comes from, and comes from again at a reload.
+/// File and flags that the agent reads at its start and at each reload.
 #[derive(Debug)]
 pub struct ConfigSource {
-    /// The file, if there is one.
+    /// Configuration file; `None` if there are flags only.
     pub path: Option<PathBuf>,
-    /// The flags, which win over it.
+    /// Flags, which take precedence over the file.
     pub overrides: Overrides,
     /// Whether to reload as soon as the file changes.
     pub watch: bool,
@@ -22,7 +22,7 @@ impl ConfigSource {
     ///
     /// # Errors
     ///
-    /// All problems of the file and the flags.
+    /// The file cannot be read, or file and flags have problems. The error lists all of them.
     pub fn load(&self) -> Result<Config, ConfigErrors> {
         Config::load(self.path.as_deref(), &self.overrides, pem::verify_names)
     }

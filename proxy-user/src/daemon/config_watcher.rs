@@ -1,4 +1,4 @@
-//! Watching the configuration by looking at it, once a second.
+//! The watcher of the configuration file, which polls the file once a second.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use crate::file_stamp::{FileStamp, read_stamp};
 
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Changes of a file; none, ever, without one.
+/// Watcher of one file. Without a path it never reports a change.
 pub(super) struct ConfigWatcher {
     path: Option<PathBuf>,
     last_stamp: Option<FileStamp>,
@@ -24,7 +24,7 @@ impl ConfigWatcher {
         Self { path, last_stamp, ticks }
     }
 
-    /// Waits for the next change. A file that is gone is no change; its return is one.
+    /// Waits for the next change. The removal of the file is no change. A new file at the path is one.
     pub(super) async fn changed(&mut self) {
         let Some(path) = &self.path else { return std::future::pending().await };
         loop {

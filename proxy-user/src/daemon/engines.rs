@@ -1,4 +1,4 @@
-//! The engines that a configuration asks for: loaded and tested before a connection uses them.
+//! The engines that a configuration names. Each is loaded and tested before a connection uses it.
 
 use std::future::pending;
 use std::path::Path;
@@ -19,14 +19,14 @@ use crate::instance::{InstanceInfo, InstanceLock, SockmapStatus};
 use crate::session::Shared;
 use crate::sys;
 
-/// What must live as long as the agent: the pins and the instance file.
+/// Pins and instance file of the agent. Dropping the guard removes them.
 pub(super) struct EngineGuard {
     pins: Option<PinDir>,
     _instance_lock: Option<InstanceLock>,
 }
 
 impl EngineGuard {
-    /// Makes the pins of adopted flows end with this agent.
+    /// Makes dropping the guard remove the pins of adopted flows too.
     pub(super) fn mark_adopted(&mut self) {
         if let Some(pins) = &mut self.pins {
             pins.remove_on_drop();
@@ -34,8 +34,8 @@ impl EngineGuard {
     }
 }
 
-/// Loads and tests the engine that the configuration names. With `engine = "auto"` it loads sockmap
-/// if the kernel is good for it; then it cannot fail.
+/// Loads and tests the engine that the configuration names. With `engine = "auto"` this is sockmap,
+/// unless the kernel has a known bug; a failure is then no error.
 ///
 /// # Errors
 ///
@@ -97,7 +97,7 @@ async fn load_sockmap(selector: &EngineSelector, pins: Option<&Path>) -> Result<
     let loaded = task::block_in_place(|| {
         Handle::current().block_on(self_test::load_and_test(LevelFilter::WARN, pins))
     });
-    // The parsed BTF took some 80 MB, which the allocator would keep.
+    // Parsing BTF takes some 80 MB, which the allocator would not return to the kernel.
     sys::trim_heap();
     selector.set_sockmap(loaded?);
     Ok(format!("works: tested on this kernel in {} ms", started.elapsed().as_millis()))

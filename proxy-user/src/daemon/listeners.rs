@@ -1,4 +1,4 @@
-//! The listening sockets: opened before they are needed, closed after they are not.
+//! The listening sockets. A reload binds new ones before it closes old ones.
 
 use std::collections::HashMap;
 use std::io;
@@ -18,16 +18,16 @@ use crate::downstream::acceptor_threads;
 use crate::engine::{EngineChoice, EngineKind};
 use crate::session::{Shared, acme_http, serve_listener};
 
-/// All addresses that are accepted on.
+/// Listening sockets of all addresses, and the tasks that accept on them.
 pub(super) struct Listeners {
     shared: Arc<Shared>,
     tasks: TaskTracker,
-    /// Where connections are accepted.
+    /// Runtimes that accept connections: the main one, or one for each acceptor thread.
     acceptor_runtimes: Vec<Handle>,
     accepting: HashMap<Endpoint, Vec<JoinHandle<()>>>,
 }
 
-/// An address and what is spoken there.
+/// Address of a listening socket, by protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Endpoint {
     Tls(SocketAddr),
@@ -42,7 +42,7 @@ impl Endpoint {
     }
 }
 
-/// Sockets that are bound and not used yet: dropping them changes nothing.
+/// Bound sockets that do not accept yet. Dropping them leaves the running listeners as they are.
 pub(super) struct PreparedListeners<'l> {
     listeners: &'l mut Listeners,
     added: Vec<(Endpoint, Vec<TcpListener>)>,
@@ -50,7 +50,12 @@ pub(super) struct PreparedListeners<'l> {
 }
 
 impl Listeners {
-    /// The packet engine and sockmap hear of their flows at home, so theirs begin there too.
+    /// Starts the acceptor threads. With `engine = "packet"` or `"sockmap"` there are none: the main
+    /// runtime receives the events of the flows, so it also accepts them.
+    ///
+    /// # Errors
+    ///
+    /// A thread cannot be started.
     pub(super) fn new(shared: Arc<Shared>, tasks: TaskTracker) -> io::Result<Self> {
         let acceptor_runtimes = match shared.config.load().engine {
             EngineChoice::Only(EngineKind::Packet | EngineKind::Sockmap) => {
@@ -63,20 +68,25 @@ impl Listeners {
         Ok(Self { shared, tasks, acceptor_runtimes, accepting: HashMap::new() })
     }
 
-    /// Binds what the configuration has and we have not; all of it or nothing.
+    /// Binds the addresses of a configuration that are not bound yet: all of them, or none.
+    ///
+    /// # Errors
+    ///
+    /// An address cannot be bound.
     pub(super) fn prepare(&mut self, config: &Config) -> Result<PreparedListeners<'_>> {
-        let tls = config.listeners.iter().map(|one| Endpoint::Tls(one.address));
+        let tls = config.listeners.iter().map(|listener| Endpoint::Tls(listener.address));
         let endpoints: Vec<Endpoint> = tls.chain(config.http.map(Endpoint::Http)).collect();
         let mut added = Vec::new();
-        for &endpoint in endpoints.iter().filter(|door| !self.accepting.contains_key(door)) {
+        let is_new = |endpoint: &&Endpoint| !self.accepting.contains_key(endpoint);
+        for &endpoint in endpoints.iter().filter(is_new) {
             let v6_only = is_v4_taken(endpoint.address(), &endpoints);
             let (key, bound) = match endpoint {
-                Endpoint::Tls(at) => (
+                Endpoint::Tls(address) => (
                     "listener",
-                    accept::listen_tls(at, v6_only, &config.limits, &self.acceptor_runtimes),
+                    accept::listen_tls(address, v6_only, &config.limits, &self.acceptor_runtimes),
                 ),
-                Endpoint::Http(at) => {
-                    ("http", accept::listen_http(at, v6_only).map(|socket| vec![socket]))
+                Endpoint::Http(address) => {
+                    ("http", accept::listen_http(address, v6_only).map(|socket| vec![socket]))
                 }
             };
             let sockets = bound.with_context(|| {
@@ -84,11 +94,11 @@ impl Listeners {
             })?;
             added.push((endpoint, sockets));
         }
-        let removed = self.accepting.keys().filter(|door| !endpoints.contains(door));
+        let removed = self.accepting.keys().filter(|endpoint| !endpoints.contains(endpoint));
         Ok(PreparedListeners { added, removed: removed.copied().collect(), listeners: self })
     }
 
-    /// Stops accepting everywhere.
+    /// Closes all listening sockets.
     pub(super) async fn stop_accepting(&mut self) {
         for task in self.accepting.drain().flat_map(|(_, tasks)| tasks) {
             task.abort();
@@ -98,7 +108,7 @@ impl Listeners {
 }
 
 impl PreparedListeners<'_> {
-    /// Accepts on the fresh sockets and closes the stale ones.
+    /// Accepts on the new sockets, and closes those whose address the configuration lacks.
     pub(super) fn commit(self) {
         let Listeners { shared, tasks, acceptor_runtimes: runtimes, accepting } = self.listeners;
         for (endpoint, sockets) in self.added {
@@ -109,8 +119,9 @@ impl PreparedListeners<'_> {
                 Endpoint::Http(_) => info!(%address, "listening for HTTP"),
             }
             let run = |(socket, runtime): (TcpListener, &Handle)| match endpoint {
-                Endpoint::Tls(at) => {
-                    runtime.spawn(serve_listener(socket, at, Arc::clone(shared), tasks.clone()))
+                Endpoint::Tls(address) => {
+                    let tasks = tasks.clone();
+                    runtime.spawn(serve_listener(socket, address, Arc::clone(shared), tasks))
                 }
                 Endpoint::Http(_) => tokio::spawn(acme_http::run(socket, Arc::clone(shared))),
             };
@@ -125,8 +136,8 @@ impl PreparedListeners<'_> {
     }
 }
 
-/// Whether `0.0.0.0` of the same port is listened on too, so that `[::]` must leave IPv4 alone.
+/// Returns whether an IPv4 address has the same port. `[::]` must then accept IPv6 only.
 fn is_v4_taken(address: SocketAddr, all: &[Endpoint]) -> bool {
-    let mut others = all.iter().map(|door| door.address());
-    others.any(|other| other.is_ipv4() && other.port() == address.port())
+    let mut addresses = all.iter().map(|endpoint| endpoint.address());
+    addresses.any(|other| other.is_ipv4() && other.port() == address.port())
 }

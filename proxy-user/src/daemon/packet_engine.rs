@@ -1,4 +1,4 @@
-//! The start of the packet engine: what it needs of the host, and where it is attached.
+//! The start of the packet engine: checks of the host, and the interfaces to attach to.
 
 use std::path::Path;
 
@@ -40,7 +40,7 @@ pub(super) fn load(config: &Config, selector: &EngineSelector, pins: Option<&Pat
     let hook = resolve_hook(config.packet.hook);
     let xdp_interfaces = targets.iter().filter(|target| target.use_xdp).count();
     let packet = PacketEngine::load(&targets, hook, PortAllocator::new(ports.clone()), pins);
-    // The parsed BTF took some 50 MB, which the allocator would keep.
+    // Parsing BTF takes some 50 MB, which the allocator would not return to the kernel.
     sys::trim_heap();
     let packet = packet?;
     packet.enable_xdp_redirect(host::supports_ndo_xdp_xmit)?;

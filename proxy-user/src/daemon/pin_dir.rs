@@ -18,7 +18,7 @@ pub(super) struct PinDir {
 }
 
 impl PinDir {
-    /// Locks the directory and removes what an agent that was killed has left there. `None` without
+    /// Locks the directory, and removes the pins of an agent that was killed. Returns `None` without
     /// bpffs; the maps are then not pinned, and bpftool(8) finds them by id only.
     ///
     /// # Errors
@@ -26,7 +26,7 @@ impl PinDir {
     /// The directory cannot be created, or another agent of this name runs.
     pub(super) fn acquire_clean(instance: &str) -> Result<Option<Self>> {
         let pins = Self::lock(instance)?;
-        // Flows that are left there belong to the packet engine, which this agent does not load.
+        // Pinned flows belong to the packet engine, which this agent does not load.
         if let Some(pins) = &pins {
             bpf::packet::detach_all(&pins.path);
             remove_entries(&pins.path, |_| true);
@@ -34,8 +34,8 @@ impl PinDir {
         Ok(pins)
     }
 
-    /// Locks the directory and keeps the pins of the packet engine, whose flows outlive their agent.
-    /// `None` without bpffs.
+    /// Locks the directory, and keeps the pins of the packet engine, whose flows outlive their agent.
+    /// Returns `None` without bpffs.
     ///
     /// # Errors
     ///

@@ -1,6 +1,6 @@
-//! Reload: a new table at once for new connections, nothing at all for running ones.
+//! Reload of the configuration: new connections use the new one, running connections do not change.
 //!
-//! Everything that can fail happens first. A broken file changes nothing and says why.
+//! All steps that can fail come first, so a broken file changes nothing.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::config::{Config, Route};
 use crate::session::Shared;
 use crate::telemetry::metrics::ReloadLabels;
 
-/// Reads the configuration again and says what became of it.
+/// Reads and applies the configuration, and logs and counts the result.
 pub(super) fn reload(
     source: &ConfigSource,
     shared: &Shared,
@@ -53,14 +53,14 @@ fn apply_new_config(source: &ConfigSource, shared: &Shared, services: &mut Servi
 
 fn log_changes(old: &Config, new: &Config) {
     let (before, after) = (routes_by_names(old), routes_by_names(new));
-    let only = |these: &BTreeMap<String, &Route>, those: &BTreeMap<String, &Route>| {
-        these.keys().filter(|names| !those.contains_key(*names)).cloned().collect::<Vec<_>>()
+    let missing_in = |other: &BTreeMap<String, &Route>, routes: &BTreeMap<String, &Route>| {
+        routes.keys().filter(|names| !other.contains_key(*names)).cloned().collect::<Vec<_>>()
     };
     let is_changed = |(names, route): &(&String, &&Route)| {
         before.get(*names).is_some_and(|old| !old.same_behaviour(route))
     };
     let changed: Vec<&String> = after.iter().filter(is_changed).map(|(names, _)| names).collect();
-    let (added, removed) = (only(&after, &before), only(&before, &after));
+    let (added, removed) = (missing_in(&before, &after), missing_in(&after, &before));
     info!(routes = after.len(), ?added, ?removed, ?changed, "configuration reloaded");
     let restart_only =
         |c: &Config| (c.admin, c.access_log.clone(), c.access_log_format, c.instance.clone());
@@ -72,7 +72,7 @@ fn log_changes(old: &Config, new: &Config) {
     }
 }
 
-/// A route is known by its names, whatever their order.
+/// Returns the routes by their sorted names. A reload compares routes with the same names.
 fn routes_by_names(config: &Config) -> BTreeMap<String, &Route> {
     let names = |route: &Route| {
         let mut names: Vec<String> = route.names.iter().map(ToString::to_string).collect();
@@ -82,7 +82,7 @@ fn routes_by_names(config: &Config) -> BTreeMap<String, &Route> {
     config.all_routes().map(|route| (names(route), route)).collect()
 }
 
-/// Says what the most open setting allows.
+/// Logs a warning if the configuration has `acme_bypass = "always"`.
 pub(super) fn warn_if_bypass_always(config: &Config) {
     if config.acme_bypass == AcmeBypass::Always {
         warn!(

@@ -1,4 +1,4 @@
-//! The parts of the agent that follow the configuration, besides connections.
+//! The parts of the agent that a reload updates.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use super::listeners::Listeners;
 use crate::session::Shared;
 use crate::upstream::health_check::HealthChecker;
 
-/// What follows the configuration besides connections.
+/// Parts that the start and each reload apply the configuration to.
 pub(super) struct Services {
     pub(super) listeners: Listeners,
     pub(super) certificates: CertificateSources,
@@ -18,6 +18,9 @@ pub(super) struct Services {
 }
 
 impl Services {
+    /// # Errors
+    ///
+    /// A thread cannot be started.
     pub(super) fn new(shared: &Arc<Shared>, tasks: &TaskTracker) -> Result<Self> {
         let listeners = Listeners::new(Arc::clone(shared), tasks.clone());
         Ok(Self {

@@ -1,9 +1,12 @@
-//! The kernel forwards packets, and the proxy leaves the path: when the back end answers the hello, the
-//! two connections are made one by translating each packet from one's numbers to the other's
-//! (`proxy-ebpf/src/packet`), and both sockets are forgotten.
+//! The packet engine: BPF programs translate the packets of a flow, and no socket of the agent is in the
+//! path.
 //!
-//! A flow that cannot be made one stays with its sockets: until the back end has answered they are
-//! whole, and the ladder goes on with them.
+//! When the back end answers the hello, the programs join the two TCP connections: they rewrite
+//! addresses, ports, sequence numbers and timestamps of each packet (`proxy-ebpf/src/packet`). The agent
+//! closes both sockets without a packet.
+//!
+//! If the programs cannot take a flow over, its sockets are still complete, and the engine selector
+//! continues with another engine.
 
 use std::net::SocketAddr;
 use std::path::Path;

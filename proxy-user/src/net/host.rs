@@ -1,4 +1,4 @@
-//! What the packet engine needs of the host, and what it goes past.
+//! Requirements of the packet engine on the host, and the netfilter rules that its flows bypass.
 
 use std::fs;
 use std::ops::RangeInclusive;
@@ -11,12 +11,16 @@ use super::netlink::count_nf_tables;
 use super::{interfaces, netdev};
 use crate::config::PacketConfig;
 
-/// What the kernel asks when it looks for a packet's way on behalf of a program: that the interface
-/// which it is asked for forwards. Ours is the loopback interface, by which nothing else is forwarded.
+/// Sysctls that `bpf_fib_lookup` requires to be 1: forwarding of the interface that a program looks up
+/// routes for. The packet programs pass the loopback interface, which no other packet is forwarded from.
 const LO_FORWARDING_SYSCTLS: [&str; 2] =
     ["/proc/sys/net/ipv4/conf/lo/forwarding", "/proc/sys/net/ipv6/conf/lo/forwarding"];
 
-/// Lets packets be forwarded on behalf of the loopback interface; no other forwards for that.
+/// Enables forwarding for the loopback interface. Other interfaces keep their settings.
+///
+/// # Errors
+///
+/// A sysctl cannot be written.
 pub(crate) fn enable_lo_forwarding() -> Result<()> {
     for sysctl in LO_FORWARDING_SYSCTLS.into_iter().filter(|switch| Path::new(switch).exists()) {
         fs::write(sysctl, "1").with_context(|| format!("{sysctl} must be 1"))?;
@@ -24,15 +28,19 @@ pub(crate) fn enable_lo_forwarding() -> Result<()> {
     Ok(())
 }
 
-/// How many tables of rules packets of a flow go past, once it has left its sockets; `None` if nobody
-/// says.
+/// Counts the tables of netfilter rules that packets of offloaded flows bypass. `None` if the kernel
+/// does not list them.
 pub(crate) fn bypassed_nf_tables() -> Option<usize> {
     let legacy = ["/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"];
     let legacy = legacy.map(|names| fs::read_to_string(names).map_or(0, |all| all.lines().count()));
     Some(count_nf_tables().ok()? + legacy.iter().sum::<usize>())
 }
 
-/// The interfaces to attach to.
+/// Returns the interfaces to attach to.
+///
+/// # Errors
+///
+/// The kernel does not list its interfaces, a configured one does not exist, or there is none.
 pub(crate) fn select_interfaces(packet: &PacketConfig) -> Result<Vec<Interface>> {
     let all = interfaces::list_with_addresses().context("cannot list the interfaces")?;
     let wanted = &packet.interfaces;
@@ -48,25 +56,31 @@ pub(crate) fn select_interfaces(packet: &PacketConfig) -> Result<Vec<Interface>>
     Ok(selected)
 }
 
-/// Why an interface's driver cannot have the program of drivers (XDP), if it cannot.
+/// Returns why the driver of an interface does not support the XDP program; `None` if it does.
 pub(crate) fn xdp_unsupported_reason(interface: &Interface) -> Option<String> {
     if interface.is_veth {
-        // It takes frames only as long as its other end has XDP or GRO (veth_xdp_xmit).
+        // A veth transmits redirected frames only while its peer has XDP or GRO (veth_xdp_xmit).
         return Some("a veth".into());
     }
     match netdev::has_features(interface.ifindex, netdev::XDP_BASIC_REDIRECT) {
         Ok(true) => None,
         Ok(false) => Some("no native XDP".into()),
-        Err(error) => Some(format!("the kernel does not say (Linux 6.3 does): {error}")),
+        Err(error) => {
+            Some(format!("the kernel does not list its features (Linux 6.3 does): {error}"))
+        }
     }
 }
 
-/// Whether an interface's driver takes frames of others.
+/// Returns whether the driver of an interface transmits frames that other drivers redirect.
 pub(crate) fn supports_ndo_xdp_xmit(ifindex: u32) -> bool {
     netdev::has_features(ifindex, netdev::NDO_XMIT).unwrap_or_default()
 }
 
-/// The kernel must give none of our ports to anybody else.
+/// Checks that the kernel assigns no port of this range to other sockets.
+///
+/// # Errors
+///
+/// A port is in `ip_local_port_range` and not reserved.
 pub(crate) fn ensure_ports_reserved(ports: &RangeInclusive<u16>) -> Result<()> {
     const RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
     const RESERVED: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
@@ -84,8 +98,8 @@ pub(crate) fn ensure_ports_reserved(ports: &RangeInclusive<u16>) -> Result<()> {
     let overlap = *ports.start().max(&first)..=*ports.end().min(&last);
     if let Some(port) = overlap.clone().find(|port| !is_reserved(*port)) {
         bail!(
-            "packet.ports: the kernel gives port {port} to anybody; add {}-{} to \
-             net.ipv4.ip_local_reserved_ports, or choose others",
+            "packet.ports: the kernel may assign port {port} to other sockets; add {}-{} to \
+             net.ipv4.ip_local_reserved_ports, or choose other ports",
             overlap.start(),
             overlap.end()
         );

@@ -1,4 +1,4 @@
-//! The interfaces that clients and back ends can be behind.
+//! The Ethernet interfaces of the host.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -14,14 +14,18 @@ use super::netlink::send_request;
 pub(crate) struct Interface {
     pub(crate) name: String,
     pub(crate) ifindex: u32,
-    /// Whether it is one end of a veth pair, and the other end in another network namespace.
+    /// Whether it is a veth whose peer is in another network namespace.
     pub(crate) peer_in_other_netns: bool,
-    /// Whether it is a veth pair's, wherever the other end is.
+    /// Whether it is a veth.
     pub(crate) is_veth: bool,
 }
 
-/// All Ethernet interfaces with an address: what is part of a bridge or bond has none, and is seen
-/// through that.
+/// Lists all Ethernet interfaces with an address. Ports of a bridge or bond have none; the list has the
+/// bridge or bond instead.
+///
+/// # Errors
+///
+/// The error of a netlink request.
 pub(super) fn list_with_addresses() -> io::Result<Vec<Interface>> {
     let addresses =
         send_request(RouteNetlinkMessage::GetAddress(AddressMessage::default()), NLM_F_DUMP)?;
@@ -42,7 +46,7 @@ pub(super) fn list_with_addresses() -> io::Result<Vec<Interface>> {
     Ok(interfaces)
 }
 
-/// `None`: it is no Ethernet interface.
+/// Parses a link; `None` if it is no Ethernet interface.
 fn ethernet_interface(message: &LinkMessage) -> Option<Interface> {
     let (mut name, mut is_veth, mut has_link_netns) = (None, false, false);
     for attribute in &message.attributes {
@@ -52,7 +56,7 @@ fn ethernet_interface(message: &LinkMessage) -> Option<Interface> {
         if let LinkAttribute::LinkInfo(infos) = attribute {
             is_veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth));
         }
-        // Said only if the other end is in another namespace (rtnl_fill_link_netnsid).
+        // Present only if the peer is in another namespace (rtnl_fill_link_netnsid).
         has_link_netns |= matches!(attribute, LinkAttribute::LinkNetNsId(_));
     }
     let is_ethernet = message.header.link_layer_type == LinkLayerType::Ether;

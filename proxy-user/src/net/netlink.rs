@@ -1,4 +1,4 @@
-//! Rules and routes by rtnetlink(7).
+//! Policy rules and routes by rtnetlink(7), and the number of nftables' tables.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -14,14 +14,18 @@ use netlink_packet_route::route::{
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage, RulePortRange};
 use netlink_packet_route::{AddressFamily, IpProtocol, RouteNetlinkMessage};
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
-use netlink_sys::{Socket, SocketAddr as Kernel};
+use netlink_sys::{Socket, SocketAddr as NetlinkAddr};
 
 use super::routing::{ROUTE_TABLE, RoutingItem};
 
 /// The loopback device of every network namespace (LOOPBACK_IFINDEX, net/net_namespace.h).
 const LOOPBACK_IFINDEX: u32 = 1;
 
-/// What of ours the kernel has.
+/// Lists the rules and routes of [`ROUTE_TABLE`].
+///
+/// # Errors
+///
+/// The error of a netlink request.
 pub(crate) fn installed() -> io::Result<BTreeSet<RoutingItem>> {
     let mut items = BTreeSet::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
@@ -37,6 +41,11 @@ pub(crate) fn installed() -> io::Result<BTreeSet<RoutingItem>> {
     Ok(items)
 }
 
+/// Adds a rule or route.
+///
+/// # Errors
+///
+/// The error of the netlink request, such as `EPERM` without CAP_NET_ADMIN.
 pub(crate) fn add(item: &RoutingItem) -> io::Result<()> {
     let request = match item {
         RoutingItem::Rule(backend) => RouteNetlinkMessage::NewRule(rule(*backend)),
@@ -45,6 +54,11 @@ pub(crate) fn add(item: &RoutingItem) -> io::Result<()> {
     send_request(request, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL).map(drop)
 }
 
+/// Removes a rule or route.
+///
+/// # Errors
+///
+/// The error of the netlink request, such as `EPERM` without CAP_NET_ADMIN.
 pub(crate) fn remove(item: &RoutingItem) -> io::Result<()> {
     let request = match item {
         RoutingItem::Rule(backend) => RouteNetlinkMessage::DelRule(rule(*backend)),
@@ -84,7 +98,7 @@ fn route(is_v6: bool) -> RouteMessage {
     message
 }
 
-/// Reads an answer as one of our pieces.
+/// Parses a rule or route of [`ROUTE_TABLE`]; `None` if it is another one.
 fn parse_item(message: &RouteNetlinkMessage) -> Option<RoutingItem> {
     if let RouteNetlinkMessage::NewRoute(route) = message {
         let in_table = route.attributes.contains(&RouteAttribute::Table(ROUTE_TABLE));
@@ -106,14 +120,18 @@ fn parse_item(message: &RouteNetlinkMessage) -> Option<RoutingItem> {
     in_table.then_some(RoutingItem::Rule((ip?, port?).into()))
 }
 
-/// Sends one request and collects what the kernel says until it is done.
+/// Sends a request, and returns the messages of the response.
+///
+/// # Errors
+///
+/// The error of a socket call, or the one that the kernel responds with.
 pub(super) fn send_request(
     request: RouteNetlinkMessage,
     flags: u16,
 ) -> io::Result<Vec<RouteNetlinkMessage>> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind_auto()?;
-    socket.connect(&Kernel::new(0, 0))?;
+    socket.connect(&NetlinkAddr::new(0, 0))?;
     let mut header = NetlinkHeader::default();
     header.flags = NLM_F_REQUEST | flags;
     let mut message = NetlinkMessage::new(header, NetlinkPayload::from(request));
@@ -134,7 +152,7 @@ pub(super) fn send_request(
                 answers.push(inner);
                 continue;
             }
-            // The end of a dump, or an acknowledgement, which is an error with the code 0.
+            // The end of a dump, or an acknowledgement: an error message without a code.
             if let NetlinkPayload::Error(error) = &answer.payload
                 && error.code.is_some()
             {
@@ -145,14 +163,18 @@ pub(super) fn send_request(
     }
 }
 
-/// How many tables nftables has, iptables' by way of it included.
+/// Counts the tables of nftables, including those of iptables-nft.
+///
+/// # Errors
+///
+/// The error of a socket call, such as `EPROTONOSUPPORT` without nftables.
 pub(super) fn count_nf_tables() -> io::Result<usize> {
     /// linux/netfilter/nfnetlink.h and nf_tables.h: `NFNL_SUBSYS_NFTABLES << 8`, of which 0 is
     /// `NFT_MSG_NEWTABLE` and 1 `NFT_MSG_GETTABLE`.
     const NFT_MSG_NEWTABLE: u16 = 10 << 8;
     let mut socket = Socket::new(NETLINK_NETFILTER)?;
     socket.bind_auto()?;
-    socket.connect(&Kernel::new(0, 0))?;
+    socket.connect(&NetlinkAddr::new(0, 0))?;
     // `nlmsghdr` and `nfgenmsg`: all families.
     let mut request = [0; 20];
     request[..4].copy_from_slice(&20_u32.to_ne_bytes());

@@ -1,7 +1,7 @@
-//! The access log: a line for each connection, written by a thread of its own.
+//! The access log: one line for each connection, written by a thread of its own.
 //!
-//! A slow disk never slows a connection: lines that do not fit into the queue are dropped and
-//! counted (`snisplit_access_log_dropped_total`). SIGHUP opens the file anew, for logrotate.
+//! A slow disk does not slow connections: lines that do not fit into the queue are dropped and counted
+//! (`snisplit_access_log_dropped_total`). SIGHUP opens the file again, for logrotate(8).
 
 use std::fs::OpenOptions;
 use std::io::{self, BufWriter, Write};
@@ -15,52 +15,52 @@ use serde_json::Value;
 
 use super::metrics::Metrics;
 
-/// Lines waiting for the disk.
+/// Lines that may wait for the writer thread.
 const QUEUE_LINES: usize = 8192;
 
-/// How a line looks (`access_log_format`).
+/// Format of a line (`access_log_format`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AccessLogFormat {
     /// A JSON object.
     #[default]
     Json,
-    /// `key=value` pairs of what is known; values with blanks or quotes are JSON strings.
+    /// `key=value` pairs without absent values. A value with a blank, a quote or `=` is a JSON string.
     Text,
 }
 
-/// A back end.
+/// Address of the back end that a connection was forwarded to.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 pub(crate) enum BackendEndpoint {
     Address(SocketAddr),
-    /// `unix:` and its path.
+    /// `unix:` and the path of the socket.
     Unix(String),
 }
 
-/// The access log's line. Absent fields were never known.
+/// Line of the access log. A value is absent if the connection ended before it was known.
 #[derive(Debug, Serialize)]
 pub(crate) struct AccessLogEntry {
     /// Seconds since 1970 at accept.
     pub(crate) timestamp: f64,
     pub(crate) client: SocketAddr,
-    /// The proxy that spoke for the client (PROXY protocol).
+    /// Proxy that sent the client's address in a PROXY header.
     pub(crate) proxy: Option<SocketAddr>,
     pub(crate) listener: SocketAddr,
     pub(crate) sni: Option<String>,
     pub(crate) alpn: Vec<String>,
     pub(crate) client_hello_bytes: Option<usize>,
     pub(crate) client_hello_records: Option<usize>,
-    /// Seconds from accept to a whole hello.
+    /// Seconds from accept to a complete ClientHello.
     pub(crate) client_hello_seconds: Option<f64>,
-    /// The first name of the route.
+    /// First name of the route.
     pub(crate) route: Option<String>,
     pub(crate) backend: Option<BackendEndpoint>,
-    /// Seconds that connecting took.
+    /// Seconds to connect to the back end, failed attempts included.
     pub(crate) connect_seconds: Option<f64>,
     pub(crate) engine: Option<&'static str>,
-    /// Why it was decided so.
+    /// Reason of the decision or of the rejection.
     pub(crate) reason: Option<&'static str>,
-    /// The alert sent, by its name in the IANA registry.
+    /// Alert that the client was sent, by its name in the IANA registry.
     pub(crate) alert: Option<&'static str>,
     /// Bytes delivered to the back end.
     pub(crate) bytes_up: u64,
@@ -99,7 +99,7 @@ enum Message {
     Reopen,
 }
 
-/// Writes what it is given until it is dropped; dropping waits for the last line.
+/// Access log. Dropping it waits until all queued lines are written.
 #[derive(Debug)]
 pub(crate) struct AccessLog {
     format: AccessLogFormat,
@@ -108,7 +108,11 @@ pub(crate) struct AccessLog {
 }
 
 impl AccessLog {
-    /// Appends to a file; `-` is standard output.
+    /// Opens a file to append to, or standard output for `-`, and starts the writer thread.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be opened, or the thread cannot be started.
     pub(crate) fn open(path: &Path, format: AccessLogFormat) -> io::Result<Self> {
         let path = path.to_owned();
         let mut out = open(&path)?;
@@ -118,7 +122,7 @@ impl AccessLog {
         Ok(Self { format, queue: Some(queue), writer: Some(writer) })
     }
 
-    /// Opens the file anew, behind the lines that wait for it.
+    /// Makes the writer thread open the file again, after the lines that are queued already.
     pub(crate) fn reopen(&self) {
         if let Some(queue) = &self.queue {
             let _full_of_lines = queue.try_send(Message::Reopen);
@@ -155,7 +159,7 @@ fn open(path: &Path) -> io::Result<Output> {
     Ok(BufWriter::new(Box::new(file)))
 }
 
-/// Flushes whenever the queue runs empty, so that a line is on its way within a moment.
+/// Writes queued lines until the queue is closed. Flushes whenever the queue is empty.
 fn write_loop(messages: &Receiver<Message>, path: &Path, out: &mut Output) {
     let mut failed = false;
     while let Ok(first) = messages.recv() {

@@ -1,4 +1,4 @@
-//! Every metric of the agent, each with its sentence (which is its help text too).
+//! The metrics of the agent, and their help texts.
 
 use std::sync::atomic::AtomicU64;
 
@@ -31,7 +31,7 @@ pub(crate) struct Metrics {
     pub(crate) reloads: Family<ReloadLabels, Counter>,
 }
 
-/// Labels of `snisplit_reloads_total`.
+/// Labels of `snisplit_config_reloads_total`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct ReloadLabels {
     pub(crate) result: &'static str,
@@ -43,13 +43,13 @@ pub(crate) struct EndedLabels {
     pub(crate) outcome: &'static str,
 }
 
-/// Labels of `snisplit_refused_total`.
+/// Labels of `snisplit_connections_rejected_total`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct RejectedLabels {
     pub(crate) reason: &'static str,
 }
 
-/// Labels of `snisplit_acme_decisions_total`.
+/// Labels of `snisplit_acme_validations_total`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct AcmeLabels {
     pub(crate) class: &'static str,
@@ -82,30 +82,30 @@ pub(crate) struct DeclinedLabels {
     pub(crate) reason: &'static str,
 }
 
-/// Labels of `snisplit_engine_moved_total`.
+/// Labels of `snisplit_engine_handovers_total`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct HandoverLabels {
     pub(crate) engine: &'static str,
 }
 
-/// Labels of `snisplit_dial_failures_total` and `snisplit_backend_up`.
+/// Labels of `snisplit_backend_connect_failures_total` and `snisplit_backend_up`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct BackendLabels {
     pub(crate) backend: String,
 }
 
-/// Labels of `snisplit_dns_stale_total`.
+/// Labels of `snisplit_dns_stale_answers_total`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct HostLabels {
     pub(crate) host: String,
 }
 
-/// A histogram of times.
+/// Histogram of times, in seconds.
 #[derive(Clone, Debug)]
 pub(crate) struct LatencyHistogram(Histogram);
 
 impl Default for LatencyHistogram {
-    /// 100 µs to 13 s: a LAN's handshake at one end, every time-out at the other.
+    /// Creates 18 buckets from 100 µs, a TCP handshake within a LAN, to 13 s.
     fn default() -> Self {
         Self(Histogram::new(exponential_buckets(0.0001, 2.0, 18)))
     }
@@ -118,7 +118,7 @@ impl LatencyHistogram {
 }
 
 impl Metrics {
-    /// All metrics in the OpenMetrics text format.
+    /// Encodes all metrics in the OpenMetrics text format.
     pub(crate) fn encode(&self) -> String {
         let mut text = String::new();
         match text::encode(&mut text, &self.registry()) {
@@ -128,67 +128,91 @@ impl Metrics {
     }
 
     fn registry(&self) -> Registry {
-        let mut all = Registry::with_prefix("snisplit");
-        self.connections(&mut all);
-        self.backends(&mut all);
-        let lost = "Access log lines dropped because the queue was full";
-        all.register("access_log_dropped", lost, self.access_log_dropped.clone());
-        let reloads = self.reloads.clone();
-        all.register("config_reloads", "Reloads of the configuration, by result", reloads);
-        all
+        let mut registry = Registry::with_prefix("snisplit");
+        self.register_connection_metrics(&mut registry);
+        self.register_backend_metrics(&mut registry);
+        registry.register(
+            "access_log_dropped",
+            "Access log lines dropped because the queue was full",
+            self.access_log_dropped.clone(),
+        );
+        registry.register(
+            "config_reloads",
+            "Reloads of the configuration, by result",
+            self.reloads.clone(),
+        );
+        registry
     }
 
-    fn connections(&self, all: &mut Registry) {
+    fn register_connection_metrics(&self, registry: &mut Registry) {
         let m = self.clone();
-        all.register("connections_accepted", "Connections accepted", m.connections_accepted);
-        all.register("connections_open", "Connections that have not ended", m.connections_open);
-        let full = "Errors of accept(2), such as a full descriptor table";
-        all.register("accept_errors", full, m.accept_errors);
-        all.register(
+        registry.register("connections_accepted", "Connections accepted", m.connections_accepted);
+        registry.register(
+            "connections_open",
+            "Connections that have not ended",
+            m.connections_open,
+        );
+        registry.register(
+            "accept_errors",
+            "Errors of accept(2), such as a full descriptor table",
+            m.accept_errors,
+        );
+        registry.register(
             "connections_ended",
             "Connections that ended, by outcome",
             m.connections_ended,
         );
-        all.register(
+        registry.register(
             "connections_rejected",
             "Connections rejected, by reason",
             m.connections_rejected,
         );
-        all.register(
+        registry.register(
             "acme_validations",
             "ACME validations (TLS-ALPN-01 and HTTP-01), by class of name, action and reason",
             m.acme_validations,
         );
-        all.register(
+        registry.register(
             "forwarded_bytes",
             "Bytes delivered, by route, engine and direction; counted when the connection ends",
             m.forwarded_bytes,
         );
-        all.register(
+        registry.register(
             "engine_declined",
             "Flows that an engine declined, by engine and reason",
             m.engine_declined,
         );
-        all.register(
+        registry.register(
             "engine_handovers",
             "Handovers of running flows to another engine",
             m.engine_handovers,
         );
-        let hello = "Time from accept to a complete ClientHello";
-        all.register_with_unit("client_hello", hello, Unit::Seconds, m.client_hello_seconds.0);
+        registry.register_with_unit(
+            "client_hello",
+            "Time from accept to a complete ClientHello",
+            Unit::Seconds,
+            m.client_hello_seconds.0,
+        );
     }
 
-    fn backends(&self, all: &mut Registry) {
+    fn register_backend_metrics(&self, registry: &mut Registry) {
         let m = self.clone();
-        all.register(
+        registry.register(
             "backend_connect_failures",
             "Failed attempts to connect to a back end",
             m.backend_connect_failures,
         );
-        all.register("backend_up", "Whether a back end is considered up", m.backend_up);
-        let dial = "Time to connect to a back end, failed attempts included";
-        all.register_with_unit("backend_connect", dial, Unit::Seconds, m.backend_connect_seconds.0);
-        let stale = "Uses of expired DNS answers because no name server answered (RFC 8767)";
-        all.register("dns_stale_answers", stale, m.dns_stale_answers);
+        registry.register("backend_up", "Whether a back end is considered up", m.backend_up);
+        registry.register_with_unit(
+            "backend_connect",
+            "Time to connect to a back end, failed attempts included",
+            Unit::Seconds,
+            m.backend_connect_seconds.0,
+        );
+        registry.register(
+            "dns_stale_answers",
+            "Uses of expired DNS answers because no name server answered (RFC 8767)",
+            m.dns_stale_answers,
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! One record for each accepted connection, made at accept and told once, when it is dropped.
+//! The record of an accepted connection. It is created at accept, and counted and logged when it is
+//! dropped.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,8 +11,8 @@ use super::access_log::{AccessLog, AccessLogEntry};
 use super::metrics::{AcmeLabels, BytesLabels, EndedLabels, Metrics, RejectedLabels};
 use super::outcome::Outcome;
 
-/// What became of one connection. Dropping it is what counts and logs it, so each is told exactly
-/// once, however its task ends.
+/// Record of one connection. Dropping it counts and logs the connection: exactly once, however its task
+/// ends.
 #[derive(Debug)]
 pub(crate) struct Record {
     telemetry: Arc<Telemetry>,
@@ -19,11 +20,11 @@ pub(crate) struct Record {
     pub(crate) entry: AccessLogEntry,
     pub(crate) outcome: Outcome,
     pub(crate) acme: Option<AcmeLabels>,
-    /// Where the client wanted to go, if a proxy said so.
+    /// Destination address in the PROXY header.
     pub(crate) destination: Option<SocketAddr>,
 }
 
-/// Where records go.
+/// Metrics and access log that all records are written to.
 #[derive(Debug)]
 pub(crate) struct Telemetry {
     pub(crate) metrics: Metrics,
@@ -74,12 +75,12 @@ impl Record {
         &self.telemetry.metrics
     }
 
-    /// Whether somebody reads more of it than what is counted.
+    /// Returns whether there is an access log. Metrics do not need every field of the entry.
     pub(crate) fn access_log_enabled(&self) -> bool {
         self.telemetry.access_log.is_some()
     }
 
-    /// Time since accept.
+    /// Returns the time since accept.
     pub(crate) fn elapsed(&self) -> Duration {
         self.accepted_at.elapsed()
     }

@@ -4,17 +4,18 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
-use super::values::{candidates, median, rows, standard_error, word};
+use super::values::{candidates, median, rows, standard_error, text};
 
-pub(super) fn all(measured: &Value) -> String {
+/// Renders the tables as Markdown.
+pub(super) fn render(measured: &Value) -> String {
     let machine = &measured["machine"];
     let mut page = format!(
         "\n{} cores, Linux {}, HAProxy {}. {} rounds of {} s each, interleaved; twice as many for \
          requests and responses. Other guests of the host took {:.1} % of the CPU time (steal).\n\n\
          ![Rates as ratios to HAProxy](results.svg)\n",
         machine["cores"],
-        word(&machine["kernel"]),
-        word(&machine["haproxy"]),
+        text(&machine["kernel"]),
+        text(&machine["haproxy"]),
         measured["rounds"],
         measured["seconds"],
         measured["steal"].as_f64().unwrap_or(f64::NAN) * 100.0
@@ -26,23 +27,23 @@ pub(super) fn all(measured: &Value) -> String {
         ("p99", "Time of a request and its response, µs, 99th percentile: median (ratio)"),
     ];
     for (key, title) in titles {
-        table(&mut page, measured, key, title);
+        write_table(&mut page, measured, key, title);
     }
-    vs_direct(&mut page, measured);
-    idle(&mut page, measured);
-    slow_clients(&mut page, &measured["slow_clients"]);
+    write_direct_comparison(&mut page, measured);
+    write_idle_memory(&mut page, measured);
+    write_slow_clients(&mut page, &measured["slow_clients"]);
     page
 }
 
-fn head(page: &mut String, measured: &Value, title: &str) {
+fn write_header(page: &mut String, measured: &Value, title: &str) {
     let candidates = candidates(measured);
     let _ = write!(page, "\n### {title}\n\n| |");
     candidates.iter().for_each(|name| _ = write!(page, " {name} |"));
     let _ = write!(page, "\n|---|{}\n", "---:|".repeat(candidates.len()));
 }
 
-fn table(page: &mut String, measured: &Value, key: &str, title: &str) {
-    head(page, measured, title);
+fn write_table(page: &mut String, measured: &Value, key: &str, title: &str) {
+    write_header(page, measured, title);
     for row in rows(measured, key) {
         let unit = if key == "rate" { &row.unit } else { "" };
         let _ = write!(page, "| {} {unit} |", row.load);
@@ -58,8 +59,8 @@ fn table(page: &mut String, measured: &Value, key: &str, title: &str) {
     }
 }
 
-/// Comparison with a direct link, of candidates that leave the path or were never in it.
-fn vs_direct(page: &mut String, measured: &Value) {
+/// Writes the comparison with a direct link, for candidates without a socket in the path of a flow.
+fn write_direct_comparison(page: &mut String, measured: &Value) {
     let _ = write!(
         page,
         "\n### Comparison with a direct link\n\n\
@@ -77,7 +78,7 @@ fn vs_direct(page: &mut String, measured: &Value) {
     }
     for [load, cores] in rows {
         let cores_text = if *cores == 0 { "any".to_owned() } else { cores.to_string() };
-        let _ = write!(page, "| {} | {cores_text} |", word(load));
+        let _ = write!(page, "| {} | {cores_text} |", text(load));
         let is_it = |pair: &&Value| pair["load"] == *load && pair["cores"] == *cores;
         let row = Vec::from_iter(pairs.iter().copied().filter(is_it));
         for key in ["rate", "cpu", "p50", "p99"] {
@@ -90,7 +91,7 @@ fn vs_direct(page: &mut String, measured: &Value) {
     }
 }
 
-/// Cell of the comparison with a direct link: median of one candidate's ratios.
+/// Formats a cell of the comparison with a direct link: the median of one candidate's ratios.
 fn cell(pairs: &[&Value], name: &str, key: &str) -> String {
     let ratio = |pair: &&Value| {
         Some(pair["candidate_result"][key].as_f64()? / pair["direct"][key].as_f64()?)
@@ -102,13 +103,13 @@ fn cell(pairs: &[&Value], name: &str, key: &str) -> String {
     if key == "p50" { format!("{median:.3} ± {error:.3}") } else { format!("{median:.2}") }
 }
 
-/// Memory that an idle flow takes.
-fn idle(page: &mut String, measured: &Value) {
+/// Writes the table of the memory that an idle flow takes.
+fn write_idle_memory(page: &mut String, measured: &Value) {
     let idle = &measured["idle"];
     let title = format!("Memory of an idle flow, bytes ({} flows at once)", idle["flows"]);
-    head(page, measured, &title);
-    for (key, words) in [("user", "process"), ("kernel", "kernel, both peers included")] {
-        let _ = write!(page, "| {words} |");
+    write_header(page, measured, &title);
+    for (key, title) in [("user", "process"), ("kernel", "kernel, both peers included")] {
+        let _ = write!(page, "| {title} |");
         for name in candidates(measured) {
             let results = idle["results"].as_array().into_iter().flatten();
             let found = results.filter(|one| one["candidate"] == name.as_str());
@@ -119,8 +120,8 @@ fn idle(page: &mut String, measured: &Value) {
     }
 }
 
-/// Rate of good clients among 10,000 slow ones.
-fn slow_clients(page: &mut String, rounds: &Value) {
+/// Writes the rate of good clients while 10,000 slow clients are connected.
+fn write_slow_clients(page: &mut String, rounds: &Value) {
     let all = |key: &str| -> Vec<f64> {
         let rounds = rounds.as_array().into_iter().flatten();
         rounds.map(|round| round[key].as_f64().unwrap_or(f64::NAN)).collect()

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::REFERENCE;
+/// Candidate that all ratios refer to.
+const REFERENCE: &str = "haproxy";
 
 /// One row of a table: a load.
 pub(super) struct Row {
@@ -33,23 +34,23 @@ pub(super) fn rows(measured: &Value, key: &str) -> Vec<Row> {
     let mut rows: Vec<Row> = Vec::new();
     for result in measured["results"].as_array().into_iter().flatten() {
         let Some(value) = result[key].as_f64() else { continue };
-        let [load, unit, candidate] = ["load", "unit", "candidate"].map(|key| word(&result[key]));
-        let known = rows.iter().position(|row| row.load == load);
-        let place = known.unwrap_or_else(|| {
+        let [load, unit, candidate] = ["load", "unit", "candidate"].map(|key| text(&result[key]));
+        let index = rows.iter().position(|row| row.load == load);
+        let index = index.unwrap_or_else(|| {
             rows.push(Row { load, unit, by_candidate: BTreeMap::new() });
             rows.len() - 1
         });
-        rows[place].by_candidate.entry(candidate).or_default().push(value);
+        rows[index].by_candidate.entry(candidate).or_default().push(value);
     }
     rows
 }
 
 /// Names of the candidates, in the order of the tables.
 pub(super) fn candidates(measured: &Value) -> Vec<String> {
-    measured["candidates"].as_array().into_iter().flatten().map(word).collect()
+    measured["candidates"].as_array().into_iter().flatten().map(text).collect()
 }
 
-pub(super) fn word(value: &Value) -> String {
+pub(super) fn text(value: &Value) -> String {
     value.as_str().unwrap_or("?").to_owned()
 }
 

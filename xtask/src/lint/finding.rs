@@ -9,7 +9,7 @@ pub(super) enum Rule {
     ForbiddenText,
     FunctionLength,
     ImportCircle,
-    ImportLaw,
+    ImportLayer,
     RetiredWord,
     TupleParameter,
 }
@@ -20,7 +20,7 @@ impl fmt::Display for Rule {
             Self::ForbiddenText => "forbidden text",
             Self::FunctionLength => "function length",
             Self::ImportCircle => "import circle",
-            Self::ImportLaw => "import law",
+            Self::ImportLayer => "import layer",
             Self::RetiredWord => "retired word",
             Self::TupleParameter => "tuple parameter",
         })

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::finding::{Finding, Rule};
 use super::graph::{Graph, Import};
 use super::modules;
-use crate::run::{cargo, quiet, root};
+use crate::run::{capture_stdout, cargo, root};
 
 /// Source of the crate that [`LAYERS`] rules.
 const AGENT: &str = "proxy-user/src/lib.rs";
@@ -93,7 +93,7 @@ fn graph_of(target: &Target) -> Result<Graph> {
 /// Every library and binary that cargo knows. A test file is a crate of its own with one file.
 fn targets() -> Result<Vec<Target>> {
     let metadata = ["metadata", "--no-deps", "--offline", "--format-version", "1"];
-    let metadata: Value = serde_json::from_str(&quiet(cargo().args(metadata))?)?;
+    let metadata: Value = serde_json::from_str(&capture_stdout(cargo().args(metadata))?)?;
     let top = root();
     let mut targets = Vec::new();
     for package in metadata["packages"].as_array().context("cargo lists no packages")? {
@@ -142,15 +142,15 @@ fn layers(graph: &Graph, findings: &mut Vec<Finding>) {
         if from == to || from == ROOT {
             continue;
         }
-        let mut laws =
+        let mut rules =
             LAYERS.iter().chain(LAYERS_BEFORE_MOVE).filter(|(module, _)| *module == from);
-        let is_allowed = |(_, law): &(&str, MayImport)| match law {
+        let is_allowed = |(_, rule): &(&str, MayImport)| match rule {
             Only(modules) => modules.contains(&to),
             AllBut(modules) => !modules.contains(&to) && to != ROOT,
         };
-        if !laws.any(is_allowed) {
+        if !rules.any(is_allowed) {
             let message = format!("`{from}` must not import `{}::{}`", import.to, import.item);
-            findings.push(Finding::at_place(Rule::ImportLaw, import.place, message));
+            findings.push(Finding::at_place(Rule::ImportLayer, import.place, message));
         }
     }
 }
@@ -167,7 +167,7 @@ fn top_level(module: &str) -> &str {
 mod tests {
     use super::*;
 
-    fn law(from: &str, to: &str) -> usize {
+    fn count_findings(from: &str, to: &str) -> usize {
         let mut graph = Graph::new([from, to].map(str::to_owned).into_iter());
         let place = "a.rs:1".to_owned();
         graph.add(Import { from: from.into(), to: to.into(), item: "Item".into(), place });
@@ -178,17 +178,17 @@ mod tests {
 
     #[test]
     fn a_module_imports_only_what_its_layer_allows() {
-        assert_eq!(law("crate::engine::packet", "crate::bpf"), 0);
-        assert_eq!(law("crate::engine::packet", "crate::engine"), 0);
-        assert_eq!(law("crate::engine", "crate::session"), 1);
-        assert_eq!(law("crate::commands::check", "crate::session"), 0);
-        assert_eq!(law("crate::commands::check", "crate::daemon"), 1);
-        assert_eq!(law("crate::telemetry", "crate"), 1);
-        assert_eq!(law("crate", "crate::daemon"), 0);
+        assert_eq!(count_findings("crate::engine::packet", "crate::bpf"), 0);
+        assert_eq!(count_findings("crate::engine::packet", "crate::engine"), 0);
+        assert_eq!(count_findings("crate::engine", "crate::session"), 1);
+        assert_eq!(count_findings("crate::commands::check", "crate::session"), 0);
+        assert_eq!(count_findings("crate::commands::check", "crate::daemon"), 1);
+        assert_eq!(count_findings("crate::telemetry", "crate"), 1);
+        assert_eq!(count_findings("crate", "crate::daemon"), 0);
     }
 
     #[test]
     fn a_module_without_a_layer_imports_nothing() {
-        assert_eq!(law("crate::unheard_of", "crate::sys"), 1);
+        assert_eq!(count_findings("crate::unheard_of", "crate::sys"), 1);
     }
 }

@@ -1,4 +1,4 @@
-//! Words that the project does not use any more, and what it says instead.
+//! Words that the project does not use, and what it says instead.
 //!
 //! The list is `xtask/retired-words.txt`, whose head explains its format.
 
@@ -21,7 +21,7 @@ static RETIRED: LazyLock<HashMap<String, Vec<RetiredWord>>> = LazyLock::new(|| {
     by_word
 });
 
-/// Pages that tell what was, and quote it.
+/// Pages about earlier states of the project, which quote its earlier words.
 const EXEMPT_PAGES: [&str; 2] = ["CHANGELOG.md", "docs/performance/notebook.md"];
 
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 
 use super::progress::report;
-use crate::run::{as_root, is_root, loud, quiet};
+use crate::run::{as_root, capture_stdout, is_root, run_echoed};
 
 /// Packages that compiling needs.
 pub(super) const COMPILER: [&str; 2] = ["gcc", "libc6-dev"];
@@ -23,13 +23,13 @@ pub(super) fn ensure(packages: &[&str], purpose: &str) -> Result<()> {
         return Ok(());
     }
     report("packages", &format!("installing {} ({purpose})", missing.join(" ")));
-    if quiet(Command::new("apt-get").arg("--version")).is_err() {
+    if capture_stdout(Command::new("apt-get").arg("--version")).is_err() {
         bail!("there is no apt-get; install by hand what Debian calls {}", missing.join(", "));
     }
     let _policy = PolicyRcD::create()?;
-    loud(as_root("apt-get").args(["-qq", "update"]))?;
+    run_echoed(as_root("apt-get").args(["-qq", "update"]))?;
     let install = ["DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq", "-y", "install"];
-    loud(as_root("env").args(install).arg("--no-install-recommends").args(&missing))
+    run_echoed(as_root("env").args(install).arg("--no-install-recommends").args(&missing))
         .with_context(|| format!("{} could not be installed", missing.join(", ")))
 }
 
@@ -54,7 +54,8 @@ fn missing<'a>(packages: &[&'a str]) -> Vec<&'a str> {
 
 fn is_installed(package: &str) -> bool {
     let status = ["-W", "-f", "${db:Status-Status}", package];
-    quiet(Command::new("dpkg-query").args(status)).is_ok_and(|status| status == "installed")
+    capture_stdout(Command::new("dpkg-query").args(status))
+        .is_ok_and(|status| status == "installed")
 }
 
 /// Removes [`POLICY_RC_D`] when dropped. Only root creates it: with sudo, the daemons of nginx and

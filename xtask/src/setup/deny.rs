@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::Result;
 
 use super::progress::report;
-use crate::run::{cache, cargo, loud, quiet};
+use crate::run::{cache, capture_stdout, cargo, run_echoed};
 
 const VERSION: &str = "0.20.2";
 
@@ -22,14 +22,16 @@ pub(crate) fn ensure() -> Result<()> {
     }
     report("cargo-deny", &format!("building {VERSION}; this takes about 8 minutes"));
     let install = ["install", "--quiet", "--locked", "cargo-deny", "--version", VERSION];
-    loud(cargo().args(install).arg("--root").arg(folder()?))
+    run_echoed(cargo().args(install).arg("--root").arg(folder()?))
 }
 
 /// The program: from `PATH`, else from the cache.
 pub(crate) fn find() -> Option<PathBuf> {
     let cached = folder().ok()?.join("bin/cargo-deny");
     let candidates = [PathBuf::from("cargo-deny"), cached];
-    candidates.into_iter().find(|program| quiet(Command::new(program).arg("--version")).is_ok())
+    candidates
+        .into_iter()
+        .find(|program| capture_stdout(Command::new(program).arg("--version")).is_ok())
 }
 
 /// What [`ensure`] would do.

