@@ -4,11 +4,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use clap_complete::Shell;
 use tracing::level_filters::LevelFilter;
 
 use crate::config::{Overrides, defaults};
 
-/// Splits TLS connections by server name (SNI) without decrypting them.
+/// Split TLS connections by server name (SNI) without decrypting them
 #[derive(Debug, Parser)]
 #[command(name = "snisplit", version, arg_required_else_help = true)]
 pub struct Cli {
@@ -27,7 +28,7 @@ pub struct Cli {
     )]
     pub log_level: LevelFilter,
 
-    /// Form of what `status` and `flows` print; the other verbs print text
+    /// Form of the result on standard output. `top` prints one line of JSON for each reading
     #[arg(long, global = true, value_enum, default_value_t, value_name = "FORM")]
     pub output: OutputFormat,
 }
@@ -48,13 +49,13 @@ pub enum Command {
     /// Accept and forward connections until SIGTERM; a second signal resets what still runs. SIGHUP
     /// reloads the file
     Run {
-        #[allow(missing_docs, reason = "clap would take it for a help text")]
-        #[command(flatten)]
-        config_args: ConfigArgs,
-
         /// Reload as soon as the file changes, within a second
         #[arg(long)]
         watch: bool,
+
+        #[allow(missing_docs, reason = "clap would take it for a help text")]
+        #[command(flatten)]
+        config_args: ConfigArgs,
     },
     /// Validate a configuration and list all that is wrong with it
     Check(ConfigArgs),
@@ -112,6 +113,16 @@ pub enum Command {
         /// Log level of the kernel programs while they are tried: off, error, warn, info, debug
         #[arg(long, default_value = "off", value_name = "LEVEL")]
         ebpf_log_level: LevelFilter,
+    },
+    /// Print the completions of a shell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Write the man pages to a folder, such as /usr/local/share/man/man1
+    Man {
+        /// The folder; it is made if it is missing
+        folder: PathBuf,
     },
 }
 
@@ -179,8 +190,13 @@ pub struct InstanceArgs {
 /// Where the configuration comes from.
 #[derive(clap::Args, Debug)]
 pub struct ConfigArgs {
-    /// The TOML file
-    #[arg(long, short, value_name = "FILE")]
+    #[allow(missing_docs, reason = "`help` has the default")]
+    #[arg(
+        long,
+        short,
+        value_name = "FILE",
+        help = format!("The TOML file [default: {}]", defaults::CONFIG_FILE)
+    )]
     pub config: Option<PathBuf>,
 
     #[allow(missing_docs, reason = "clap would take it for a help text")]

@@ -87,7 +87,7 @@ impl CertificateRow {
 ///
 /// No `[[terminate]]` entry has the name, its certificate comes from files, or the request cannot be
 /// written.
-pub fn request_renewal(config: &Config, name: &str) -> Result<()> {
+pub fn request_renewal(config: &Config, name: &str) -> Result<RenewalRequest> {
     let has_name = |terminate: &&Arc<Terminate>| {
         terminate.route.names.iter().any(|own| own.to_string() == name)
     };
@@ -100,8 +100,19 @@ pub fn request_renewal(config: &Config, name: &str) -> Result<()> {
     dir.request_renewal().with_context(|| {
         format!("acme.state_dir: no agent has ordered \"{}\" there yet", terminate.route.label)
     })?;
-    println!("renewal requested; a running agent orders within two seconds");
-    Ok(())
+    Ok(RenewalRequest { names: terminate.route.names.iter().map(ToString::to_string).collect() })
+}
+
+/// The certificate whose renewal was requested.
+#[derive(Debug, Serialize)]
+pub struct RenewalRequest {
+    names: Vec<String>,
+}
+
+impl fmt::Display for RenewalRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "renewal requested; a running agent orders within two seconds")
+    }
 }
 
 fn certificate_dir(config: &Config, terminate: &Terminate) -> Option<CertificateDir> {

@@ -6,12 +6,12 @@ use std::fmt;
 use std::io::{Read, Write};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
-use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice};
 use rustix::process::{Resource, getrlimit};
+use serde::Serialize;
 use snisplit_common::limits::max_connections_for_nofile;
 use tokio::runtime::Runtime;
 use tracing::level_filters::LevelFilter;
@@ -23,7 +23,8 @@ use crate::engine::self_test;
 use crate::net::host::{self, Interface};
 
 /// Result of a check.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 enum CheckStatus {
     Ok,
     /// The agent runs, without the feature that the check is about.
@@ -41,31 +42,57 @@ impl fmt::Display for CheckStatus {
     }
 }
 
-/// Runs all checks and prints one line for each. The exit code is 1 if a check fails.
-pub fn run(ebpf_log_level: LevelFilter) -> ExitCode {
-    let checks = [
-        ("kernel", check_kernel()),
-        ("open files", check_open_files()),
-        ("IPv6", check_ipv6()),
-        ("engine copy", (CheckStatus::Ok, "needs nothing".into())),
-        ("engine splice", from_result(check_splice(), "bytes went socket to pipe to socket")),
-        (
-            "BTF",
-            check_file(
-                "/sys/kernel/btf/vmlinux",
-                "the kernel is built without CONFIG_DEBUG_INFO_BTF",
+/// The checks of a host and their results.
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
+pub struct HostReport(Vec<HostCheck>);
+
+/// A check and its result.
+#[derive(Debug, Serialize)]
+struct HostCheck {
+    check: &'static str,
+    status: CheckStatus,
+    /// What works, or the reason why not.
+    detail: String,
+}
+
+impl HostReport {
+    /// Runs all checks.
+    pub fn run(ebpf_log_level: LevelFilter) -> Self {
+        let checks = [
+            ("kernel", check_kernel()),
+            ("open files", check_open_files()),
+            ("IPv6", check_ipv6()),
+            ("engine copy", (CheckStatus::Ok, "needs nothing".into())),
+            ("engine splice", from_result(check_splice(), "bytes went socket to pipe to socket")),
+            (
+                "BTF",
+                check_file(
+                    "/sys/kernel/btf/vmlinux",
+                    "the kernel is built without CONFIG_DEBUG_INFO_BTF",
+                ),
             ),
-        ),
-        ("bpffs", check_bpffs()),
-        ("engine sockmap", check_sockmap(ebpf_log_level)),
-        ("engine packet", check_packet()),
-    ];
-    let mut passed = true;
-    for (name, (status, detail)) in checks {
-        println!("{status:<4}  {name:<15}  {detail}");
-        passed &= status != CheckStatus::Fail;
+            ("bpffs", check_bpffs()),
+            ("engine sockmap", check_sockmap(ebpf_log_level)),
+            ("engine packet", check_packet()),
+        ];
+        let check = |(check, (status, detail))| HostCheck { check, status, detail };
+        Self(checks.map(check).into())
     }
-    if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+
+    /// Whether no check failed.
+    pub fn has_passed(&self) -> bool {
+        self.0.iter().all(|check| check.status != CheckStatus::Fail)
+    }
+}
+
+impl fmt::Display for HostReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for HostCheck { check, status, detail } in &self.0 {
+            writeln!(f, "{status:<4}  {check:<15}  {detail}")?;
+        }
+        Ok(())
+    }
 }
 
 fn from_result(result: Result<()>, success: &str) -> (CheckStatus, String) {

@@ -1,9 +1,10 @@
 //! `snisplit explain`: shows how the agent would handle a connection, and why. It calls [`decide`], as
 //! the agent does.
 
-use std::fmt::Write as _;
+use std::fmt;
 
 use anyhow::{Context as _, Result, bail};
+use serde::Serialize;
 use snisplit_common::client_hello::{ClientHello, ClientHelloParser, ParseStatus, Sni};
 use snisplit_common::decide::{
     Action, CertificateLookup, Decision, ManagedName, NameClass, decide,
@@ -33,44 +34,151 @@ impl<'c> CertificateLookup for AllCertificatesReady<'c> {
 
 type ConfigDecision<'c> = Decision<'c, Route, &'c Terminate>;
 
-/// Explains how a connection would be handled. Each line has one fact.
-///
-/// # Errors
-///
-/// The file of `--client-hello` cannot be read or holds no ClientHello.
-pub fn explain(config: &Config, args: &ConnectionArgs) -> Result<String> {
-    let mut out = String::new();
-    let hello = match &args.client_hello {
-        Some(path) => {
-            let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
-            let hello = parse_client_hello(config, &bytes)?;
-            write_line(&mut out, "hello", &describe_client_hello(&hello, bytes.len()));
-            hello
-        }
-        None => client_hello_from_args(args),
-    };
-    write_line(&mut out, "server name", &describe_server_name(&hello.sni));
-    write_line(&mut out, "ALPN", &describe_alpn(&hello));
-    let decision =
-        decide(&hello, &config.routes, config.acme_bypass, &AllCertificatesReady(config));
-    write_line(&mut out, "route", &describe_route(config, &hello, &decision));
-    write_line(&mut out, "decision", &describe_action(&decision));
-    write_line(&mut out, "because", decision.reason.description());
-    if matches!(decision.action, Action::Forward(_)) {
-        write_line(&mut out, "engine", config.engine.description());
-    }
-    if !hello.is_acme_validation() {
-        let validation = ClientHello { alpn: vec![b"acme-tls/1".to_vec()], ..hello };
-        let decision =
-            decide(&validation, &config.routes, config.acme_bypass, &AllCertificatesReady(config));
-        let text = format!("{}: {}", describe_action(&decision), decision.reason.description());
-        write_line(&mut out, "ACME validation", &text);
-    }
-    Ok(out)
+/// How the agent would handle a connection.
+#[derive(Debug, Serialize)]
+pub struct Explanation {
+    /// Of the file of `--client-hello`.
+    client_hello: Option<HelloFacts>,
+    server_name: Option<String>,
+    /// What is wrong with the server name.
+    server_name_error: Option<String>,
+    alpn: Vec<String>,
+    is_acme_validation: bool,
+    route: Option<RouteFacts>,
+    decision: DecisionFacts,
+    /// Of a forwarded connection.
+    engine: Option<EngineFacts>,
+    /// The decision on an ACME validation of the name, if this is none.
+    acme_validation: Option<DecisionFacts>,
 }
 
-fn write_line(out: &mut String, title: &str, text: &str) {
-    let _infallible = writeln!(out, "{title:<16} {text}");
+/// Facts of a ClientHello.
+#[derive(Debug, Serialize)]
+struct HelloFacts {
+    bytes: usize,
+    records: usize,
+    versions: Vec<String>,
+    ech: bool,
+    early_data: bool,
+    bytes_after: usize,
+}
+
+/// The route that owns a name.
+#[derive(Debug, Serialize)]
+struct RouteFacts {
+    label: String,
+    #[serde(rename = "match")]
+    match_kind: &'static str,
+    /// Where it was written.
+    origin: String,
+}
+
+/// A decision and its reason.
+#[derive(Debug, Serialize)]
+struct DecisionFacts {
+    action: &'static str,
+    backends: Vec<String>,
+    /// How the certificate is ordered, or its file.
+    certificate: Option<String>,
+    alert: Option<&'static str>,
+    reason: &'static str,
+    description: &'static str,
+}
+
+/// The engine of a configuration.
+#[derive(Debug, Serialize)]
+struct EngineFacts {
+    name: String,
+    description: &'static str,
+}
+
+impl Explanation {
+    /// Explains how a connection would be handled.
+    ///
+    /// # Errors
+    ///
+    /// The file of `--client-hello` cannot be read or holds no ClientHello.
+    pub fn new(config: &Config, args: &ConnectionArgs) -> Result<Self> {
+        let (hello, client_hello) = match &args.client_hello {
+            Some(path) => {
+                let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
+                let hello = parse_client_hello(config, &bytes)?;
+                let facts = HelloFacts::new(&hello, bytes.len());
+                (hello, Some(facts))
+            }
+            None => (client_hello_from_args(args), None),
+        };
+        let decision =
+            decide(&hello, &config.routes, config.acme_bypass, &AllCertificatesReady(config));
+        let (server_name, server_name_error) = match &hello.sni {
+            Sni::Name(name) => (Some(name.to_string()), None),
+            Sni::Absent => (None, None),
+            Sni::Invalid(error) => (None, Some(error.to_string())),
+        };
+        let engine = matches!(decision.action, Action::Forward(_)).then(|| EngineFacts {
+            name: config.engine.to_string(),
+            description: config.engine.description(),
+        });
+        let mut explanation = Self {
+            client_hello,
+            server_name,
+            server_name_error,
+            alpn: hello.alpn.iter().map(|one| one.escape_ascii().to_string()).collect(),
+            is_acme_validation: hello.is_acme_validation(),
+            route: RouteFacts::new(config, &hello, &decision),
+            decision: DecisionFacts::new(&decision),
+            engine,
+            acme_validation: None,
+        };
+        if !explanation.is_acme_validation {
+            let hello = ClientHello { alpn: vec![b"acme-tls/1".to_vec()], ..hello };
+            let decision =
+                decide(&hello, &config.routes, config.acme_bypass, &AllCertificatesReady(config));
+            explanation.acme_validation = Some(DecisionFacts::new(&decision));
+        }
+        Ok(explanation)
+    }
+
+    fn server_name_text(&self) -> String {
+        match (&self.server_name, &self.server_name_error) {
+            (Some(name), _) => name.clone(),
+            (None, Some(error)) => format!("none: what the client sends {error}"),
+            (None, None) => "none".into(),
+        }
+    }
+
+    fn alpn_text(&self) -> String {
+        match (self.is_acme_validation, self.alpn.is_empty()) {
+            (true, _) => "acme-tls/1 and nothing else: an ACME validation (RFC 8737)".into(),
+            (false, true) => "none".into(),
+            (false, false) => self.alpn.join(", "),
+        }
+    }
+}
+
+/// One fact per line.
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut line = |title: &str, text: &dyn fmt::Display| writeln!(f, "{title:<16} {text}");
+        if let Some(hello) = &self.client_hello {
+            line("hello", hello)?;
+        }
+        line("server name", &self.server_name_text())?;
+        line("ALPN", &self.alpn_text())?;
+        match &self.route {
+            Some(route) => line("route", route)?,
+            None => line("route", &"none")?,
+        }
+        line("decision", &self.decision)?;
+        line("because", &self.decision.description)?;
+        if let Some(engine) = &self.engine {
+            line("engine", &engine.description)?;
+        }
+        if let Some(decision) = &self.acme_validation {
+            line("ACME validation", &format!("{decision}: {}", decision.description))?;
+        }
+        Ok(())
+    }
 }
 
 fn parse_client_hello(config: &Config, bytes: &[u8]) -> Result<ClientHello> {
@@ -102,20 +210,34 @@ fn client_hello_from_args(args: &ConnectionArgs) -> ClientHello {
     }
 }
 
-fn describe_client_hello(hello: &ClientHello, bytes: usize) -> String {
-    let versions: Vec<_> = hello.versions.iter().filter_map(|v| tls_version_name(*v)).collect();
-    let mut text =
-        format!("{} bytes in {} record(s), {}", hello.wire_len, hello.records, versions.join(", "));
-    if hello.ech {
-        text += ", ECH (or GREASE that looks like it)";
+impl HelloFacts {
+    fn new(hello: &ClientHello, available: usize) -> Self {
+        Self {
+            bytes: hello.wire_len,
+            records: hello.records,
+            versions: hello.versions.iter().filter_map(|one| tls_version_name(*one)).collect(),
+            ech: hello.ech,
+            early_data: hello.early_data,
+            bytes_after: available.saturating_sub(hello.wire_len),
+        }
     }
-    if hello.early_data {
-        text += ", early data offered";
+}
+
+impl fmt::Display for HelloFacts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { bytes, records, versions, .. } = self;
+        write!(f, "{bytes} bytes in {records} record(s), {}", versions.join(", "))?;
+        if self.ech {
+            f.write_str(", ECH (or GREASE that looks like it)")?;
+        }
+        if self.early_data {
+            f.write_str(", early data offered")?;
+        }
+        match self.bytes_after {
+            0 => Ok(()),
+            bytes => write!(f, ", {bytes} bytes behind it"),
+        }
     }
-    if bytes > hello.wire_len {
-        let _infallible = write!(text, ", {} bytes behind it", bytes - hello.wire_len);
-    }
-    text
 }
 
 /// Returns the name of a TLS version; `None` for GREASE (RFC 8701).
@@ -130,59 +252,74 @@ fn tls_version_name(code: u16) -> Option<String> {
     }
 }
 
-fn describe_server_name(sni: &Sni) -> String {
-    match sni {
-        Sni::Name(name) => name.to_string(),
-        Sni::Absent => "none".into(),
-        Sni::Invalid(error) => format!("none: what the client sends {error}"),
+impl RouteFacts {
+    /// `None` if no route owns the name.
+    fn new(config: &Config, hello: &ClientHello, decision: &ConfigDecision<'_>) -> Option<Self> {
+        let name = match &hello.sni {
+            Sni::Name(name) => Some(name),
+            Sni::Absent | Sni::Invalid(_) => None,
+        };
+        let (kind, route) = match decision.name_class {
+            NameClass::Routed(_) => {
+                config.routes.lookup(name).map(|owner| (owner.kind, owner.route))?
+            }
+            NameClass::Managed => {
+                let owner = config.terminates.lookup(name)?;
+                (owner.kind, &owner.route.route)
+            }
+            NameClass::Nameless | NameClass::Unrouted => return None,
+        };
+        Some(Self {
+            label: route.label.clone(),
+            match_kind: kind.label(),
+            origin: route.origin.to_string(),
+        })
     }
 }
 
-fn describe_alpn(hello: &ClientHello) -> String {
-    let all: Vec<_> = hello.alpn.iter().map(|p| p.escape_ascii().to_string()).collect();
-    match (hello.is_acme_validation(), all.is_empty()) {
-        (true, _) => "acme-tls/1 and nothing else: an ACME validation (RFC 8737)".into(),
-        (false, true) => "none".into(),
-        (false, false) => all.join(", "),
+impl fmt::Display for RouteFacts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { label, match_kind, origin } = self;
+        write!(f, "{label} ({} match), {origin}", match_kind.replace('_', "-"))
     }
 }
 
-fn describe_route(config: &Config, hello: &ClientHello, decision: &ConfigDecision<'_>) -> String {
-    let name = match &hello.sni {
-        Sni::Name(name) => Some(name),
-        Sni::Absent | Sni::Invalid(_) => None,
-    };
-    let found = match decision.name_class {
-        NameClass::Routed(_) => config.routes.lookup(name).map(|owner| (owner.kind, owner.route)),
-        NameClass::Managed => {
-            let owner = config.terminates.lookup(name);
-            owner.map(|owner| (owner.kind, &owner.route.route))
+impl DecisionFacts {
+    fn new(decision: &ConfigDecision<'_>) -> Self {
+        let backends = |route: &Route| route.backends.iter().map(ToString::to_string).collect();
+        let (backends, certificate, alert) = match &decision.action {
+            Action::Terminate(terminate) => {
+                let certificate = match &terminate.certificate {
+                    CertificateSource::Acme(challenge) => {
+                        format!("ordered by {}", challenge.label())
+                    }
+                    CertificateSource::Files { cert, .. } => format!("in {}", cert.display()),
+                };
+                (backends(&terminate.route), Some(certificate), None)
+            }
+            Action::Reject(alert) => (Vec::new(), None, Some(alert.name())),
+            Action::Forward(route) => (backends(route), None, None),
+        };
+        Self {
+            action: decision.action.label(),
+            backends,
+            certificate,
+            alert,
+            reason: decision.reason.label(),
+            description: decision.reason.description(),
         }
-        NameClass::Nameless | NameClass::Unrouted => None,
-    };
-    match found {
-        Some((kind, route)) => {
-            format!("{} ({} match), {}", route.label, kind.label().replace('_', "-"), route.origin)
-        }
-        None => "none".into(),
     }
 }
 
-fn describe_action(decision: &ConfigDecision<'_>) -> String {
-    let list_backends = |route: &Route| {
-        let backends: Vec<_> = route.backends.iter().map(ToString::to_string).collect();
-        backends.join(" or ")
-    };
-    match &decision.action {
-        Action::Terminate(terminate) => {
-            let certificate = match &terminate.certificate {
-                CertificateSource::Acme(challenge) => format!("ordered by {}", challenge.label()),
-                CertificateSource::Files { cert, .. } => format!("in {}", cert.display()),
-            };
-            let backends = list_backends(&terminate.route);
-            format!("terminate with the certificate {certificate}, plaintext to {backends}")
+impl fmt::Display for DecisionFacts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let backends = self.backends.join(" or ");
+        match (&self.alert, &self.certificate) {
+            (Some(alert), _) => write!(f, "reject with alert {alert}"),
+            (None, Some(certificate)) => {
+                write!(f, "terminate with the certificate {certificate}, plaintext to {backends}")
+            }
+            (None, None) => write!(f, "forward to {backends}"),
         }
-        Action::Reject(alert) => format!("reject with alert {alert}"),
-        Action::Forward(route) => format!("forward to {}", list_backends(route)),
     }
 }

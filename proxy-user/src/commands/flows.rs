@@ -129,6 +129,20 @@ impl fmt::Display for FlowList {
     }
 }
 
+/// What a verb did to flows. `message` is the line that the verb prints.
+#[derive(Debug, Serialize)]
+pub struct FlowsChange {
+    /// Flows that the verb reset, requested to reset, or converted. `None` if they could not be counted.
+    flows: Option<usize>,
+    message: String,
+}
+
+impl fmt::Display for FlowsChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.message)
+    }
+}
+
 /// Locks the pins of an instance, so that no agent of its name can start while the file is open.
 ///
 /// # Errors
@@ -144,27 +158,29 @@ fn lock_stopped_instance(instance: &str) -> Result<(PathBuf, File)> {
     Ok((dir, lock))
 }
 
-/// Converts the pins that an older version left. Returns the line to print.
+/// Converts the pins that an older version left.
 ///
 /// # Errors
 ///
 /// An agent of that name runs, the version is unknown, or a pin cannot be converted.
-pub fn migrate(instance: &str) -> Result<String> {
+pub fn migrate(instance: &str) -> Result<FlowsChange> {
     let (dir, _lock) = lock_stopped_instance(instance)?;
     let from_version = migrate_pins(&dir)?;
     let place = dir.display();
     let flows = PinnedState::read(&dir)?.packet.map_or(0, |packet| packet.flows.len());
-    Ok(format!(
-        "{place}: {flows} flows of packet ABI version {from_version} converted; the next agent adopts them"
-    ))
+    let message = format!(
+        "{place}: {flows} flows of packet ABI version {from_version} converted; the next agent adopts \
+         them"
+    );
+    Ok(FlowsChange { flows: Some(flows), message })
 }
 
-/// Resets the flows of an instance and removes its pins. Returns the line to print.
+/// Resets the flows of an instance and removes its pins.
 ///
 /// # Errors
 ///
 /// An agent of that name runs, or a pin cannot be read or removed.
-pub fn purge(instance: &str) -> Result<String> {
+pub fn purge(instance: &str) -> Result<FlowsChange> {
     let (dir, _lock) = lock_stopped_instance(instance)?;
     let place = dir.display();
     // Flow entries of another ABI version cannot be read. Once the programs are detached, the kernel
@@ -180,20 +196,21 @@ pub fn purge(instance: &str) -> Result<String> {
     }
     fs::remove_dir(&dir)?;
     let Some(packet) = packet else {
-        return Ok(format!("{place} removed, with all flows that were pinned there"));
+        let message = format!("{place} removed, with all flows that were pinned there");
+        return Ok(FlowsChange { flows: None, message });
     };
     let running = packet.flows.values().filter(|flow| flow.state == FlowState::Offloaded);
     let reset = running.inspect(|flow| send_resets(flow)).count();
-    Ok(format!("{reset} flows reset; {place} removed"))
+    let message = format!("{reset} flows reset; {place} removed");
+    Ok(FlowsChange { flows: Some(reset), message })
 }
 
-/// Asks the agent to reset the flows of a client, by address or by address and port. Returns the line
-/// to print.
+/// Asks the agent to reset the flows of a client, by address or by address and port.
 ///
 /// # Errors
 ///
 /// The address is malformed, no flow has it, or the pins cannot be written.
-pub fn request_reset(instance: &str, client: &str) -> Result<String> {
+pub fn request_reset(instance: &str, client: &str) -> Result<FlowsChange> {
     let is_selected: Box<dyn Fn(SocketAddr) -> bool> =
         match (client.parse::<SocketAddr>(), client.parse::<IpAddr>()) {
             (Ok(address), _) => Box::new(move |other| other == address),
@@ -209,6 +226,9 @@ pub fn request_reset(instance: &str, client: &str) -> Result<String> {
     request_resets(&dir, &flow_ids)?;
     match flow_ids.len() {
         0 => bail!("no flow of {client} is offloaded; `snisplit flows` lists those that are"),
-        flows => Ok(format!("{flows} flows will be reset")),
+        flows => {
+            let message = format!("{flows} flows will be reset");
+            Ok(FlowsChange { flows: Some(flows), message })
+        }
     }
 }

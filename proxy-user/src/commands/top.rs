@@ -9,19 +9,26 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use rustix::termios::tcgetwinsize;
+use serde::Serialize;
 
 use super::flows::{FlowList, FlowRow};
+use crate::cli::OutputFormat;
 
 /// Lines of a terminal that show no flow: totals, titles, and the line of the cursor.
 const NON_FLOW_LINES: usize = 3;
 
 /// Prints the flows every `interval`, `iterations` times or until standard output is closed. On a
-/// terminal, each table replaces the one before.
+/// terminal, each table replaces the one before. The JSON output has one line for each reading.
 ///
 /// # Errors
 ///
 /// The pins of the instance cannot be read.
-pub fn run(instance: &str, interval: Duration, iterations: Option<u64>) -> Result<()> {
+pub fn run(
+    instance: &str,
+    interval: Duration,
+    iterations: Option<u64>,
+    output: OutputFormat,
+) -> Result<()> {
     let mut out = io::stdout();
     let mut previous = (Instant::now(), FlowList::read(instance)?);
     for _ in 0..iterations.unwrap_or(u64::MAX) {
@@ -29,12 +36,11 @@ pub fn run(instance: &str, interval: Duration, iterations: Option<u64>) -> Resul
         let now = (Instant::now(), FlowList::read(instance)?);
         let FlowList(flows) = &now.1;
         let table = RateTable::from_samples(&previous.1, flows, now.0 - previous.0);
-        let (clear_screen, rows) = match out.is_terminal() {
-            true => ("\x1b[H\x1b[J", tcgetwinsize(&out).map_or(24, |size| size.ws_row.into())),
-            false => ("", usize::MAX),
+        let text = match output {
+            OutputFormat::Json => serde_json::to_string(&table)?,
+            OutputFormat::Text => table.to_screen(&out),
         };
-        let rows = rows.saturating_sub(NON_FLOW_LINES);
-        match writeln!(out, "{clear_screen}{}", TopView { table: &table, rows }) {
+        match writeln!(out, "{text}") {
             Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
             result => result?,
         }
@@ -43,8 +49,19 @@ pub fn run(instance: &str, interval: Duration, iterations: Option<u64>) -> Resul
     Ok(())
 }
 
-/// Flows with their rates up and down in bytes per second, the busiest first.
-struct RateTable<'f>(Vec<(&'f FlowRow, [f64; 2])>);
+/// Flows with their rates, the busiest first.
+#[derive(Serialize)]
+#[serde(transparent)]
+struct RateTable<'f>(Vec<RateRow<'f>>);
+
+/// A flow and its rates in bytes per second.
+#[derive(Serialize)]
+struct RateRow<'f> {
+    #[serde(flatten)]
+    flow: &'f FlowRow,
+    bytes_per_second_up: f64,
+    bytes_per_second_down: f64,
+}
 
 impl<'f> RateTable<'f> {
     fn from_samples(
@@ -62,9 +79,24 @@ impl<'f> RateTable<'f> {
             let moved = [flow.bytes_up.saturating_sub(up), flow.bytes_down.saturating_sub(down)];
             moved.map(|bytes| bytes as f64 / elapsed.as_secs_f64())
         };
-        let mut rows: Vec<_> = current.iter().map(|flow| (flow, rates(flow))).collect();
-        rows.sort_by(|(_, a), (_, b)| (b[0] + b[1]).total_cmp(&(a[0] + a[1])));
+        let row = |flow: &'f FlowRow| {
+            let [bytes_per_second_up, bytes_per_second_down] = rates(flow);
+            RateRow { flow, bytes_per_second_up, bytes_per_second_down }
+        };
+        let mut rows: Vec<RateRow<'f>> = current.iter().map(row).collect();
+        let total = |row: &RateRow<'_>| row.bytes_per_second_up + row.bytes_per_second_down;
+        rows.sort_by(|a, b| total(b).total_cmp(&total(a)));
         Self(rows)
+    }
+
+    /// The table as text. On a terminal it fits the window and replaces what is there.
+    fn to_screen(&self, out: &io::Stdout) -> String {
+        let (clear_screen, rows) = match out.is_terminal() {
+            true => ("\x1b[H\x1b[J", tcgetwinsize(out).map_or(24, |size| size.ws_row.into())),
+            false => ("", usize::MAX),
+        };
+        let rows = rows.saturating_sub(NON_FLOW_LINES);
+        format!("{clear_screen}{}", TopView { table: self, rows })
     }
 }
 
@@ -77,13 +109,15 @@ struct TopView<'t> {
 impl fmt::Display for TopView<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let RateTable(flows) = self.table;
-        let sum =
-            |direction: usize| megabits(flows.iter().map(|(_, rates)| rates[direction]).sum());
-        writeln!(f, "{} flows, Mbit/s: {:.1} up, {:.1} down", flows.len(), sum(0), sum(1))?;
+        let up = megabits(flows.iter().map(|row| row.bytes_per_second_up).sum());
+        let down = megabits(flows.iter().map(|row| row.bytes_per_second_down).sum());
+        writeln!(f, "{} flows, Mbit/s: {up:.1} up, {down:.1} down", flows.len())?;
         let titles = ["Mbit/s up", "down", "MB up", "down", "age s"];
         titles.iter().try_for_each(|title| write!(f, "{title:>11}"))?;
         writeln!(f, "  {:<8} flow", "engine")?;
-        for (flow, [up, down]) in flows.iter().take(self.rows) {
+        for RateRow { flow, bytes_per_second_up: up, bytes_per_second_down: down } in
+            flows.iter().take(self.rows)
+        {
             let FlowRow { engine, client, backend, route, .. } = flow;
             write!(f, "{:>11.1}{:>11.1}", megabits(*up), megabits(*down))?;
             write!(

@@ -1,6 +1,9 @@
 //! Problems of a configuration: where, which key, what is wrong, and the remedy.
 
 use std::fmt;
+use std::path::PathBuf;
+
+use serde::{Serialize, Serializer};
 
 use super::located::{Located, Origin, Position, Setting, SourceFile};
 
@@ -9,6 +12,20 @@ use super::located::{Located, Origin, Position, Setting, SourceFile};
 pub struct ConfigErrors {
     pub(super) source: Option<SourceFile>,
     pub(super) diagnostics: Vec<Diagnostic>,
+}
+
+/// One problem, with its place as a person reads it.
+#[derive(Debug, Serialize)]
+struct Problem<'e> {
+    file: Option<PathBuf>,
+    /// Counted from 1.
+    line: Option<usize>,
+    /// The flag, as it was typed.
+    flag: Option<String>,
+    /// The key as it is written in the file, such as `route.sni`.
+    key: Option<&'e str>,
+    /// What is wrong, then the remedy.
+    message: &'e str,
 }
 
 /// One problem.
@@ -87,24 +104,54 @@ fn resolve(position: &Position, source: Option<&SourceFile>) -> Origin {
     }
 }
 
+impl ConfigErrors {
+    fn problems(&self) -> impl Iterator<Item = Problem<'_>> {
+        self.diagnostics.iter().map(|Diagnostic { position, key, message }| {
+            let origin = position.as_ref().map(|one| resolve(one, self.source.as_ref()));
+            let (file, line, flag) = match origin {
+                Some(Origin::File { path, line }) => (Some(path), Some(line), None),
+                Some(Origin::Flag(flag)) => (None, None, Some(flag)),
+                None => (self.source.as_ref().map(|source| source.path.clone()), None, None),
+            };
+            let key = Some(key.as_str()).filter(|key| !key.is_empty());
+            Problem { file, line, flag, key, message }
+        })
+    }
+}
+
 impl std::error::Error for ConfigErrors {}
+
+/// A list of the problems.
+impl Serialize for ConfigErrors {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.problems())
+    }
+}
 
 impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, Diagnostic { position, key, message }) in self.diagnostics.iter().enumerate() {
+        for (index, problem) in self.problems().enumerate() {
             if index > 0 {
                 f.write_str("\n")?;
             }
-            let key = if key.is_empty() { String::new() } else { format!("{key}: ") };
-            match (position, &self.source) {
-                (Some(Position::Flag(flag)), _) => write!(f, "{flag}: {message}")?,
-                (Some(position), source) => {
-                    write!(f, "{}: {key}{message}", resolve(position, source.as_ref()))?;
-                }
-                (None, Some(source)) => write!(f, "{}: {key}{message}", source.path.display())?,
-                (None, None) => write!(f, "{key}{message}")?,
-            }
+            write!(f, "{problem}")?;
         }
         Ok(())
+    }
+}
+
+/// A flag names its key itself.
+impl fmt::Display for Problem<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(flag) = &self.flag {
+            return write!(f, "{flag}: {}", self.message);
+        }
+        if let Some(file) = &self.file {
+            write!(f, "{}:", file.display())?;
+            self.line.iter().try_for_each(|line| write!(f, "{line}:"))?;
+            f.write_str(" ")?;
+        }
+        self.key.iter().try_for_each(|key| write!(f, "{key}: "))?;
+        f.write_str(self.message)
     }
 }

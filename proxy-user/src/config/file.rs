@@ -31,13 +31,12 @@ pub(super) struct ParsedFile {
 
 /// Reads a file. An error of syntax is the only one reported: what follows it is uncertain.
 pub(super) fn read(path: &Path) -> Result<ParsedFile, ConfigErrors> {
-    let text = fs::read_to_string(path).map_err(|error| ConfigErrors {
-        source: None,
-        diagnostics: vec![Diagnostic {
-            position: None,
-            key: path.display().to_string(),
-            message: format!("cannot be read: {error}"),
-        }],
+    let text = fs::read_to_string(path).map_err(|error| {
+        let message = format!("cannot be read: {error}");
+        ConfigErrors {
+            source: Some(SourceFile { path: path.into(), text: String::new() }),
+            diagnostics: vec![Diagnostic { position: None, key: String::new(), message }],
+        }
     })?;
     let source = SourceFile { path: path.into(), text };
     match toml::from_str(&source.text) {

@@ -9,7 +9,7 @@ use super::debian;
 use super::progress::report;
 use crate::run::{cache, run_echoed};
 
-const PACKAGES: [&str; 17] = [
+const PACKAGES: [&str; 18] = [
     "bpftool",
     "curl",
     "gnutls-bin",
@@ -18,6 +18,7 @@ const PACKAGES: [&str; 17] = [
     "knot",
     "lego",
     "libnginx-mod-stream",
+    "man-db",
     "nftables",
     "nginx",
     "openssl",
