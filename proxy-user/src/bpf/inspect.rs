@@ -13,8 +13,8 @@ use snisplit_common::abi::sockmap::{
 };
 use snisplit_common::abi::{PACKET_ABI_VERSION, SOCKMAP_ABI_VERSION};
 
-use super::BpfError;
 use super::codec::{FlowBytes, FlowEntryBytes, MapValue as _, TupleBytes, TupleEntryBytes};
+use super::error::BpfError;
 use super::packet::{OLD_INTERFACES_PIN, slots_by_flow};
 use super::route_names::{RouteNameBytes, decode_name};
 

@@ -5,15 +5,20 @@ use std::path::Path;
 
 use aya::Ebpf;
 use aya::maps::{HashMap, MapData};
-use aya::programs::TcAttachType;
+use aya::programs::{SchedClassifier, TcAttachType};
 use snisplit_common::abi::packet::{
     CONTROL_PROGRAM, EGRESS_PROGRAM, INGRESS_PROGRAM, XMIT_PEER, XMIT_QDISC,
 };
 
 use super::pins::xdp_pin;
-use super::tc::{self, AttachTarget, Hook};
-use super::tc_program;
-use crate::bpf::{BpfError, inspect, load_retry};
+use crate::bpf::error::BpfError;
+use crate::bpf::{inspect, load_retry};
+
+mod tc;
+mod xdp;
+
+pub(crate) use tc::{AttachTarget, Hook};
+pub(super) use xdp::attach as load_and_attach_xdp;
 
 /// What this host says is gagged before anything is taken over.
 pub(super) fn load_and_attach(
@@ -80,4 +85,12 @@ pub(crate) fn detach_all(dir: &Path) {
         tc::detach(dir, ifindex, None);
         let _there_was_none = fs::remove_file(xdp_pin(dir, ifindex));
     }
+}
+
+/// The program of that name in the object.
+pub(super) fn tc_program<'e>(
+    ebpf: &'e mut Ebpf,
+    name: &'static str,
+) -> Result<&'e mut SchedClassifier, BpfError> {
+    Ok(ebpf.program_mut(name).ok_or(BpfError::MissingFromObject(name))?.try_into()?)
 }

@@ -7,8 +7,8 @@ use snisplit_common::abi::packet::FlowEvent;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::bpf::BpfError;
 use crate::bpf::codec::MapValue as _;
+use crate::bpf::error::BpfError;
 use crate::sys;
 
 /// The programs' end of it is a ring.

@@ -12,9 +12,9 @@ use snisplit_common::abi::packet::{
     FlowEntry, MAX_PACKET_FLOWS, PACKET_FLOWS_MAP, PACKET_TUPLES_MAP, TupleEntry,
 };
 
-use super::super::BpfError;
-use super::super::codec::{FlowEntryBytes, MapValue as _, TupleBytes, TupleEntryBytes, encode};
 use super::slot_allocator::SlotAllocator;
+use crate::bpf::codec::{FlowEntryBytes, MapValue as _, TupleBytes, TupleEntryBytes, encode};
+use crate::bpf::error::BpfError;
 
 /// The kernel lets many write at once, aya one for each descriptor.
 pub(super) struct FlowTable {
@@ -146,7 +146,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// All flows that a tuple leads to, and which records they have. A slot beyond the table is none, as for the programs.
-pub(in super::super) fn slots_by_flow(
+pub(in crate::bpf) fn slots_by_flow(
     tuples: &HashMap<MapData, TupleBytes, TupleEntryBytes>,
 ) -> BTreeMap<u64, u32> {
     let all = tuples.iter().flatten().map(|(_, leg)| TupleEntry::read_from(&leg));

@@ -13,14 +13,14 @@ use snisplit_common::abi::packet::{
     PACKET_TUPLES_MAP, PeerState, Translation, Tuple,
 };
 
-use super::super::BpfError;
-use super::super::codec::{
-    FlowEntryBytes, MapValue, TupleBytes, TupleEntryBytes, encode, impl_struct,
-};
-use super::super::inspect::{abi_version, open_map};
 use super::OBJECT;
 use super::flow_table::tuple_entries;
 use super::pins::{NEW_FLOWS_PIN, rename_old_pins};
+use crate::bpf::codec::{
+    FlowEntryBytes, MapValue, TupleBytes, TupleEntryBytes, encode, impl_struct,
+};
+use crate::bpf::error::BpfError;
+use crate::bpf::inspect::{abi_version, open_map};
 
 /// Lacks the counter of packets that XDP forwards.
 const V2_NO_XDP: u32 = 2;

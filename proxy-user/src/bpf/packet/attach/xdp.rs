@@ -10,13 +10,14 @@ use aya::programs::{ProgramError, Xdp};
 use snisplit_common::abi::packet::XDP_PROGRAM;
 use tracing::warn;
 
-use super::pins::xdp_pin;
 use super::tc::AttachTarget;
-use crate::bpf::{BpfError, load_retry};
+use crate::bpf::error::BpfError;
+use crate::bpf::load_retry;
+use crate::bpf::packet::pins::xdp_pin;
 
 /// Puts it where it is wanted; the answer is where it is. Where it does not go (another one is there, or the
 /// MTU is too large for the driver), packets meet the other programs as before.
-pub(super) fn attach(
+pub(in crate::bpf::packet) fn attach(
     ebpf: &mut Ebpf,
     links: &[AttachTarget],
     pins: Option<&Path>,

@@ -14,8 +14,8 @@ use aya::util::KernelVersion;
 use rustix::net::netdevice::index_to_name;
 use rustix::net::{AddressFamily, SocketType, socket};
 
-use super::BpfError;
-use super::pins::tc_pin;
+use crate::bpf::error::BpfError;
+use crate::bpf::packet::pins::tc_pin;
 
 /// An interface that packets of flows come and go by.
 pub(crate) struct AttachTarget {
