@@ -19,7 +19,7 @@ use snisplit_common::abi::packet::{
 use tokio::sync::Notify;
 
 use super::address::ingress_tuple;
-use super::codec::{MapValue as _, TupleBytes, encode};
+use super::codec::{TupleBytes, decode, encode};
 use super::error::BpfError;
 use super::route_names::RouteNames;
 use super::{btf_offsets, inspect};
@@ -221,7 +221,8 @@ impl PacketPrograms {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         let program = attach::tc_program(&mut loaded, CONTROL_PROGRAM)?;
         let run = program.test_run(TestRunOptions { data_in: Some(&packet), ..Default::default() });
-        Ok(FlowState::read_from(&u64::from(run?.return_value).to_ne_bytes()))
+        let state = decode(&u64::from(run?.return_value).to_ne_bytes());
+        Ok(state.unwrap_or(FlowState::Fallback))
     }
 
     /// The number of a route of this name; 0 if there is no more room for it.

@@ -21,7 +21,7 @@ use tokio::io::unix::AsyncFd;
 use tracing::level_filters::LevelFilter;
 
 use super::btf_offsets::SockmapOffsets;
-use super::codec::{FlowBytes, MapValue as _, encode};
+use super::codec::{FlowBytes, decode, encode};
 use super::error::BpfError;
 use super::load_retry;
 use super::route_names::RouteNames;
@@ -131,7 +131,7 @@ impl SockmapProgram {
 
     /// What became of a direction so far.
     pub(crate) fn flow_entry(&self, cookie: u64) -> Option<DirectionEntry> {
-        self.maps().flows.get(&cookie, 0).ok().map(|bytes| DirectionEntry::read_from(&bytes))
+        self.maps().flows.get(&cookie, 0).ok().and_then(|bytes| decode(&bytes))
     }
 
     pub(crate) fn remove_flow_entry(&self, cookie: u64) {
@@ -167,8 +167,8 @@ impl SockmapEvents {
             let ring = ready.get_inner_mut();
             let mut events = Vec::new();
             while let Some(item) = ring.next() {
-                let SockmapEvent { cookie, kind, .. } = SockmapEvent::read_from(&item);
-                events.push((cookie, kind));
+                let event: Option<SockmapEvent> = decode(&item);
+                events.extend(event.map(|SockmapEvent { cookie, kind, .. }| (cookie, kind)));
             }
             ready.clear_ready();
             if !events.is_empty() {

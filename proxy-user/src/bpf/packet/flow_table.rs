@@ -13,7 +13,7 @@ use snisplit_common::abi::packet::{
 };
 
 use super::slot_allocator::SlotAllocator;
-use crate::bpf::codec::{FlowEntryBytes, MapValue as _, TupleBytes, TupleEntryBytes, encode};
+use crate::bpf::codec::{FlowEntryBytes, TupleBytes, TupleEntryBytes, decode, encode};
 use crate::bpf::error::BpfError;
 
 /// The kernel lets many write at once, aya one for each descriptor.
@@ -68,15 +68,13 @@ impl FlowTable {
 
     pub(super) fn get(&self, flow_id: u64) -> Option<FlowEntry> {
         let slot = self.slot_of(flow_id)?;
-        self.writer().entries.get(&slot, 0).ok().map(|bytes| FlowEntry::read_from(&bytes))
+        self.writer().entries.get(&slot, 0).ok().and_then(|bytes| decode(&bytes))
     }
 
     pub(super) fn all(&self) -> Vec<(u64, FlowEntry)> {
         let all = lock(&self.slots).all();
         let writer = self.writer();
-        let read = |(number, slot)| {
-            Some((number, FlowEntry::read_from(&writer.entries.get(&slot, 0).ok()?)))
-        };
+        let read = |(number, slot)| Some((number, decode(&writer.entries.get(&slot, 0).ok()?)?));
         all.into_iter().filter_map(read).collect()
     }
 
@@ -86,11 +84,8 @@ impl FlowTable {
         let capacity = MAX_PACKET_FLOWS as u32;
         let full = MapError::OutOfBounds { index: capacity, max_entries: capacity };
         let slot = lock(&self.slots).allocate(flow_id).ok_or(full)?;
-        entries.set(
-            slot,
-            encode::<{ size_of::<FlowEntry>() }>(&FlowEntry { id: flow_id, ..*entry }),
-            0,
-        )?;
+        let bytes: FlowEntryBytes = encode(&FlowEntry { id: flow_id, ..*entry });
+        entries.set(slot, bytes, 0)?;
         let mut to_insert = tuple_entries((flow_id, slot), entry).into_iter();
         to_insert.try_for_each(|(tuple, leg)| tuples.insert(tuple, leg, 0))
     }
@@ -149,7 +144,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(in crate::bpf) fn slots_by_flow(
     tuples: &HashMap<MapData, TupleBytes, TupleEntryBytes>,
 ) -> BTreeMap<u64, u32> {
-    let all = tuples.iter().flatten().map(|(_, leg)| TupleEntry::read_from(&leg));
+    let all = tuples.iter().flatten().filter_map(|(_, leg)| decode::<TupleEntry>(&leg));
     let live = all.filter(|leg| (leg.slot as usize) < MAX_PACKET_FLOWS);
     live.map(|TupleEntry { flow_id: splice, slot, .. }| (splice, slot)).collect()
 }

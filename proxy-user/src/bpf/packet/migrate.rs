@@ -2,7 +2,6 @@
 //! keep their maps until the next agent brings its own.
 
 use std::fs;
-use std::mem::offset_of;
 use std::path::Path;
 
 use aya::EbpfLoader;
@@ -12,13 +11,12 @@ use snisplit_common::abi::packet::{
     FallbackReason, FlowEntry, FlowState, PACKET_ABI_MAP, PACKET_COUNTERS_MAP, PACKET_FLOWS_MAP,
     PACKET_TUPLES_MAP, PeerState, Translation, Tuple,
 };
+use zerocopy::TryFromBytes;
 
 use super::OBJECT;
 use super::flow_table::tuple_entries;
 use super::pins::{NEW_FLOWS_PIN, rename_old_pins};
-use crate::bpf::codec::{
-    FlowEntryBytes, MapValue, TupleBytes, TupleEntryBytes, encode, impl_struct,
-};
+use crate::bpf::codec::{FlowEntryBytes, TupleBytes, TupleEntryBytes, decode, encode};
 use crate::bpf::error::BpfError;
 use crate::bpf::inspect::{abi_version, open_map};
 
@@ -71,8 +69,10 @@ fn convert_flow_table(dir: &Path) -> Result<(), BpfError> {
     let mut tuples: HashMap<MapData, TupleBytes, TupleEntryBytes> =
         Map::HashMap(open_map(dir, PACKET_TUPLES_MAP)?).try_into()?;
     for (slot, (flow_id, bytes)) in (0..).zip(old.iter().flatten()) {
-        let entry = FlowEntryV3::read_from(&bytes).as_flow_entry(flow_id);
-        table.set(slot, encode::<{ size_of::<FlowEntry>() }>(&entry), 0)?;
+        let Some(old_entry) = decode::<FlowEntryV3>(&bytes) else { continue };
+        let entry = old_entry.as_flow_entry(flow_id);
+        let bytes: FlowEntryBytes = encode(&entry);
+        table.set(slot, bytes, 0)?;
         for (tuple, tuple_entry) in tuple_entries((flow_id, slot), &entry) {
             // Older versions leave out the slot, the last field. Their programs do not read it.
             if tuples.get(&tuple, 0).is_ok_and(|found| found[..12] == tuple_entry[..12]) {
@@ -86,7 +86,7 @@ fn convert_flow_table(dir: &Path) -> Result<(), BpfError> {
 type FlowEntryV3Bytes = [u8; size_of::<FlowEntryV3>()];
 
 /// A flow as it was up to version 3.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, TryFromBytes)]
 #[repr(C)]
 struct FlowEntryV3 {
     state: FlowState,
@@ -102,7 +102,7 @@ struct FlowEntryV3 {
 }
 
 /// A direction of it: what has been said of its bytes, in its sender's numbers.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, TryFromBytes)]
 #[repr(C)]
 struct DirectionV3 {
     packets: u64,
@@ -122,14 +122,6 @@ struct DirectionV3 {
     fin_seq: u32,
     has_fin: u32,
     strip_ecn: u32,
-}
-
-impl_struct! {
-    FlowEntryV3 { state started_at client_tuple backend_tuple to_backend to_client expected_acked route why reserved }
-    DirectionV3 {
-        packets bytes last_seen seq_delta ack_delta tsval_delta tsecr_delta min_tsecr wscale_from wscale_to start snd_nxt acked rcv_wnd_end fin_seq
-        has_fin strip_ecn
-    }
 }
 
 const _: () = assert!(size_of::<FlowEntryV3>() == 264);
@@ -208,6 +200,7 @@ impl DirectionV3 {
             rcv_wnd_end: other.rcv_wnd_end,
             valid_from: 0,
             valid_to: 0,
+            reserved: [0; 3],
         }
     }
 }
