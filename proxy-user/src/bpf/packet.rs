@@ -31,7 +31,7 @@ mod migrate;
 mod pins;
 mod slot_allocator;
 
-pub(crate) use attach::{AttachTarget, Hook, detach_all};
+pub(crate) use attach::{AttachPlan, AttachTarget, Hook, detach_all};
 pub(crate) use events::FlowEvents;
 use flow_table::FlowTable;
 pub(super) use flow_table::slots_by_flow;
@@ -64,12 +64,9 @@ impl PacketPrograms {
     /// Loads, and attaches to these interfaces. What another agent has left in `pins`, a folder of a
     /// bpffs, is taken over: flows, and places at interfaces.
     pub(crate) fn load(
-        (links, hook): (&[AttachTarget], Hook),
+        plan: &AttachPlan,
         pins: Option<&Path>,
     ) -> Result<(Self, FlowEvents), BpfError> {
-        if hook == Hook::Tcx && Hook::best_supported() != Hook::Tcx {
-            return Err(BpfError::NoTcx);
-        }
         if let Some(folder) = pins {
             ensure_abi_version(folder)?;
         }
@@ -94,10 +91,10 @@ impl PacketPrograms {
             reset_requests: take_map(RESET_REQUESTS_MAP)?.try_into()?,
         };
         let mut interfaces: HashMap<_, u32, u32> = take_map(PACKET_INTERFACES_MAP)?.try_into()?;
-        let previous = attach::record_interfaces(links, &mut interfaces)?;
-        attach::load_and_attach(&mut ebpf, (links, hook), pins)?;
-        let xdp_interfaces = attach::load_and_attach_xdp(&mut ebpf, links, pins)?;
-        attach::detach_unlisted((links, hook), &previous, pins, &mut interfaces);
+        let previous = attach::record_interfaces(plan, &mut interfaces)?;
+        attach::load_and_attach_tc(&mut ebpf, plan, pins)?;
+        let xdp_interfaces = attach::load_and_attach_xdp(&mut ebpf, plan, pins)?;
+        attach::detach_unlisted(plan, &previous, pins, &mut interfaces);
         let (maps, loaded, interfaces) = (maps.into(), ebpf.into(), interfaces.into());
         let retired = Notify::new();
         Ok((

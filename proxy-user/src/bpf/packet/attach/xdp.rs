@@ -10,7 +10,7 @@ use aya::programs::{ProgramError, Xdp};
 use snisplit_common::abi::packet::XDP_PROGRAM;
 use tracing::warn;
 
-use super::tc::AttachTarget;
+use super::plan::{AttachPlan, AttachTarget};
 use crate::bpf::error::BpfError;
 use crate::bpf::load_retry;
 use crate::bpf::packet::pins::xdp_pin;
@@ -19,11 +19,11 @@ use crate::bpf::packet::pins::xdp_pin;
 /// MTU is too large for the driver), packets meet the other programs as before.
 pub(in crate::bpf::packet) fn attach(
     ebpf: &mut Ebpf,
-    links: &[AttachTarget],
+    plan: &AttachPlan,
     pins: Option<&Path>,
 ) -> Result<Vec<u32>, BpfError> {
     let mut attached = Vec::new();
-    let mut targets = links.iter().filter(|link| link.use_xdp).peekable();
+    let mut targets = plan.xdp_targets().peekable();
     if targets.peek().is_none() {
         return Ok(attached);
     }
