@@ -42,13 +42,13 @@ pub(super) fn take_over(ctx: &TcContext, scratch: &mut Scratch, flow: *mut FlowE
 #[inline(always)]
 fn prepare_takeover(
     ctx: &TcContext,
-    work: &mut Scratch,
-    splice: &mut FlowEntry,
+    scratch: &mut Scratch,
+    entry: &mut FlowEntry,
 ) -> Result<(), FallbackReason> {
-    let Scratch { segment, route_cache, sock_tuple, .. } = work;
-    let client = snapshot(ctx, sock_tuple, segment.family, &splice.client_tuple)
+    let Scratch { segment, route_cache, sock_tuple, .. } = scratch;
+    let client = snapshot(ctx, sock_tuple, segment.family, &entry.client_tuple)
         .ok_or(FallbackReason::NoSocket)?;
-    let backend = snapshot(ctx, sock_tuple, segment.family, &splice.backend_tuple)
+    let backend = snapshot(ctx, sock_tuple, segment.family, &entry.backend_tuple)
         .ok_or(FallbackReason::NoSocket)?;
     if !(client.is_established && backend.is_established && segment.has_flags(ACK)) {
         return Err(FallbackReason::NotEstablished);
@@ -60,7 +60,7 @@ fn prepare_takeover(
         backend.write_seq.wrapping_sub(backend.snd_una).wrapping_add(backend.bytes_acked);
     let is_client_drained = client.copied_seq == client.rcv_nxt && client.is_ofo_queue_empty;
     if !is_client_drained
-        || acked_bytes != splice.expected_acked
+        || acked_bytes != entry.expected_acked
         || segment.ack() != backend.write_seq
     {
         return Err(FallbackReason::ClientBytesInFlight);
@@ -70,7 +70,7 @@ fn prepare_takeover(
     if !is_backend_drained || !is_next_expected || client.snd_una != client.write_seq {
         return Err(FallbackReason::BackendBytesInFlight);
     }
-    for tuple in [&splice.client_tuple, &splice.backend_tuple] {
+    for tuple in [&entry.client_tuple, &entry.backend_tuple] {
         let next_hop =
             route_cache.get(ctx, segment.family, tuple).ok_or(FallbackReason::NoRoute)?;
         // What comes back by that way must pass here.
@@ -80,9 +80,9 @@ fn prepare_takeover(
     }
     let options = Options::read(ctx, segment.tcp_offset + TCP_HLEN, segment.options_len)
         .ok_or(FallbackReason::NoSocket)?;
-    options.translate(&splice.to_client).ok_or(FallbackReason::NoSocket)?;
-    set_sequence_deltas(splice, &client, &backend);
-    set_timestamp_deltas(splice, &client, &backend, options.tsval().unwrap_or_default());
+    options.translate(&entry.to_client).ok_or(FallbackReason::NoSocket)?;
+    set_sequence_deltas(entry, &client, &backend);
+    set_timestamp_deltas(entry, &client, &backend, options.tsval().unwrap_or_default());
     Ok(())
 }
 

@@ -55,7 +55,7 @@ pub(super) fn track_segment(
         return;
     }
     if segment.tcp.flags & (SYN | ACK) != ACK
-        || !record_segment(segment, translation, (own, other), now)
+        || !record_segment(segment, translation, own, other, now)
     {
         return;
     }
@@ -137,11 +137,12 @@ fn is_in_refreshed_window(
 #[inline(always)]
 fn record_segment(
     segment: &Segment,
-    way: &Translation,
-    (own, other): (&mut PeerState, &PeerState),
+    translation: &Translation,
+    own: &mut PeerState,
+    other: &PeerState,
     now: u64,
 ) -> bool {
-    let ack = segment.ack().wrapping_add(way.ack_delta);
+    let ack = segment.ack().wrapping_add(translation.ack_delta);
     if !is_in_window(segment, ack, own) && !is_in_refreshed_window(segment, ack, own, other) {
         return false;
     }
@@ -160,7 +161,7 @@ fn record_segment(
         own.acked_bytes += u64::from(ack.wrapping_sub(own.acked_seq));
         own.acked_seq = ack;
     }
-    let window = u32::from(u16::from_be(segment.tcp.window)) << (way.wscale_from & 0xf);
+    let window = u32::from(u16::from_be(segment.tcp.window)) << (translation.wscale_from & 0xf);
     let edge = ack.wrapping_add(window);
     if is_after(edge, own.rcv_wnd_end) {
         own.rcv_wnd_end = edge;

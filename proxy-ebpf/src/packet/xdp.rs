@@ -75,9 +75,9 @@ fn forward_frame(
 /// 65,536 looks so.
 #[inline(always)]
 fn is_checksum_partial(segment: &Segment) -> bool {
-    let length = (TCP_HLEN + segment.options_len + segment.payload_len) as u16;
+    let len = (TCP_HLEN + segment.options_len + segment.payload_len) as u16;
     let mut pseudo_header = ChecksumDiff::default();
-    pseudo_header.add_u32(!0, length.to_be().into());
+    pseudo_header.add_u32(!0, len.to_be().into());
     pseudo_header.add_u32(!0, u16::from(IPPROTO_TCP).to_be().into());
     for address in [&segment.tuple.source, &segment.tuple.destination] {
         match segment.family {
@@ -94,10 +94,9 @@ fn is_checksum_partial(segment: &Segment) -> bool {
 /// buffers not every driver does. Otherwise it would be dropped without a word (`xdp_do_redirect`).
 #[inline(always)]
 fn can_xmit(ctx: &XdpContext, segment: &Segment, next_hop: &NextHop) -> bool {
-    let length =
-        segment.tcp_offset - ETH_HLEN + TCP_HLEN + segment.options_len + segment.payload_len;
+    let len = segment.tcp_offset - ETH_HLEN + TCP_HLEN + segment.options_len + segment.payload_len;
     next_hop.xmit == XMIT_XDP
         && next_hop.is_resolved != 0
-        && length <= next_hop.mtu
-        && ETH_HLEN + length <= ctx.length()
+        && len <= next_hop.mtu
+        && ETH_HLEN + len <= ctx.length()
 }

@@ -88,8 +88,8 @@ impl PacketState {
             Map::HashMap(open_map(dir, PACKET_TUPLES_MAP)?).try_into()?;
         let flow = |(flow_id, slot)| Some((flow_id, decode(&entries.get(&slot, 0).ok()?)?));
         // What stays with its sockets is theirs, and only waits to be erased; it may be another's by now.
-        let is_current = |(number, splice): &(u64, FlowEntry)| {
-            splice.id == *number && splice.state != FlowState::Fallback
+        let is_current = |(flow_id, entry): &(u64, FlowEntry)| {
+            entry.id == *flow_id && entry.state != FlowState::Fallback
         };
         Ok(Self {
             flows: slots_by_flow(&tuples).into_iter().filter_map(flow).filter(is_current).collect(),
@@ -135,7 +135,7 @@ pub(super) fn attached_interfaces(dir: &Path) -> Result<Vec<u32>, BpfError> {
 pub(crate) fn request_resets(dir: &Path, flow_ids: &[u64]) -> Result<(), BpfError> {
     let mut requests: HashMap<MapData, u64, u32> =
         Map::HashMap(open_map(dir, RESET_REQUESTS_MAP)?).try_into()?;
-    Ok(flow_ids.iter().try_for_each(|number| requests.insert(number, 1, 0))?)
+    Ok(flow_ids.iter().try_for_each(|flow_id| requests.insert(flow_id, 1, 0))?)
 }
 
 pub(super) fn open_map(dir: &Path, name: &str) -> Result<MapData, BpfError> {

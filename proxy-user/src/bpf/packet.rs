@@ -164,7 +164,7 @@ impl PacketPrograms {
     pub(crate) fn take_reset_requests(&self) -> Vec<u64> {
         let requests = &mut self.maps().reset_requests;
         let flow_ids: Vec<u64> = requests.keys().flatten().collect();
-        flow_ids.iter().for_each(|number| _ = requests.remove(number));
+        flow_ids.iter().for_each(|flow_id| _ = requests.remove(flow_id));
         flow_ids
     }
 

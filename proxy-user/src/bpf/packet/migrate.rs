@@ -73,7 +73,7 @@ fn convert_flow_table(dir: &Path) -> Result<(), BpfError> {
         let entry = old_entry.as_flow_entry(flow_id);
         let bytes: FlowEntryBytes = encode(&entry);
         table.set(slot, bytes, 0)?;
-        for (tuple, tuple_entry) in tuple_entries((flow_id, slot), &entry) {
+        for (tuple, tuple_entry) in tuple_entries(flow_id, slot, &entry) {
             // Older versions leave out the slot, the last field. Their programs do not read it.
             if tuples.get(&tuple, 0).is_ok_and(|found| found[..12] == tuple_entry[..12]) {
                 tuples.insert(tuple, tuple_entry, 0)?;

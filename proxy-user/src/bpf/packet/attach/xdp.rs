@@ -30,12 +30,12 @@ pub(in crate::bpf::packet) fn attach(
     let missing = || BpfError::MissingFromObject(XDP_PROGRAM);
     let program: &mut Xdp = ebpf.program_mut(XDP_PROGRAM).ok_or_else(missing)?.try_into()?;
     load_retry::load_program(|| program.load())?;
-    for link in targets {
-        match attach_one(program, link, pins) {
-            Ok(()) => attached.push(link.ifindex),
+    for target in targets {
+        match attach_one(program, target, pins) {
+            Ok(()) => attached.push(target.ifindex),
             Err(error) => {
                 let error = anyhow::Error::from(error);
-                warn!(interface = link.name, "packet.xdp: not in this driver: {error:#}");
+                warn!(interface = target.name, "packet.xdp: not in this driver: {error:#}");
             }
         }
     }
@@ -43,8 +43,12 @@ pub(in crate::bpf::packet) fn attach(
 }
 
 /// In a place that stays; without a folder it goes with the program.
-fn attach_one(program: &mut Xdp, link: &AttachTarget, dir: Option<&Path>) -> Result<(), BpfError> {
-    let pin = dir.map(|folder| xdp_pin(folder, link.ifindex));
+fn attach_one(
+    program: &mut Xdp,
+    target: &AttachTarget,
+    dir: Option<&Path>,
+) -> Result<(), BpfError> {
+    let pin = dir.map(|folder| xdp_pin(folder, target.ifindex));
     if let Some(pin) = pin.as_ref().filter(|pin| pin.exists()) {
         if replace_program(program, pin).is_ok() {
             return Ok(());
@@ -52,7 +56,7 @@ fn attach_one(program: &mut Xdp, link: &AttachTarget, dir: Option<&Path>) -> Res
         // Of an interface that is gone.
         fs::remove_file(pin)?;
     }
-    let link_id = program.attach_to_if_index(link.ifindex, XdpMode::Driver)?;
+    let link_id = program.attach_to_if_index(target.ifindex, XdpMode::Driver)?;
     if let Some(pin) = pin {
         FdLink::try_from(program.take_link(link_id)?)?.pin(pin)?;
     }
@@ -61,7 +65,7 @@ fn attach_one(program: &mut Xdp, link: &AttachTarget, dir: Option<&Path>) -> Res
 
 fn replace_program(program: &mut Xdp, pin: &Path) -> Result<(), BpfError> {
     let old = FdLink::from(PinnedLink::from_pin(pin)?);
-    let taken: Result<_, ProgramError> = program.attach_to_link(XdpLink::try_from(old)?);
-    taken?;
+    let attached: Result<_, ProgramError> = program.attach_to_link(XdpLink::try_from(old)?);
+    attached?;
     Ok(())
 }
