@@ -8,6 +8,7 @@ use snisplit_common::abi::packet::{PacketCounter, Translation, Tuple};
 
 use super::action::{TC_ACT_SHOT, TCX_NEXT};
 use super::checksum::ChecksumDiff;
+use super::flow_entry;
 use super::frame::Frame;
 use super::headers::{
     ETH_HLEN, Family, IPPROTO_TCP, Ipv4Header, Ipv6Header, Segment, TcpHeader, addr_words, family,
@@ -18,7 +19,6 @@ use super::maps::count;
 use super::options::REWRITE_FAILED;
 use super::route::redirect;
 use super::scratch::Scratch;
-use super::state;
 use super::track::is_within;
 use super::translate::IpHeader as _;
 
@@ -74,11 +74,10 @@ fn translate_error(ctx: &TcContext, scratch: &mut Scratch) -> Option<i32> {
     quoted.tuple.source_port = u16::from_be(quoted.tcp.destination);
     quoted.tuple.destination_port = u16::from_be(quoted.tcp.source);
     let (direction, flow) = find_flow(&quoted.tuple)?;
-    if !state::load(flow).is_translated() {
+    if !flow_entry::state(flow).is_translated() {
         return None;
     }
-    // SAFETY: the entry lives until this program ends.
-    let entry = unsafe { &*flow };
+    let entry = flow_entry::borrow(flow);
     // What goes to the one peer comes from the other.
     let (translation, sender, sender_state, receiver_state) = match direction {
         Direction::Up => {

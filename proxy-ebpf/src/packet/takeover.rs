@@ -5,13 +5,12 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::programs::TcContext;
 use snisplit_common::abi::packet::{FallbackReason, FlowEntry, FlowState};
 
+use super::flow_entry;
 use super::headers::{ACK, TCP_HLEN};
-use super::lookup::flow_id;
 use super::maps::emit_state;
 use super::options::Options;
 use super::scratch::Scratch;
 use super::sockets::{SockSnapshot, snapshot};
-use super::state;
 
 /// What a receiver has room for as long as it has not said otherwise.
 const INITIAL_WINDOW: u32 = 1 << 20;
@@ -22,11 +21,11 @@ const TS_TICK_NS: u64 = 1_000_000;
 /// what was on its way to it, but what it says to that is not heard.
 #[inline(never)]
 pub(super) fn take_over(ctx: &TcContext, scratch: &mut Scratch, flow: *mut FlowEntry) -> bool {
-    if !state::compare_exchange(flow, FlowState::Pending, FlowState::TakingOver) {
+    if !flow_entry::compare_exchange_state(flow, FlowState::Pending, FlowState::TakingOver) {
         return false;
     }
-    // SAFETY: the entry lives until this program ends, and whoever finds the flow switching looks only.
-    let entry = unsafe { &mut *flow };
+    // Other programs only read the entry while its state is `TakingOver`.
+    let entry = flow_entry::borrow_mut(flow);
     let new_state = match prepare_takeover(ctx, scratch, entry) {
         Ok(()) => FlowState::Offloaded,
         Err(reason) => {
@@ -34,8 +33,8 @@ pub(super) fn take_over(ctx: &TcContext, scratch: &mut Scratch, flow: *mut FlowE
             FlowState::Fallback
         }
     };
-    state::compare_exchange(flow, FlowState::TakingOver, new_state);
-    emit_state(flow_id(flow), new_state);
+    flow_entry::compare_exchange_state(flow, FlowState::TakingOver, new_state);
+    emit_state(flow_entry::id(flow), new_state);
     new_state == FlowState::Offloaded
 }
 

@@ -4,10 +4,9 @@
 use snisplit_common::abi::Direction;
 use snisplit_common::abi::packet::{FlowEntry, FlowEvent, FlowState, PeerState, Translation};
 
+use super::flow_entry;
 use super::headers::{ACK, FIN, RST, SYN, Segment};
-use super::lookup::flow_id;
 use super::maps::emit;
-use super::state;
 
 /// How far back a segment may begin, at least: one that is sent again, or a probe.
 const MAX_OLD_BYTES: u32 = 1 << 16;
@@ -33,8 +32,7 @@ pub(super) fn track_segment(
     flow: *mut FlowEntry,
     now: u64,
 ) {
-    // SAFETY: the entry lives until this program ends; a torn account is put right by the next packet.
-    let entry = unsafe { &mut *flow };
+    let entry = flow_entry::borrow_mut(flow);
     let (translation, own, other) = match direction {
         Direction::Up => (&entry.to_backend, &mut entry.client_state, &mut entry.backend_state),
         Direction::Down => (&entry.to_client, &mut entry.backend_state, &mut entry.client_state),
@@ -76,8 +74,7 @@ pub(super) fn make_challenge_ack(
     direction: Direction,
     flow: *mut FlowEntry,
 ) {
-    // SAFETY: the entry lives until this program ends.
-    let entry = unsafe { &mut *flow };
+    let entry = flow_entry::borrow_mut(flow);
     let (translation, own, other) = match direction {
         Direction::Up => (&entry.to_backend, &mut entry.client_state, &entry.backend_state),
         Direction::Down => (&entry.to_client, &mut entry.backend_state, &entry.client_state),
@@ -171,9 +168,8 @@ fn record_segment(
 
 #[inline(always)]
 fn set_terminal(flow: *mut FlowEntry, state: FlowState) {
-    if state::compare_exchange(flow, FlowState::Offloaded, state) {
-        // SAFETY: the entry lives until this program ends.
-        let (bytes_up, bytes_down) = unsafe { &*flow }.delivered_bytes();
-        emit(FlowEvent { flow_id: flow_id(flow), state, bytes_up, bytes_down });
+    if flow_entry::compare_exchange_state(flow, FlowState::Offloaded, state) {
+        let (bytes_up, bytes_down) = flow_entry::borrow(flow).delivered_bytes();
+        emit(FlowEvent { flow_id: flow_entry::id(flow), state, bytes_up, bytes_down });
     }
 }

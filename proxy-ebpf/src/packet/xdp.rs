@@ -8,6 +8,7 @@ use snisplit_common::abi::Direction;
 use snisplit_common::abi::packet::{FlowEntry, PacketCounter, XMIT_XDP};
 
 use super::checksum::ChecksumDiff;
+use super::flow_entry;
 use super::frame::Frame;
 use super::headers::{
     ETH_HLEN, Family, IPPROTO_TCP, SYN, Segment, TCP_HLEN, addr_words, from_v4_mapped,
@@ -15,7 +16,6 @@ use super::headers::{
 use super::maps::count;
 use super::route::NextHop;
 use super::scratch::Scratch;
-use super::state;
 use super::track::track_segment;
 use super::translate::{apply_ecn, translate};
 
@@ -34,7 +34,7 @@ pub(crate) fn receive(ctx: &XdpContext) -> u32 {
         && !segment.has_flags(SYN)
         && segment.ttl > 1
         && !is_checksum_partial(segment);
-    match is_ordinary && state::load(flow).is_translated() {
+    match is_ordinary && flow_entry::state(flow).is_translated() {
         true => forward_frame(ctx, scratch, direction, flow),
         false => XDP_PASS,
     }
@@ -48,8 +48,7 @@ fn forward_frame(
     flow: *mut FlowEntry,
 ) -> u32 {
     let Scratch { segment, route_cache, .. } = scratch;
-    // SAFETY: the entry lives until this program ends, and what is translated by does not change.
-    let (translation, receiver) = unsafe { &*flow }.translation(direction);
+    let (translation, receiver) = flow_entry::borrow(flow).translation(direction);
     let next_hop = route_cache
         .get(ctx, segment.family, receiver)
         .filter(|next_hop| can_xmit(ctx, segment, next_hop));
