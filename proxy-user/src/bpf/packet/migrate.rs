@@ -1,5 +1,6 @@
-//! Pins of a version before this one's are made this one's. Flows do not notice: the programs that carry them
-//! keep their maps until the next agent brings its own.
+//! Migration of the pins of older ABI versions to this version.
+//!
+//! Flows continue meanwhile: the attached programs keep their maps until the next agent replaces them.
 
 use std::fs;
 use std::path::Path;
@@ -20,11 +21,11 @@ use crate::bpf::codec::{FlowEntryBytes, TupleBytes, TupleEntryBytes, decode, enc
 use crate::bpf::error::BpfError;
 use crate::bpf::inspect::{abi_version, open_map};
 
-/// Lacks the counter of packets that XDP forwards.
+/// ABI version 2 has no counter of packets that XDP forwards.
 const V2_NO_XDP: u32 = 2;
-/// Has its flows in a hash map, in another layout.
+/// ABI version 3 has its flows in a hash map, with another layout.
 const V3_HASH: u32 = 3;
-/// Has other names of pins, and the layout of this version.
+/// ABI version 4 has other names of pins, and the layout of this version.
 const V4_OLD_PINS: u32 = 4;
 
 /// Converts the pins of an older ABI version, and returns that version.
@@ -61,7 +62,7 @@ fn convert_flow_table(dir: &Path) -> Result<(), BpfError> {
     }
     let old: HashMap<MapData, u64, FlowEntryV3Bytes> = Map::HashMap(old).try_into()?;
     let new_pin = dir.join(NEW_FLOWS_PIN);
-    let _there_was_none = fs::remove_file(&new_pin);
+    let _not_interrupted_before = fs::remove_file(&new_pin);
     let mut ebpf = EbpfLoader::new().map_pin_path(PACKET_FLOWS_MAP, &new_pin).load(OBJECT)?;
     let table =
         ebpf.take_map(PACKET_FLOWS_MAP).ok_or(BpfError::MissingFromObject(PACKET_FLOWS_MAP))?;
@@ -85,7 +86,7 @@ fn convert_flow_table(dir: &Path) -> Result<(), BpfError> {
 
 type FlowEntryV3Bytes = [u8; size_of::<FlowEntryV3>()];
 
-/// A flow as it was up to version 3.
+/// Flow entry of ABI versions up to 3.
 #[derive(Clone, Copy, TryFromBytes)]
 #[repr(C)]
 struct FlowEntryV3 {
@@ -101,7 +102,7 @@ struct FlowEntryV3 {
     reserved: u32,
 }
 
-/// A direction of it: what has been said of its bytes, in its sender's numbers.
+/// Direction in a flow entry of ABI versions up to 3. Numbers are those of the sender.
 #[derive(Clone, Copy, TryFromBytes)]
 #[repr(C)]
 struct DirectionV3 {
@@ -127,7 +128,7 @@ struct DirectionV3 {
 const _: () = assert!(size_of::<FlowEntryV3>() == 264);
 
 impl FlowEntryV3 {
-    /// As it is now. Nobody follows it until the next agent's programs do.
+    /// Converts the entry. No program updates it before the next agent attaches its own.
     fn as_flow_entry(&self, flow_id: u64) -> FlowEntry {
         let Self {
             state,
@@ -160,6 +161,7 @@ impl FlowEntryV3 {
 }
 
 impl DirectionV3 {
+    /// Returns the translation of the direction.
     const fn translation(&self) -> Translation {
         let Self {
             seq_delta,
@@ -187,7 +189,7 @@ impl DirectionV3 {
         }
     }
 
-    /// What its sender has said; `other` is the other direction.
+    /// Returns the state of the sender. `other` is the other direction.
     const fn peer_state(&self, other: &Self) -> PeerState {
         PeerState {
             packets: self.packets,
