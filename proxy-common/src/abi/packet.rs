@@ -320,19 +320,51 @@ pub enum PacketCounter {
 pub const PACKET_COUNTER_COUNT: usize = PacketCounter::ALL.len();
 
 impl PacketCounter {
-    /// Each with its words for people.
-    pub const ALL: [(Self, &'static str); 10] = [
-        (Self::Forwarded, "translated and sent on"),
-        (Self::DroppedInTakeover, "dropped while a flow was taken over"),
-        (Self::Suppressed, "dropped: sent by a socket whose flow the kernel has"),
-        (Self::Unroutable, "dropped: no route, no neighbour, or the time to live was over"),
-        (Self::Malformed, "dropped: cut short, a fragment, or with impossible options"),
-        (Self::ChallengeAck, "SYNs for a running flow, sent on as a challenge"),
-        (Self::IcmpForwarded, "ICMP errors translated and sent on"),
-        (Self::EventLost, "events that the ring had no room for"),
-        (Self::EcnDropped, "dropped: marked as congested, for a receiver without ECN"),
-        (Self::XdpForwarded, "translated and sent on by the driver (XDP)"),
+    /// Every counter, in the order of their slots.
+    pub const ALL: [Self; 10] = [
+        Self::Forwarded,
+        Self::DroppedInTakeover,
+        Self::Suppressed,
+        Self::Unroutable,
+        Self::Malformed,
+        Self::ChallengeAck,
+        Self::IcmpForwarded,
+        Self::EventLost,
+        Self::EcnDropped,
+        Self::XdpForwarded,
     ];
+
+    /// Returns the identifier of the counter in metrics and JSON.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Forwarded => "forwarded",
+            Self::DroppedInTakeover => "dropped_in_takeover",
+            Self::Suppressed => "suppressed",
+            Self::Unroutable => "unroutable",
+            Self::Malformed => "malformed",
+            Self::ChallengeAck => "challenge_ack",
+            Self::IcmpForwarded => "icmp_forwarded",
+            Self::EventLost => "event_lost",
+            Self::EcnDropped => "ecn_dropped",
+            Self::XdpForwarded => "xdp_forwarded",
+        }
+    }
+
+    /// Returns the description of the counter for people.
+    pub const fn description(self) -> &'static str {
+        match self {
+            Self::Forwarded => "translated and forwarded",
+            Self::DroppedInTakeover => "dropped during a takeover",
+            Self::Suppressed => "dropped: sent by a socket whose flow is offloaded",
+            Self::Unroutable => "dropped: no route, no neighbour, or hop limit reached",
+            Self::Malformed => "dropped: truncated, a fragment, or invalid options",
+            Self::ChallengeAck => "SYNs for an offloaded flow, forwarded as a challenge",
+            Self::IcmpForwarded => "ICMP errors translated and forwarded",
+            Self::EventLost => "events lost because the ring buffer was full",
+            Self::EcnDropped => "dropped: marked as congested, for a receiver without ECN",
+            Self::XdpForwarded => "translated and forwarded in the driver (XDP)",
+        }
+    }
 }
 
 /// What user space wants of a flow.

@@ -168,18 +168,50 @@ pub enum SockmapCounter {
 pub const SOCKMAP_COUNTER_COUNT: usize = SockmapCounter::ALL.len();
 
 impl SockmapCounter {
-    /// Each with its words for people.
-    pub const ALL: [(Self, &'static str); 9] = [
-        (Self::Redirected, "redirected"),
-        (Self::PassedToUser, "left to user space, which was too slow to take over"),
-        (Self::EgressNotFound, "dropped: the peer's socket was not to be found"),
-        (Self::NoEntry, "left to user space: of no flow"),
-        (Self::NoData, "without data of their own: a FIN"),
-        (Self::Trimmed, "redirected after what had been forwarded already was cut off"),
-        (Self::InvalidSequence, "dropped: a sequence number that cannot be"),
-        (Self::KernelReadFailed, "dropped: kernel memory could not be read, or the cut failed"),
-        (Self::EventLost, "events that the ring had no room for"),
+    /// Every counter, in the order of their slots.
+    pub const ALL: [Self; 9] = [
+        Self::Redirected,
+        Self::PassedToUser,
+        Self::EgressNotFound,
+        Self::NoEntry,
+        Self::NoData,
+        Self::Trimmed,
+        Self::InvalidSequence,
+        Self::KernelReadFailed,
+        Self::EventLost,
     ];
+
+    /// Returns the identifier of the counter in metrics and JSON.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Redirected => "redirected",
+            Self::PassedToUser => "passed_to_user",
+            Self::EgressNotFound => "egress_not_found",
+            Self::NoEntry => "no_entry",
+            Self::NoData => "no_data",
+            Self::Trimmed => "trimmed",
+            Self::InvalidSequence => "invalid_sequence",
+            Self::KernelReadFailed => "kernel_read_failed",
+            Self::EventLost => "event_lost",
+        }
+    }
+
+    /// Returns the description of the counter for people.
+    pub const fn description(self) -> &'static str {
+        match self {
+            Self::Redirected => "redirected",
+            Self::PassedToUser => {
+                "passed to user space, which did not take the direction over in time"
+            }
+            Self::EgressNotFound => "dropped: the egress socket was not found",
+            Self::NoEntry => "passed to user space: their socket belongs to no flow",
+            Self::NoData => "without new data, such as a FIN",
+            Self::Trimmed => "redirected without bytes that had been forwarded before",
+            Self::InvalidSequence => "dropped: invalid sequence number",
+            Self::KernelReadFailed => "dropped: kernel memory was not readable, or trimming failed",
+            Self::EventLost => "events lost because the ring buffer was full",
+        }
+    }
 }
 
 const _: () = assert!(SockmapCounter::EventLost as usize + 1 == SOCKMAP_COUNTER_COUNT);
