@@ -6,6 +6,9 @@
 
 use core::mem::offset_of;
 
+#[cfg(not(target_arch = "bpf"))]
+use zerocopy::{Immutable, IntoBytes, KnownLayout, TryFromBytes};
+
 use super::Direction;
 
 /// Looks at what arrives at an interface.
@@ -69,6 +72,7 @@ pub const MAX_INTERFACES: usize = 1_024;
 /// away, and a processor fetches the next line too, and the other one of a pair (L1 next line and L2 spatial
 /// prefetchers).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Immutable, IntoBytes, KnownLayout, TryFromBytes))]
 #[repr(C, align(128))]
 pub struct FlowEntry {
     /// Moves by compare-and-swap only.
@@ -92,6 +96,8 @@ pub struct FlowEntry {
     pub route_id: u32,
     /// Why the sockets kept it, if they did.
     pub fallback_reason: FallbackReason,
+    /// Zero. Puts `client_state` on a cache line of its own.
+    pub reserved: [u32; 9],
     /// What the client's packets have said.
     pub client_state: PeerState,
     /// Keeps the two apart.
@@ -121,6 +127,7 @@ impl FlowEntry {
 /// Whose packets: addresses and ports as they arrive. IPv4 as `::ffff:a.b.c.d`. Addresses are aligned
 /// so that they can be read as words.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Immutable, IntoBytes, KnownLayout, TryFromBytes))]
 #[repr(C, align(4))]
 pub struct Tuple {
     /// The peer.
@@ -135,6 +142,7 @@ pub struct Tuple {
 
 /// What a tuple belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Immutable, IntoBytes, KnownLayout, TryFromBytes))]
 #[repr(C)]
 pub struct TupleEntry {
     /// Which flow.
@@ -147,6 +155,7 @@ pub struct TupleEntry {
 
 /// One direction: what its packets are translated by.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Immutable, IntoBytes, KnownLayout, TryFromBytes))]
 #[repr(C)]
 pub struct Translation {
     /// Added to the sequence number.
@@ -174,6 +183,7 @@ pub struct Translation {
 /// What the packets of one peer have said: of its own bytes, in its own numbers, and of the other peer's, in that
 /// one's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Immutable, IntoBytes, KnownLayout, TryFromBytes))]
 #[repr(C, align(64))]
 pub struct PeerState {
     /// Packets forwarded; one that the NIC merged counts once.
@@ -197,6 +207,8 @@ pub struct PeerState {
     /// Behind the last one that the other peer had room for then, and a FIN. Where `oldest` is: nobody knows, for
     /// the flow went on while this was not written ([`Said::unfollowed`]).
     pub valid_to: u32,
+    /// Zero.
+    pub reserved: [u32; 3],
 }
 
 impl PeerState {
@@ -217,6 +229,7 @@ impl PeerState {
 
 /// Who forwards a flow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Immutable, IntoBytes, KnownLayout, TryFromBytes))]
 #[repr(u64)]
 pub enum FlowState {
     /// The sockets, until the back end's first bytes arrive.
@@ -238,6 +251,7 @@ pub enum FlowState {
 
 /// Why the sockets kept a flow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Immutable, IntoBytes, KnownLayout, TryFromBytes))]
 #[repr(u32)]
 pub enum FallbackReason {
     /// They did not.
@@ -263,6 +277,7 @@ pub enum FallbackReason {
 
 /// Something that user space must hear.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Immutable, IntoBytes, KnownLayout, TryFromBytes))]
 #[repr(C)]
 pub struct FlowEvent {
     /// Which flow.
@@ -305,19 +320,51 @@ pub enum PacketCounter {
 pub const PACKET_COUNTER_COUNT: usize = PacketCounter::ALL.len();
 
 impl PacketCounter {
-    /// Each with its words for people.
-    pub const ALL: [(Self, &'static str); 10] = [
-        (Self::Forwarded, "translated and sent on"),
-        (Self::DroppedInTakeover, "dropped while a flow was taken over"),
-        (Self::Suppressed, "dropped: sent by a socket whose flow the kernel has"),
-        (Self::Unroutable, "dropped: no route, no neighbour, or the time to live was over"),
-        (Self::Malformed, "dropped: cut short, a fragment, or with impossible options"),
-        (Self::ChallengeAck, "SYNs for a running flow, sent on as a challenge"),
-        (Self::IcmpForwarded, "ICMP errors translated and sent on"),
-        (Self::EventLost, "events that the ring had no room for"),
-        (Self::EcnDropped, "dropped: marked as congested, for a receiver without ECN"),
-        (Self::XdpForwarded, "translated and sent on by the driver (XDP)"),
+    /// Every counter, in the order of their slots.
+    pub const ALL: [Self; 10] = [
+        Self::Forwarded,
+        Self::DroppedInTakeover,
+        Self::Suppressed,
+        Self::Unroutable,
+        Self::Malformed,
+        Self::ChallengeAck,
+        Self::IcmpForwarded,
+        Self::EventLost,
+        Self::EcnDropped,
+        Self::XdpForwarded,
     ];
+
+    /// Returns the identifier of the counter in metrics and JSON.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Forwarded => "forwarded",
+            Self::DroppedInTakeover => "dropped_in_takeover",
+            Self::Suppressed => "suppressed",
+            Self::Unroutable => "unroutable",
+            Self::Malformed => "malformed",
+            Self::ChallengeAck => "challenge_ack",
+            Self::IcmpForwarded => "icmp_forwarded",
+            Self::EventLost => "event_lost",
+            Self::EcnDropped => "ecn_dropped",
+            Self::XdpForwarded => "xdp_forwarded",
+        }
+    }
+
+    /// Returns the description of the counter for people.
+    pub const fn description(self) -> &'static str {
+        match self {
+            Self::Forwarded => "translated and forwarded",
+            Self::DroppedInTakeover => "dropped during a takeover",
+            Self::Suppressed => "dropped: sent by a socket whose flow is offloaded",
+            Self::Unroutable => "dropped: no route, no neighbour, or hop limit reached",
+            Self::Malformed => "dropped: truncated, a fragment, or invalid options",
+            Self::ChallengeAck => "SYNs for an offloaded flow, forwarded as a challenge",
+            Self::IcmpForwarded => "ICMP errors translated and forwarded",
+            Self::EventLost => "events lost because the ring buffer was full",
+            Self::EcnDropped => "dropped: marked as congested, for a receiver without ECN",
+            Self::XdpForwarded => "translated and forwarded in the driver (XDP)",
+        }
+    }
 }
 
 /// What user space wants of a flow.

@@ -1,5 +1,8 @@
 //! The contract of the sockmap engine.
 
+#[cfg(not(target_arch = "bpf"))]
+use zerocopy::{Immutable, IntoBytes, KnownLayout, TryFromBytes};
+
 use super::Direction;
 
 /// The verdict program's name in the object and in `bpftool prog`; the kernel keeps 15 bytes.
@@ -51,6 +54,7 @@ pub const COPIED_SEQ_OFFSET: &str = "COPIED_SEQ_OFFSET";
 
 /// One direction of a flow, for the program and for people.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Immutable, IntoBytes, KnownLayout, TryFromBytes))]
 #[repr(C)]
 pub struct DirectionEntry {
     /// The cookie of the socket that sends it on.
@@ -96,6 +100,7 @@ pub struct DirectionEntry {
 
 /// What becomes of the bytes of a direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Immutable, IntoBytes, KnownLayout, TryFromBytes))]
 #[repr(u32)]
 pub enum DirectionState {
     /// None came yet.
@@ -113,6 +118,7 @@ pub enum DirectionState {
 
 /// Something that only user space can deal with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Immutable, IntoBytes, KnownLayout, TryFromBytes))]
 #[repr(C)]
 pub struct SockmapEvent {
     /// The socket that received.
@@ -125,6 +131,7 @@ pub struct SockmapEvent {
 
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Immutable, IntoBytes, KnownLayout, TryFromBytes))]
 #[repr(u32)]
 pub enum SockmapEventKind {
     /// User space is to carry this direction from now on.
@@ -161,18 +168,50 @@ pub enum SockmapCounter {
 pub const SOCKMAP_COUNTER_COUNT: usize = SockmapCounter::ALL.len();
 
 impl SockmapCounter {
-    /// Each with its words for people.
-    pub const ALL: [(Self, &'static str); 9] = [
-        (Self::Redirected, "redirected"),
-        (Self::PassedToUser, "left to user space, which was too slow to take over"),
-        (Self::EgressNotFound, "dropped: the peer's socket was not to be found"),
-        (Self::NoEntry, "left to user space: of no flow"),
-        (Self::NoData, "without data of their own: a FIN"),
-        (Self::Trimmed, "redirected after what had been forwarded already was cut off"),
-        (Self::InvalidSequence, "dropped: a sequence number that cannot be"),
-        (Self::KernelReadFailed, "dropped: kernel memory could not be read, or the cut failed"),
-        (Self::EventLost, "events that the ring had no room for"),
+    /// Every counter, in the order of their slots.
+    pub const ALL: [Self; 9] = [
+        Self::Redirected,
+        Self::PassedToUser,
+        Self::EgressNotFound,
+        Self::NoEntry,
+        Self::NoData,
+        Self::Trimmed,
+        Self::InvalidSequence,
+        Self::KernelReadFailed,
+        Self::EventLost,
     ];
+
+    /// Returns the identifier of the counter in metrics and JSON.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Redirected => "redirected",
+            Self::PassedToUser => "passed_to_user",
+            Self::EgressNotFound => "egress_not_found",
+            Self::NoEntry => "no_entry",
+            Self::NoData => "no_data",
+            Self::Trimmed => "trimmed",
+            Self::InvalidSequence => "invalid_sequence",
+            Self::KernelReadFailed => "kernel_read_failed",
+            Self::EventLost => "event_lost",
+        }
+    }
+
+    /// Returns the description of the counter for people.
+    pub const fn description(self) -> &'static str {
+        match self {
+            Self::Redirected => "redirected",
+            Self::PassedToUser => {
+                "passed to user space, which did not take the direction over in time"
+            }
+            Self::EgressNotFound => "dropped: the egress socket was not found",
+            Self::NoEntry => "passed to user space: their socket belongs to no flow",
+            Self::NoData => "without new data, such as a FIN",
+            Self::Trimmed => "redirected without bytes that had been forwarded before",
+            Self::InvalidSequence => "dropped: invalid sequence number",
+            Self::KernelReadFailed => "dropped: kernel memory was not readable, or trimming failed",
+            Self::EventLost => "events lost because the ring buffer was full",
+        }
+    }
 }
 
 const _: () = assert!(SockmapCounter::EventLost as usize + 1 == SOCKMAP_COUNTER_COUNT);

@@ -1,7 +1,8 @@
-//! The packet engine.
+//! Programs of the packet engine.
 
 mod action;
 mod checksum;
+mod flow_entry;
 mod frame;
 mod headers;
 mod icmp;
@@ -11,7 +12,6 @@ mod options;
 mod route;
 mod scratch;
 mod sockets;
-mod state;
 mod syn_clamp;
 mod takeover;
 pub(crate) mod tc;

@@ -1,4 +1,4 @@
-//! The programs at interfaces.
+//! TC programs.
 
 use aya_ebpf::programs::TcContext;
 use snisplit_common::abi::Direction;
@@ -8,12 +8,12 @@ use snisplit_common::abi::packet::{
 
 use super::action::{TC_ACT_SHOT, TCX_NEXT};
 use super::headers::{self, ACK, FIN, RST, SYN};
-use super::lookup::{find_flow, flow_id};
+use super::lookup::find_flow;
 use super::maps::{FLOWS, TUPLES, count, emit_state};
 use super::scratch::Scratch;
-use super::{icmp, route, state, syn_clamp, takeover, track, translate};
+use super::{flow_entry, icmp, route, syn_clamp, takeover, track, translate};
 
-/// `sni_in`.
+/// Entry point of `sni_in`.
 #[inline(always)]
 pub(crate) fn ingress(ctx: &TcContext) -> i32 {
     let Some(scratch) = Scratch::current_cpu() else { return TCX_NEXT };
@@ -23,7 +23,7 @@ pub(crate) fn ingress(ctx: &TcContext) -> i32 {
     let Some((direction, flow)) = scratch.tuple_cache.find_flow(&scratch.segment.tuple) else {
         return TCX_NEXT;
     };
-    let is_offloaded = match state::load(flow) {
+    let is_offloaded = match flow_entry::state(flow) {
         FlowState::Pending => try_take_over(ctx, scratch, direction, flow),
         FlowState::TakingOver => {
             count(PacketCounter::DroppedInTakeover);
@@ -38,12 +38,12 @@ pub(crate) fn ingress(ctx: &TcContext) -> i32 {
     if is_offloaded { forward_segment(ctx, scratch, direction, flow) } else { TCX_NEXT }
 }
 
-/// `sni_out`.
+/// Entry point of `sni_out`.
 #[inline(always)]
 pub(crate) fn egress(ctx: &TcContext) -> i32 {
-    // SAFETY: the context that the kernel gave us.
+    // SAFETY: the context is valid while the program runs.
     if unsafe { (*ctx.skb.skb).ingress_ifindex } != 0 {
-        // Sent on, perhaps by us.
+        // This host forwards it and has not sent it.
         return TCX_NEXT;
     }
     let Some(Scratch { segment, .. }) = Scratch::current_cpu() else { return TCX_NEXT };
@@ -57,17 +57,17 @@ pub(crate) fn egress(ctx: &TcContext) -> i32 {
         return TCX_NEXT;
     }
     let Some((_, flow)) = find_flow(&segment.tuple) else { return TCX_NEXT };
-    if state::load(flow) == FlowState::Pending {
+    if flow_entry::state(flow) == FlowState::Pending {
         if segment.has_flags(FIN) || segment.has_flags(RST) {
             fall_back(flow, FallbackReason::FlowEnded);
         }
-        // A barrier: what a socket has received is seen by the CPU that switches, or the switch is seen
-        // here.
-        if state::compare_exchange(flow, FlowState::Pending, FlowState::Pending) {
+        // A full barrier: either the CPU that takes over sees what the socket has received, or this
+        // program sees the takeover.
+        if flow_entry::compare_exchange_state(flow, FlowState::Pending, FlowState::Pending) {
             return TCX_NEXT;
         }
     }
-    match state::load(flow) {
+    match flow_entry::state(flow) {
         FlowState::Fallback => TCX_NEXT,
         _ => {
             count(PacketCounter::Suppressed);
@@ -76,8 +76,9 @@ pub(crate) fn egress(ctx: &TcContext) -> i32 {
     }
 }
 
-/// Its packet is the slot of a flow and what is wanted of it, behind room for an Ethernet header. The
-/// answer is the state that the flow is in.
+/// Entry point of `sni_ctl`, which executes a [`ControlCommand`] and returns the state of the flow.
+///
+/// The packet has the slot of the flow and the command as two 64-bit numbers, after an Ethernet header.
 #[inline(always)]
 pub(crate) fn control(ctx: &TcContext) -> i32 {
     let offset = headers::ETH_HLEN as usize;
@@ -85,41 +86,39 @@ pub(crate) fn control(ctx: &TcContext) -> i32 {
     let Ok(command) = ctx.load::<u64>(offset + size_of::<u64>()) else { return TCX_NEXT };
     let Some(flow) = FLOWS.get_ptr_mut(slot as u32) else { return TCX_NEXT };
     if command == ControlCommand::Release as u64 {
-        state::compare_exchange(flow, FlowState::Pending, FlowState::Fallback);
-        state::compare_exchange(flow, FlowState::Offloaded, FlowState::Fallback);
+        flow_entry::compare_exchange_state(flow, FlowState::Pending, FlowState::Fallback);
+        flow_entry::compare_exchange_state(flow, FlowState::Offloaded, FlowState::Fallback);
     } else {
         fall_back(flow, FallbackReason::Requested);
     }
-    state::load(flow) as i32
+    flow_entry::state(flow) as i32
 }
 
-/// Leaves a flow to its sockets, if nobody has decided yet.
+/// Leaves a pending flow to its sockets.
 fn fall_back(flow: *mut FlowEntry, reason: FallbackReason) {
-    if state::compare_exchange(flow, FlowState::Pending, FlowState::Fallback) {
-        // SAFETY: the entry lives until this program ends, and who has decided says why.
-        unsafe { (*flow).fallback_reason = reason };
-        emit_state(flow_id(flow), FlowState::Fallback);
+    if flow_entry::compare_exchange_state(flow, FlowState::Pending, FlowState::Fallback) {
+        flow_entry::borrow_mut(flow).fallback_reason = reason;
+        emit_state(flow_entry::id(flow), FlowState::Fallback);
     }
 }
 
-/// What is left of a flow goes when another connection leaves by its port.
+/// Removes the tuples of a flow that has ended, when a new connection uses its port.
 #[inline(never)]
 fn evict_closed(tuple: &Tuple) {
     let Some((_, flow)) = find_flow(tuple) else { return };
-    if !state::load(flow).is_terminal() {
+    if !flow_entry::state(flow).is_terminal() {
         return;
     }
-    // SAFETY: the entry lives until this program ends, and its tuples do not change.
-    let FlowEntry { client_tuple, id, .. } = unsafe { &*flow };
-    // SAFETY: written by user space before the flow begins, and not changed.
+    let FlowEntry { client_tuple, id, .. } = flow_entry::borrow(flow);
+    // SAFETY: the agent writes the element before the flow starts, and does not change it.
     if unsafe { TUPLES.get(client_tuple) }.is_some_and(|other| other.flow_id == *id) {
-        let _gone_already = TUPLES.remove(client_tuple);
+        let _already_removed = TUPLES.remove(client_tuple);
     }
-    let _gone_already = TUPLES.remove(tuple);
+    let _already_removed = TUPLES.remove(tuple);
     emit_state(*id, FlowState::Pending);
 }
 
-/// Whether the kernel has the flow now.
+/// Takes a pending flow over if this segment allows it, and returns whether the flow is offloaded.
 #[inline(always)]
 fn try_take_over(
     ctx: &TcContext,
@@ -138,7 +137,7 @@ fn try_take_over(
         && takeover::take_over(ctx, scratch, flow)
 }
 
-/// Sends a segment on to the other peer.
+/// Translates a segment and forwards it to the other peer.
 #[inline(always)]
 fn forward_segment(
     ctx: &TcContext,
@@ -152,13 +151,12 @@ fn forward_segment(
         return TC_ACT_SHOT;
     }
     let is_new = segment.tcp.flags & (SYN | ACK) == SYN;
-    if is_new && state::load(flow) != FlowState::Offloaded {
-        // The listener is to hear of it.
-        let _gone_already = TUPLES.remove(&segment.tuple);
+    if is_new && flow_entry::state(flow) != FlowState::Offloaded {
+        // A new connection from the address of a flow that has ended: it belongs to the listener.
+        let _already_removed = TUPLES.remove(&segment.tuple);
         return TCX_NEXT;
     }
-    // SAFETY: the entry lives until this program ends, and what is translated by does not change.
-    let (translation, receiver) = unsafe { &*flow }.translation(direction);
+    let (translation, receiver) = flow_entry::borrow(flow).translation(direction);
     if !translate::apply_ecn(segment, translation) {
         return TC_ACT_SHOT;
     }

@@ -1,5 +1,6 @@
-//! The same translation before there is a socket buffer. What is out of the ordinary, in a flow or in a
-//! packet, passes and meets `sni_in`.
+//! XDP program, which translates packets of offloaded flows in the driver.
+//!
+//! It passes all other packets to the kernel, where `sni_in` handles them.
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT};
 use aya_ebpf::helpers::generated::bpf_redirect;
@@ -8,6 +9,7 @@ use snisplit_common::abi::Direction;
 use snisplit_common::abi::packet::{FlowEntry, PacketCounter, XMIT_XDP};
 
 use super::checksum::ChecksumDiff;
+use super::flow_entry;
 use super::frame::Frame;
 use super::headers::{
     ETH_HLEN, Family, IPPROTO_TCP, SYN, Segment, TCP_HLEN, addr_words, from_v4_mapped,
@@ -15,11 +17,10 @@ use super::headers::{
 use super::maps::count;
 use super::route::NextHop;
 use super::scratch::Scratch;
-use super::state;
 use super::track::track_segment;
 use super::translate::{apply_ecn, translate};
 
-/// `sni_xdp`.
+/// Entry point of `sni_xdp`.
 #[inline(always)]
 pub(crate) fn receive(ctx: &XdpContext) -> u32 {
     let Some(scratch) = Scratch::current_cpu() else { return XDP_PASS };
@@ -34,12 +35,13 @@ pub(crate) fn receive(ctx: &XdpContext) -> u32 {
         && !segment.has_flags(SYN)
         && segment.ttl > 1
         && !is_checksum_partial(segment);
-    match is_ordinary && state::load(flow).is_translated() {
+    match is_ordinary && flow_entry::state(flow).is_translated() {
         true => forward_frame(ctx, scratch, direction, flow),
         false => XDP_PASS,
     }
 }
 
+/// Translates a frame and redirects it to its interface.
 #[inline(never)]
 fn forward_frame(
     ctx: &XdpContext,
@@ -48,8 +50,7 @@ fn forward_frame(
     flow: *mut FlowEntry,
 ) -> u32 {
     let Scratch { segment, route_cache, .. } = scratch;
-    // SAFETY: the entry lives until this program ends, and what is translated by does not change.
-    let (translation, receiver) = unsafe { &*flow }.translation(direction);
+    let (translation, receiver) = flow_entry::borrow(flow).translation(direction);
     let next_hop = route_cache
         .get(ctx, segment.family, receiver)
         .filter(|next_hop| can_xmit(ctx, segment, next_hop));
@@ -63,21 +64,22 @@ fn forward_frame(
         return XDP_DROP;
     }
     count(PacketCounter::XdpForwarded);
-    // SAFETY: takes numbers.
+    // SAFETY: the helper has no pointers.
     match unsafe { bpf_redirect(next_hop.ifindex, 0) } as u32 {
         XDP_REDIRECT => XDP_REDIRECT,
         _ => XDP_DROP,
     }
 }
 
-/// Whether a checksum has nothing but the pseudo-header in it: the rest was left to a device that the frame
-/// has not met (CHECKSUM_PARTIAL, include/linux/skbuff.h), as virtual machines do. Of all others one in
-/// 65,536 looks so.
+/// Whether a checksum covers the pseudo-header only.
+///
+/// Virtual machines send such frames and leave the rest to a device (CHECKSUM_PARTIAL,
+/// include/linux/skbuff.h). One complete checksum in 65,536 also has this value.
 #[inline(always)]
 fn is_checksum_partial(segment: &Segment) -> bool {
-    let length = (TCP_HLEN + segment.options_len + segment.payload_len) as u16;
+    let len = (TCP_HLEN + segment.options_len + segment.payload_len) as u16;
     let mut pseudo_header = ChecksumDiff::default();
-    pseudo_header.add_u32(!0, length.to_be().into());
+    pseudo_header.add_u32(!0, len.to_be().into());
     pseudo_header.add_u32(!0, u16::from(IPPROTO_TCP).to_be().into());
     for address in [&segment.tuple.source, &segment.tuple.destination] {
         match segment.family {
@@ -90,14 +92,15 @@ fn is_checksum_partial(segment: &Segment) -> bool {
     pseudo_header.fold16() == segment.tcp.check
 }
 
-/// Whether that interface's driver takes frames from another one, and this frame: one that is in several
-/// buffers not every driver does. Otherwise it would be dropped without a word (`xdp_do_redirect`).
+/// Whether the driver of the next hop accepts this frame from another driver.
+///
+/// Not every driver accepts a frame in several buffers. `xdp_do_redirect` drops frames that the driver does
+/// not accept, without an error.
 #[inline(always)]
 fn can_xmit(ctx: &XdpContext, segment: &Segment, next_hop: &NextHop) -> bool {
-    let length =
-        segment.tcp_offset - ETH_HLEN + TCP_HLEN + segment.options_len + segment.payload_len;
+    let len = segment.tcp_offset - ETH_HLEN + TCP_HLEN + segment.options_len + segment.payload_len;
     next_hop.xmit == XMIT_XDP
         && next_hop.is_resolved != 0
-        && length <= next_hop.mtu
-        && ETH_HLEN + length <= ctx.length()
+        && len <= next_hop.mtu
+        && ETH_HLEN + len <= ctx.length()
 }

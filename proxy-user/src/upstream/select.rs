@@ -120,7 +120,7 @@ impl Backends {
     /// Records the result of a health check.
     pub(crate) fn record_check(&self, backend: &Backend, succeeded: bool, rise: u32, fall: u32) {
         let state = self.entry(&backend.name);
-        let transition = state.health().record_check(succeeded, (rise, fall), self.now());
+        let transition = state.health().record_check(succeeded, rise, fall, self.now());
         self.log_transition(&backend.name, transition);
     }
 

@@ -1,8 +1,8 @@
-//! Pins of a version before this one's are made this one's. Flows do not notice: the programs that carry them
-//! keep their maps until the next agent brings its own.
+//! Migration of the pins of older ABI versions to this version.
+//!
+//! Flows continue meanwhile: the attached programs keep their maps until the next agent replaces them.
 
 use std::fs;
-use std::mem::offset_of;
 use std::path::Path;
 
 use aya::EbpfLoader;
@@ -12,21 +12,20 @@ use snisplit_common::abi::packet::{
     FallbackReason, FlowEntry, FlowState, PACKET_ABI_MAP, PACKET_COUNTERS_MAP, PACKET_FLOWS_MAP,
     PACKET_TUPLES_MAP, PeerState, Translation, Tuple,
 };
+use zerocopy::TryFromBytes;
 
-use super::super::BpfError;
-use super::super::codec::{
-    FlowEntryBytes, MapValue, TupleBytes, TupleEntryBytes, encode, impl_struct,
-};
-use super::super::inspect::{abi_version, open_map};
 use super::OBJECT;
 use super::flow_table::tuple_entries;
 use super::pins::{NEW_FLOWS_PIN, rename_old_pins};
+use crate::bpf::codec::{FlowEntryBytes, TupleBytes, TupleEntryBytes, decode, encode};
+use crate::bpf::error::BpfError;
+use crate::bpf::inspect::{abi_version, open_map};
 
-/// Lacks the counter of packets that XDP forwards.
+/// ABI version 2 has no counter of packets that XDP forwards.
 const V2_NO_XDP: u32 = 2;
-/// Has its flows in a hash map, in another layout.
+/// ABI version 3 has its flows in a hash map, with another layout.
 const V3_HASH: u32 = 3;
-/// Has other names of pins, and the layout of this version.
+/// ABI version 4 has other names of pins, and the layout of this version.
 const V4_OLD_PINS: u32 = 4;
 
 /// Converts the pins of an older ABI version, and returns that version.
@@ -63,7 +62,7 @@ fn convert_flow_table(dir: &Path) -> Result<(), BpfError> {
     }
     let old: HashMap<MapData, u64, FlowEntryV3Bytes> = Map::HashMap(old).try_into()?;
     let new_pin = dir.join(NEW_FLOWS_PIN);
-    let _there_was_none = fs::remove_file(&new_pin);
+    let _not_interrupted_before = fs::remove_file(&new_pin);
     let mut ebpf = EbpfLoader::new().map_pin_path(PACKET_FLOWS_MAP, &new_pin).load(OBJECT)?;
     let table =
         ebpf.take_map(PACKET_FLOWS_MAP).ok_or(BpfError::MissingFromObject(PACKET_FLOWS_MAP))?;
@@ -71,9 +70,11 @@ fn convert_flow_table(dir: &Path) -> Result<(), BpfError> {
     let mut tuples: HashMap<MapData, TupleBytes, TupleEntryBytes> =
         Map::HashMap(open_map(dir, PACKET_TUPLES_MAP)?).try_into()?;
     for (slot, (flow_id, bytes)) in (0..).zip(old.iter().flatten()) {
-        let entry = FlowEntryV3::read_from(&bytes).as_flow_entry(flow_id);
-        table.set(slot, encode::<{ size_of::<FlowEntry>() }>(&entry), 0)?;
-        for (tuple, tuple_entry) in tuple_entries((flow_id, slot), &entry) {
+        let Some(old_entry) = decode::<FlowEntryV3>(&bytes) else { continue };
+        let entry = old_entry.as_flow_entry(flow_id);
+        let bytes: FlowEntryBytes = encode(&entry);
+        table.set(slot, bytes, 0)?;
+        for (tuple, tuple_entry) in tuple_entries(flow_id, slot, &entry) {
             // Older versions leave out the slot, the last field. Their programs do not read it.
             if tuples.get(&tuple, 0).is_ok_and(|found| found[..12] == tuple_entry[..12]) {
                 tuples.insert(tuple, tuple_entry, 0)?;
@@ -85,8 +86,8 @@ fn convert_flow_table(dir: &Path) -> Result<(), BpfError> {
 
 type FlowEntryV3Bytes = [u8; size_of::<FlowEntryV3>()];
 
-/// A flow as it was up to version 3.
-#[derive(Clone, Copy)]
+/// Flow entry of ABI versions up to 3.
+#[derive(Clone, Copy, TryFromBytes)]
 #[repr(C)]
 struct FlowEntryV3 {
     state: FlowState,
@@ -101,8 +102,8 @@ struct FlowEntryV3 {
     reserved: u32,
 }
 
-/// A direction of it: what has been said of its bytes, in its sender's numbers.
-#[derive(Clone, Copy)]
+/// Direction in a flow entry of ABI versions up to 3. Numbers are those of the sender.
+#[derive(Clone, Copy, TryFromBytes)]
 #[repr(C)]
 struct DirectionV3 {
     packets: u64,
@@ -124,18 +125,10 @@ struct DirectionV3 {
     strip_ecn: u32,
 }
 
-impl_struct! {
-    FlowEntryV3 { state started_at client_tuple backend_tuple to_backend to_client expected_acked route why reserved }
-    DirectionV3 {
-        packets bytes last_seen seq_delta ack_delta tsval_delta tsecr_delta min_tsecr wscale_from wscale_to start snd_nxt acked rcv_wnd_end fin_seq
-        has_fin strip_ecn
-    }
-}
-
 const _: () = assert!(size_of::<FlowEntryV3>() == 264);
 
 impl FlowEntryV3 {
-    /// As it is now. Nobody follows it until the next agent's programs do.
+    /// Converts the entry. No program updates it before the next agent attaches its own.
     fn as_flow_entry(&self, flow_id: u64) -> FlowEntry {
         let Self {
             state,
@@ -168,6 +161,7 @@ impl FlowEntryV3 {
 }
 
 impl DirectionV3 {
+    /// Returns the translation of the direction.
     const fn translation(&self) -> Translation {
         let Self {
             seq_delta,
@@ -195,7 +189,7 @@ impl DirectionV3 {
         }
     }
 
-    /// What its sender has said; `other` is the other direction.
+    /// Returns the state of the sender. `other` is the other direction.
     const fn peer_state(&self, other: &Self) -> PeerState {
         PeerState {
             packets: self.packets,
@@ -208,6 +202,7 @@ impl DirectionV3 {
             rcv_wnd_end: other.rcv_wnd_end,
             valid_from: 0,
             valid_to: 0,
+            reserved: [0; 3],
         }
     }
 }
