@@ -1,5 +1,4 @@
-//! The life of a connection: peek, decide, then terminate, forward or refuse. One record when it
-//! ends.
+//! A connection from accept to its record: read the hello, decide, then forward, terminate or reject.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -49,7 +48,9 @@ pub(crate) async fn serve_listener(
     }
 }
 
-/// Serves one accepted connection to its end. `at` is the address it was accepted on.
+/// Serves one accepted connection until it ends, or until another task continues it.
+///
+/// The task ends at a [`NextStep`], and frees the memory that accept, hello and connect needed.
 async fn serve(
     client: TcpStream,
     client_addr: SocketAddr,
@@ -66,7 +67,6 @@ async fn serve(
         next_step = handle(client, context, record) => next_step,
         () = shared.abort.cancelled() => NextStep::Done(Outcome::Shutdown),
     };
-    // This task ends, and gives back what it took to begin the flow.
     let main_runtime = &shared.main_runtime;
     match next_step {
         NextStep::Done(outcome) => session.conclude(outcome),
@@ -93,7 +93,10 @@ async fn serve(
     }
 }
 
-/// Each phase has its memory on the heap, and gives it back: a flow that runs holds what it needs.
+/// Admits a connection, reads its hello, decides, and does what the decision says.
+///
+/// The future of each phase is on the heap, so that a running flow does not hold the memory of the phases
+/// before.
 async fn handle(client: TcpStream, context: ConnContext<'_>, record: &mut Record) -> NextStep {
     let ConnContext { config, shared, .. } = context;
     let listener = config.listener_or_default(record.entry.listener);
@@ -157,8 +160,7 @@ async fn handle(client: TcpStream, context: ConnContext<'_>, record: &mut Record
     outcome.into()
 }
 
-/// The client's first words: whom it speaks for and that it wants TLS, where these are due, and its
-/// hello. The back end must hear the request for TLS too.
+/// Reads what the listener expects of a client: a PROXY header, a STARTTLS request, and the hello.
 async fn read_client_preamble(
     reader: &mut PreambleReader<'_>,
     listener: &Listener,

@@ -1,5 +1,5 @@
-//! Port 80: HTTP-01 validations by the owner of the name (RFC 8555 §8.3), and the way to https for
-//! everything else.
+//! The HTTP listener: HTTP-01 validations (RFC 8555 §8.3) go to the owner of the name, and every other
+//! request gets a redirect to https.
 
 use std::convert::Infallible;
 use std::io;
@@ -37,7 +37,7 @@ const BACKEND_TIMEOUT: Duration = Duration::from_secs(10);
 
 type Body = Either<Full<Bytes>, Incoming>;
 
-/// Answers until it is dropped.
+/// Serves HTTP on a listener until the future is dropped.
 pub(crate) async fn run(listener: TcpListener, shared: Arc<Shared>) {
     let mut acceptor = Acceptor::new(listener, &shared.telemetry.metrics);
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
@@ -60,6 +60,7 @@ pub(crate) async fn run(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
+/// Answers a request.
 async fn handle(request: Request<Incoming>, shared: &Shared) -> Response<Body> {
     let host = request.headers().get(HOST).and_then(|host| host.to_str().ok());
     let host = host.map(|host| host.rsplit_once(':').map_or(host, |(host, _)| host));
@@ -79,7 +80,7 @@ async fn handle(request: Request<Incoming>, shared: &Shared) -> Response<Body> {
     }
 }
 
-/// What this agent holds against HTTP-01.
+/// The HTTP-01 challenges of the agent, as a decision looks up the one with `token`.
 struct TokenView<'t> {
     config: &'t Config,
     cert_store: &'t CertStore,
@@ -99,6 +100,7 @@ impl CertificateLookup for TokenView<'_> {
     }
 }
 
+/// Answers a request of a CA, or forwards it to the owner of the name.
 async fn serve_challenge(
     request: Request<Incoming>,
     name: &ServerName,
@@ -130,7 +132,11 @@ async fn serve_challenge(
     }
 }
 
-/// Hands the request to the first HTTP back end that takes it.
+/// Sends the request to the first of the route's `http_backends` that accepts a connection.
+///
+/// # Errors
+///
+/// No back end accepts a connection, or the one that does sends no response in time.
 async fn forward_challenge(
     request: Request<Incoming>,
     route: &Route,

@@ -1,4 +1,6 @@
-//! Flows of a former agent, which need none to go on: this one counts them and tells how they end.
+//! Flows of the packet engine that an agent before this one left in pins.
+//!
+//! The BPF programs carry them without an agent. This agent counts them and records how they end.
 
 use std::sync::Arc;
 
@@ -11,13 +13,13 @@ use crate::session::context::Shared;
 use crate::session::offloaded::{OffloadedConn, run_offloaded};
 use crate::telemetry::{BackendEndpoint, Record};
 
-/// Takes all of them in. Before the first connection: its port must not be one of theirs.
+/// Adopts all flows. Call it before the first connection: adoption reserves the source ports of the flows.
 pub(crate) fn adopt_flows(shared: &Arc<Shared>, tasks: &TaskTracker) {
     let config = shared.config.load();
     let Some(engine) = shared.engine_selector.packet_engine(config.engine) else { return };
     let adopted_flows = engine.adopt();
     if !adopted_flows.is_empty() {
-        info!(flows = adopted_flows.len(), "flows of a former agent go on");
+        info!(flows = adopted_flows.len(), "flows of the previous agent adopted");
     }
     for adopted in adopted_flows {
         tasks.spawn(run_offloaded(offloaded_conn(adopted, shared), Arc::clone(shared)));

@@ -1,4 +1,4 @@
-//! What this agent holds, as a decision wants to know it.
+//! The certificates of the agent, as a decision looks them up.
 
 use std::sync::Arc;
 
@@ -9,18 +9,18 @@ use snisplit_common::server_name::ServerName;
 use crate::certs::CertStore;
 use crate::config::{Config, Terminate};
 
-/// The names of a configuration and the certificates that are there for them.
+/// The names of `[[terminate]]` entries and their certificates.
 #[derive(Clone, Copy)]
 pub(crate) struct CertificateView<'p> {
     pub(crate) config: &'p Config,
     pub(crate) cert_store: &'p CertStore,
 }
 
-/// What a connection is terminated with.
+/// What the agent terminates a connection with.
 pub(crate) enum TlsMaterial {
-    /// The answer to a CA's validation.
+    /// The certificate that answers a TLS-ALPN-01 validation.
     Challenge(Arc<ServerConfig>),
-    /// The certificate of a name, and where its traffic goes.
+    /// The certificate of a name, and the entry with its back ends.
     Certificate(Arc<Terminate>, Arc<ServerConfig>),
 }
 

@@ -9,7 +9,11 @@ use crate::telemetry::Record;
 use crate::upstream::connect::{Connector, OffloadableConnect};
 use crate::upstream::dialer::{BackendConn, BackendDialer, BackendPreamble, NoBackend};
 
-/// Dials a back end of the route and takes the time.
+/// Connects to a back end of the route, and records the time that this takes.
+///
+/// # Errors
+///
+/// No back end of the route answered.
 pub(super) async fn connect_backend(
     route: &Route,
     preamble: BackendPreamble<'_>,

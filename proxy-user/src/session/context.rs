@@ -1,4 +1,4 @@
-//! What all connections share, and what one connection has.
+//! State of the agent that all connections share, and state of one connection.
 
 use std::sync::Arc;
 
@@ -17,9 +17,9 @@ use crate::upstream::dialer::StarttlsReplay;
 use crate::upstream::resolve::Resolver;
 use crate::upstream::select::Backends;
 
-/// What every connection of the agent shares.
+/// State that all connections of the agent share.
 pub(crate) struct Shared {
-    /// Swapped at a reload; a connection keeps the one it was accepted under.
+    /// A reload replaces it. A connection keeps the configuration under which it was accepted.
     pub(crate) config: ArcSwap<Config>,
     pub(crate) engine_selector: EngineSelector,
     pub(crate) limiter: ConnectionLimiter,
@@ -28,13 +28,13 @@ pub(crate) struct Shared {
     pub(crate) cert_store: CertStore,
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) acme_log: AcmeLog,
-    /// The runtime of all cores, where what is no longer young is carried, and what is ours decrypted.
+    /// The multi-threaded runtime. Flows continue here after a handover, and the agent terminates TLS here.
     pub(crate) main_runtime: Handle,
-    /// Ends all connections at once.
+    /// Cancelled when the drain ends: every connection is reset.
     pub(crate) abort: CancellationToken,
 }
 
-/// What surrounds one connection.
+/// References to what the steps of one connection use.
 #[derive(Clone, Copy)]
 pub(super) struct ConnContext<'s> {
     pub(super) config: &'s Config,
@@ -47,19 +47,24 @@ impl<'s> ConnContext<'s> {
         &self.shared.telemetry.metrics
     }
 
-    /// Counts a flow against its source.
+    /// Counts a flow of the client's source.
+    ///
+    /// # Errors
+    ///
+    /// The source has `max_connections_per_source` flows.
     pub(super) fn admit_flow(self, record: &Record) -> Result<FlowPermit, RejectReason> {
         self.shared.limiter.acquire_flow(record.entry.client.ip(), &self.config.limits)
     }
 }
 
-/// What a client sent before its connection was decided.
+/// What a client sent before the decision.
 pub(super) struct ClientPreamble {
     pub(super) hello: Box<ClientHello>,
+    /// What the back end must get before the hello.
     pub(super) replay: StarttlsReplay,
 }
 
-/// What a connection has to its end, whichever task serves it.
+/// State that a connection keeps until its end, whichever task serves it.
 pub(crate) struct Session {
     pub(crate) config: Arc<Config>,
     pub(crate) counters: Arc<FlowCounters>,
@@ -67,13 +72,14 @@ pub(crate) struct Session {
 }
 
 impl Session {
+    /// Completes the record. Dropping the session counts and logs it.
     pub(crate) fn conclude(&mut self, outcome: Outcome) {
         self.record.conclude(outcome, &self.counters);
     }
 }
 
 impl Record {
-    /// The end, what was carried, and by which engine.
+    /// Sets the outcome, the bytes and the engine.
     pub(crate) fn conclude(&mut self, outcome: Outcome, counters: &FlowCounters) {
         self.outcome = outcome;
         (self.entry.bytes_up, self.entry.bytes_down) = counters.totals();

@@ -1,4 +1,5 @@
-//! Hands a connection to a back end of its route, unread.
+//! Forwarding: connects to a back end of the route, and gives both sockets to an engine. The hello stays
+//! unread in the client's socket.
 
 use std::sync::Arc;
 
@@ -24,6 +25,7 @@ use crate::upstream::dialer::{BackendConn, BackendPreamble, NoBackend};
 use crate::upstream::first_byte::HelloProbe;
 use crate::upstream::proxy_header;
 
+/// Forwards a connection to a back end of `route`.
 pub(super) async fn forward(
     client: TcpStream,
     ClientPreamble { hello, replay }: ClientPreamble,
@@ -32,7 +34,7 @@ pub(super) async fn forward(
     record: &mut Record,
     connection_permit: ConnectionPermit,
 ) -> NextStep {
-    // A CA validates a name several times at once; none of these is anybody's flow.
+    // A CA validates a name from several addresses at once. Validations do not count as flows.
     let admitted = match hello.is_acme_validation() {
         true => Ok(None),
         false => context.admit_flow(record).map(Some),
@@ -68,6 +70,7 @@ pub(super) async fn forward(
     }
 }
 
+/// Gives the socket pair to an engine, until the flow ends or another task continues it.
 async fn run_engine(
     client: TcpStream,
     backend_conn: BackendConn,

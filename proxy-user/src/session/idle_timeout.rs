@@ -1,4 +1,4 @@
-//! `idle_timeout`: resets a flow that moves no byte.
+//! `idle_timeout`: the end of a flow that moves no byte.
 
 use std::time::{Duration, Instant};
 
@@ -38,7 +38,8 @@ pub(super) async fn with_idle_timeout<T>(
     }
 }
 
-/// Waits until no byte has moved for `limit`, give or take a quarter of it.
+/// Waits until no byte has moved for `idle_timeout`. Samples the counters four times in that time, so
+/// that it returns up to a quarter late.
 async fn wait_until_idle(counters: &FlowCounters, idle_timeout: Duration) {
     let mut last = (counters.totals(), Instant::now());
     while last.1.elapsed() < idle_timeout {

@@ -1,4 +1,4 @@
-//! What follows when the task that accepted a connection has done its part.
+//! What follows when the task that accepted a connection has decided it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,15 +14,16 @@ use crate::engine::packet::OffloadedFlow;
 use crate::telemetry::Outcome;
 use crate::upstream::dialer::BackendGuards;
 
-/// What becomes of a connection.
+/// What the task that accepted a connection hands to another one.
 pub(crate) enum NextStep {
-    /// It has ended.
+    /// The connection has ended.
     Done(Outcome),
-    /// Nothing is left to do but to wait for the end, in these places.
+    /// The packet engine's programs carry the flow. A task waits for its end.
     Offloaded(Box<OffloadedFlow>, Box<Permits>),
-    /// It is to be carried on, in these places, where a core is free.
+    /// A task of the main runtime continues the flow.
     Handover(Box<Handover>, Box<Permits>),
-    /// It is to be terminated, in this place, where a core is free: that takes many times as long.
+    /// A task of the main runtime terminates TLS: a handshake takes many times the CPU time of a forwarded
+    /// connection.
     Terminate(Box<PendingTermination>, ConnectionPermit),
 }
 
@@ -32,18 +33,18 @@ impl From<Outcome> for NextStep {
     }
 }
 
-/// What a forwarded connection counts as, until this is dropped.
+/// Permits and guards of a forwarded connection, held until it ends.
 pub(crate) struct Permits {
     pub(crate) _client: ClientPermits,
     pub(crate) _backend: BackendGuards,
 }
 
-/// Ordinary traffic to a name of our own: an unread hello, and what answers it.
+/// A connection to terminate. Its hello is unread.
 pub(crate) struct PendingTermination {
     pub(crate) client: TcpStream,
     pub(crate) hello: Box<ClientHello>,
     pub(crate) terminate: Arc<Terminate>,
     pub(crate) tls_config: Arc<ServerConfig>,
-    /// `client_hello_timeout`
+    /// Maximum time of the TLS handshake: `client_hello_timeout` of the listener.
     pub(crate) handshake_timeout: Duration,
 }

@@ -1,4 +1,4 @@
-//! A flow that goes on without the task of its connection: all that is kept until its end.
+//! Flows that another task continues: offloaded to the packet engine's programs, or after a handover.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,19 +11,18 @@ use crate::session::idle_timeout::{outcome_from_end, with_idle_timeout};
 use crate::session::next_step::Permits;
 use crate::telemetry::{Outcome, Record};
 
-/// A flow in flight. In the order that its parts go in: it is told of last.
+/// An offloaded flow. Its fields are dropped in this order: the record last, after all permits.
 pub(crate) struct OffloadedConn {
     pub(crate) flow: Box<OffloadedFlow>,
-    /// One of a former agent has none.
+    /// `None` for an adopted flow.
     pub(crate) _permits: Option<Box<Permits>>,
     pub(crate) counters: Arc<FlowCounters>,
-    /// `idle_timeout`
     pub(crate) idle_timeout: Option<Duration>,
     pub(crate) record: Record,
 }
 
-/// Waits for the end, and tells of it.
-#[expect(clippy::manual_async_fn, reason = "that would hold what it takes twice")]
+/// Waits for the end of an offloaded flow, and completes its record.
+#[expect(clippy::manual_async_fn, reason = "an async fn would store its arguments twice")]
 pub(crate) fn run_offloaded(
     mut offloaded: OffloadedConn,
     shared: Arc<Shared>,
@@ -38,8 +37,8 @@ pub(crate) fn run_offloaded(
     }
 }
 
-/// Carries what has grown up to its end, and tells of it.
-#[expect(clippy::manual_async_fn, reason = "that would hold what it takes twice")]
+/// Continues a flow after a handover until it ends, and completes its record.
+#[expect(clippy::manual_async_fn, reason = "an async fn would store its arguments twice")]
 pub(crate) fn run_handover(
     mut session: Session,
     handover: Box<Handover>,
@@ -47,7 +46,7 @@ pub(crate) fn run_handover(
     shared: Arc<Shared>,
 ) -> impl Future<Output = ()> {
     async move {
-        // Given back before it is told of.
+        // Dropped before the record.
         let _permits = permits;
         let Config { engine, limits, .. } = &*session.config;
         let route = session.record.entry.route.clone().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! What a connection's record learns on the way.
+//! Fields of the record that the steps of a connection set.
 
 use std::time::Instant;
 
@@ -11,7 +11,8 @@ use crate::session::certificate_view::TlsMaterial;
 use crate::telemetry::metrics::AcmeLabels;
 use crate::telemetry::{AcmeLog, Record};
 
-/// A trusted proxy says who the client is.
+/// Sets the addresses that a trusted proxy sent. Without addresses (`LOCAL`, `UNKNOWN`) the client is the
+/// proxy itself.
 pub(crate) fn set_proxy_header(header: &Header, record: &mut Record) {
     record.entry.proxy = Some(record.entry.client);
     if let Some((source, destination)) = header.addresses {
@@ -20,6 +21,7 @@ pub(crate) fn set_proxy_header(header: &Header, record: &mut Record) {
     }
 }
 
+/// Sets the fields of the hello.
 pub(crate) fn set_client_hello(hello: &ClientHello, record: &mut Record) {
     let seconds = record.elapsed().as_secs_f64();
     record.metrics().client_hello_seconds.observe(seconds);
@@ -36,6 +38,7 @@ pub(crate) fn set_client_hello(hello: &ClientHello, record: &mut Record) {
     };
 }
 
+/// Sets reason and route. Counts and logs the decision if the connection is a validation.
 pub(crate) fn set_decision(
     hello: &ClientHello,
     decision: &Decision<'_, Route, TlsMaterial>,
@@ -58,7 +61,7 @@ pub(crate) fn set_decision(
     }
 }
 
-/// How long a dial has taken.
+/// Sets the time to connect, failed attempts included.
 pub(crate) fn set_connect_time(started_at: Instant, record: &mut Record) {
     let seconds = started_at.elapsed().as_secs_f64();
     record.metrics().backend_connect_seconds.observe(seconds);

@@ -1,4 +1,4 @@
-//! Speaks TLS itself: answers a CA's validation, or carries a name's plaintext to its back end.
+//! Termination of TLS: answers to TLS-ALPN-01 validations, and plaintext between a client and a back end.
 
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
@@ -24,35 +24,37 @@ use crate::telemetry::{Outcome, Record, RejectReason};
 use crate::upstream::dialer::{BackendConn, BackendPreamble, StarttlsReplay};
 use crate::upstream::proxy_header;
 
-/// How long a validation may take; there is one round trip to wait for, and what stays longer is no
-/// CA (CVE-2026-22045 was the lack of this in Traefik).
+/// Maximum time of a validation. A CA needs one round trip. Traefik had no such limit
+/// (CVE-2026-22045).
 const ACME_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Bytes at once; a TLS record holds as many.
+/// Bytes of the buffer of a direction: the maximum plaintext of a TLS record (RFC 8446 §5.1).
 const BUFFER_LEN: usize = 16 * 1024;
 
-/// Answers a TLS-ALPN-01 validation and closes: no byte of application data is taken or sent
-/// (RFC 8737 §3).
+/// The value of the label `engine` for a terminated connection.
+const ENGINE_LABEL: &str = "terminate";
+
+/// Answers a TLS-ALPN-01 validation and closes, without application data (RFC 8737 §3).
 pub(crate) async fn answer_tls_alpn(client: TcpStream, config: Arc<ServerConfig>) -> Outcome {
     let handshake = timeout(ACME_HANDSHAKE_TIMEOUT, async {
         let mut tls = TlsAcceptor::from(config).accept(client).await?;
         set_graceful_close(tls.get_ref().0);
         tls.shutdown().await?;
-        // Unread bytes would make the close a reset that overtakes what was sent.
+        // With unread bytes in the socket, close(2) would send a reset that overtakes what was sent.
         let mut discard_buf = [0; 64];
         while tls.get_mut().0.read(&mut discard_buf).await? > 0 {}
         io::Result::Ok(())
     });
     match handshake.await {
-        // The handshake had its answer, and a CA may leave as it likes.
+        // The CA has the certificate once the handshake is complete, and may reset then.
         Ok(Ok(())) => Outcome::ChallengeAnswered,
         Ok(Err(error)) if error.kind() == ErrorKind::ConnectionReset => Outcome::ChallengeAnswered,
         Ok(Err(_)) | Err(_) => Outcome::HandshakeFailed,
     }
 }
 
-/// Terminates it to its end, and tells of it.
-#[expect(clippy::manual_async_fn, reason = "that would hold what it takes twice")]
+/// Terminates a connection until it ends, and completes its record.
+#[expect(clippy::manual_async_fn, reason = "an async fn would store its arguments twice")]
 pub(crate) fn run_termination(
     mut session: Session,
     termination: Box<PendingTermination>,
@@ -60,7 +62,7 @@ pub(crate) fn run_termination(
     shared: Arc<Shared>,
 ) -> impl Future<Output = ()> {
     async move {
-        // Given back before it is told of.
+        // Dropped before the record.
         let _connection_permit = connection_permit;
         let Session { config, counters, record } = &mut session;
         let context = ConnContext { config, shared: &shared, counters };
@@ -72,8 +74,10 @@ pub(crate) fn run_termination(
     }
 }
 
-/// Terminates ordinary traffic to a name of our own. The back end is dialled once the handshake is
-/// done: it has no time for those who never finish one.
+/// Terminates TLS and proxies the plaintext to a back end.
+///
+/// Connects to the back end once the handshake is complete, so that a client that never completes one
+/// costs no back end a connection.
 async fn terminate(
     termination: PendingTermination,
     context: ConnContext<'_>,
@@ -92,13 +96,13 @@ async fn terminate(
         Ok(permit) => permit,
         Err(reason) => return reject::reject_immediately(client, reason, record),
     };
-    record.entry.engine = Some("terminate");
+    record.entry.engine = Some(ENGINE_LABEL);
     let proxy_header = proxy_header::encode_header(&terminate.route, &hello, &client, record);
     drop(hello);
     let Some(tls) = accept_tls(client, tls_config, handshake_timeout).await else {
         return Outcome::HandshakeFailed;
     };
-    // What the client says may wait for what the back end says.
+    // In some protocols the back end sends first, so bytes of the client need not follow.
     let preamble = BackendPreamble {
         proxy_header: &proxy_header,
         replay: StarttlsReplay::None,
@@ -123,7 +127,7 @@ async fn terminate(
     )
 }
 
-/// The handshake of ordinary traffic; rustls tells the client what is wrong with it.
+/// Runs the TLS handshake. If it fails, rustls has sent an alert; `None` also stands for a timeout.
 async fn accept_tls(
     client: TcpStream,
     config: Arc<ServerConfig>,
@@ -133,7 +137,7 @@ async fn accept_tls(
     match timeout(handshake_timeout, accepted).await {
         Ok(Ok(tls)) => Some(tls),
         Ok(Err((_, client))) => {
-            // The alert is on its way: a reset would overtake it.
+            // A reset would overtake the alert.
             set_graceful_close(&client);
             None
         }
@@ -141,10 +145,10 @@ async fn accept_tls(
     }
 }
 
-/// Carries both directions to their end. `told` hears of bytes up and down as they are delivered.
+/// Proxies both directions until they end. Calls `add_bytes` with the bytes up and down that it delivered.
 ///
-/// A `close_notify` ends a direction as a FIN does; a connection that ends without one was cut, and
-/// so is the other side (RFC 8446 §6.1).
+/// A `close_notify` ends a direction as a FIN does. A client's connection that ends without one was
+/// truncated, and the agent resets the back end's (RFC 8446 §6.1).
 async fn proxy_plaintext(
     tls: TlsStream<TcpStream>,
     backend: Socket,
@@ -170,15 +174,18 @@ async fn proxy_plaintext(
     }
 }
 
-/// Which half of a direction broke.
+/// Why a direction ended early.
 enum CopyError {
+    /// The connection that the direction reads from failed.
     Read,
+    /// The connection that the direction writes to failed.
     Write,
     /// This host could not carry the direction on.
     Local(LocalErrorStage),
 }
 
 impl CopyError {
+    /// The end of the flow: `read` or `write`, for a connection that failed.
     fn into_flow_end(self, read: FlowEnd, write: FlowEnd) -> FlowEnd {
         match self {
             Self::Read => read,
@@ -187,15 +194,16 @@ impl CopyError {
         }
     }
 
-    fn reading(error: &io::Error) -> Self {
+    fn from_read(error: &io::Error) -> Self {
         if is_local_error(error) { Self::Local(LocalErrorStage::Read) } else { Self::Read }
     }
 
-    fn writing(error: &io::Error) -> Self {
+    fn from_write(error: &io::Error) -> Self {
         if is_local_error(error) { Self::Local(LocalErrorStage::Write) } else { Self::Write }
     }
 }
 
+/// Copies one direction until its end of stream. Returns the halves, so that the caller can close them.
 async fn copy_direction<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     mut from: R,
     mut to: W,
@@ -203,13 +211,13 @@ async fn copy_direction<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
 ) -> Result<(R, W), CopyError> {
     let mut buffer = vec![0; BUFFER_LEN];
     loop {
-        let bytes = from.read(&mut buffer).await.map_err(|error| CopyError::reading(&error))?;
+        let bytes = from.read(&mut buffer).await.map_err(|error| CopyError::from_read(&error))?;
         if bytes == 0 {
-            to.shutdown().await.map_err(|error| CopyError::writing(&error))?;
+            to.shutdown().await.map_err(|error| CopyError::from_write(&error))?;
             return Ok((from, to));
         }
-        to.write_all(&buffer[..bytes]).await.map_err(|error| CopyError::writing(&error))?;
-        to.flush().await.map_err(|error| CopyError::writing(&error))?;
+        to.write_all(&buffer[..bytes]).await.map_err(|error| CopyError::from_write(&error))?;
+        to.flush().await.map_err(|error| CopyError::from_write(&error))?;
         add_bytes(bytes);
     }
 }
