@@ -1,4 +1,4 @@
-//! The side of the back end: resolution, selection, connection and health.
+//! The back end's side: name resolution, balancing, connections and health.
 
 pub(crate) mod connect;
 pub(crate) mod dialer;

@@ -1,4 +1,4 @@
-//! One connection to one back end, wherever it is.
+//! Connections to one back end: a unix socket, an IP address or a host name.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -14,44 +14,47 @@ use crate::engine::packet::{ClientEndpoint, PacketEngine, TakeoverParams};
 use crate::sys;
 use crate::upstream::resolve::Resolver;
 
-/// What connecting goes by.
+/// Number of leased ports that a connection tries before the kernel chooses its port.
+const MAX_PORT_ATTEMPTS: usize = 3;
+
+/// Parameters of a connection to a back end.
 #[derive(Clone, Copy)]
 pub(crate) struct Connector<'c> {
     pub(crate) limits: &'c Limits,
     pub(crate) resolver: &'c Resolver,
-    /// The address to come from, which need not be ours (`source_address = "client"`).
+    /// Source address of the connection. It may be that of the client (`source_address = "client"`).
     pub(crate) source_addr: Option<IpAddr>,
-    /// For a flow that the packet engine may carry.
+    /// Parameters of a connection that the packet engine may take over.
     pub(crate) offload: Option<OffloadableConnect<'c>>,
-    /// What the back end hears of us first.
     pub(crate) handshake_ack: HandshakeAck,
 }
 
-/// What a back end hears when it has answered a SYN.
+/// How the kernel sends the last ACK of the TCP handshake.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum HandshakeAck {
-    /// That its answer has arrived.
+    /// At once, as a packet of its own.
     Immediate,
-    /// What we have for it, which says so too: a packet less, and a back end that is woken to accept(2) finds
-    /// something to read. Should it not be sent within 200 ms (`TCP_DELACK_MAX`), it is acknowledged alone.
+    /// With the first bytes. This saves a packet, and the back end has bytes to read when accept(2) returns.
+    /// Without bytes the kernel sends the ACK after 200 ms (`TCP_DELACK_MAX`).
     Piggybacked,
 }
 
-/// A connection that is to fit to a client's.
+/// A connection whose TCP options the packet engine can match with those of the client's connection.
 #[derive(Clone, Copy)]
 pub(crate) struct OffloadableConnect<'c> {
     pub(crate) engine: &'c PacketEngine,
     pub(crate) client_endpoint: ClientEndpoint,
 }
 
-/// A connection, and what the packet engine must know of it, if that may have it.
+/// A connection to a back end.
 pub(crate) struct BackendSocket {
     pub(crate) socket: Socket,
+    /// Parameters of a takeover; `None` if the packet engine cannot take the connection over.
     pub(crate) takeover: Option<Box<TakeoverParams>>,
 }
 
 impl<'c> Connector<'c> {
-    /// Comes from an address and a port that the kernel chooses.
+    /// A connector that leaves source address and port to the kernel.
     pub(crate) const fn new(limits: &'c Limits, resolver: &'c Resolver) -> Self {
         Self {
             limits,
@@ -62,7 +65,12 @@ impl<'c> Connector<'c> {
         }
     }
 
-    /// Tries the addresses of a back end one after the other.
+    /// Connects to the first address of a back end that accepts a connection.
+    ///
+    /// # Errors
+    ///
+    /// The name does not resolve, `backends_allowed` excludes all addresses, or none accepts. The error is
+    /// that of the last address.
     pub(crate) async fn connect(&self, backend: &Backend) -> io::Result<BackendSocket> {
         let addresses = match &backend.address {
             BackendAddr::Unix(path) => {
@@ -103,7 +111,7 @@ impl<'c> Connector<'c> {
         let (domain, kind) = (Domain::for_address(to), Type::STREAM.nonblocking());
         let socket = socket2::Socket::new(domain, kind, Some(Protocol::TCP))?;
         if self.handshake_ack == HandshakeAck::Piggybacked {
-            // `tcp_rcv_synsent_state_process`, net/ipv4/tcp_input.c; not for longer than that.
+            // Delays the ACK in `tcp_rcv_synsent_state_process` (net/ipv4/tcp_input.c), and no later one.
             set_tcp_quickack(&socket, false)?;
         }
         Ok(socket)
@@ -115,24 +123,24 @@ impl<'c> Connector<'c> {
     }
 }
 
-/// Has it come from that address, which need not be ours.
+/// Binds a socket to a source address that need not belong to this host (`IP_TRANSPARENT`).
 fn bind_transparent(socket: &socket2::Socket, source_addr: IpAddr) -> io::Result<()> {
     sys::set_transparent(socket, source_addr.is_ipv6())?;
-    // The port is chosen when the back end is known: 60,000 for each client and back end.
+    // The kernel then chooses the port in connect(2): each pair of source and back end has all ports.
     sys::set_bind_address_no_port(socket)?;
     socket.bind(&SocketAddr::new(source_addr, 0).into())
 }
 
 impl OffloadableConnect<'_> {
-    /// Comes from a port of ours, and offers no more than the client can take. `None` without such a
-    /// port.
+    /// Connects from a leased port, with a SYN that offers no option that the client lacks. Returns `None`
+    /// if no port can be leased or bound.
     async fn connect_from_leased_port(
         self,
         to: SocketAddr,
         connector: &Connector<'_>,
     ) -> io::Result<Option<BackendSocket>> {
         let Self { engine, client_endpoint } = self;
-        // Somebody may listen on one, or wait on it for what is late.
+        // Another socket may use a leased port: one that listens, or one in TIME-WAIT.
         for mut lease in (0..MAX_PORT_ATTEMPTS).map_while(|_| engine.lease_port(to)) {
             let socket = connector.new_tcp_socket(to)?;
             socket.set_reuse_address(true)?;
@@ -162,8 +170,10 @@ impl OffloadableConnect<'_> {
     }
 }
 
-/// Connects one that does not block. A back end on this host or next to it has answered by then, and there
-/// is no event to wait for.
+/// Connects a non-blocking socket.
+///
+/// A back end on this host or on the same link has often answered when connect(2) returns. Such a socket
+/// needs no event, so it is not registered with the runtime.
 async fn connect_socket(socket: socket2::Socket, to: SocketAddr) -> io::Result<Socket> {
     match socket.connect(&to.into()) {
         Err(error) if error.raw_os_error() != Some(Errno::INPROGRESS.raw_os_error()) => {
@@ -179,6 +189,3 @@ async fn connect_socket(socket: socket2::Socket, to: SocketAddr) -> io::Result<S
     stream.take_error()?.map_or(Ok(()), Err)?;
     Ok(Socket::Tcp(stream))
 }
-
-/// Ports of ours that are tried before one of the kernel's.
-const MAX_PORT_ATTEMPTS: usize = 3;

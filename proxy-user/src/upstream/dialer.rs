@@ -1,6 +1,6 @@
-//! Connects to a back end of the route, the next one if one does not answer.
+//! Connects to a back end of a route: to the next one, if one does not answer.
 //!
-//! Trying again is safe: the hello is still unread in the client's socket.
+//! Another attempt loses no byte: the hello is still unread in the client's socket.
 
 use std::io;
 use std::net::IpAddr;
@@ -23,7 +23,7 @@ use crate::upstream::select::{Backends, ConnectionGuard, SelectedBackend};
 /// No back end of the route answered.
 pub(crate) struct NoBackend;
 
-/// What dialling goes by.
+/// Connects to the back ends of routes.
 pub(crate) struct BackendDialer<'d> {
     pub(crate) connector: Connector<'d>,
     pub(crate) limiter: &'d ConnectionLimiter,
@@ -31,19 +31,20 @@ pub(crate) struct BackendDialer<'d> {
     pub(crate) metrics: &'d Metrics,
 }
 
-/// What a back end hears before the client's own bytes.
+/// What a back end gets before the bytes in the client's socket.
 #[derive(Clone, Copy)]
 pub(crate) struct BackendPreamble<'p> {
+    /// PROXY header; empty for none.
     pub(crate) proxy_header: &'p [u8],
     pub(crate) replay: StarttlsReplay,
-    /// The hello, where a back end must answer it to be taken.
+    /// The hello, if a back end must answer it before the agent chooses it (`first_byte_timeout`).
     pub(crate) probe: Option<HelloProbe<'p>>,
-    /// Whether the client's own bytes are there already.
+    /// Whether bytes wait in the client's socket.
     pub(crate) client_bytes_follow: bool,
 }
 
 impl BackendPreamble<'_> {
-    /// What a back end hears first.
+    /// Piggybacks the ACK if bytes follow at once.
     pub(crate) fn handshake_ack(self) -> HandshakeAck {
         if self.client_bytes_follow || self.has_bytes() {
             HandshakeAck::Piggybacked
@@ -52,20 +53,20 @@ impl BackendPreamble<'_> {
         }
     }
 
-    /// Whether there is anything for a back end to hear.
+    /// Whether the preamble has bytes to send.
     fn has_bytes(self) -> bool {
         !self.proxy_header.is_empty() || self.replay != StarttlsReplay::None || self.probe.is_some()
     }
 }
 
-/// A connection to a back end, and what must be kept as long as it lasts.
+/// A connection to a back end, and the guards that it holds.
 pub(crate) struct BackendConn {
     pub(crate) socket: Socket,
-    /// What the packet engine must know of it, if that may have it.
+    /// Parameters of a takeover; `None` if the packet engine cannot take the connection over.
     pub(crate) takeover: Option<Box<TakeoverParams>>,
-    /// Its address, for people.
+    /// The address in the access log.
     pub(crate) label: BackendEndpoint,
-    /// Bytes of the client that it has already.
+    /// Bytes of the client that the back end has already: its hello, if the preamble had a probe.
     pub(crate) bytes_sent: usize,
     pub(crate) guards: BackendGuards,
 }
@@ -73,14 +74,20 @@ pub(crate) struct BackendConn {
 /// Guards of a connection to a back end, held until it ends.
 pub(crate) struct BackendGuards {
     _connection: ConnectionGuard,
-    /// A back end on this very host could be ourselves: its connection is known by our address.
+    /// Registration of the local address, if the back end is on this host: it may be a listener of the
+    /// agent.
     _loop: Option<LoopGuard>,
 }
 
 impl BackendDialer<'_> {
-    /// Tries every address of every back end once, in the order that `balance` gives.
-    /// `connect_timeout` bounds each back end, name resolution included. The first to take `preface`
-    /// is it.
+    /// Connects to the first back end that accepts `preamble`, in the order of `balance`.
+    ///
+    /// Tries every address of every back end once. `connect_timeout` bounds each back end, name resolution
+    /// included.
+    ///
+    /// # Errors
+    ///
+    /// No back end accepted the preamble, or the client closed.
     pub(crate) async fn connect_any(
         &self,
         route: &Route,
@@ -88,11 +95,11 @@ impl BackendDialer<'_> {
         preamble: BackendPreamble<'_>,
     ) -> Result<BackendConn, NoBackend> {
         let mut candidates = self.backends.select_order(route, client);
-        // No back end is to blame for a client that speaks another IP.
+        // A back end of the other address family has not failed, so its health stays as it is.
         candidates.retain(|candidate| self.can_reach(candidate.backend));
         let last = candidates.len().saturating_sub(1);
         for (index, candidate) in candidates.iter().enumerate() {
-            // Behind the last one nothing else is left: it may take its time.
+            // `first_byte_timeout` does not apply to the last back end: there is no other one to try.
             let probe = preamble.probe.filter(|_| index < last);
             let result = self.connect_one(candidate, BackendPreamble { probe, ..preamble }).await;
             if result.is_err() && probe.is_some_and(HelloProbe::client_closed) {
@@ -112,6 +119,7 @@ impl BackendDialer<'_> {
         Err(NoBackend)
     }
 
+    /// Whether the source address has the family of the back end's address.
     fn can_reach(&self, backend: &Backend) -> bool {
         match (self.connector.source_addr, &backend.address) {
             (Some(source_addr), BackendAddr::Ip(backend_addr)) => {
@@ -172,11 +180,11 @@ impl BackendDialer<'_> {
     }
 }
 
-/// What a back end must hear before the hello because the client said it to us.
+/// STARTTLS request that the agent has answered, and that the back end needs too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StarttlsReplay {
     None,
-    /// PostgreSQL's request for TLS; the back end must be willing.
+    /// PostgreSQL's SSLRequest. The back end must accept it.
     SslRequest,
 }
 

@@ -1,9 +1,9 @@
-//! Shows a back end the hello and waits for its answer, so that one that hangs costs a client no
-//! more than `first_byte_timeout`.
+//! `first_byte_timeout`: sends a back end the hello and waits for the first byte of its answer. A back end
+//! that hangs delays a client by no more than that time.
 //!
-//! The client's own hello stays unread until a back end has answered it, so the next one can still
-//! have it. Early data behind it is shown to none before that: it must not arrive twice
-//! (RFC 8446 §8).
+//! The hello stays unread in the client's socket until a back end has answered, so that the next one can
+//! get it. Early data behind the hello must not reach two back ends (RFC 8446 §8), so none gets it before
+//! its answer.
 
 use std::io::{self, ErrorKind};
 use std::time::Duration;
@@ -15,27 +15,36 @@ use tokio::time::timeout;
 
 use crate::engine::Socket;
 
-/// What to show: so many bytes of the client, at its hello.
+/// The unread hello of a client, and the time that a back end has to answer it.
 #[derive(Clone, Copy)]
 pub(crate) struct HelloProbe<'c> {
     pub(crate) client: &'c TcpStream,
+    /// Bytes of the hello on the wire.
     pub(crate) hello_len: usize,
     pub(crate) timeout: Duration,
 }
 
 impl HelloProbe<'_> {
-    /// Whether the back end said something before the time was up. An end of stream is no answer.
+    /// Sends the hello to a back end and waits for the first byte of its answer.
+    ///
+    /// # Errors
+    ///
+    /// The back end sends no byte in time or closes its side, or the client has closed.
     pub(crate) async fn send_and_wait(self, backend: &mut Socket) -> io::Result<()> {
         let client_hello = self.read_hello(RecvFlags::PEEK)?;
         timeout(self.timeout, send_and_await_first_byte(backend, &client_hello)).await?
     }
 
-    /// Takes the hello from the client: the back end that answered has it already.
+    /// Reads the hello from the client's socket, because a back end has it. Returns its length in bytes.
+    ///
+    /// # Errors
+    ///
+    /// The client has reset the connection.
     pub(crate) fn consume(self) -> io::Result<usize> {
         Ok(self.read_hello(RecvFlags::empty())?.len())
     }
 
-    /// Whether the client will not be there for any answer.
+    /// Whether the client's connection has failed.
     pub(crate) fn client_closed(self) -> bool {
         self.read_hello(RecvFlags::PEEK).is_err()
     }

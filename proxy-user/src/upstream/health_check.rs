@@ -1,7 +1,7 @@
-//! Asks back ends whether they are there: a TCP connection, or a TLS handshake on top of it.
+//! Health checks of back ends: a TCP connection, or a TLS handshake on it.
 //!
-//! A back end that hangs still accepts (its kernel does); only a handshake finds out. Whose
-//! certificate it shows is no business of a splitter, so none is verified.
+//! The kernel of a back end accepts connections even if its server hangs; a handshake finds this out. The
+//! check verifies no certificate, because snisplit does not know which ones are right.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
@@ -23,12 +23,13 @@ use crate::config::{Backend, Config, HealthCheckKind, Route};
 use crate::session::Shared;
 use crate::upstream::connect::Connector;
 
-/// The running checks, by what they ask.
+/// The running health checks, one task each.
 pub(crate) struct HealthChecker {
     shared: Arc<Shared>,
     running: HashMap<CheckTarget, JoinHandle<()>>,
 }
 
+/// Parameters of one health check.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct CheckTarget {
     backend: Backend,
@@ -36,6 +37,7 @@ struct CheckTarget {
     interval: Duration,
     rise: u32,
     fall: u32,
+    /// Server name of the handshake; `None` for the address of the back end.
     server_name: Option<String>,
 }
 
@@ -44,7 +46,7 @@ impl HealthChecker {
         Self { shared, running: HashMap::new() }
     }
 
-    /// Runs the checks that a configuration wants, and no others. The same question goes on.
+    /// Starts the checks of a configuration and stops all others. A check with the same parameters continues.
     pub(crate) fn apply(&mut self, config: &Config) {
         let targets: Vec<CheckTarget> = config.all_routes().flat_map(check_targets).collect();
         self.running.retain(|target, task| {
@@ -91,7 +93,7 @@ async fn probe_loop(target: CheckTarget, shared: Arc<Shared>) {
     }
 }
 
-/// Between 0.9 and 1.1 of the time, so that many agents do not ask as one.
+/// Returns 0.9 to 1.1 of `time`, at random, so that many agents do not check a back end at the same time.
 fn jittered(time: Duration) -> Duration {
     let random = (RandomState::new().hash_one(()) >> 11) as f64 / (1_u64 << 53) as f64;
     time.mul_f64(0.9 + 0.2 * random)
@@ -120,6 +122,7 @@ fn tls_client_config() -> Result<ClientConfig> {
         .with_no_client_auth())
 }
 
+/// A verifier that accepts every certificate.
 #[derive(Debug)]
 struct NoCertVerification;
 

@@ -1,4 +1,4 @@
-//! What a back end hears before the client's own bytes: a PROXY header, where the route wants one.
+//! The PROXY header that a back end gets, if its route has `send_proxy`.
 
 use snisplit_common::client_hello::{ClientHello, Sni};
 use snisplit_common::proxy_protocol::encode;
@@ -7,8 +7,9 @@ use tokio::net::TcpStream;
 use crate::config::Route;
 use crate::telemetry::Record;
 
-/// The header to send, empty for none. It tells the addresses that a trusted proxy told us, else the
-/// connection's own; ACME validations get it like all others.
+/// Encodes the header to send; empty for none. ACME validations get one too.
+///
+/// The addresses are those that a trusted proxy sent, and otherwise those of the connection.
 pub(crate) fn encode_header(
     route: &Route,
     hello: &ClientHello,

@@ -1,7 +1,8 @@
-//! Names of back ends to addresses, kept for as long as their DNS records say.
+//! Addresses of back ends with a host name, cached for the TTL of their DNS records.
 //!
-//! What a name server once answered is used for longer than that only while no name server answers:
-//! a dead or slow resolver must neither take working back ends down nor hold connections up.
+//! While no name server answers, connections use the last answer beyond its TTL (stale answers, RFC 8767),
+//! so that a failed or slow name server neither takes back ends down nor delays connections. An answer that
+//! the name has no address ends this. A stale answer has no maximum age; RFC 8767 §5 suggests 1 to 3 days.
 
 use std::collections::HashMap;
 use std::io;
@@ -18,16 +19,19 @@ use crate::dns;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics;
 
-/// How long to wait for a name server where a former answer would do.
+/// Maximum time that a connection waits for a name server if there is a stale answer: the client response
+/// timer of RFC 8767 §5. The RFC suggests 1.8 s for a resolver whose clients retry after 2 s. A connection
+/// to a back end waits for the answer, so it is shorter here. The lookup continues, and the next connection
+/// has its answer. Without a stale answer, only `connect_timeout` bounds the wait.
 const STALE_ANSWER_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// Resolves and remembers; cloning shares it.
+/// Resolver of host names. A clone shares its cache.
 #[derive(Clone, Debug)]
 pub(crate) struct Resolver(Arc<ResolverState>);
 
 #[derive(Debug)]
 struct ResolverState {
-    /// `None` if /etc/resolv.conf cannot be read.
+    /// `None` if there is no name server: /etc/resolv.conf cannot be read.
     resolver: ArcSwapOption<TokioResolver>,
     cache: Mutex<DnsCache>,
     metrics: Metrics,
@@ -35,8 +39,9 @@ struct ResolverState {
 
 #[derive(Debug, Default)]
 struct DnsCache {
+    /// Last answer for each name, which becomes stale once its TTL has passed.
     last_answers: HashMap<String, Vec<IpAddr>>,
-    /// Names that a name server is being asked for, and since when.
+    /// Start of the lookup that runs for a name.
     in_flight: HashMap<String, Instant>,
 }
 
@@ -46,8 +51,8 @@ impl Resolver {
         Self(Arc::new(ResolverState { resolver: current, cache: Mutex::default(), metrics }))
     }
 
-    /// Asks these servers from now on, with an empty cache; without any, those of
-    /// /etc/resolv.conf, which is read anew.
+    /// Sets the name servers, and empties the cache of fresh answers. Without servers, reads
+    /// /etc/resolv.conf again.
     pub(crate) fn set_nameservers(&self, servers: &[SocketAddr]) {
         match dns::caching_resolver(servers) {
             Ok(resolver) => self.0.resolver.store(Some(Arc::new(resolver))),
@@ -58,7 +63,11 @@ impl Resolver {
         }
     }
 
-    /// The addresses of a host, in the order that the name server gives.
+    /// Returns the addresses of a host, in the order of the answer.
+    ///
+    /// # Errors
+    ///
+    /// The name has no address, or no name server answers and there is no stale answer.
     pub(crate) async fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
         let ips = self.resolve_ips(host).await?;
         Ok(ips.into_iter().map(|ip| SocketAddr::new(ip, port)).collect())
@@ -75,7 +84,7 @@ impl Resolver {
             Some(_) => return Ok(self.0.serve_stale(host, cached)),
             None => {}
         }
-        // Goes on when nobody waits any more: the next connection has its answer.
+        // A task of its own continues after the timeout, so that the next connection has the answer.
         let (state, name) = (Arc::clone(&self.0), host.to_owned());
         let lookup = tokio::spawn(async move { state.lookup(&name).await });
         match timeout(STALE_ANSWER_TIMEOUT, lookup).await {
@@ -87,7 +96,11 @@ impl Resolver {
 }
 
 impl ResolverState {
-    /// Asks and remembers. `NotFound` is a name server's word that there is nothing.
+    /// Looks a name up and keeps the answer.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` if a name server answered that the name has no address. Another kind if none answered.
     async fn lookup(&self, host: &str) -> io::Result<Vec<IpAddr>> {
         self.lock_cache().in_flight.insert(host.to_owned(), Instant::now());
         let found = match self.resolver.load_full() {
@@ -112,6 +125,7 @@ impl ResolverState {
         found
     }
 
+    /// Counts the use of a stale answer and returns it.
     fn serve_stale(&self, host: &str, cached: Vec<IpAddr>) -> Vec<IpAddr> {
         self.metrics
             .dns_stale_answers

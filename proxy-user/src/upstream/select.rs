@@ -1,4 +1,4 @@
-//! What is known of back ends: their connections and whether they answer. Survives a reload.
+//! Balancing: connections and health of the back ends, which a reload keeps.
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -14,11 +14,11 @@ use crate::config::{Backend, Config, Route};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics;
 
-/// All back ends that a configuration names, by the address that it gives.
+/// State of all back ends of the configuration, by their addresses as written there.
 #[derive(Debug)]
 pub(crate) struct Backends {
     states: Mutex<HashMap<String, Arc<BackendState>>>,
-    /// Connections so far of each route, by its label, for balancing in turn.
+    /// Number of connections of each route, by its first name, for round robin.
     rounds: Mutex<HashMap<String, usize>>,
     metrics: Metrics,
     started_at: Instant,
@@ -30,13 +30,13 @@ struct BackendState {
     connections: AtomicUsize,
 }
 
-/// A back end to dial.
+/// A back end to connect to.
 pub(crate) struct SelectedBackend<'r> {
     pub(crate) backend: &'r Backend,
     state: Arc<BackendState>,
 }
 
-/// A connection to a back end, counted until it is dropped.
+/// A connection that counts for its back end until the guard is dropped.
 #[derive(Debug)]
 pub(crate) struct ConnectionGuard(Arc<BackendState>);
 
@@ -56,7 +56,7 @@ impl Backends {
         }
     }
 
-    /// Forgets what the configuration does not name; all else keeps its state.
+    /// Drops the state of back ends and routes that the configuration does not have.
     pub(crate) fn retain_configured(&self, config: &Config) {
         let configured: Vec<String> = config
             .all_routes()
@@ -74,7 +74,7 @@ impl Backends {
         }
     }
 
-    /// The back ends of a route, the one to dial first in front.
+    /// Returns the back ends of a route in the order to try them.
     pub(crate) fn select_order<'r>(
         &self,
         route: &'r Route,
@@ -103,13 +103,13 @@ impl Backends {
         indices.into_iter().map(select).collect()
     }
 
-    /// Counts a connection that was made.
+    /// Counts a connection to a back end.
     pub(crate) fn track_connection(&self, selected: &SelectedBackend<'_>) -> ConnectionGuard {
         selected.state.connections.fetch_add(1, Ordering::Relaxed);
         ConnectionGuard(Arc::clone(&selected.state))
     }
 
-    /// A connection was tried.
+    /// Records the result of a connect, for ejection.
     pub(crate) fn record_connect(&self, selected: &SelectedBackend<'_>, succeeded: bool) {
         let transition = selected.state.health().record_connect(succeeded, self.now());
         if transition.is_some() {
@@ -117,7 +117,7 @@ impl Backends {
         }
     }
 
-    /// A check was made.
+    /// Records the result of a health check.
     pub(crate) fn record_check(&self, backend: &Backend, succeeded: bool, rise: u32, fall: u32) {
         let state = self.entry(&backend.name);
         let transition = state.health().record_check(succeeded, (rise, fall), self.now());
@@ -149,7 +149,7 @@ impl Backends {
         Arc::clone(states.entry(key.to_owned()).or_default())
     }
 
-    /// The number of this connection on the route.
+    /// Returns the number of this connection on its route.
     fn next_round(&self, route: &Route) -> usize {
         if route.backends.len() == 1 {
             return 0;
