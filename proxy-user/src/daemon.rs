@@ -30,6 +30,7 @@ use crate::session::Shared;
 use crate::session::adopt;
 use crate::telemetry::record::Telemetry;
 use crate::telemetry::{AccessLog, AcmeLog, Metrics};
+use crate::upstream::loop_detector::LoopDetector;
 use crate::upstream::resolve::Resolver;
 use crate::upstream::select::Backends;
 
@@ -104,6 +105,7 @@ fn build_shared(config: Config) -> Result<Shared> {
     Ok(Shared {
         engine_selector: EngineSelector::default(),
         limiter: ConnectionLimiter::default(),
+        loop_detector: LoopDetector::default(),
         backends: Backends::new(telemetry.metrics.clone()),
         resolver: Resolver::new(telemetry.metrics.clone()),
         cert_store,

@@ -26,7 +26,11 @@ impl Services {
         Ok(Self {
             listeners: listeners.context("cannot start a thread")?,
             certificates: CertificateSources::new(shared.cert_store.clone()),
-            health_checker: HealthChecker::new(Arc::clone(shared)),
+            health_checker: HealthChecker::new(
+                shared.backends.clone(),
+                shared.resolver.clone(),
+                shared.config.load().limits.clone(),
+            ),
         })
     }
 }

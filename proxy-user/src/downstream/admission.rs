@@ -3,8 +3,8 @@
 //! A connection holds permits until it ends; dropping a permit returns it. A reload keeps the counts. The
 //! limits are those of the configuration under which a connection was accepted.
 
+use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -28,8 +28,6 @@ struct Counts {
     pending_handshakes: usize,
     pending_by_source: HashMap<SourcePrefix, usize>,
     flows_by_source: HashMap<SourcePrefix, usize>,
-    /// Local addresses of connections to back ends on this host.
-    local_addrs: HashSet<SocketAddr>,
     accept_limit: Option<AcceptRateLimit>,
 }
 
@@ -66,14 +64,6 @@ pub(crate) struct ClientPermits {
     pub(crate) _connection: ConnectionPermit,
     /// `None` for a validation, which does not count as a flow of its source.
     pub(crate) _flow: Option<FlowPermit>,
-}
-
-/// Registration of the local address of a connection to a back end on this host. A client with this
-/// address is the agent itself.
-#[derive(Debug)]
-pub(crate) struct LoopGuard {
-    limiter: ConnectionLimiter,
-    address: SocketAddr,
 }
 
 impl ConnectionLimiter {
@@ -137,20 +127,6 @@ impl ConnectionLimiter {
         *flows += 1;
         Ok(FlowPermit { limiter: self.clone(), source })
     }
-
-    /// Whether the agent itself opened the connection that comes from `client_addr`.
-    ///
-    /// The answer is valid once the hello has arrived: the agent registers the local address of a
-    /// connection before it forwards a hello on it.
-    pub(crate) fn is_loop(&self, client_addr: SocketAddr) -> bool {
-        self.lock().local_addrs.contains(&client_addr)
-    }
-
-    /// Registers the local address of a connection to a back end on this host.
-    pub(crate) fn register_local_addr(&self, address: SocketAddr) -> LoopGuard {
-        self.lock().local_addrs.insert(address);
-        LoopGuard { limiter: self.clone(), address }
-    }
 }
 
 impl Counts {
@@ -200,11 +176,5 @@ impl Drop for ConnectionPermit {
 impl Drop for FlowPermit {
     fn drop(&mut self) {
         decrement(&mut self.limiter.lock().flows_by_source, self.source);
-    }
-}
-
-impl Drop for LoopGuard {
-    fn drop(&mut self) {
-        self.limiter.lock().local_addrs.remove(&self.address);
     }
 }

@@ -65,8 +65,8 @@ pub(crate) fn reject_immediately(
 
 /// Rejects a connection with an alert that no reset overtakes.
 ///
-/// Closing a socket with unread bytes (the hello) makes the kernel send a reset, which discards an alert
-/// that the client has not read (RFC 2525 §2.17). So the agent shuts down its side, then reads and
+/// When the agent closes a socket with unread bytes (the hello), the kernel sends a reset. The reset
+/// discards an alert that the client has not read (RFC 2525 §2.17). So the agent shuts down its side, then reads and
 /// discards until the client closes its own, for up to [`LINGERING_TIMEOUT`].
 pub(crate) async fn reject_with_alert(
     client: TcpStream,

@@ -13,6 +13,9 @@ use crate::session::context::Shared;
 use crate::session::offloaded::{OffloadedConn, run_offloaded};
 use crate::telemetry::{BackendEndpoint, Record};
 
+/// The field `reason` in the access log of an adopted flow, whose hello this agent has not seen.
+const ADOPTED_REASON: &str = "adopted";
+
 /// Adopts all flows. Call it before the first connection: adoption reserves the source ports of the flows.
 pub(crate) fn adopt_flows(shared: &Arc<Shared>, tasks: &TaskTracker) {
     let config = shared.config.load();
@@ -32,7 +35,7 @@ fn offloaded_conn(adopted: AdoptedFlow, shared: &Shared) -> OffloadedConn {
     record.entry.timestamp = adopted.started_at() as f64;
     record.entry.route = adopted.route();
     record.entry.backend = Some(BackendEndpoint::Address(adopted.backend()));
-    record.entry.reason = Some("adopted");
+    record.entry.reason = Some(ADOPTED_REASON);
     let counters = Arc::new(FlowCounters::default());
     let idle_timeout = shared.config.load().limits.idle_timeout;
     let flow = adopted.into_offloaded(Arc::clone(&counters));

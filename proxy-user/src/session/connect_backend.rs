@@ -31,7 +31,7 @@ pub(super) async fn connect_backend(
             offload,
             handshake_ack: preamble.handshake_ack(),
         },
-        limiter: &shared.limiter,
+        loop_detector: &shared.loop_detector,
         backends: &shared.backends,
         metrics: context.metrics(),
     };

@@ -14,6 +14,7 @@ use crate::engine::{EngineKind, EngineSelector, FlowCounters};
 use crate::telemetry::record::Telemetry;
 use crate::telemetry::{AcmeLog, Metrics, Outcome, Record, RejectReason};
 use crate::upstream::dialer::StarttlsReplay;
+use crate::upstream::loop_detector::LoopDetector;
 use crate::upstream::resolve::Resolver;
 use crate::upstream::select::Backends;
 
@@ -23,6 +24,7 @@ pub(crate) struct Shared {
     pub(crate) config: ArcSwap<Config>,
     pub(crate) engine_selector: EngineSelector,
     pub(crate) limiter: ConnectionLimiter,
+    pub(crate) loop_detector: LoopDetector,
     pub(crate) backends: Backends,
     pub(crate) resolver: Resolver,
     pub(crate) cert_store: CertStore,

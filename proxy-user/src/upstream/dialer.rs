@@ -11,13 +11,13 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use crate::config::{Backend, BackendAddr, Route};
-use crate::downstream::admission::{ConnectionLimiter, LoopGuard};
 use crate::engine::Socket;
 use crate::engine::packet::TakeoverParams;
 use crate::telemetry::metrics;
 use crate::telemetry::{BackendEndpoint, Metrics};
 use crate::upstream::connect::{self, Connector, HandshakeAck};
 use crate::upstream::first_byte::HelloProbe;
+use crate::upstream::loop_detector::{LoopDetector, LoopGuard};
 use crate::upstream::select::{Backends, ConnectionGuard, SelectedBackend};
 
 /// No back end of the route answered.
@@ -26,7 +26,7 @@ pub(crate) struct NoBackend;
 /// Connects to the back ends of routes.
 pub(crate) struct BackendDialer<'d> {
     pub(crate) connector: Connector<'d>,
-    pub(crate) limiter: &'d ConnectionLimiter,
+    pub(crate) loop_detector: &'d LoopDetector,
     pub(crate) backends: &'d Backends,
     pub(crate) metrics: &'d Metrics,
 }
@@ -159,7 +159,7 @@ impl BackendDialer<'_> {
             Some((local_addr, peer_addr)) => (
                 BackendEndpoint::Address(peer_addr),
                 (local_addr.ip() == peer_addr.ip())
-                    .then(|| self.limiter.register_local_addr(local_addr)),
+                    .then(|| self.loop_detector.register(local_addr)),
             ),
         };
         if preamble.has_bytes() {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
+use arc_swap::ArcSwap;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -19,14 +20,24 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 
-use crate::config::{Backend, Config, HealthCheckKind, Route};
-use crate::session::Shared;
+use crate::config::{Backend, Config, HealthCheckKind, Limits, Route};
 use crate::upstream::connect::Connector;
+use crate::upstream::resolve::Resolver;
+use crate::upstream::select::Backends;
 
 /// The running health checks, one task each.
 pub(crate) struct HealthChecker {
-    shared: Arc<Shared>,
+    context: CheckContext,
     running: HashMap<CheckTarget, JoinHandle<()>>,
+}
+
+/// What the checks share.
+#[derive(Clone)]
+struct CheckContext {
+    backends: Backends,
+    resolver: Resolver,
+    /// `limits` of the last configuration that was applied.
+    limits: Arc<ArcSwap<Limits>>,
 }
 
 /// Parameters of one health check.
@@ -42,12 +53,14 @@ struct CheckTarget {
 }
 
 impl HealthChecker {
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, running: HashMap::new() }
+    pub(crate) fn new(backends: Backends, resolver: Resolver, limits: Limits) -> Self {
+        let limits = Arc::new(ArcSwap::from_pointee(limits));
+        Self { context: CheckContext { backends, resolver, limits }, running: HashMap::new() }
     }
 
     /// Starts the checks of a configuration and stops all others. A check with the same parameters continues.
     pub(crate) fn apply(&mut self, config: &Config) {
+        self.context.limits.store(Arc::new(config.limits.clone()));
         let targets: Vec<CheckTarget> = config.all_routes().flat_map(check_targets).collect();
         self.running.retain(|target, task| {
             let stays = targets.contains(target);
@@ -57,9 +70,8 @@ impl HealthChecker {
             stays
         });
         for target in targets {
-            let shared = Arc::clone(&self.shared);
-            let probed = target.clone();
-            self.running.entry(target).or_insert_with(|| tokio::spawn(probe_loop(probed, shared)));
+            let probes = probe_loop(target.clone(), self.context.clone());
+            self.running.entry(target).or_insert_with(|| tokio::spawn(probes));
         }
     }
 }
@@ -81,14 +93,14 @@ fn check_targets(route: &Route) -> Vec<CheckTarget> {
     route.backends.iter().map(target).collect()
 }
 
-async fn probe_loop(target: CheckTarget, shared: Arc<Shared>) {
+async fn probe_loop(target: CheckTarget, context: CheckContext) {
     loop {
-        let limits = shared.config.load().limits.clone();
-        let connector = Connector::new(&limits, &shared.resolver);
+        let limits = context.limits.load_full();
+        let connector = Connector::new(&limits, &context.resolver);
         let probe_timeout = target.interval.min(limits.connect_timeout);
         let probe = timeout(probe_timeout, probe_backend(&target, connector));
         let answered = matches!(probe.await, Ok(Ok(())));
-        shared.backends.record_check(&target.backend, answered, target.rise, target.fall);
+        context.backends.record_check(&target.backend, answered, target.rise, target.fall);
         sleep(jittered(target.interval)).await;
     }
 }

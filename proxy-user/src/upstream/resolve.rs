@@ -1,7 +1,7 @@
 //! Addresses of back ends with a host name, cached for the TTL of their DNS records.
 //!
-//! While no name server answers, connections use the last answer beyond its TTL (stale answers, RFC 8767),
-//! so that a failed or slow name server neither takes back ends down nor delays connections. An answer that
+//! While no name server answers, connections use the last answer beyond its TTL: a stale answer (RFC 8767).
+//! So a failed or slow name server neither takes back ends down nor delays connections. An answer that
 //! the name has no address ends this. A stale answer has no maximum age; RFC 8767 §5 suggests 1 to 3 days.
 
 use std::collections::HashMap;

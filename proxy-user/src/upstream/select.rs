@@ -14,9 +14,13 @@ use crate::config::{Backend, Config, Route};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics;
 
-/// State of all back ends of the configuration, by their addresses as written there.
+/// State of all back ends of the configuration. A clone shares it.
+#[derive(Clone, Debug)]
+pub(crate) struct Backends(Arc<BackendsState>);
+
 #[derive(Debug)]
-pub(crate) struct Backends {
+struct BackendsState {
+    /// By the address as written in the configuration.
     states: Mutex<HashMap<String, Arc<BackendState>>>,
     /// Number of connections of each route, by its first name, for round robin.
     rounds: Mutex<HashMap<String, usize>>,
@@ -48,12 +52,12 @@ impl Drop for ConnectionGuard {
 
 impl Backends {
     pub(crate) fn new(metrics: Metrics) -> Self {
-        Self {
+        Self(Arc::new(BackendsState {
             states: Mutex::default(),
             rounds: Mutex::default(),
             metrics,
             started_at: Instant::now(),
-        }
+        }))
     }
 
     /// Drops the state of back ends and routes that the configuration does not have.
@@ -67,7 +71,7 @@ impl Backends {
         self.lock_rounds().retain(|label, _| labels.contains(label));
         let mut states = self.lock();
         states.retain(|key, _| configured.contains(key));
-        self.metrics.backend_up.clear();
+        self.0.metrics.backend_up.clear();
         for key in configured {
             let health = states.entry(key.clone()).or_default().health();
             self.update_gauge(&key, health.is_up(self.now()));
@@ -138,7 +142,7 @@ impl Backends {
 
     fn update_gauge(&self, backend: &str, is_up: bool) {
         let labels = metrics::BackendLabels { backend: backend.to_owned() };
-        self.metrics.backend_up.get_or_create(&labels).set(is_up.into());
+        self.0.metrics.backend_up.get_or_create(&labels).set(is_up.into());
     }
 
     fn entry(&self, key: &str) -> Arc<BackendState> {
@@ -165,15 +169,15 @@ impl Backends {
     }
 
     fn lock_rounds(&self) -> MutexGuard<'_, HashMap<String, usize>> {
-        self.rounds.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.rounds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<BackendState>>> {
-        self.states.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.states.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn now(&self) -> Duration {
-        self.started_at.elapsed()
+        self.0.started_at.elapsed()
     }
 }
 

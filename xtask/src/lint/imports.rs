@@ -49,7 +49,7 @@ const LAYERS_BEFORE_MOVE: &[(&str, MayImport)] = &[
     ("dns", Only(&[])),
     ("file_stamp", Only(&[])),
     ("instance", AllBut(&["daemon"])),
-    ("upstream", Only(&["dns", "downstream", "session"])),
+    ("upstream", Only(&["dns"])),
 ];
 
 /// A library or a binary of the workspace.
