@@ -8,6 +8,8 @@ use core::mem::offset_of;
 
 use super::Direction;
 
+pub mod v3;
+
 /// Looks at what arrives at an interface.
 pub const INGRESS_PROGRAM: &str = "sni_in";
 /// Looks at what an interface's driver receives.
