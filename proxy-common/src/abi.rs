@@ -4,6 +4,9 @@
 //! `bpftool map dump` prints field and variant names from BTF. A socket is known by its cookie
 //! (`SO_COOKIE`), which no other one of this boot has.
 
+#[cfg(not(target_arch = "bpf"))]
+use zerocopy::{Immutable, IntoBytes, KnownLayout, TryFromBytes};
+
 pub mod packet;
 pub mod sockmap;
 
@@ -21,6 +24,7 @@ pub const EVENT_RING_BYTES: usize = 1 << 20;
 
 /// A route, for people: its first name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Immutable, IntoBytes, KnownLayout, TryFromBytes))]
 #[repr(C)]
 pub struct RouteName {
     /// Zeros behind its end.
@@ -29,6 +33,7 @@ pub struct RouteName {
 
 /// Which way bytes go.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Immutable, IntoBytes, KnownLayout, TryFromBytes))]
 #[repr(u32)]
 pub enum Direction {
     /// From the client to the back end.

@@ -26,7 +26,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// The next `n` bytes.
-    pub fn take(&mut self, n: usize) -> Option<&'a [u8]> {
+    pub fn read_bytes(&mut self, n: usize) -> Option<&'a [u8]> {
         let (head, rest) = self.rest.split_at_checked(n)?;
         self.rest = rest;
         Some(head)
@@ -34,24 +34,24 @@ impl<'a> Cursor<'a> {
 
     /// One byte.
     pub fn u8(&mut self) -> Option<u8> {
-        self.take(1).map(|b| b[0])
+        self.read_bytes(1).map(|b| b[0])
     }
 
     /// Two bytes, network order.
     pub fn u16(&mut self) -> Option<u16> {
-        self.take(2).map(|b| u16::from_be_bytes([b[0], b[1]]))
+        self.read_bytes(2).map(|b| u16::from_be_bytes([b[0], b[1]]))
     }
 
     /// A vector behind a length of one byte.
     pub fn vec8(&mut self) -> Option<Self> {
         let n = self.u8()?;
-        self.take(n.into()).map(Self::new)
+        self.read_bytes(n.into()).map(Self::new)
     }
 
     /// A vector behind a length of two bytes.
     pub fn vec16(&mut self) -> Option<Self> {
         let n = self.u16()?;
-        self.take(n.into()).map(Self::new)
+        self.read_bytes(n.into()).map(Self::new)
     }
 }
 
@@ -73,7 +73,7 @@ mod tests {
     fn a_short_read_takes_nothing() {
         let mut cursor = Cursor::new(&[0, 9, 1]);
         assert!(cursor.clone().vec16().is_none());
-        assert_eq!(cursor.take(4), None);
+        assert_eq!(cursor.read_bytes(4), None);
         assert_eq!(cursor.rest(), [0, 9, 1]);
     }
 }

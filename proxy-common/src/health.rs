@@ -79,7 +79,8 @@ impl BackendHealth {
     pub fn record_check(
         &mut self,
         succeeded: bool,
-        (rise, fall): (u32, u32),
+        rise: u32,
+        fall: u32,
         now: Duration,
     ) -> Option<Transition> {
         let is_contrary = match succeeded {
@@ -152,7 +153,7 @@ mod tests {
         let mut health = BackendHealth::default();
         let mut check = |answers: &str| {
             let answers = answers.bytes().map(|answer| answer == b'+');
-            let changes = answers.filter_map(|answer| health.record_check(answer, (2, 3), at(7)));
+            let changes = answers.filter_map(|answer| health.record_check(answer, 2, 3, at(7)));
             changes.collect::<Vec<_>>()
         };
         assert_eq!(check("++--+--"), []);
@@ -167,8 +168,8 @@ mod tests {
         let mut health = BackendHealth::default();
         (0..3).for_each(|_| _ = health.record_connect(false, at(0)));
         assert!(!health.is_up(at(1)));
-        assert_eq!(health.record_check(true, (2, 3), at(1)), None);
-        assert_eq!(health.record_check(true, (2, 3), at(2)), Some(Transition::Up));
+        assert_eq!(health.record_check(true, 2, 3, at(1)), None);
+        assert_eq!(health.record_check(true, 2, 3, at(2)), Some(Transition::Up));
         assert!(health.is_up(at(2)));
         assert_eq!(health.record_connect(false, at(3)), None, "forgiven");
     }
@@ -181,9 +182,9 @@ mod tests {
             "not at the agent's own start"
         );
         for _ in 0..3 {
-            health.record_check(false, (1, 3), at(0));
+            health.record_check(false, 1, 3, at(0));
         }
-        health.record_check(true, (1, 3), at(100));
+        health.record_check(true, 1, 3, at(100));
         let share = |now| (health.weight_factor(at(10), at(now)) * 10.0).round();
         assert_eq!([share(100), share(105), share(110)], [1.0, 5.0, 10.0]);
     }

@@ -7,7 +7,6 @@ use std::fs;
 use std::net::TcpStream;
 use std::process::{Command, Output};
 
-use aya::Pod;
 use aya::maps::{Array, HashMap, Map, MapData};
 use rustix::process::Signal;
 use snisplit_common::abi::packet::v3::{DirectionV3, FlowEntryV3};
@@ -21,6 +20,7 @@ use snisplit_tests::kernel::bpftool;
 use snisplit_tests::stream::{read_all, read_exact, shutdown_write, write};
 use snisplit_tests::testbed::Peers;
 use snisplit_tests::wait::wait_until;
+use zerocopy::{IntoBytes as _, TryFromBytes as _};
 
 /// Bytes of one write. Sequence numbers 20 writes ahead are outside of every window.
 static BLOCK: [u8; 200_000] = [7; 200_000];
@@ -32,15 +32,6 @@ fn run_command(words: &[&str]) -> Output {
 fn pin_path(instance: &str, map: &str) -> String {
     format!("/sys/fs/bpf/snisplit/{instance}/{map}")
 }
-
-/// Key or value of a map in the packet engine's ABI.
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-struct AbiValue<T>(T);
-
-// SAFETY: the ABI has structures of integers and enums in C layout. The test reads only what the agent and its
-// programs have written, so every enum has one of its values. It writes only structures without padding.
-unsafe impl<T: Copy + 'static> Pod for AbiValue<T> {}
 
 /// Converts an entry to the layout of versions 2 and 3.
 fn downgrade_flow_entry(entry: &FlowEntry) -> FlowEntryV3 {
@@ -120,23 +111,28 @@ const OLD_PINS: [(&str, &str); 3] = [
 fn downgrade_flow_table(instance: &str) {
     let path = pin_path(instance, PACKET_FLOWS_MAP);
     let table = Map::Array(MapData::from_pin(&path).unwrap());
-    let table = Array::<_, AbiValue<FlowEntry>>::try_from(table).unwrap();
-    let entries = table.iter().flatten().filter(|entry| entry.0 != FlowEntry::default());
-    let entries: Vec<FlowEntry> = entries.map(|entry| entry.0).collect();
+    let table = Array::<_, [u8; size_of::<FlowEntry>()]>::try_from(table).unwrap();
+    let entries =
+        table.iter().flatten().map(|bytes| FlowEntry::try_read_from_bytes(&bytes).unwrap());
+    let entries: Vec<FlowEntry> = entries.filter(|entry| *entry != FlowEntry::default()).collect();
     fs::remove_file(&path).unwrap();
     let size = size_of::<FlowEntryV3>().to_string();
     let made = ["type", "hash", "key", "8", "value", &size, "entries", "131072", "flags", "1"];
     bpftool(&[&["map", "create", &path][..], &made, &["name", PACKET_FLOWS_MAP]].concat());
     let map = Map::HashMap(MapData::from_pin(&path).unwrap());
-    let mut map = HashMap::<_, u64, AbiValue<FlowEntryV3>>::try_from(map).unwrap();
+    let mut map = HashMap::<_, u64, [u8; size_of::<FlowEntryV3>()]>::try_from(map).unwrap();
     for entry in entries {
-        map.insert(entry.id, AbiValue(downgrade_flow_entry(&entry)), 0).unwrap();
+        let old_entry = downgrade_flow_entry(&entry);
+        map.insert(entry.id, old_entry.as_bytes().first_chunk().unwrap(), 0).unwrap();
     }
     let tuples = Map::HashMap(MapData::from_pin(pin_path(instance, PACKET_TUPLES_MAP)).unwrap());
-    let mut tuples = HashMap::<_, AbiValue<Tuple>, AbiValue<TupleEntry>>::try_from(tuples).unwrap();
+    let mut tuples =
+        HashMap::<_, [u8; size_of::<Tuple>()], [u8; size_of::<TupleEntry>()]>::try_from(tuples)
+            .unwrap();
     let all: Vec<_> = tuples.iter().flatten().collect();
-    for (tuple, AbiValue(tuple_entry)) in all {
-        tuples.insert(tuple, AbiValue(TupleEntry { slot: 0, ..tuple_entry }), 0).unwrap();
+    for (tuple, bytes) in all {
+        let entry = TupleEntry { slot: 0, ..TupleEntry::try_read_from_bytes(&bytes).unwrap() };
+        tuples.insert(tuple, entry.as_bytes().first_chunk().unwrap(), 0).unwrap();
     }
 }
 

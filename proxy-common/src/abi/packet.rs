@@ -6,6 +6,9 @@
 
 use core::mem::offset_of;
 
+#[cfg(not(target_arch = "bpf"))]
+use zerocopy::{Immutable, IntoBytes, KnownLayout, TryFromBytes};
+
 use super::Direction;
 
 pub mod v3;
@@ -71,6 +74,7 @@ pub const MAX_INTERFACES: usize = 1_024;
 /// away, and a processor fetches the next line too, and the other one of a pair (L1 next line and L2 spatial
 /// prefetchers).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Immutable, IntoBytes, KnownLayout, TryFromBytes))]
 #[repr(C, align(128))]
 pub struct FlowEntry {
     /// Moves by compare-and-swap only.
@@ -94,6 +98,8 @@ pub struct FlowEntry {
     pub route_id: u32,
     /// Why the sockets kept it, if they did.
     pub fallback_reason: FallbackReason,
+    /// Zero. Puts `client_state` on a cache line of its own.
+    pub reserved: [u32; 9],
     /// What the client's packets have said.
     pub client_state: PeerState,
     /// Keeps the two apart.
@@ -123,6 +129,7 @@ impl FlowEntry {
 /// Whose packets: addresses and ports as they arrive. IPv4 as `::ffff:a.b.c.d`. Addresses are aligned
 /// so that they can be read as words.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Immutable, IntoBytes, KnownLayout, TryFromBytes))]
 #[repr(C, align(4))]
 pub struct Tuple {
     /// The peer.
@@ -137,6 +144,7 @@ pub struct Tuple {
 
 /// What a tuple belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Immutable, IntoBytes, KnownLayout, TryFromBytes))]
 #[repr(C)]
 pub struct TupleEntry {
     /// Which flow.
@@ -149,6 +157,7 @@ pub struct TupleEntry {
 
 /// One direction: what its packets are translated by.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Immutable, IntoBytes, KnownLayout, TryFromBytes))]
 #[repr(C)]
 pub struct Translation {
     /// Added to the sequence number.
@@ -176,6 +185,7 @@ pub struct Translation {
 /// What the packets of one peer have said: of its own bytes, in its own numbers, and of the other peer's, in that
 /// one's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Immutable, IntoBytes, KnownLayout, TryFromBytes))]
 #[repr(C, align(64))]
 pub struct PeerState {
     /// Packets forwarded; one that the NIC merged counts once.
@@ -199,6 +209,8 @@ pub struct PeerState {
     /// Behind the last one that the other peer had room for then, and a FIN. Where `oldest` is: nobody knows, for
     /// the flow went on while this was not written ([`Said::unfollowed`]).
     pub valid_to: u32,
+    /// Zero.
+    pub reserved: [u32; 3],
 }
 
 impl PeerState {
@@ -219,6 +231,7 @@ impl PeerState {
 
 /// Who forwards a flow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Immutable, IntoBytes, KnownLayout, TryFromBytes))]
 #[repr(u64)]
 pub enum FlowState {
     /// The sockets, until the back end's first bytes arrive.
@@ -240,6 +253,7 @@ pub enum FlowState {
 
 /// Why the sockets kept a flow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Immutable, IntoBytes, KnownLayout, TryFromBytes))]
 #[repr(u32)]
 pub enum FallbackReason {
     /// They did not.
@@ -265,6 +279,7 @@ pub enum FallbackReason {
 
 /// Something that user space must hear.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Immutable, IntoBytes, KnownLayout, TryFromBytes))]
 #[repr(C)]
 pub struct FlowEvent {
     /// Which flow.

@@ -1,5 +1,8 @@
 //! The contract of the sockmap engine.
 
+#[cfg(not(target_arch = "bpf"))]
+use zerocopy::{Immutable, IntoBytes, KnownLayout, TryFromBytes};
+
 use super::Direction;
 
 /// The verdict program's name in the object and in `bpftool prog`; the kernel keeps 15 bytes.
@@ -51,6 +54,7 @@ pub const COPIED_SEQ_OFFSET: &str = "COPIED_SEQ_OFFSET";
 
 /// One direction of a flow, for the program and for people.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Immutable, IntoBytes, KnownLayout, TryFromBytes))]
 #[repr(C)]
 pub struct DirectionEntry {
     /// The cookie of the socket that sends it on.
@@ -96,6 +100,7 @@ pub struct DirectionEntry {
 
 /// What becomes of the bytes of a direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Immutable, IntoBytes, KnownLayout, TryFromBytes))]
 #[repr(u32)]
 pub enum DirectionState {
     /// None came yet.
@@ -113,6 +118,7 @@ pub enum DirectionState {
 
 /// Something that only user space can deal with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Immutable, IntoBytes, KnownLayout, TryFromBytes))]
 #[repr(C)]
 pub struct SockmapEvent {
     /// The socket that received.
@@ -125,6 +131,7 @@ pub struct SockmapEvent {
 
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Immutable, IntoBytes, KnownLayout, TryFromBytes))]
 #[repr(u32)]
 pub enum SockmapEventKind {
     /// User space is to carry this direction from now on.

@@ -58,7 +58,7 @@ pub(super) fn parse(
 /// Everything before the extensions; those may be missing altogether (TLS 1.2, RFC 5246 §7.4.1.2).
 fn parse_fixed_fields(mut body: Cursor<'_>) -> Option<(u16, Cursor<'_>)> {
     let legacy_version = body.u16()?;
-    let _random = body.take(32)?;
+    let _random = body.read_bytes(32)?;
     let session_id = body.vec8()?.rest();
     let cipher_suites = body.vec16()?.rest();
     let compression = body.vec8()?.rest();

@@ -21,20 +21,20 @@ pub(super) trait Frame: EbpfContext {
     /// # Safety
     ///
     /// There is room for `length` bytes.
-    unsafe fn copy_out(&self, at: u32, to: *mut c_void, length: u32) -> bool;
+    unsafe fn copy_out(&self, offset: u32, to: *mut c_void, len: u32) -> bool;
 
     /// Copies into the frame.
     ///
     /// # Safety
     ///
     /// There are `length` bytes.
-    unsafe fn copy_in(&self, at: u32, from: *const c_void, length: u32) -> bool;
+    unsafe fn copy_in(&self, offset: u32, from: *const c_void, len: u32) -> bool;
 
     /// Where the bytes are that can be read without a call.
     fn linear_range(&self) -> Range<usize>;
 
     /// Makes that these are so many, if it can.
-    fn pull(&self, length: u32) -> bool;
+    fn pull(&self, len: u32) -> bool;
 
     /// What is in it (`h_proto`); 0 if a VLAN's tag was taken off.
     fn protocol(&self) -> u16;
@@ -43,13 +43,13 @@ pub(super) trait Frame: EbpfContext {
     fn length(&self) -> u32;
 
     /// Other addresses in the checksum of TCP.
-    fn csum_replace_pseudo(&self, at: u32, addresses: ChecksumDiff) -> Option<()>;
+    fn csum_replace_pseudo(&self, offset: u32, addresses: ChecksumDiff) -> Option<()>;
 
     /// What [`Frame::csum_replace_pseudo`] has made of the checksum, which was `old` and is `now`.
     fn csum_replaced(&self, old: u16, now: u16, addresses: ChecksumDiff) -> Checksum;
 
     /// What else has changed, if the checksum has more than addresses in it.
-    fn csum_replace(&self, at: u32, change: ChecksumDiff) -> Option<()>;
+    fn csum_replace(&self, offset: u32, change: ChecksumDiff) -> Option<()>;
 
     /// Adds to the sum of the whole packet, if a NIC has made one (`CHECKSUM_COMPLETE`).
     fn csum_update(&self, change: ChecksumDiff);
@@ -58,41 +58,41 @@ pub(super) trait Frame: EbpfContext {
     /// of its own on processors whose returns the kernel distrusts
     /// (Documentation/admin-guide/hw-vuln/srso.rst).
     #[inline(always)]
-    fn linear(&self, length: u32) -> Option<LinearData> {
+    fn linear(&self, len: u32) -> Option<LinearData> {
         let Range { start, end } = self.linear_range();
-        (start + length as usize <= end).then_some(LinearData(start))
+        (start + len as usize <= end).then_some(LinearData(start))
     }
 
     /// The same, and makes that they can be if it has to.
     #[inline(always)]
-    fn pull_linear(&self, length: u32) -> Option<LinearData> {
-        match self.linear(length) {
-            None if self.pull(length) => self.linear(length),
-            front => front,
+    fn pull_linear(&self, len: u32) -> Option<LinearData> {
+        match self.linear(len) {
+            None if self.pull(len) => self.linear(len),
+            linear => linear,
         }
     }
 
     /// Copies from a place that is known when this is compiled, without a call where it can.
     #[inline(always)]
-    fn peek<T: Copy>(&self, at: u32) -> Option<T> {
-        self.pull_linear(at + size_of::<T>() as u32).map(|front| front.get(at))
+    fn peek<T: Copy>(&self, offset: u32) -> Option<T> {
+        self.pull_linear(offset + size_of::<T>() as u32).map(|linear| linear.get(offset))
     }
 
     #[inline(always)]
-    fn load<T>(&self, at: u32) -> Option<T> {
+    fn load<T>(&self, offset: u32) -> Option<T> {
         let mut value = MaybeUninit::<T>::uninit();
         // SAFETY: that is how large it is.
         let is_there =
-            unsafe { self.copy_out(at, value.as_mut_ptr().cast(), size_of::<T>() as u32) };
+            unsafe { self.copy_out(offset, value.as_mut_ptr().cast(), size_of::<T>() as u32) };
         // SAFETY: it was written, and is one of the plain structures of headers.
         is_there.then(|| unsafe { value.assume_init() })
     }
 
     #[inline(always)]
-    fn store<T>(&self, at: u32, value: &T) -> Option<()> {
+    fn store<T>(&self, offset: u32, value: &T) -> Option<()> {
         // SAFETY: that is how large it is.
         let is_stored =
-            unsafe { self.copy_in(at, ptr::from_ref(value).cast(), size_of::<T>() as u32) };
+            unsafe { self.copy_in(offset, ptr::from_ref(value).cast(), size_of::<T>() as u32) };
         is_stored.then_some(())
     }
 }
@@ -103,17 +103,17 @@ pub(super) struct LinearData(usize);
 
 impl LinearData {
     #[inline(always)]
-    pub(super) fn get<T: Copy>(&self, at: u32) -> T {
+    pub(super) fn get<T: Copy>(&self, offset: u32) -> T {
         // SAFETY: it is there, and is one of the plain structures of headers.
-        unsafe { ((self.0 + at as usize) as *const T).read() }
+        unsafe { ((self.0 + offset as usize) as *const T).read() }
     }
 
     /// For a program that does this the kernel sees to it that nobody else has the bytes
     /// (`bpf_unclone_prologue`, net/core/filter.c).
     #[inline(always)]
-    pub(super) fn set<T>(&mut self, at: u32, value: T) {
+    pub(super) fn set<T>(&mut self, offset: u32, value: T) {
         // SAFETY: as above.
-        unsafe { ((self.0 + at as usize) as *mut T).write(value) };
+        unsafe { ((self.0 + offset as usize) as *mut T).write(value) };
     }
 }
 
@@ -124,20 +124,20 @@ impl Frame for TcContext {
     }
 
     #[inline(always)]
-    fn pull(&self, length: u32) -> bool {
-        self.pull_data(length).is_ok()
+    fn pull(&self, len: u32) -> bool {
+        self.pull_data(len).is_ok()
     }
 
     #[inline(always)]
-    unsafe fn copy_out(&self, at: u32, to: *mut c_void, length: u32) -> bool {
+    unsafe fn copy_out(&self, offset: u32, to: *mut c_void, len: u32) -> bool {
         // SAFETY: as our caller says.
-        unsafe { bpf_skb_load_bytes(self.as_ptr().cast_const(), at, to, length) == 0 }
+        unsafe { bpf_skb_load_bytes(self.as_ptr().cast_const(), offset, to, len) == 0 }
     }
 
     #[inline(always)]
-    unsafe fn copy_in(&self, at: u32, from: *const c_void, length: u32) -> bool {
+    unsafe fn copy_in(&self, offset: u32, from: *const c_void, len: u32) -> bool {
         // SAFETY: as our caller says.
-        unsafe { bpf_skb_store_bytes(self.skb.skb, at, from, length, 0) == 0 }
+        unsafe { bpf_skb_store_bytes(self.skb.skb, offset, from, len, 0) == 0 }
     }
 
     #[inline(always)]
@@ -154,8 +154,8 @@ impl Frame for TcContext {
     }
 
     #[inline(always)]
-    fn csum_replace_pseudo(&self, at: u32, addresses: ChecksumDiff) -> Option<()> {
-        self.l4_csum_replace(at as usize, 0, addresses.fold32(), BPF_F_PSEUDO_HDR.into()).ok()
+    fn csum_replace_pseudo(&self, offset: u32, addresses: ChecksumDiff) -> Option<()> {
+        self.l4_csum_replace(offset as usize, 0, addresses.fold32(), BPF_F_PSEUDO_HDR.into()).ok()
     }
 
     #[inline(always)]
@@ -167,8 +167,8 @@ impl Frame for TcContext {
     }
 
     #[inline(always)]
-    fn csum_replace(&self, at: u32, change: ChecksumDiff) -> Option<()> {
-        self.l4_csum_replace(at as usize, 0, change.fold32(), 0).ok()
+    fn csum_replace(&self, offset: u32, change: ChecksumDiff) -> Option<()> {
+        self.l4_csum_replace(offset as usize, 0, change.fold32(), 0).ok()
     }
 
     #[inline(always)]
@@ -191,15 +191,15 @@ impl Frame for XdpContext {
     }
 
     #[inline(always)]
-    unsafe fn copy_out(&self, at: u32, to: *mut c_void, length: u32) -> bool {
+    unsafe fn copy_out(&self, offset: u32, to: *mut c_void, len: u32) -> bool {
         // SAFETY: as our caller says.
-        unsafe { bpf_xdp_load_bytes(self.ctx, at, to, length) == 0 }
+        unsafe { bpf_xdp_load_bytes(self.ctx, offset, to, len) == 0 }
     }
 
     #[inline(always)]
-    unsafe fn copy_in(&self, at: u32, from: *const c_void, length: u32) -> bool {
+    unsafe fn copy_in(&self, offset: u32, from: *const c_void, len: u32) -> bool {
         // SAFETY: as our caller says; the helper reads only.
-        unsafe { bpf_xdp_store_bytes(self.ctx, at, from.cast_mut(), length) == 0 }
+        unsafe { bpf_xdp_store_bytes(self.ctx, offset, from.cast_mut(), len) == 0 }
     }
 
     #[inline(always)]

@@ -20,6 +20,9 @@ pub(super) const TCP_OFFSET_V4: u32 = ETH_HLEN + 20;
 pub(super) const TCP_OFFSET_V6: u32 = ETH_HLEN + 40;
 pub(super) const IPPROTO_TCP: u8 = 6;
 
+pub(super) const TCPOPT_NOP: u8 = 1;
+pub(super) const TCPOPT_TIMESTAMP: u8 = 8;
+
 pub(super) const FIN: u8 = 0x01;
 pub(super) const SYN: u8 = 0x02;
 pub(super) const RST: u8 = 0x04;

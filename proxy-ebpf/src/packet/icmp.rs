@@ -8,9 +8,10 @@ use snisplit_common::abi::packet::{PacketCounter, Translation, Tuple};
 
 use super::action::{TC_ACT_SHOT, TCX_NEXT};
 use super::checksum::ChecksumDiff;
+use super::flow_entry;
 use super::frame::Frame;
 use super::headers::{
-    ETH_HLEN, Family, Ipv4Header, Ipv6Header, Segment, TcpHeader, addr_words, family,
+    ETH_HLEN, Family, IPPROTO_TCP, Ipv4Header, Ipv6Header, Segment, TcpHeader, addr_words, family,
     from_v4_mapped, store_addr, store_v4_mapped,
 };
 use super::lookup::find_flow;
@@ -18,12 +19,10 @@ use super::maps::count;
 use super::options::REWRITE_FAILED;
 use super::route::redirect;
 use super::scratch::Scratch;
-use super::state;
 use super::track::is_within;
 use super::translate::IpHeader as _;
 
 const IPPROTO_ICMP: u8 = 1;
-const IPPROTO_TCP: u8 = 6;
 const IPPROTO_ICMPV6: u8 = 58;
 /// Of ICMP: a destination cannot be reached, or not with packets of that size.
 const ICMP_DEST_UNREACH: u8 = 3;
@@ -60,7 +59,7 @@ pub(super) fn forward_error(ctx: &TcContext, scratch: &mut Scratch) -> i32 {
 fn translate_error(ctx: &TcContext, scratch: &mut Scratch) -> Option<i32> {
     let Scratch { segment: quoted, route_cache, .. } = scratch;
     let family = family(ctx)?;
-    let (is_error, tcp) = match family {
+    let (is_error, tcp_offset) = match family {
         Family::V4 => (parse_icmpv4(ctx, quoted), QUOTED_TCP_OFFSET_V4),
         Family::V6 => (parse_icmpv6(ctx, quoted), QUOTED_TCP_OFFSET_V6),
     };
@@ -68,17 +67,17 @@ fn translate_error(ctx: &TcContext, scratch: &mut Scratch) -> Option<i32> {
         return None;
     }
     quoted.family = family;
-    quoted.tcp_offset = tcp;
-    quoted.tcp = ctx.load(tcp as usize).or_else(|_| read_quoted_tcp(ctx, tcp)).ok()?;
+    quoted.tcp_offset = tcp_offset;
+    quoted.tcp =
+        ctx.load(tcp_offset as usize).or_else(|_| read_quoted_tcp(ctx, tcp_offset)).ok()?;
     // It left for a peer: the tuple is the one by which that peer's packets arrive.
     quoted.tuple.source_port = u16::from_be(quoted.tcp.destination);
     quoted.tuple.destination_port = u16::from_be(quoted.tcp.source);
     let (direction, flow) = find_flow(&quoted.tuple)?;
-    if !state::load(flow).is_translated() {
+    if !flow_entry::state(flow).is_translated() {
         return None;
     }
-    // SAFETY: the entry lives until this program ends.
-    let entry = unsafe { &*flow };
+    let entry = flow_entry::borrow(flow);
     // What goes to the one peer comes from the other.
     let (translation, sender, sender_state, receiver_state) = match direction {
         Direction::Up => {
@@ -102,8 +101,8 @@ fn translate_error(ctx: &TcContext, scratch: &mut Scratch) -> Option<i32> {
 
 /// A quote may have no more of the TCP header than this (RFC 792).
 #[inline(always)]
-fn read_quoted_tcp(ctx: &TcContext, tcp: u32) -> Result<TcpHeader, i64> {
-    let QuotedTcp { source, destination, seq } = ctx.load(tcp as usize)?;
+fn read_quoted_tcp(ctx: &TcContext, tcp_offset: u32) -> Result<TcpHeader, i64> {
+    let QuotedTcp { source, destination, seq } = ctx.load(tcp_offset as usize)?;
     let header = TcpHeader {
         source,
         destination,
@@ -195,11 +194,12 @@ fn rewrite_ipv6(ctx: &TcContext, quoted: &Segment, sender: &Tuple, ports: u64) -
     let mut change = ChecksumDiff::from_folded(ports);
     let inner = &quoted.tuple;
     let is_quoted =
-        replace_addr(ctx, QUOTED_OFFSET_V6 + 8, (&inner.destination, &sender.source), &mut change)
+        replace_addr(ctx, QUOTED_OFFSET_V6 + 8, &inner.destination, &sender.source, &mut change)
             && replace_addr(
                 ctx,
                 QUOTED_OFFSET_V6 + 24,
-                (&inner.source, &sender.destination),
+                &inner.source,
+                &sender.destination,
                 &mut change,
             );
     let Some(mut outer) = ctx.pull_linear(QUOTED_OFFSET_V6) else { return false };
@@ -219,19 +219,20 @@ fn rewrite_ipv6(ctx: &TcContext, quoted: &Segment, sender: &Tuple, ports: u64) -
 #[inline(always)]
 fn replace_addr(
     ctx: &TcContext,
-    at: u32,
-    (old, new): (&[u8; 16], &[u8; 16]),
+    offset: u32,
+    old: &[u8; 16],
+    new: &[u8; 16],
     change: &mut ChecksumDiff,
 ) -> bool {
-    let sum = store_addr_diff(ctx, at, old, new);
+    let sum = store_addr_diff(ctx, offset, old, new);
     change.add_folded(sum);
     sum != REWRITE_FAILED
 }
 
 /// Not inlined: all of it at once is too much for the stack.
 #[inline(never)]
-fn store_addr_diff(ctx: &TcContext, at: u32, old: &[u8; 16], new: &[u8; 16]) -> u64 {
-    if ctx.store(at as usize, new, 0).is_err() {
+fn store_addr_diff(ctx: &TcContext, offset: u32, old: &[u8; 16], new: &[u8; 16]) -> u64 {
+    if ctx.store(offset as usize, new, 0).is_err() {
         return REWRITE_FAILED;
     }
     let (old, new) = (addr_words(old), addr_words(new));

@@ -3,9 +3,9 @@
 use snisplit_common::abi::Direction;
 use snisplit_common::abi::packet::{FlowEntry, FlowState, Tuple, TupleEntry};
 
+use super::flow_entry;
 use super::headers::addr_words;
 use super::maps::{FLOWS, TUPLES};
-use super::state;
 
 /// The flow whose packets arrive by a tuple. What is said of the tuple may be of another one already, once
 /// it has gone (`htab_elem_free`, kernel/bpf/hashtab.c); the flow knows better, whose record stays while a
@@ -21,13 +21,6 @@ fn lookup_entry(tuple: &Tuple) -> Option<(TupleEntry, *mut FlowEntry)> {
     let entry = *unsafe { TUPLES.get(tuple) }?;
     let flow = FLOWS.get_ptr_mut(entry.slot)?;
     matches(flow, entry.direction, tuple).then_some((entry, flow))
-}
-
-/// Which flow it is.
-#[inline(always)]
-pub(super) fn flow_id(flow: *const FlowEntry) -> u64 {
-    // SAFETY: the entry lives until this program ends, and its number does not change.
-    unsafe { (*flow).id }
 }
 
 /// What was found by a tuple.
@@ -106,14 +99,13 @@ fn hash_tag(tuple: &Tuple) -> u32 {
 
 /// Whether that flow runs, and the tuple is its.
 #[inline(always)]
-fn is_live(flow: *const FlowEntry, direction: Direction, tuple: &Tuple) -> bool {
-    matches(flow, direction, tuple) && state::load(flow) == FlowState::Offloaded
+fn is_live(flow: *mut FlowEntry, direction: Direction, tuple: &Tuple) -> bool {
+    matches(flow, direction, tuple) && flow_entry::state(flow) == FlowState::Offloaded
 }
 
 #[inline(always)]
-fn matches(flow: *const FlowEntry, direction: Direction, tuple: &Tuple) -> bool {
-    // SAFETY: the entry lives until this program ends, and its tuples do not change.
-    let FlowEntry { client_tuple, backend_tuple, .. } = unsafe { &*flow };
+fn matches(flow: *mut FlowEntry, direction: Direction, tuple: &Tuple) -> bool {
+    let FlowEntry { client_tuple, backend_tuple, .. } = flow_entry::borrow(flow);
     let expected = match direction {
         Direction::Up => client_tuple,
         Direction::Down => backend_tuple,

@@ -2,6 +2,7 @@
 
 mod action;
 mod checksum;
+mod flow_entry;
 mod frame;
 mod headers;
 mod icmp;
@@ -11,7 +12,6 @@ mod options;
 mod route;
 mod scratch;
 mod sockets;
-mod state;
 mod syn_clamp;
 mod takeover;
 pub(crate) mod tc;

@@ -13,15 +13,13 @@ use snisplit_common::abi::packet::{
 
 use super::checksum::ChecksumDiff;
 use super::frame::Frame;
-use super::headers::MAX_OPTIONS_LEN;
+use super::headers::{MAX_OPTIONS_LEN, TCPOPT_NOP, TCPOPT_TIMESTAMP};
 use super::tcp_timestamps::OptionDelta;
 
 const TCPOPT_EOL: u8 = 0;
-pub(super) const TCPOPT_NOP: u8 = 1;
 const TCPOPT_MSS: u8 = 2;
 const TCPOPT_SACK_PERM: u8 = 4;
 const TCPOPT_SACK: u8 = 5;
-pub(super) const TCPOPT_TIMESTAMP: u8 = 8;
 
 /// More options than fit.
 const MAX_OPTION_STEPS: u32 = MAX_OPTIONS_LEN;
@@ -36,7 +34,7 @@ pub(super) struct Options {
     /// With room for what is read behind their end.
     pub(super) bytes: [u8; MAX_OPTIONS_LEN as usize + 8],
     pub(super) diff: ChecksumDiff,
-    length: u32,
+    len: u32,
     /// Where the next option begins.
     offset: u32,
     pub(super) is_changed: u32,
@@ -66,10 +64,10 @@ pub(super) const REWRITE_FAILED: u64 = u64::MAX;
 pub(super) fn rewrite_options(
     ctx: &impl Frame,
     offset: u32,
-    length: u32,
+    len: u32,
     translation: &Translation,
 ) -> u64 {
-    let Some(options) = Options::read(ctx, offset, length) else { return REWRITE_FAILED };
+    let Some(options) = Options::read(ctx, offset, len) else { return REWRITE_FAILED };
     match options.translate(translation) {
         Some(change) if options.write(ctx, offset).is_some() => change.fold32(),
         _ => REWRITE_FAILED,
@@ -78,19 +76,19 @@ pub(super) fn rewrite_options(
 
 impl Options {
     #[inline(always)]
-    pub(super) fn read(ctx: &impl Frame, offset: u32, length: u32) -> Option<&'static mut Self> {
+    pub(super) fn read(ctx: &impl Frame, offset: u32, len: u32) -> Option<&'static mut Self> {
         let options = scratch()?;
         options.diff = ChecksumDiff::default();
-        (options.length, options.offset) = (length, 0);
+        (options.len, options.offset) = (len, 0);
         (options.is_changed, options.is_malformed, options.has_tsval) = (0, 0, 0);
         options.clamp = 0;
-        if length == 0 {
+        if len == 0 {
             return Some(options);
         }
-        let length = bounded_nonzero(length, MAX_OPTIONS_LEN)?;
+        let len = bounded_nonzero(len, MAX_OPTIONS_LEN)?;
         let to = options.bytes.as_mut_ptr().cast();
         // SAFETY: the helper writes `length` bytes, for which there is room.
-        let is_read = unsafe { ctx.copy_out(offset, to, length) };
+        let is_read = unsafe { ctx.copy_out(offset, to, len) };
         is_read.then_some(options)
     }
 
@@ -105,10 +103,10 @@ impl Options {
         if self.is_changed == 0 {
             return Some(());
         }
-        let length = bounded_nonzero(self.length, MAX_OPTIONS_LEN)?;
+        let len = bounded_nonzero(self.len, MAX_OPTIONS_LEN)?;
         let from = self.bytes.as_ptr().cast();
         // SAFETY: the helper reads `length` bytes, which are there.
-        let is_written = unsafe { ctx.copy_in(offset, from, length) };
+        let is_written = unsafe { ctx.copy_in(offset, from, len) };
         is_written.then_some(())
     }
 
@@ -122,7 +120,7 @@ impl Options {
 
     #[inline(always)]
     pub(super) fn for_each_option(&self) {
-        if self.length > 0 {
+        if self.len > 0 {
             // SAFETY: the callback is one, and takes nothing from the context.
             unsafe { bpf_loop(MAX_OPTION_STEPS, option_step as *mut c_void, ptr::null_mut(), 0) };
         }
@@ -132,7 +130,7 @@ impl Options {
     #[inline(always)]
     fn next_option(&mut self) -> Option<bool> {
         let offset = self.offset;
-        if offset >= self.length {
+        if offset >= self.len {
             return Some(false);
         }
         match self.read_u8(offset)? {
@@ -143,29 +141,29 @@ impl Options {
             }
             _ => {}
         }
-        let length = u32::from(self.read_u8(offset + 1)?);
-        if length < 2 || offset + length > self.length {
+        let len = u32::from(self.read_u8(offset + 1)?);
+        if len < 2 || offset + len > self.len {
             return None;
         }
         let clamp = self.clamp;
         match self.read_u8(offset)? {
-            TCPOPT_MSS if clamp != 0 && length == 4 => {
+            TCPOPT_MSS if clamp != 0 && len == 4 => {
                 self.clamp_mss(offset + 2, (clamp & CLAMP_MSS_MASK) as u16)
             }
-            TCPOPT_SACK_PERM if clamp & CLAMP_NO_SACK != 0 => self.nop_out(offset, length),
-            TCPOPT_TIMESTAMP if clamp & CLAMP_NO_TIMESTAMPS != 0 => self.nop_out(offset, length),
-            TCPOPT_SACK if clamp == 0 => self.translate_sack(offset + 2, length - 2),
-            TCPOPT_TIMESTAMP if length == 10 && clamp == 0 => self.translate_timestamps(offset + 2),
+            TCPOPT_SACK_PERM if clamp & CLAMP_NO_SACK != 0 => self.nop_out(offset, len),
+            TCPOPT_TIMESTAMP if clamp & CLAMP_NO_TIMESTAMPS != 0 => self.nop_out(offset, len),
+            TCPOPT_SACK if clamp == 0 => self.translate_sack(offset + 2, len - 2),
+            TCPOPT_TIMESTAMP if len == 10 && clamp == 0 => self.translate_timestamps(offset + 2),
             _ => {}
         }
-        self.offset = offset + length;
+        self.offset = offset + len;
         Some(true)
     }
 
     #[inline(always)]
-    fn translate_sack(&mut self, offset: u32, length: u32) {
+    fn translate_sack(&mut self, offset: u32, len: u32) {
         for edge in 0..MAX_SACK_EDGES {
-            if edge * 4 + 4 <= length {
+            if edge * 4 + 4 <= len {
                 let edge_offset = offset + edge * 4;
                 let edge_value = self.read_u32(edge_offset).wrapping_add(self.delta.ack_delta);
                 self.write_u32(edge_offset, edge_value);
@@ -213,11 +211,11 @@ impl Options {
 /// The number, if it is one to `most`, so that the verifier sees it: older ones, that of Linux 6.1 for
 /// one, take nothing from a comparison with 0.
 #[inline(always)]
-fn bounded_nonzero(value: u32, most: u32) -> Option<u32> {
+fn bounded_nonzero(value: u32, max: u32) -> Option<u32> {
     let mut minus_one = u64::from(value);
     // SAFETY: takes one from a register; the compiler must not see that it has the number then.
     unsafe { asm!("{0} += -1", inout(reg) minus_one, options(nomem, nostack)) };
-    (minus_one < u64::from(most)).then_some(minus_one as u32 + 1)
+    (minus_one < u64::from(max)).then_some(minus_one as u32 + 1)
 }
 
 /// `bpf_loop`'s: 0 is to go on.

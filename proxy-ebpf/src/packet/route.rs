@@ -127,34 +127,34 @@ fn refresh(
 
 #[inline(always)]
 fn query_fib(ctx: &impl Frame, family: Family, tuple: &Tuple, entry: &mut RouteCacheEntry) -> bool {
-    let RouteCacheEntry { next_hop: route, fib_params: question, .. } = entry;
+    let RouteCacheEntry { next_hop, fib_params: params, .. } = entry;
     // All that the helper reads; the last answer is still in it.
-    (question.sport, question.dport, question.l4_protocol) = (0, 0, IPPROTO_TCP);
-    question.ifindex = LOOPBACK_IFINDEX;
-    question.__bindgen_anon_1.tot_len = 0;
+    (params.sport, params.dport, params.l4_protocol) = (0, 0, IPPROTO_TCP);
+    params.ifindex = LOOPBACK_IFINDEX;
+    params.__bindgen_anon_1.tot_len = 0;
     match family {
         Family::V4 => {
-            question.family = AF_INET;
-            question.__bindgen_anon_2.tos = 0;
-            question.__bindgen_anon_3.ipv4_src = from_v4_mapped(&tuple.destination);
-            question.__bindgen_anon_4.ipv4_dst = from_v4_mapped(&tuple.source);
+            params.family = AF_INET;
+            params.__bindgen_anon_2.tos = 0;
+            params.__bindgen_anon_3.ipv4_src = from_v4_mapped(&tuple.destination);
+            params.__bindgen_anon_4.ipv4_dst = from_v4_mapped(&tuple.source);
         }
         Family::V6 => {
-            question.family = AF_INET6;
-            question.__bindgen_anon_2.flowinfo = 0;
-            question.__bindgen_anon_3.ipv6_src = addr_words(&tuple.destination);
-            question.__bindgen_anon_4.ipv6_dst = addr_words(&tuple.source);
+            params.family = AF_INET6;
+            params.__bindgen_anon_2.flowinfo = 0;
+            params.__bindgen_anon_3.ipv6_src = addr_words(&tuple.destination);
+            params.__bindgen_anon_4.ipv6_dst = addr_words(&tuple.source);
         }
     }
     let size = size_of::<bpf_fib_lookup>() as i32;
     // SAFETY: the helper reads and writes `size` bytes of it.
-    let result = unsafe { fib_lookup(ctx.as_ptr(), &raw mut *question, size, 0) };
-    route.ifindex = question.ifindex;
-    route.is_resolved = (result as u32 == BPF_FIB_LKUP_RET_SUCCESS).into();
-    let ([a, b, c, d, e, f], [g, h, i, j, k, l]) = (question.dmac, question.smac);
-    route.eth_addrs = [[a, b, c, d], [e, f, g, h], [i, j, k, l]].map(u32::from_ne_bytes);
+    let result = unsafe { fib_lookup(ctx.as_ptr(), &raw mut *params, size, 0) };
+    next_hop.ifindex = params.ifindex;
+    next_hop.is_resolved = (result as u32 == BPF_FIB_LKUP_RET_SUCCESS).into();
+    let ([a, b, c, d, e, f], [g, h, i, j, k, l]) = (params.dmac, params.smac);
+    next_hop.eth_addrs = [[a, b, c, d], [e, f, g, h], [i, j, k, l]].map(u32::from_ne_bytes);
     // SAFETY: the helper writes it where the total length was.
-    route.mtu = unsafe { question.__bindgen_anon_1.mtu_result }.into();
+    next_hop.mtu = unsafe { params.__bindgen_anon_1.mtu_result }.into();
     matches!(result as u32, BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH)
 }
 

@@ -4,9 +4,9 @@
 use aya_ebpf::programs::TcContext;
 
 use super::checksum::ChecksumDiff;
-use super::headers::{Segment, TCP_HLEN, store_addr};
+use super::headers::{Segment, TCP_HLEN, TCPOPT_NOP, store_addr};
 use super::maps::SYN_CLAMPS;
-use super::options::{Options, TCPOPT_NOP};
+use super::options::Options;
 
 /// Where a header's checksum is.
 const TCP_CHECK_OFFSET: u32 = 16;
@@ -46,9 +46,9 @@ impl Options {
 
     /// No operation, so many times.
     #[inline(always)]
-    pub(super) fn nop_out(&mut self, offset: u32, length: u32) {
+    pub(super) fn nop_out(&mut self, offset: u32, len: u32) {
         for nth in 0..TIMESTAMPS_LEN {
-            if nth < length {
+            if nth < len {
                 self.write_u8(offset + nth, TCPOPT_NOP);
             }
         }

@@ -5,13 +5,12 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::programs::TcContext;
 use snisplit_common::abi::packet::{FallbackReason, FlowEntry, FlowState};
 
+use super::flow_entry;
 use super::headers::{ACK, TCP_HLEN};
-use super::lookup::flow_id;
 use super::maps::emit_state;
 use super::options::Options;
 use super::scratch::Scratch;
 use super::sockets::{SockSnapshot, snapshot};
-use super::state;
 
 /// What a receiver has room for as long as it has not said otherwise.
 const INITIAL_WINDOW: u32 = 1 << 20;
@@ -22,11 +21,11 @@ const TS_TICK_NS: u64 = 1_000_000;
 /// what was on its way to it, but what it says to that is not heard.
 #[inline(never)]
 pub(super) fn take_over(ctx: &TcContext, scratch: &mut Scratch, flow: *mut FlowEntry) -> bool {
-    if !state::compare_exchange(flow, FlowState::Pending, FlowState::TakingOver) {
+    if !flow_entry::compare_exchange_state(flow, FlowState::Pending, FlowState::TakingOver) {
         return false;
     }
-    // SAFETY: the entry lives until this program ends, and whoever finds the flow switching looks only.
-    let entry = unsafe { &mut *flow };
+    // Other programs only read the entry while its state is `TakingOver`.
+    let entry = flow_entry::borrow_mut(flow);
     let new_state = match prepare_takeover(ctx, scratch, entry) {
         Ok(()) => FlowState::Offloaded,
         Err(reason) => {
@@ -34,21 +33,21 @@ pub(super) fn take_over(ctx: &TcContext, scratch: &mut Scratch, flow: *mut FlowE
             FlowState::Fallback
         }
     };
-    state::compare_exchange(flow, FlowState::TakingOver, new_state);
-    emit_state(flow_id(flow), new_state);
+    flow_entry::compare_exchange_state(flow, FlowState::TakingOver, new_state);
+    emit_state(flow_entry::id(flow), new_state);
     new_state == FlowState::Offloaded
 }
 
 #[inline(always)]
 fn prepare_takeover(
     ctx: &TcContext,
-    work: &mut Scratch,
-    splice: &mut FlowEntry,
+    scratch: &mut Scratch,
+    entry: &mut FlowEntry,
 ) -> Result<(), FallbackReason> {
-    let Scratch { segment, route_cache, sock_tuple, .. } = work;
-    let client = snapshot(ctx, sock_tuple, segment.family, &splice.client_tuple)
+    let Scratch { segment, route_cache, sock_tuple, .. } = scratch;
+    let client = snapshot(ctx, sock_tuple, segment.family, &entry.client_tuple)
         .ok_or(FallbackReason::NoSocket)?;
-    let backend = snapshot(ctx, sock_tuple, segment.family, &splice.backend_tuple)
+    let backend = snapshot(ctx, sock_tuple, segment.family, &entry.backend_tuple)
         .ok_or(FallbackReason::NoSocket)?;
     if !(client.is_established && backend.is_established && segment.has_flags(ACK)) {
         return Err(FallbackReason::NotEstablished);
@@ -60,7 +59,7 @@ fn prepare_takeover(
         backend.write_seq.wrapping_sub(backend.snd_una).wrapping_add(backend.bytes_acked);
     let is_client_drained = client.copied_seq == client.rcv_nxt && client.is_ofo_queue_empty;
     if !is_client_drained
-        || acked_bytes != splice.expected_acked
+        || acked_bytes != entry.expected_acked
         || segment.ack() != backend.write_seq
     {
         return Err(FallbackReason::ClientBytesInFlight);
@@ -70,7 +69,7 @@ fn prepare_takeover(
     if !is_backend_drained || !is_next_expected || client.snd_una != client.write_seq {
         return Err(FallbackReason::BackendBytesInFlight);
     }
-    for tuple in [&splice.client_tuple, &splice.backend_tuple] {
+    for tuple in [&entry.client_tuple, &entry.backend_tuple] {
         let next_hop =
             route_cache.get(ctx, segment.family, tuple).ok_or(FallbackReason::NoRoute)?;
         // What comes back by that way must pass here.
@@ -80,9 +79,9 @@ fn prepare_takeover(
     }
     let options = Options::read(ctx, segment.tcp_offset + TCP_HLEN, segment.options_len)
         .ok_or(FallbackReason::NoSocket)?;
-    options.translate(&splice.to_client).ok_or(FallbackReason::NoSocket)?;
-    set_sequence_deltas(splice, &client, &backend);
-    set_timestamp_deltas(splice, &client, &backend, options.tsval().unwrap_or_default());
+    options.translate(&entry.to_client).ok_or(FallbackReason::NoSocket)?;
+    set_sequence_deltas(entry, &client, &backend);
+    set_timestamp_deltas(entry, &client, &backend, options.tsval().unwrap_or_default());
     Ok(())
 }
 

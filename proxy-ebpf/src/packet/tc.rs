@@ -8,10 +8,10 @@ use snisplit_common::abi::packet::{
 
 use super::action::{TC_ACT_SHOT, TCX_NEXT};
 use super::headers::{self, ACK, FIN, RST, SYN};
-use super::lookup::{find_flow, flow_id};
+use super::lookup::find_flow;
 use super::maps::{FLOWS, TUPLES, count, emit_state};
 use super::scratch::Scratch;
-use super::{icmp, route, state, syn_clamp, takeover, track, translate};
+use super::{flow_entry, icmp, route, syn_clamp, takeover, track, translate};
 
 /// `sni_in`.
 #[inline(always)]
@@ -23,7 +23,7 @@ pub(crate) fn ingress(ctx: &TcContext) -> i32 {
     let Some((direction, flow)) = scratch.tuple_cache.find_flow(&scratch.segment.tuple) else {
         return TCX_NEXT;
     };
-    let is_offloaded = match state::load(flow) {
+    let is_offloaded = match flow_entry::state(flow) {
         FlowState::Pending => try_take_over(ctx, scratch, direction, flow),
         FlowState::TakingOver => {
             count(PacketCounter::DroppedInTakeover);
@@ -57,17 +57,17 @@ pub(crate) fn egress(ctx: &TcContext) -> i32 {
         return TCX_NEXT;
     }
     let Some((_, flow)) = find_flow(&segment.tuple) else { return TCX_NEXT };
-    if state::load(flow) == FlowState::Pending {
+    if flow_entry::state(flow) == FlowState::Pending {
         if segment.has_flags(FIN) || segment.has_flags(RST) {
             fall_back(flow, FallbackReason::FlowEnded);
         }
         // A barrier: what a socket has received is seen by the CPU that switches, or the switch is seen
         // here.
-        if state::compare_exchange(flow, FlowState::Pending, FlowState::Pending) {
+        if flow_entry::compare_exchange_state(flow, FlowState::Pending, FlowState::Pending) {
             return TCX_NEXT;
         }
     }
-    match state::load(flow) {
+    match flow_entry::state(flow) {
         FlowState::Fallback => TCX_NEXT,
         _ => {
             count(PacketCounter::Suppressed);
@@ -85,20 +85,19 @@ pub(crate) fn control(ctx: &TcContext) -> i32 {
     let Ok(command) = ctx.load::<u64>(offset + size_of::<u64>()) else { return TCX_NEXT };
     let Some(flow) = FLOWS.get_ptr_mut(slot as u32) else { return TCX_NEXT };
     if command == ControlCommand::Release as u64 {
-        state::compare_exchange(flow, FlowState::Pending, FlowState::Fallback);
-        state::compare_exchange(flow, FlowState::Offloaded, FlowState::Fallback);
+        flow_entry::compare_exchange_state(flow, FlowState::Pending, FlowState::Fallback);
+        flow_entry::compare_exchange_state(flow, FlowState::Offloaded, FlowState::Fallback);
     } else {
         fall_back(flow, FallbackReason::Requested);
     }
-    state::load(flow) as i32
+    flow_entry::state(flow) as i32
 }
 
 /// Leaves a flow to its sockets, if nobody has decided yet.
 fn fall_back(flow: *mut FlowEntry, reason: FallbackReason) {
-    if state::compare_exchange(flow, FlowState::Pending, FlowState::Fallback) {
-        // SAFETY: the entry lives until this program ends, and who has decided says why.
-        unsafe { (*flow).fallback_reason = reason };
-        emit_state(flow_id(flow), FlowState::Fallback);
+    if flow_entry::compare_exchange_state(flow, FlowState::Pending, FlowState::Fallback) {
+        flow_entry::borrow_mut(flow).fallback_reason = reason;
+        emit_state(flow_entry::id(flow), FlowState::Fallback);
     }
 }
 
@@ -106,11 +105,10 @@ fn fall_back(flow: *mut FlowEntry, reason: FallbackReason) {
 #[inline(never)]
 fn evict_closed(tuple: &Tuple) {
     let Some((_, flow)) = find_flow(tuple) else { return };
-    if !state::load(flow).is_terminal() {
+    if !flow_entry::state(flow).is_terminal() {
         return;
     }
-    // SAFETY: the entry lives until this program ends, and its tuples do not change.
-    let FlowEntry { client_tuple, id, .. } = unsafe { &*flow };
+    let FlowEntry { client_tuple, id, .. } = flow_entry::borrow(flow);
     // SAFETY: written by user space before the flow begins, and not changed.
     if unsafe { TUPLES.get(client_tuple) }.is_some_and(|other| other.flow_id == *id) {
         let _gone_already = TUPLES.remove(client_tuple);
@@ -152,13 +150,12 @@ fn forward_segment(
         return TC_ACT_SHOT;
     }
     let is_new = segment.tcp.flags & (SYN | ACK) == SYN;
-    if is_new && state::load(flow) != FlowState::Offloaded {
+    if is_new && flow_entry::state(flow) != FlowState::Offloaded {
         // The listener is to hear of it.
         let _gone_already = TUPLES.remove(&segment.tuple);
         return TCX_NEXT;
     }
-    // SAFETY: the entry lives until this program ends, and what is translated by does not change.
-    let (translation, receiver) = unsafe { &*flow }.translation(direction);
+    let (translation, receiver) = flow_entry::borrow(flow).translation(direction);
     if !translate::apply_ecn(segment, translation) {
         return TC_ACT_SHOT;
     }

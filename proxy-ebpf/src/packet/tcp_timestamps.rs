@@ -3,7 +3,7 @@
 use snisplit_common::abi::packet::Translation;
 
 use super::checksum::ChecksumDiff;
-use super::options::{TCPOPT_NOP, TCPOPT_TIMESTAMP};
+use super::headers::{TCPOPT_NOP, TCPOPT_TIMESTAMP};
 
 /// Bytes of options that are timestamps and nothing else, as RFC 7323 appendix A lays them out.
 pub(super) const TS_ONLY_LEN: u32 = 12;
@@ -21,14 +21,8 @@ pub(super) struct OptionDelta {
 impl OptionDelta {
     #[inline(always)]
     pub(super) const fn from_translation(translation: &Translation) -> Self {
-        let Translation {
-            ack_delta: ack,
-            tsval_delta: stamp,
-            tsecr_delta: echo,
-            min_tsecr: echo_floor,
-            ..
-        } = *translation;
-        Self { ack_delta: ack, tsval_delta: stamp, tsecr_delta: echo, min_tsecr: echo_floor }
+        let Translation { ack_delta, tsval_delta, tsecr_delta, min_tsecr, .. } = *translation;
+        Self { ack_delta, tsval_delta, tsecr_delta, min_tsecr }
     }
 
     /// An echo of a timestamp, for the one who sent that.

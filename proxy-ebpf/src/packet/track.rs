@@ -4,10 +4,9 @@
 use snisplit_common::abi::Direction;
 use snisplit_common::abi::packet::{FlowEntry, FlowEvent, FlowState, PeerState, Translation};
 
+use super::flow_entry;
 use super::headers::{ACK, FIN, RST, SYN, Segment};
-use super::lookup::flow_id;
 use super::maps::emit;
-use super::state;
 
 /// How far back a segment may begin, at least: one that is sent again, or a probe.
 const MAX_OLD_BYTES: u32 = 1 << 16;
@@ -33,8 +32,7 @@ pub(super) fn track_segment(
     flow: *mut FlowEntry,
     now: u64,
 ) {
-    // SAFETY: the entry lives until this program ends; a torn account is put right by the next packet.
-    let entry = unsafe { &mut *flow };
+    let entry = flow_entry::borrow_mut(flow);
     let (translation, own, other) = match direction {
         Direction::Up => (&entry.to_backend, &mut entry.client_state, &mut entry.backend_state),
         Direction::Down => (&entry.to_client, &mut entry.backend_state, &mut entry.client_state),
@@ -55,7 +53,7 @@ pub(super) fn track_segment(
         return;
     }
     if segment.tcp.flags & (SYN | ACK) != ACK
-        || !record_segment(segment, translation, (own, other), now)
+        || !record_segment(segment, translation, own, other, now)
     {
         return;
     }
@@ -76,8 +74,7 @@ pub(super) fn make_challenge_ack(
     direction: Direction,
     flow: *mut FlowEntry,
 ) {
-    // SAFETY: the entry lives until this program ends.
-    let entry = unsafe { &mut *flow };
+    let entry = flow_entry::borrow_mut(flow);
     let (translation, own, other) = match direction {
         Direction::Up => (&entry.to_backend, &mut entry.client_state, &entry.backend_state),
         Direction::Down => (&entry.to_client, &mut entry.backend_state, &entry.client_state),
@@ -137,11 +134,12 @@ fn is_in_refreshed_window(
 #[inline(always)]
 fn record_segment(
     segment: &Segment,
-    way: &Translation,
-    (own, other): (&mut PeerState, &PeerState),
+    translation: &Translation,
+    own: &mut PeerState,
+    other: &PeerState,
     now: u64,
 ) -> bool {
-    let ack = segment.ack().wrapping_add(way.ack_delta);
+    let ack = segment.ack().wrapping_add(translation.ack_delta);
     if !is_in_window(segment, ack, own) && !is_in_refreshed_window(segment, ack, own, other) {
         return false;
     }
@@ -160,7 +158,7 @@ fn record_segment(
         own.acked_bytes += u64::from(ack.wrapping_sub(own.acked_seq));
         own.acked_seq = ack;
     }
-    let window = u32::from(u16::from_be(segment.tcp.window)) << (way.wscale_from & 0xf);
+    let window = u32::from(u16::from_be(segment.tcp.window)) << (translation.wscale_from & 0xf);
     let edge = ack.wrapping_add(window);
     if is_after(edge, own.rcv_wnd_end) {
         own.rcv_wnd_end = edge;
@@ -170,9 +168,8 @@ fn record_segment(
 
 #[inline(always)]
 fn set_terminal(flow: *mut FlowEntry, state: FlowState) {
-    if state::compare_exchange(flow, FlowState::Offloaded, state) {
-        // SAFETY: the entry lives until this program ends.
-        let (bytes_up, bytes_down) = unsafe { &*flow }.delivered_bytes();
-        emit(FlowEvent { flow_id: flow_id(flow), state, bytes_up, bytes_down });
+    if flow_entry::compare_exchange_state(flow, FlowState::Offloaded, state) {
+        let (bytes_up, bytes_down) = flow_entry::borrow(flow).delivered_bytes();
+        emit(FlowEvent { flow_id: flow_entry::id(flow), state, bytes_up, bytes_down });
     }
 }

@@ -36,12 +36,8 @@ pub(super) fn translate(
     next_hop: &NextHop,
 ) -> bool {
     let rewritten = match segment.family {
-        Family::V4 => {
-            rewrite_headers::<Ipv4Header>(ctx, segment, (translation, receiver), next_hop)
-        }
-        Family::V6 => {
-            rewrite_headers::<Ipv6Header>(ctx, segment, (translation, receiver), next_hop)
-        }
+        Family::V4 => rewrite_headers::<Ipv4Header>(ctx, segment, translation, receiver, next_hop),
+        Family::V6 => rewrite_headers::<Ipv6Header>(ctx, segment, translation, receiver, next_hop),
     };
     rewritten.is_some()
 }
@@ -51,7 +47,8 @@ pub(super) fn translate(
 fn rewrite_headers<Ip: IpHeader>(
     ctx: &impl Frame,
     segment: &Segment,
-    (translation, receiver): (&Translation, &Tuple),
+    translation: &Translation,
+    receiver: &Tuple,
     next_hop: &NextHop,
 ) -> Option<()> {
     let options_offset = Ip::TCP_OFFSET + TCP_HLEN;
@@ -125,15 +122,15 @@ pub(super) trait IpHeader {
     const TCP_OFFSET: u32;
 
     /// What changes in the addresses for whoever's packets arrive by the tuple `to`.
-    fn address_diff(front: &LinearData, to: &Tuple) -> ChecksumDiff;
+    fn address_diff(linear: &LinearData, receiver: &Tuple) -> ChecksumDiff;
 
     /// Makes the header one for that receiver, with ECN's bits or without; the answer is what changes in a
     /// sum of the packet, if no checksum of the header's own takes it up. With the addresses, which the kernel
     /// takes from that sum for TCP's (`inet_proto_csum_replace_by_diff`): this adds them.
     fn translate(
-        front: &mut LinearData,
-        to: &Tuple,
-        ends_ecn: bool,
+        linear: &mut LinearData,
+        receiver: &Tuple,
+        strip_ecn: bool,
         addresses: ChecksumDiff,
     ) -> Option<ChecksumDiff>;
 }
@@ -148,43 +145,42 @@ impl IpHeader for Ipv4Header {
     const TCP_OFFSET: u32 = TCP_OFFSET_V4;
 
     #[inline(always)]
-    fn address_diff(front: &LinearData, to: &Tuple) -> ChecksumDiff {
+    fn address_diff(linear: &LinearData, receiver: &Tuple) -> ChecksumDiff {
         let mut change = ChecksumDiff::default();
         change.add_u32(
-            front.get(field_offset(offset_of!(Self, source))),
-            from_v4_mapped(&to.destination),
+            linear.get(field_offset(offset_of!(Self, source))),
+            from_v4_mapped(&receiver.destination),
         );
         change.add_u32(
-            front.get(field_offset(offset_of!(Self, destination))),
-            from_v4_mapped(&to.source),
+            linear.get(field_offset(offset_of!(Self, destination))),
+            from_v4_mapped(&receiver.source),
         );
         change
     }
 
     #[inline(always)]
     fn translate(
-        front: &mut LinearData,
-        to: &Tuple,
-        ends_ecn: bool,
+        linear: &mut LinearData,
+        receiver: &Tuple,
+        strip_ecn: bool,
         addresses: ChecksumDiff,
     ) -> Option<ChecksumDiff> {
-        let mut header = addresses;
-        header.add_u16(TTL_DECREMENT, 0);
-        if ends_ecn {
-            let service = field_offset(offset_of!(Self, tos));
-            let [old, new] =
-                [front.get(service), front.get::<u8>(service) & !(INET_ECN_MASK as u8)];
-            front.set(service, new);
-            header.add_u16(u16::from_ne_bytes([0, old]), u16::from_ne_bytes([0, new]));
+        let mut diff = addresses;
+        diff.add_u16(TTL_DECREMENT, 0);
+        if strip_ecn {
+            let tos = field_offset(offset_of!(Self, tos));
+            let [old, new] = [linear.get(tos), linear.get::<u8>(tos) & !(INET_ECN_MASK as u8)];
+            linear.set(tos, new);
+            diff.add_u16(u16::from_ne_bytes([0, old]), u16::from_ne_bytes([0, new]));
         }
         // In one word, which `ip_fast_csum` adds up next.
-        let place = field_offset(offset_of!(Self, ttl));
-        let [ttl, protocol, a, b] = front.get::<u32>(place).to_ne_bytes();
-        let check = header.apply_to_checksum(u16::from_ne_bytes([a, b]));
-        front.set(place, concat_u16(u16::from_ne_bytes([ttl.wrapping_sub(1), protocol]), check));
-        front.set(
+        let offset = field_offset(offset_of!(Self, ttl));
+        let [ttl, protocol, a, b] = linear.get::<u32>(offset).to_ne_bytes();
+        let check = diff.apply_to_checksum(u16::from_ne_bytes([a, b]));
+        linear.set(offset, concat_u16(u16::from_ne_bytes([ttl.wrapping_sub(1), protocol]), check));
+        linear.set(
             field_offset(offset_of!(Self, source)),
-            [from_v4_mapped(&to.destination), from_v4_mapped(&to.source)],
+            [from_v4_mapped(&receiver.destination), from_v4_mapped(&receiver.source)],
         );
         None
     }
@@ -195,11 +191,11 @@ impl IpHeader for Ipv6Header {
     const TCP_OFFSET: u32 = TCP_OFFSET_V6;
 
     #[inline(always)]
-    fn address_diff(front: &LinearData, to: &Tuple) -> ChecksumDiff {
+    fn address_diff(linear: &LinearData, receiver: &Tuple) -> ChecksumDiff {
         let mut change = ChecksumDiff::default();
-        let places = [offset_of!(Self, source), offset_of!(Self, destination)];
-        for (place, new) in places.into_iter().zip([&to.destination, &to.source]) {
-            let old: [u32; 4] = front.get(field_offset(place));
+        let offsets = [offset_of!(Self, source), offset_of!(Self, destination)];
+        for (offset, new) in offsets.into_iter().zip([&receiver.destination, &receiver.source]) {
+            let old: [u32; 4] = linear.get(field_offset(offset));
             old.into_iter().zip(addr_words(new)).for_each(|(old, new)| change.add_u32(old, new));
         }
         change
@@ -207,24 +203,24 @@ impl IpHeader for Ipv6Header {
 
     #[inline(always)]
     fn translate(
-        front: &mut LinearData,
-        to: &Tuple,
-        ends_ecn: bool,
+        linear: &mut LinearData,
+        receiver: &Tuple,
+        strip_ecn: bool,
         addresses: ChecksumDiff,
     ) -> Option<ChecksumDiff> {
-        let mut header = addresses;
-        let hops = field_offset(offset_of!(Self, hop_limit));
-        front.set(hops, front.get::<u8>(hops).wrapping_sub(1));
-        header.add_u16(TTL_DECREMENT.swap_bytes(), 0);
-        if ends_ecn {
-            let old: u32 = front.get(field_offset(offset_of!(Self, version_tc_flow)));
+        let mut diff = addresses;
+        let hop_limit = field_offset(offset_of!(Self, hop_limit));
+        linear.set(hop_limit, linear.get::<u8>(hop_limit).wrapping_sub(1));
+        diff.add_u16(TTL_DECREMENT.swap_bytes(), 0);
+        if strip_ecn {
+            let old: u32 = linear.get(field_offset(offset_of!(Self, version_tc_flow)));
             let new = old & !IPV6_ECN_MASK.to_be();
-            front.set(field_offset(offset_of!(Self, version_tc_flow)), new);
-            header.add_u32(old, new);
+            linear.set(field_offset(offset_of!(Self, version_tc_flow)), new);
+            diff.add_u32(old, new);
         }
-        front.set(field_offset(offset_of!(Self, source)), addr_words(&to.destination));
-        front.set(field_offset(offset_of!(Self, destination)), addr_words(&to.source));
-        Some(header)
+        linear.set(field_offset(offset_of!(Self, source)), addr_words(&receiver.destination));
+        linear.set(field_offset(offset_of!(Self, destination)), addr_words(&receiver.source));
+        Some(diff)
     }
 }
 

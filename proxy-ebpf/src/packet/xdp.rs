@@ -8,6 +8,7 @@ use snisplit_common::abi::Direction;
 use snisplit_common::abi::packet::{FlowEntry, PacketCounter, XMIT_XDP};
 
 use super::checksum::ChecksumDiff;
+use super::flow_entry;
 use super::frame::Frame;
 use super::headers::{
     ETH_HLEN, Family, IPPROTO_TCP, SYN, Segment, TCP_HLEN, addr_words, from_v4_mapped,
@@ -15,7 +16,6 @@ use super::headers::{
 use super::maps::count;
 use super::route::NextHop;
 use super::scratch::Scratch;
-use super::state;
 use super::track::track_segment;
 use super::translate::{apply_ecn, translate};
 
@@ -34,7 +34,7 @@ pub(crate) fn receive(ctx: &XdpContext) -> u32 {
         && !segment.has_flags(SYN)
         && segment.ttl > 1
         && !is_checksum_partial(segment);
-    match is_ordinary && state::load(flow).is_translated() {
+    match is_ordinary && flow_entry::state(flow).is_translated() {
         true => forward_frame(ctx, scratch, direction, flow),
         false => XDP_PASS,
     }
@@ -48,8 +48,7 @@ fn forward_frame(
     flow: *mut FlowEntry,
 ) -> u32 {
     let Scratch { segment, route_cache, .. } = scratch;
-    // SAFETY: the entry lives until this program ends, and what is translated by does not change.
-    let (translation, receiver) = unsafe { &*flow }.translation(direction);
+    let (translation, receiver) = flow_entry::borrow(flow).translation(direction);
     let next_hop = route_cache
         .get(ctx, segment.family, receiver)
         .filter(|next_hop| can_xmit(ctx, segment, next_hop));
@@ -75,9 +74,9 @@ fn forward_frame(
 /// 65,536 looks so.
 #[inline(always)]
 fn is_checksum_partial(segment: &Segment) -> bool {
-    let length = (TCP_HLEN + segment.options_len + segment.payload_len) as u16;
+    let len = (TCP_HLEN + segment.options_len + segment.payload_len) as u16;
     let mut pseudo_header = ChecksumDiff::default();
-    pseudo_header.add_u32(!0, length.to_be().into());
+    pseudo_header.add_u32(!0, len.to_be().into());
     pseudo_header.add_u32(!0, u16::from(IPPROTO_TCP).to_be().into());
     for address in [&segment.tuple.source, &segment.tuple.destination] {
         match segment.family {
@@ -94,10 +93,9 @@ fn is_checksum_partial(segment: &Segment) -> bool {
 /// buffers not every driver does. Otherwise it would be dropped without a word (`xdp_do_redirect`).
 #[inline(always)]
 fn can_xmit(ctx: &XdpContext, segment: &Segment, next_hop: &NextHop) -> bool {
-    let length =
-        segment.tcp_offset - ETH_HLEN + TCP_HLEN + segment.options_len + segment.payload_len;
+    let len = segment.tcp_offset - ETH_HLEN + TCP_HLEN + segment.options_len + segment.payload_len;
     next_hop.xmit == XMIT_XDP
         && next_hop.is_resolved != 0
-        && length <= next_hop.mtu
-        && ETH_HLEN + length <= ctx.length()
+        && len <= next_hop.mtu
+        && ETH_HLEN + len <= ctx.length()
 }

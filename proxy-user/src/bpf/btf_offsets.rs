@@ -4,7 +4,7 @@ use std::fs;
 
 use btfparse::{Error, ErrorKind, Offset, Readable, Result as BtfResult, TypeInformation};
 
-use super::BpfError;
+use super::error::BpfError;
 
 const VMLINUX_BTF: &str = "/sys/kernel/btf/vmlinux";
 

@@ -13,8 +13,8 @@ use snisplit_common::abi::sockmap::{
 };
 use snisplit_common::abi::{PACKET_ABI_VERSION, SOCKMAP_ABI_VERSION};
 
-use super::BpfError;
-use super::codec::{FlowBytes, FlowEntryBytes, MapValue as _, TupleBytes, TupleEntryBytes};
+use super::codec::{FlowBytes, FlowEntryBytes, TupleBytes, TupleEntryBytes, decode};
+use super::error::BpfError;
 use super::packet::{OLD_INTERFACES_PIN, slots_by_flow};
 use super::route_names::{RouteNameBytes, decode_name};
 
@@ -58,9 +58,9 @@ impl SockmapState {
             other => return Err(BpfError::AbiVersion(other)),
         }
         let flows = HashMap::try_from(Map::HashMap(open_map(dir, FLOWS_MAP)?))?;
-        let flow = |(cookie, bytes): (u64, FlowBytes)| (cookie, DirectionEntry::read_from(&bytes));
+        let flow = |(cookie, bytes): (u64, FlowBytes)| Some((cookie, decode(&bytes)?));
         Ok(Self {
-            flows: flows.iter().flatten().map(flow).collect(),
+            flows: flows.iter().flatten().filter_map(flow).collect(),
             routes: read_route_names(dir, ROUTES_MAP)?,
             counters: read_counters(dir, COUNTERS_MAP)?,
         })
@@ -86,11 +86,10 @@ impl PacketState {
             Map::Array(open_map(dir, PACKET_FLOWS_MAP)?).try_into()?;
         let tuples: HashMap<_, TupleBytes, TupleEntryBytes> =
             Map::HashMap(open_map(dir, PACKET_TUPLES_MAP)?).try_into()?;
-        let flow =
-            |(flow_id, slot)| Some((flow_id, FlowEntry::read_from(&entries.get(&slot, 0).ok()?)));
+        let flow = |(flow_id, slot)| Some((flow_id, decode(&entries.get(&slot, 0).ok()?)?));
         // What stays with its sockets is theirs, and only waits to be erased; it may be another's by now.
-        let is_current = |(number, splice): &(u64, FlowEntry)| {
-            splice.id == *number && splice.state != FlowState::Fallback
+        let is_current = |(flow_id, entry): &(u64, FlowEntry)| {
+            entry.id == *flow_id && entry.state != FlowState::Fallback
         };
         Ok(Self {
             flows: slots_by_flow(&tuples).into_iter().filter_map(flow).filter(is_current).collect(),
@@ -136,7 +135,7 @@ pub(super) fn attached_interfaces(dir: &Path) -> Result<Vec<u32>, BpfError> {
 pub(crate) fn request_resets(dir: &Path, flow_ids: &[u64]) -> Result<(), BpfError> {
     let mut requests: HashMap<MapData, u64, u32> =
         Map::HashMap(open_map(dir, RESET_REQUESTS_MAP)?).try_into()?;
-    Ok(flow_ids.iter().try_for_each(|number| requests.insert(number, 1, 0))?)
+    Ok(flow_ids.iter().try_for_each(|flow_id| requests.insert(flow_id, 1, 0))?)
 }
 
 pub(super) fn open_map(dir: &Path, name: &str) -> Result<MapData, BpfError> {

@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 
 use aya::programs::ProgramError;
 
-use super::BpfError;
+use super::error::BpfError;
 
 /// How often a program is given to the verifier. libbpf does it five times (`PROG_LOAD_ATTEMPTS`).
 const MAX_LOAD_ATTEMPTS: usize = 10;

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use aya::maps::{Array, HashMap, MapData, PerCpuArray};
-use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use aya::programs::{TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use rustix::thread::{MembarrierCommand, membarrier};
 use snisplit_common::abi::PACKET_ABI_VERSION;
@@ -19,9 +19,10 @@ use snisplit_common::abi::packet::{
 use tokio::sync::Notify;
 
 use super::address::ingress_tuple;
-use super::codec::{MapValue as _, TupleBytes, encode};
+use super::codec::{TupleBytes, decode, encode};
+use super::error::BpfError;
 use super::route_names::RouteNames;
-use super::{BpfError, btf_offsets, inspect};
+use super::{btf_offsets, inspect};
 
 mod attach;
 mod events;
@@ -29,10 +30,8 @@ mod flow_table;
 mod migrate;
 mod pins;
 mod slot_allocator;
-mod tc;
-mod xdp;
 
-pub(crate) use attach::detach_all;
+pub(crate) use attach::{AttachPlan, AttachTarget, Hook, detach_all};
 pub(crate) use events::FlowEvents;
 use flow_table::FlowTable;
 pub(super) use flow_table::slots_by_flow;
@@ -40,7 +39,6 @@ pub(crate) use migrate::migrate;
 pub(super) use pins::OLD_INTERFACES_PIN;
 use pins::PINNED_MAPS;
 pub(crate) use pins::is_own_pin;
-pub(crate) use tc::{AttachTarget, Hook};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/snisplit-packet"));
 
@@ -66,12 +64,9 @@ impl PacketPrograms {
     /// Loads, and attaches to these interfaces. What another agent has left in `pins`, a folder of a
     /// bpffs, is taken over: flows, and places at interfaces.
     pub(crate) fn load(
-        (links, hook): (&[AttachTarget], Hook),
+        plan: &AttachPlan,
         pins: Option<&Path>,
     ) -> Result<(Self, FlowEvents), BpfError> {
-        if hook == Hook::Tcx && Hook::best_supported() != Hook::Tcx {
-            return Err(BpfError::NoTcx);
-        }
         if let Some(folder) = pins {
             ensure_abi_version(folder)?;
         }
@@ -96,10 +91,10 @@ impl PacketPrograms {
             reset_requests: take_map(RESET_REQUESTS_MAP)?.try_into()?,
         };
         let mut interfaces: HashMap<_, u32, u32> = take_map(PACKET_INTERFACES_MAP)?.try_into()?;
-        let previous = attach::record_interfaces(links, &mut interfaces)?;
-        attach::load_and_attach(&mut ebpf, (links, hook), pins)?;
-        let xdp_interfaces = xdp::attach(&mut ebpf, links, pins)?;
-        attach::detach_unlisted((links, hook), &previous, pins, &mut interfaces);
+        let previous = attach::record_interfaces(plan, &mut interfaces)?;
+        attach::load_and_attach_tc(&mut ebpf, plan, pins)?;
+        let xdp_interfaces = attach::load_and_attach_xdp(&mut ebpf, plan, pins)?;
+        attach::detach_unlisted(plan, &previous, pins, &mut interfaces);
         let (maps, loaded, interfaces) = (maps.into(), ebpf.into(), interfaces.into());
         let retired = Notify::new();
         Ok((
@@ -169,7 +164,7 @@ impl PacketPrograms {
     pub(crate) fn take_reset_requests(&self) -> Vec<u64> {
         let requests = &mut self.maps().reset_requests;
         let flow_ids: Vec<u64> = requests.keys().flatten().collect();
-        flow_ids.iter().for_each(|number| _ = requests.remove(number));
+        flow_ids.iter().for_each(|flow_id| _ = requests.remove(flow_id));
         flow_ids
     }
 
@@ -221,9 +216,10 @@ impl PacketPrograms {
         packet[14..22].copy_from_slice(&u64::from(slot).to_ne_bytes());
         packet[22..30].copy_from_slice(&(command as u64).to_ne_bytes());
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        let program = tc_program(&mut loaded, CONTROL_PROGRAM)?;
+        let program = attach::tc_program(&mut loaded, CONTROL_PROGRAM)?;
         let run = program.test_run(TestRunOptions { data_in: Some(&packet), ..Default::default() });
-        Ok(FlowState::read_from(&u64::from(run?.return_value).to_ne_bytes()))
+        let state = decode(&u64::from(run?.return_value).to_ne_bytes());
+        Ok(state.unwrap_or(FlowState::Fallback))
     }
 
     /// The number of a route of this name; 0 if there is no more room for it.
@@ -251,11 +247,4 @@ fn ensure_abi_version(dir: &Path) -> Result<(), BpfError> {
         0 | PACKET_ABI_VERSION => Ok(()),
         other => Err(BpfError::PacketAbiVersion(other, dir.display().to_string())),
     }
-}
-
-fn tc_program<'e>(
-    ebpf: &'e mut Ebpf,
-    name: &'static str,
-) -> Result<&'e mut SchedClassifier, BpfError> {
-    Ok(ebpf.program_mut(name).ok_or(BpfError::MissingFromObject(name))?.try_into()?)
 }

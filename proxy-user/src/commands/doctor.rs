@@ -17,7 +17,7 @@ use tokio::runtime::Runtime;
 use tracing::level_filters::LevelFilter;
 
 use crate::bpf;
-use crate::bpf::packet::{AttachTarget, Hook, PacketPrograms};
+use crate::bpf::packet::{AttachPlan, AttachTarget, Hook, PacketPrograms};
 use crate::config::PacketConfig;
 use crate::engine::self_test;
 use crate::net::host::{self, Interface};
@@ -166,8 +166,8 @@ fn check_packet() -> (CheckStatus, String) {
                 peer_in_other_netns: false,
                 use_xdp: false,
             };
-            let place = (&[loopback][..], Hook::best_supported());
-            let loaded = PacketPrograms::load(place, None).map(drop);
+            let plan = AttachPlan::new(vec![loopback], None, Hook::is_tcx_supported())?;
+            let loaded = PacketPrograms::load(&plan, None).map(drop);
             loaded.context("the programs cannot be attached to an interface")
         })
         .and_then(|()| host::ensure_ports_reserved(&defaults.ports))

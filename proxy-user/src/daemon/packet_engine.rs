@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 use tracing::{info, warn};
 
-use crate::bpf::packet::{AttachTarget, Hook};
+use crate::bpf::packet::{AttachPlan, AttachTarget, Hook};
 use crate::config::{Config, HookChoice};
 use crate::engine::EngineSelector;
 use crate::engine::packet::{PacketEngine, PortAllocator};
@@ -36,24 +36,25 @@ pub(super) fn load(config: &Config, selector: &EngineSelector, pins: Option<&Pat
             "packet.xdp: no interface supports it; only the programs of packet.hook are attached"
         );
     }
-    let names: Vec<&str> = targets.iter().map(|target| target.name.as_str()).collect();
-    let hook = resolve_hook(config.packet.hook);
-    let xdp_interfaces = targets.iter().filter(|target| target.use_xdp).count();
-    let packet = PacketEngine::load(&targets, hook, PortAllocator::new(ports.clone()), pins);
+    let plan =
+        AttachPlan::new(targets, requested_hook(config.packet.hook), Hook::is_tcx_supported())?;
+    let packet = PacketEngine::load(&plan, PortAllocator::new(ports.clone()), pins);
     // Parsing BTF takes some 50 MB, which the allocator would not return to the kernel.
     sys::trim_heap();
     let packet = packet?;
     packet.enable_xdp_redirect(host::supports_ndo_xdp_xmit)?;
+    let names: Vec<&str> = plan.targets().iter().map(|target| target.name.as_str()).collect();
+    let (hook, xdp_interfaces) = (plan.hook(), plan.xdp_targets().count());
     info!(interfaces = names.join(" "), ?ports, ?hook, xdp_interfaces, "packet engine attached");
     selector.set_packet(packet);
     Ok(())
 }
 
-fn resolve_hook(choice: HookChoice) -> Hook {
+const fn requested_hook(choice: HookChoice) -> Option<Hook> {
     match choice {
-        HookChoice::Auto => Hook::best_supported(),
-        HookChoice::Tcx => Hook::Tcx,
-        HookChoice::Clsact => Hook::Clsact,
+        HookChoice::Auto => None,
+        HookChoice::Tcx => Some(Hook::Tcx),
+        HookChoice::Clsact => Some(Hook::Clsact),
     }
 }
 

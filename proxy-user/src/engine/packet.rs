@@ -19,8 +19,7 @@ use tokio::time::timeout;
 
 use super::byte_counts::bytes_written_exact;
 use super::{DeclineReason, EngineKind, FlowEnd, LocalErrorStage};
-use crate::bpf::packet::Hook;
-use crate::bpf::packet::{AttachTarget, PacketPrograms};
+use crate::bpf::packet::{AttachPlan, PacketPrograms};
 use crate::bpf::{BpfError, cookie};
 
 mod adopt;
@@ -62,12 +61,11 @@ impl PacketEngine {
     /// Loads the programs, attaches them to these interfaces, and begins to listen to them. Needs a
     /// running tokio.
     pub(crate) fn load(
-        targets: &[AttachTarget],
-        hook: Hook,
+        plan: &AttachPlan,
         ports: PortAllocator,
         pins: Option<&Path>,
     ) -> Result<Self, BpfError> {
-        let (programs, events) = PacketPrograms::load((targets, hook), pins)?;
+        let (programs, events) = PacketPrograms::load(plan, pins)?;
         let programs = Arc::new(programs);
         let (monitor, tasks) = FlowMonitor::start(Arc::clone(&programs), events);
         Ok(Self { programs, monitor, ports: Arc::new(ports), _tasks: Arc::new(Mutex::new(tasks)) })

@@ -119,8 +119,12 @@ impl Backends {
 
     /// A check was made.
     pub(crate) fn record_check(&self, backend: &Backend, succeeded: bool, rise_fall: (u32, u32)) {
-        let transition =
-            self.entry(&backend.name).health().record_check(succeeded, rise_fall, self.now());
+        let transition = self.entry(&backend.name).health().record_check(
+            succeeded,
+            rise_fall.0,
+            rise_fall.1,
+            self.now(),
+        );
         self.log_transition(&backend.name, transition);
     }
 

@@ -4,10 +4,14 @@
 
 use core::mem::offset_of;
 
+#[cfg(not(target_arch = "bpf"))]
+use zerocopy::{Immutable, IntoBytes, KnownLayout, TryFromBytes};
+
 use super::{FallbackReason, FlowEntry, FlowState, PeerState, Translation, Tuple};
 
 /// Flow entry of versions 2 and 3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Immutable, IntoBytes, KnownLayout, TryFromBytes))]
 #[repr(C)]
 pub struct FlowEntryV3 {
     /// As [`FlowEntry::state`].
@@ -34,6 +38,7 @@ pub struct FlowEntryV3 {
 
 /// One direction of a flow. Sequence numbers are those of its sender.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Immutable, IntoBytes, KnownLayout, TryFromBytes))]
 #[repr(C)]
 pub struct DirectionV3 {
     /// [`PeerState::packets`] of the sender.
@@ -75,7 +80,7 @@ pub struct DirectionV3 {
 impl FlowEntryV3 {
     /// Converts to the present layout. The peers are untracked until the programs of the next agent track
     /// them.
-    pub const fn to_present(&self, flow_id: u64) -> FlowEntry {
+    pub fn to_present(&self, flow_id: u64) -> FlowEntry {
         FlowEntry {
             state: self.state,
             client_tuple: self.client_tuple,
@@ -88,8 +93,8 @@ impl FlowEntryV3 {
             route_id: self.route_id,
             fallback_reason: self.fallback_reason,
             client_state: self.to_backend.sender_state(&self.to_client).untracked(),
-            padding: [0; 8],
             backend_state: self.to_client.sender_state(&self.to_backend).untracked(),
+            ..FlowEntry::default()
         }
     }
 }
@@ -110,7 +115,7 @@ impl DirectionV3 {
     }
 
     /// Returns the state of this direction's sender. `opposite` is the direction that it receives.
-    const fn sender_state(&self, opposite: &Self) -> PeerState {
+    fn sender_state(&self, opposite: &Self) -> PeerState {
         PeerState {
             packets: self.packets,
             last_seen_ns: self.last_seen_ns,
@@ -120,8 +125,7 @@ impl DirectionV3 {
             has_fin: self.has_fin,
             acked_seq: opposite.acked_seq,
             rcv_wnd_end: opposite.rcv_wnd_end,
-            valid_from: 0,
-            valid_to: 0,
+            ..PeerState::default()
         }
     }
 }
@@ -211,8 +215,8 @@ mod tests {
             route_id: 5,
             fallback_reason: FallbackReason::NoRoute,
             client_state: state(100, 200).untracked(),
-            padding: [0; 8],
             backend_state: state(200, 100).untracked(),
+            ..FlowEntry::default()
         };
         assert_eq!(old.to_present(6), expected);
     }

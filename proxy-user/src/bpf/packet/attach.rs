@@ -1,24 +1,36 @@
-//! At which interfaces the programs are.
+//! Attachment of the packet engine's programs to interfaces.
 
 use std::fs;
 use std::path::Path;
 
 use aya::Ebpf;
 use aya::maps::{HashMap, MapData};
-use aya::programs::TcAttachType;
+use aya::programs::{SchedClassifier, TcAttachType};
 use snisplit_common::abi::packet::{
     CONTROL_PROGRAM, EGRESS_PROGRAM, INGRESS_PROGRAM, XMIT_PEER, XMIT_QDISC,
 };
 
 use super::pins::xdp_pin;
-use super::tc::{self, AttachTarget, Hook};
-use super::tc_program;
-use crate::bpf::{BpfError, inspect, load_retry};
+use crate::bpf::error::BpfError;
+use crate::bpf::{inspect, load_retry};
 
-/// What this host says is gagged before anything is taken over.
-pub(super) fn load_and_attach(
+mod plan;
+mod tc;
+mod xdp;
+
+pub(crate) use plan::{AttachPlan, AttachTarget, Hook};
+pub(super) use xdp::attach as load_and_attach_xdp;
+
+/// Loads the TC programs and attaches them to all interfaces of a plan.
+///
+/// The egress program comes first: it suppresses what the sockets of a flow send during a takeover, so
+/// it must run before the ingress program starts one.
+///
+/// # Errors
+/// Fails if the kernel rejects a program, or if an interface does not accept it.
+pub(super) fn load_and_attach_tc(
     ebpf: &mut Ebpf,
-    (links, hook): (&[AttachTarget], Hook),
+    plan: &AttachPlan,
     pins: Option<&Path>,
 ) -> Result<(), BpfError> {
     let control = tc_program(ebpf, CONTROL_PROGRAM)?;
@@ -28,56 +40,67 @@ pub(super) fn load_and_attach(
     {
         let program = tc_program(ebpf, name)?;
         load_retry::load_program(|| program.load())?;
-        for link in links {
-            tc::attach(program, link, (hook, attach_type), pins)?;
+        for target in plan.targets() {
+            tc::attach(program, target, plan.hook(), attach_type, pins)?;
         }
     }
     Ok(())
 }
 
-/// Writes down where the programs are to be, before they are: a start that fails half-way must find
-/// them. The answer is where they were.
+/// Adds the interfaces of a plan to the map of interfaces, and returns those that the map had before.
+///
+/// Call this before attaching. The next agent then finds the attachments of a start that failed.
+///
+/// # Errors
+/// Fails if the map is full.
 pub(super) fn record_interfaces(
-    links: &[AttachTarget],
+    plan: &AttachPlan,
     interfaces: &mut HashMap<MapData, u32, u32>,
 ) -> Result<Vec<u32>, BpfError> {
     let previous = interfaces.keys().flatten().collect();
-    for AttachTarget { ifindex, peer_in_other_netns, .. } in links {
-        interfaces.insert(
-            *ifindex,
-            if *peer_in_other_netns { XMIT_PEER } else { XMIT_QDISC },
-            0,
-        )?;
+    for target in plan.targets() {
+        let xmit = if target.peer_in_other_netns { XMIT_PEER } else { XMIT_QDISC };
+        interfaces.insert(target.ifindex, xmit, 0)?;
     }
     Ok(previous)
 }
 
-/// Leaves all places that the programs had before and have no more.
+/// Detaches the programs wherever they were before and the plan does not attach them.
 pub(super) fn detach_unlisted(
-    (links, hook): (&[AttachTarget], Hook),
+    plan: &AttachPlan,
     previous: &[u32],
     pins: Option<&Path>,
     interfaces: &mut HashMap<MapData, u32, u32>,
 ) {
-    for number in previous {
-        let target = links.iter().find(|link| link.ifindex == *number);
-        if let Some(folder) = pins {
-            tc::detach(folder, *number, target.map(|_| hook));
-            if target.is_none_or(|link| !link.use_xdp) {
-                let _there_was_none = fs::remove_file(xdp_pin(folder, *number));
+    for (ifindex, remainder) in plan.remainders(previous) {
+        if let Some(dir) = pins {
+            tc::detach(dir, ifindex, remainder.hook);
+            if !remainder.xdp {
+                let _not_attached = fs::remove_file(xdp_pin(dir, ifindex));
             }
         }
-        if target.is_none() {
-            let _gone_already = interfaces.remove(number);
+        if remainder.hook.is_none() {
+            let _already_removed = interfaces.remove(&ifindex);
         }
     }
 }
 
-/// Leaves all places that an instance has at interfaces; without its pins nothing else would.
+/// Detaches all programs of an instance from all interfaces.
 pub(crate) fn detach_all(dir: &Path) {
     let interfaces = inspect::attached_interfaces(dir).unwrap_or_default();
     for ifindex in interfaces {
         tc::detach(dir, ifindex, None);
-        let _there_was_none = fs::remove_file(xdp_pin(dir, ifindex));
+        let _not_attached = fs::remove_file(xdp_pin(dir, ifindex));
     }
+}
+
+/// Returns the TC program with this name.
+///
+/// # Errors
+/// Fails if the object does not contain it.
+pub(super) fn tc_program<'e>(
+    ebpf: &'e mut Ebpf,
+    name: &'static str,
+) -> Result<&'e mut SchedClassifier, BpfError> {
+    Ok(ebpf.program_mut(name).ok_or(BpfError::MissingFromObject(name))?.try_into()?)
 }

@@ -7,8 +7,8 @@ use snisplit_common::abi::packet::FlowEvent;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::bpf::BpfError;
-use crate::bpf::codec::MapValue as _;
+use crate::bpf::codec::decode;
+use crate::bpf::error::BpfError;
 use crate::sys;
 
 /// The programs' end of it is a ring.
@@ -26,7 +26,7 @@ impl FlowEvents {
             let ring = ready.get_inner_mut();
             let mut events = Vec::new();
             while let Some(item) = ring.next() {
-                events.push(FlowEvent::read_from(&item));
+                events.extend(decode::<FlowEvent>(&item));
             }
             ready.clear_ready();
             if !events.is_empty() {

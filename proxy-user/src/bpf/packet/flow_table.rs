@@ -12,9 +12,9 @@ use snisplit_common::abi::packet::{
     FlowEntry, MAX_PACKET_FLOWS, PACKET_FLOWS_MAP, PACKET_TUPLES_MAP, TupleEntry,
 };
 
-use super::super::BpfError;
-use super::super::codec::{FlowEntryBytes, MapValue as _, TupleBytes, TupleEntryBytes, encode};
 use super::slot_allocator::SlotAllocator;
+use crate::bpf::codec::{FlowEntryBytes, TupleBytes, TupleEntryBytes, decode, encode};
+use crate::bpf::error::BpfError;
 
 /// The kernel lets many write at once, aya one for each descriptor.
 pub(super) struct FlowTable {
@@ -68,15 +68,13 @@ impl FlowTable {
 
     pub(super) fn get(&self, flow_id: u64) -> Option<FlowEntry> {
         let slot = self.slot_of(flow_id)?;
-        self.writer().entries.get(&slot, 0).ok().map(|bytes| FlowEntry::read_from(&bytes))
+        self.writer().entries.get(&slot, 0).ok().and_then(|bytes| decode(&bytes))
     }
 
     pub(super) fn all(&self) -> Vec<(u64, FlowEntry)> {
         let all = lock(&self.slots).all();
         let writer = self.writer();
-        let read = |(number, slot)| {
-            Some((number, FlowEntry::read_from(&writer.entries.get(&slot, 0).ok()?)))
-        };
+        let read = |(flow_id, slot)| Some((flow_id, decode(&writer.entries.get(&slot, 0).ok()?)?));
         all.into_iter().filter_map(read).collect()
     }
 
@@ -86,13 +84,10 @@ impl FlowTable {
         let capacity = MAX_PACKET_FLOWS as u32;
         let full = MapError::OutOfBounds { index: capacity, max_entries: capacity };
         let slot = lock(&self.slots).allocate(flow_id).ok_or(full)?;
-        entries.set(
-            slot,
-            encode::<{ size_of::<FlowEntry>() }>(&FlowEntry { id: flow_id, ..*entry }),
-            0,
-        )?;
-        let mut to_insert = tuple_entries((flow_id, slot), entry).into_iter();
-        to_insert.try_for_each(|(tuple, leg)| tuples.insert(tuple, leg, 0))
+        let bytes: FlowEntryBytes = encode(&FlowEntry { id: flow_id, ..*entry });
+        entries.set(slot, bytes, 0)?;
+        let mut to_insert = tuple_entries(flow_id, slot, entry).into_iter();
+        to_insert.try_for_each(|(tuple, tuple_entry)| tuples.insert(tuple, tuple_entry, 0))
     }
 
     /// No program finds it any more, unless it has its number already. A tuple that is another flow's by now
@@ -100,10 +95,10 @@ impl FlowTable {
     pub(super) fn unlink(&self, flow_id: u64, entry: &FlowEntry) {
         let _no_insert = self.unlink_lock.write().unwrap_or_else(PoisonError::into_inner);
         let tuples = &mut self.writer().tuples;
-        for (tuple, leg) in
-            self.slot_of(flow_id).iter().flat_map(|slot| tuple_entries((flow_id, *slot), entry))
+        for (tuple, tuple_entry) in
+            self.slot_of(flow_id).iter().flat_map(|slot| tuple_entries(flow_id, *slot, entry))
         {
-            if tuples.get(&tuple, 0).is_ok_and(|found| found == leg) {
+            if tuples.get(&tuple, 0).is_ok_and(|found| found == tuple_entry) {
                 let _gone_already = tuples.remove(&tuple);
             }
         }
@@ -122,12 +117,12 @@ impl FlowTable {
 
     pub(super) fn reclaim(&self, flow_ids: &[u64]) {
         let entries = &mut self.writer().entries;
-        for slot in flow_ids.iter().filter_map(|number| self.slot_of(*number)) {
+        for slot in flow_ids.iter().filter_map(|flow_id| self.slot_of(*flow_id)) {
             // Cannot fail: it is one of the table's.
             let _erased = entries.set(slot, [0; size_of::<FlowEntry>()], 0);
         }
         let mut slots = lock(&self.slots);
-        flow_ids.iter().for_each(|number| slots.release(*number));
+        flow_ids.iter().for_each(|flow_id| slots.release(*flow_id));
     }
 }
 
@@ -146,16 +141,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// All flows that a tuple leads to, and which records they have. A slot beyond the table is none, as for the programs.
-pub(in super::super) fn slots_by_flow(
+pub(in crate::bpf) fn slots_by_flow(
     tuples: &HashMap<MapData, TupleBytes, TupleEntryBytes>,
 ) -> BTreeMap<u64, u32> {
-    let all = tuples.iter().flatten().map(|(_, leg)| TupleEntry::read_from(&leg));
-    let live = all.filter(|leg| (leg.slot as usize) < MAX_PACKET_FLOWS);
-    live.map(|TupleEntry { flow_id: splice, slot, .. }| (splice, slot)).collect()
+    let all = tuples.iter().flatten().filter_map(|(_, entry)| decode::<TupleEntry>(&entry));
+    let live = all.filter(|entry| (entry.slot as usize) < MAX_PACKET_FLOWS);
+    live.map(|TupleEntry { flow_id, slot, .. }| (flow_id, slot)).collect()
 }
 
 pub(super) fn tuple_entries(
-    (flow_id, slot): (u64, u32),
+    flow_id: u64,
+    slot: u32,
     entry: &FlowEntry,
 ) -> [(TupleBytes, TupleEntryBytes); 2] {
     let tuple_entry =

@@ -2,25 +2,22 @@
 //! keep their maps until the next agent brings its own.
 
 use std::fs;
-use std::mem::offset_of;
 use std::path::Path;
 
 use aya::EbpfLoader;
 use aya::maps::{Array, HashMap, Map, MapData, MapType};
 use snisplit_common::abi::PACKET_ABI_VERSION;
-use snisplit_common::abi::packet::v3::{DirectionV3, FlowEntryV3};
+use snisplit_common::abi::packet::v3::FlowEntryV3;
 use snisplit_common::abi::packet::{
-    FlowEntry, PACKET_ABI_MAP, PACKET_COUNTERS_MAP, PACKET_FLOWS_MAP, PACKET_TUPLES_MAP,
+    PACKET_ABI_MAP, PACKET_COUNTERS_MAP, PACKET_FLOWS_MAP, PACKET_TUPLES_MAP,
 };
 
-use super::super::BpfError;
-use super::super::codec::{
-    FlowEntryBytes, MapValue, TupleBytes, TupleEntryBytes, encode, impl_struct,
-};
-use super::super::inspect::{abi_version, open_map};
 use super::OBJECT;
 use super::flow_table::tuple_entries;
 use super::pins::{NEW_FLOWS_PIN, rename_old_pins};
+use crate::bpf::codec::{FlowEntryBytes, TupleBytes, TupleEntryBytes, decode, encode};
+use crate::bpf::error::BpfError;
+use crate::bpf::inspect::{abi_version, open_map};
 
 /// Lacks the counter of packets that XDP forwards.
 const V2_NO_XDP: u32 = 2;
@@ -71,9 +68,11 @@ fn convert_flow_table(dir: &Path) -> Result<(), BpfError> {
     let mut tuples: HashMap<MapData, TupleBytes, TupleEntryBytes> =
         Map::HashMap(open_map(dir, PACKET_TUPLES_MAP)?).try_into()?;
     for (slot, (flow_id, bytes)) in (0..).zip(old.iter().flatten()) {
-        let entry = FlowEntryV3::read_from(&bytes).to_present(flow_id);
-        table.set(slot, encode::<{ size_of::<FlowEntry>() }>(&entry), 0)?;
-        for (tuple, tuple_entry) in tuple_entries((flow_id, slot), &entry) {
+        let Some(old_entry) = decode::<FlowEntryV3>(&bytes) else { continue };
+        let entry = old_entry.to_present(flow_id);
+        let bytes: FlowEntryBytes = encode(&entry);
+        table.set(slot, bytes, 0)?;
+        for (tuple, tuple_entry) in tuple_entries(flow_id, slot, &entry) {
             // Older versions leave out the slot, the last field. Their programs do not read it.
             if tuples.get(&tuple, 0).is_ok_and(|found| found[..12] == tuple_entry[..12]) {
                 tuples.insert(tuple, tuple_entry, 0)?;
@@ -84,13 +83,3 @@ fn convert_flow_table(dir: &Path) -> Result<(), BpfError> {
 }
 
 type FlowEntryV3Bytes = [u8; size_of::<FlowEntryV3>()];
-
-impl_struct! {
-    FlowEntryV3 {
-        state started_at client_tuple backend_tuple to_backend to_client expected_acked route_id fallback_reason reserved
-    }
-    DirectionV3 {
-        packets acked_bytes last_seen_ns seq_delta ack_delta tsval_delta tsecr_delta min_tsecr wscale_from wscale_to start_seq
-        snd_nxt acked_seq rcv_wnd_end fin_seq has_fin strip_ecn
-    }
-}

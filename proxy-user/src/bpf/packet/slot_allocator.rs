@@ -45,7 +45,7 @@ impl SlotAllocator {
 
     /// All flows, and their records.
     pub(super) fn all(&self) -> Vec<(u64, u32)> {
-        self.allocated.iter().map(|(number, slot)| (*number, *slot)).collect()
+        self.allocated.iter().map(|(flow_id, slot)| (*flow_id, *slot)).collect()
     }
 
     /// That flow's record is nobody's.
@@ -61,7 +61,7 @@ mod tests {
     #[test]
     fn each_slot_has_one_flow() {
         let mut slots = SlotAllocator::with_allocated(BTreeMap::from([(100, 3), (101, 1)]));
-        let mut taken: Vec<u32> = (0..4).filter_map(|number| slots.allocate(number)).collect();
+        let mut taken: Vec<u32> = (0..4).filter_map(|flow_id| slots.allocate(flow_id)).collect();
         taken.sort_unstable();
         assert_eq!(taken, [0, 2, 4, 5], "those in between are taken too");
         assert_eq!((slots.slot_of(100), slots.slot_of(7)), (Some(3), None));
@@ -74,7 +74,7 @@ mod tests {
     fn full_table_allocates_nothing() {
         let mut slots = SlotAllocator::default();
         let all = MAX_PACKET_FLOWS as u64;
-        assert!((0..all).all(|number| slots.allocate(number).is_some()));
+        assert!((0..all).all(|flow_id| slots.allocate(flow_id).is_some()));
         assert_eq!(slots.allocate(all), None);
         slots.release(5);
         assert_eq!(slots.allocate(all), Some(5));

@@ -10,31 +10,32 @@ use aya::programs::{ProgramError, Xdp};
 use snisplit_common::abi::packet::XDP_PROGRAM;
 use tracing::warn;
 
-use super::pins::xdp_pin;
-use super::tc::AttachTarget;
-use crate::bpf::{BpfError, load_retry};
+use super::plan::{AttachPlan, AttachTarget};
+use crate::bpf::error::BpfError;
+use crate::bpf::load_retry;
+use crate::bpf::packet::pins::xdp_pin;
 
 /// Puts it where it is wanted; the answer is where it is. Where it does not go (another one is there, or the
 /// MTU is too large for the driver), packets meet the other programs as before.
-pub(super) fn attach(
+pub(in crate::bpf::packet) fn attach(
     ebpf: &mut Ebpf,
-    links: &[AttachTarget],
+    plan: &AttachPlan,
     pins: Option<&Path>,
 ) -> Result<Vec<u32>, BpfError> {
     let mut attached = Vec::new();
-    let mut targets = links.iter().filter(|link| link.use_xdp).peekable();
+    let mut targets = plan.xdp_targets().peekable();
     if targets.peek().is_none() {
         return Ok(attached);
     }
     let missing = || BpfError::MissingFromObject(XDP_PROGRAM);
     let program: &mut Xdp = ebpf.program_mut(XDP_PROGRAM).ok_or_else(missing)?.try_into()?;
     load_retry::load_program(|| program.load())?;
-    for link in targets {
-        match attach_one(program, link, pins) {
-            Ok(()) => attached.push(link.ifindex),
+    for target in targets {
+        match attach_one(program, target, pins) {
+            Ok(()) => attached.push(target.ifindex),
             Err(error) => {
                 let error = anyhow::Error::from(error);
-                warn!(interface = link.name, "packet.xdp: not in this driver: {error:#}");
+                warn!(interface = target.name, "packet.xdp: not in this driver: {error:#}");
             }
         }
     }
@@ -42,8 +43,12 @@ pub(super) fn attach(
 }
 
 /// In a place that stays; without a folder it goes with the program.
-fn attach_one(program: &mut Xdp, link: &AttachTarget, dir: Option<&Path>) -> Result<(), BpfError> {
-    let pin = dir.map(|folder| xdp_pin(folder, link.ifindex));
+fn attach_one(
+    program: &mut Xdp,
+    target: &AttachTarget,
+    dir: Option<&Path>,
+) -> Result<(), BpfError> {
+    let pin = dir.map(|folder| xdp_pin(folder, target.ifindex));
     if let Some(pin) = pin.as_ref().filter(|pin| pin.exists()) {
         if replace_program(program, pin).is_ok() {
             return Ok(());
@@ -51,7 +56,7 @@ fn attach_one(program: &mut Xdp, link: &AttachTarget, dir: Option<&Path>) -> Res
         // Of an interface that is gone.
         fs::remove_file(pin)?;
     }
-    let link_id = program.attach_to_if_index(link.ifindex, XdpMode::Driver)?;
+    let link_id = program.attach_to_if_index(target.ifindex, XdpMode::Driver)?;
     if let Some(pin) = pin {
         FdLink::try_from(program.take_link(link_id)?)?.pin(pin)?;
     }
@@ -60,7 +65,7 @@ fn attach_one(program: &mut Xdp, link: &AttachTarget, dir: Option<&Path>) -> Res
 
 fn replace_program(program: &mut Xdp, pin: &Path) -> Result<(), BpfError> {
     let old = FdLink::from(PinnedLink::from_pin(pin)?);
-    let taken: Result<_, ProgramError> = program.attach_to_link(XdpLink::try_from(old)?);
-    taken?;
+    let attached: Result<_, ProgramError> = program.attach_to_link(XdpLink::try_from(old)?);
+    attached?;
     Ok(())
 }

@@ -10,46 +10,12 @@ use aya::programs::tc::{
     NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact,
 };
 use aya::programs::{SchedClassifier, TcAttachType};
-use aya::util::KernelVersion;
 use rustix::net::netdevice::index_to_name;
 use rustix::net::{AddressFamily, SocketType, socket};
 
-use super::BpfError;
-use super::pins::tc_pin;
-
-/// An interface that packets of flows come and go by.
-pub(crate) struct AttachTarget {
-    /// Its name.
-    pub(crate) name: String,
-    /// Its number.
-    pub(crate) ifindex: u32,
-    /// Whether it is one end of a veth pair, and the other end in another network namespace.
-    pub(crate) peer_in_other_netns: bool,
-    /// Whether the program of drivers is wanted in its driver.
-    pub(crate) use_xdp: bool,
-}
-
-/// What an interface has for programs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Hook {
-    /// Since Linux 6.6, in front of all filters. A program is replaced without missing a packet.
-    Tcx,
-    /// The queueing discipline of that name, and a filter of ours on each side of it.
-    Clsact,
-}
-
-impl Hook {
-    const ALL: [Self; 2] = [Self::Tcx, Self::Clsact];
-
-    /// The best that this kernel has.
-    pub(crate) fn best_supported() -> Self {
-        let since = KernelVersion::new(6, 6, 0);
-        match KernelVersion::current().is_ok_and(|version| version >= since) {
-            true => Self::Tcx,
-            false => Self::Clsact,
-        }
-    }
-}
+use super::plan::{AttachTarget, Hook};
+use crate::bpf::error::BpfError;
+use crate::bpf::packet::pins::tc_pin;
 
 const ATTACH_TYPES: [TcAttachType; 2] = [TcAttachType::Ingress, TcAttachType::Egress];
 
@@ -69,13 +35,14 @@ fn filter_handle(dir: &Path) -> TcHandle {
 /// replaced at once: no packet is missed. Without a folder the place goes with the program.
 pub(super) fn attach(
     program: &mut SchedClassifier,
-    link: &AttachTarget,
-    (hook, attach_type): (Hook, TcAttachType),
+    target: &AttachTarget,
+    hook: Hook,
+    attach_type: TcAttachType,
     pin_dir: Option<&Path>,
 ) -> Result<(), BpfError> {
     match hook {
-        Hook::Tcx => attach_tcx(program, link, attach_type, pin_dir),
-        Hook::Clsact => attach_clsact(program, link, attach_type, pin_dir),
+        Hook::Tcx => attach_tcx(program, target, attach_type, pin_dir),
+        Hook::Clsact => attach_clsact(program, target, attach_type, pin_dir),
     }
 }
 

@@ -1,0 +1,166 @@
+//! The parser of TLS records up to the end of a ClientHello (RFC 8446 §5.1).
+
+use super::extensions;
+use super::{ClientHello, ClientHelloError};
+
+const CONTENT_TYPE_HANDSHAKE: u8 = 22;
+const HANDSHAKE_TYPE_CLIENT_HELLO: u8 = 1;
+const RECORD_HEADER_LEN: usize = 5;
+const HANDSHAKE_HEADER_LEN: usize = 4;
+/// The longest plaintext record, RFC 8446 §5.1.
+const MAX_PLAINTEXT_LEN: usize = 1 << 14;
+
+/// What is known after some bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ParseStatus {
+    /// Not enough: no fewer than `need` bytes from the connection's start can change that.
+    Incomplete {
+        /// Bytes, counted from the connection's first one.
+        needed: usize,
+    },
+    /// The hello is whole.
+    Complete(Box<ClientHello>),
+    /// It never will be.
+    Invalid(ClientHelloError),
+}
+
+/// Takes the records off a hello, as far as it has come.
+///
+/// Keeps where it is and nothing of the bytes: whoever waits for the rest of a hello waits in a few
+/// words of memory.
+#[derive(Debug)]
+pub struct ClientHelloParser {
+    max_len: usize,
+    /// Bytes of the connection that have been looked at.
+    offset: usize,
+    /// Bytes of the current record that have not.
+    record_remaining: usize,
+    records_read: usize,
+    /// Bytes of the message that have been looked at, and the first of them.
+    message_read: usize,
+    message_header: [u8; HANDSHAKE_HEADER_LEN],
+}
+
+impl ClientHelloParser {
+    /// A reader for messages of at most `limit` bytes (without their header of 4).
+    pub const fn new(max_len: usize) -> Self {
+        let header = [0; HANDSHAKE_HEADER_LEN];
+        Self {
+            max_len,
+            offset: 0,
+            record_remaining: 0,
+            records_read: 0,
+            message_read: 0,
+            message_header: header,
+        }
+    }
+
+    /// Looks at all bytes that the connection has brought so far: the ones of the last call, then
+    /// any new ones. A hello or a fault is the last answer; there is nothing to feed after it.
+    pub fn parse(&mut self, received: &[u8]) -> ParseStatus {
+        self.try_parse(received).unwrap_or_else(ParseStatus::Invalid)
+    }
+
+    fn try_parse(&mut self, received: &[u8]) -> Result<ParseStatus, ClientHelloError> {
+        loop {
+            let unread = received.get(self.offset..).unwrap_or_default();
+            if self.record_remaining == 0 {
+                match self.parse_record_header(unread)? {
+                    Some(len) => {
+                        self.offset += RECORD_HEADER_LEN;
+                        self.record_remaining = len;
+                        self.records_read += 1;
+                    }
+                    None => {
+                        return Ok(ParseStatus::Incomplete {
+                            needed: self.offset + RECORD_HEADER_LEN,
+                        });
+                    }
+                }
+                continue;
+            }
+            let len = unread.len().min(self.record_remaining).min(self.message_remaining()?);
+            self.consume(&unread[..len]);
+            match self.message_remaining()? {
+                0 => {
+                    let message = concat_record_payloads(&received[..self.offset]);
+                    let body = message.get(HANDSHAKE_HEADER_LEN..).unwrap_or_default();
+                    let client_hello = extensions::parse(body, self.offset, self.records_read)?;
+                    return Ok(ParseStatus::Complete(Box::new(client_hello)));
+                }
+                missing if len == unread.len() => {
+                    return Ok(ParseStatus::Incomplete { needed: self.bytes_needed(missing) });
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Goes over bytes of the message.
+    fn consume(&mut self, bytes: &[u8]) {
+        let header_rest = self.message_header.get_mut(self.message_read..).unwrap_or_default();
+        header_rest.iter_mut().zip(bytes).for_each(|(place, byte)| *place = *byte);
+        self.message_read += bytes.len();
+        self.offset += bytes.len();
+        self.record_remaining -= bytes.len();
+    }
+
+    /// The length of the record that starts here, or `None` while its header has not come.
+    fn parse_record_header(&self, header: &[u8]) -> Result<Option<usize>, ClientHelloError> {
+        let unexpected_record = if self.records_read == 0 {
+            ClientHelloError::NotTls
+        } else {
+            ClientHelloError::UnexpectedMessage
+        };
+        if header.first().is_some_and(|&kind| kind != CONTENT_TYPE_HANDSHAKE) {
+            return Err(unexpected_record);
+        }
+        if header.get(1).is_some_and(|&major| major != 3) {
+            return Err(unexpected_record);
+        }
+        let Some(&[_, _, _, high, low]) = header.first_chunk::<RECORD_HEADER_LEN>() else {
+            return Ok(None);
+        };
+        match usize::from(u16::from_be_bytes([high, low])) {
+            0 => Err(ClientHelloError::InvalidRecordLength),
+            len if len > MAX_PLAINTEXT_LEN => Err(ClientHelloError::InvalidRecordLength),
+            len => Ok(Some(len)),
+        }
+    }
+
+    /// Bytes of the message that have not come, as far as its own header tells.
+    fn message_remaining(&self) -> Result<usize, ClientHelloError> {
+        let [kind, high, mid, low] = self.message_header;
+        if self.message_read > 0 && kind != HANDSHAKE_TYPE_CLIENT_HELLO {
+            return Err(ClientHelloError::UnexpectedMessage);
+        }
+        if self.message_read < HANDSHAKE_HEADER_LEN {
+            return Ok(HANDSHAKE_HEADER_LEN - self.message_read);
+        }
+        match u32::from_be_bytes([0, high, mid, low]) as usize {
+            len if len > self.max_len => Err(ClientHelloError::TooLong),
+            len => Ok(HANDSHAKE_HEADER_LEN + len - self.message_read),
+        }
+    }
+
+    fn bytes_needed(&self, message_remaining: usize) -> usize {
+        match self.record_remaining {
+            0 => self.offset + RECORD_HEADER_LEN,
+            left if left < message_remaining => self.offset + left + RECORD_HEADER_LEN,
+            _ => self.offset + message_remaining,
+        }
+    }
+}
+
+/// What stands in the records, whose headers have been found right.
+fn concat_record_payloads(records: &[u8]) -> Vec<u8> {
+    let mut message = Vec::with_capacity(records.len());
+    let mut rest = records;
+    while let [_, _, _, high, low, behind @ ..] = rest {
+        let len = usize::from(u16::from_be_bytes([*high, *low])).min(behind.len());
+        let (record, next) = behind.split_at(len);
+        message.extend_from_slice(record);
+        rest = next;
+    }
+    message
+}
