@@ -3,7 +3,7 @@
 use core::net::IpAddr;
 use core::time::Duration;
 
-/// The default bound on a ClientHello, bytes of its handshake message (design §4).
+/// Default of `max_client_hello_bytes`: bytes of the handshake message.
 pub const DEFAULT_MAX_CLIENT_HELLO_LEN: usize = 65_536;
 
 /// The most that `max_client_hello_bytes` may be set to: the receive queue must hold the whole hello, in

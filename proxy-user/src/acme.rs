@@ -40,7 +40,7 @@ impl CertificateManager {
         Self { cert_store, context: None, running: HashMap::new() }
     }
 
-    /// Starts a task for each certificate that a configuration wants ordered, and stops all others.
+    /// Starts a task for each `[[terminate]]` entry whose certificate is ordered, and stops all other tasks.
     ///
     /// # Errors
     ///

@@ -105,7 +105,8 @@ impl Agent {
         let records = parse_records(child.stdout.take().unwrap());
         let log = collect_log(child.stderr.take().unwrap());
         let agent = Self { child, instance, records, log, allows_warnings: false };
-        // After "ready", the self-test of sockmap runs, which takes CPU time and descriptors. "engines" follows it.
+        // With `engine = "auto"`, the self-test of sockmap runs after "ready" and takes CPU time and descriptors. The
+        // message "engines loaded" follows it.
         let ready_messages = [" ready engine=", " engines loaded "];
         wait_until("the agent to be ready", || {
             ready_messages.iter().all(|text| agent.log_count(text) > 0).then_some(())

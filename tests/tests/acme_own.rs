@@ -100,8 +100,8 @@ fn certs_lists_certificates_and_renew_renews_one() {
     assert!(listed.contains("last error   none"), "{listed}");
     let unknown = run_certs(&lab, &["renew", "other.test"]);
     assert!(output_text(&unknown).contains("no [[terminate]] has \"other.test\""), "{unknown:?}");
-    let asked = run_certs(&lab, &["renew", "www.front.test"]);
-    assert!(asked.status.success(), "{asked:?}");
+    let renewed = run_certs(&lab, &["renew", "www.front.test"]);
+    assert!(renewed.status.success(), "{renewed:?}");
     wait_until("a new certificate", || {
         (pebble.served_certificate(&lab, "front.test").ok()? != before).then_some(())
     });

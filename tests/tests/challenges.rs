@@ -120,7 +120,7 @@ fn a_wildcard_is_issued_by_dynamic_updates_signed_with_tsig() {
 }
 
 #[test]
-fn a_wrong_tsig_key_is_refused_and_logged() {
+fn a_wrong_tsig_key_is_rejected_and_logged() {
     let (lab, _dns, pebble, _backend) = start_dns_and_ca();
     let server = format!("provider = \"rfc2136\"\nserver = \"{}\"\n", dns::address());
     let key = format!("tsig_name = \"{}\"\ntsig_secret = \"d3Jvbmcgc2VjcmV0\"", TSIG.0);

@@ -1,7 +1,6 @@
-//! `check`, `explain` and `doctor`: what a person is told.
+//! Output of `check`, `explain` and `doctor`.
 //!
-//! The texts are kept in `tests/snapshots`; `SNISPLIT_BLESS=1` writes them anew, for the diff to be
-//! read.
+//! The expected texts are in `tests/snapshots`. `SNISPLIT_BLESS=1` writes them again; read the diff then.
 
 //@ engines: named
 
@@ -38,7 +37,7 @@ fn matches_snapshot(name: &str, text: &str) {
     assert_eq!(text, want, "{} differs", path.display());
 }
 
-/// Each broken file in `tests/configs` has one thing wrong, and an error of its own.
+/// Each broken file in `tests/configs` has one fault, and an error that no other file has.
 #[test]
 fn broken_configs_get_errors_that_help() {
     let mut all = String::new();
@@ -60,7 +59,7 @@ fn broken_configs_get_errors_that_help() {
     }
     all += &output_text(&run_snisplit(&["check", "-c", "there-is-none.toml"]));
     matches_snapshot("check.txt", &all);
-    assert_eq!(errors.len(), names.len(), "each error is its own");
+    assert_eq!(errors.len(), names.len(), "two files have the same error");
 }
 
 #[test]
@@ -125,7 +124,7 @@ fn wrong_flags_are_named() {
     matches_snapshot("flags.txt", &all);
 }
 
-/// The chain from compiler to verifier, proved on this very kernel.
+/// The kernel of this machine accepts the BPF programs, and their log reaches standard error.
 #[test]
 fn doctor_loads_and_runs_the_kernel_program() {
     let lab = Lab::new();
@@ -135,13 +134,16 @@ fn doctor_loads_and_runs_the_kernel_program() {
     let text = output_text(&output);
     assert!(output.status.success(), "{text}");
     assert!(text.contains("ok    engine sockmap   flows over loopback"), "{text}");
-    assert!(text.contains("DEBUG end of stream"), "the kernel program's own log: {text}");
+    assert!(text.contains("DEBUG end of stream"), "the log of the BPF program is missing: {text}");
     assert!(text.contains("ok    engine splice"), "{text}");
     assert!(text.contains("ok    engine packet    attaches; 2 interface(s)"), "{text}");
 
     let mut quiet = Command::new(binary_path());
     let output = lab.in_proxy(|| quiet.arg("doctor").output()).unwrap();
-    assert!(!output_text(&output).contains("DEBUG"), "off by default");
+    assert!(
+        !output_text(&output).contains("DEBUG"),
+        "the log of the BPF program is off by default"
+    );
 
     lab.set_drop_rules(&["in tcp dport 1 drop"]);
     let text =
@@ -149,7 +151,7 @@ fn doctor_loads_and_runs_the_kernel_program() {
     assert!(text.contains("bypass all rules of netfilter (1 table(s) here)"), "{text}");
 }
 
-/// A process that was stopped or frozen hears of it from the verifier, which leaves off.
+/// The verifier gives up with EAGAIN if the process is stopped (SIGSTOP) or frozen meanwhile.
 #[test]
 fn an_interrupted_program_load_is_retried() {
     let lab = Lab::new();
@@ -170,7 +172,8 @@ fn an_interrupted_program_load_is_retried() {
     assert!(text.contains("ok    engine packet"), "{text}");
 }
 
-/// Whether one of its threads was in `bpf(BPF_PROG_LOAD)` (proc_pid_syscall(5)), once all are stopped.
+/// Returns whether a thread was in `bpf(BPF_PROG_LOAD)` (proc_pid_syscall(5)); `None` until all threads are
+/// stopped.
 fn stopped_while_loading(pid: u32) -> Option<bool> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
     let of = |task: &Path, file| fs::read_to_string(task.join(file)).unwrap_or_default();

@@ -71,7 +71,7 @@ fn unsplit(bytes: &[u8]) -> [&[u8]; 1] {
 fn recorded_client_hellos_are_routed_in_any_chunking() {
     let setup = Setup::new(&[]);
     let recordings = recorded_client_hellos();
-    assert!(recordings.len() >= 8, "the recorded client hellos are gone");
+    assert!(recordings.len() >= 8, "recorded client hellos are missing");
     for recording in recordings {
         let bytes = &recording.bytes[..];
         let record = setup.check(unsplit(bytes), Destination::A);
@@ -230,7 +230,7 @@ fn the_client_hello_timeout_is_absolute_and_waiting_uses_no_cpu() {
     let dripping = connect(&setup.lab, agent::address());
     let hello = ClientHello::new().sni(b"a.test").padded_to(4_000).encode();
     let mut single_bytes = hello.chunks(1);
-    let record = wait_until("the timeout, in spite of new bytes", || {
+    let record = wait_until("the timeout while bytes arrive", || {
         // After the timeout, a write fails.
         let _rejected = (&dripping).write_all(single_bytes.next().unwrap());
         setup.agent.next_record_within(std::time::Duration::from_millis(5))

@@ -161,8 +161,8 @@ fn a_reset_after_a_half_close_is_a_reset() {
     });
 }
 
-/// The agent's socket has acknowledged the client's bytes and its FIN, so it delivers all of them in spite of the reset.
-/// The packet engine cannot, for it has no socket that acknowledges.
+/// The agent's socket has acknowledged the client's bytes and its FIN, so it delivers all of them although the client
+/// resets. The packet engine has no socket that acknowledges, so the test leaves it out.
 #[test]
 fn a_reset_after_an_acknowledged_fin_loses_no_bytes() {
     SOCKET_ENGINES.into_iter().for_each(|engine| {
@@ -253,7 +253,7 @@ fn a_waiting_half_closed_flow_uses_no_cpu() {
     });
 }
 
-/// A flow whose entries are gone cannot be carried on, and neither peer is to blame.
+/// The agent cannot continue a flow without its entries. It resets both peers, and records an error of its own host.
 #[test]
 fn a_lost_flow_entry_is_a_local_error() {
     let flow = Flow::open_with("sockmap", &["--instance", "sp-lost-entry"]);

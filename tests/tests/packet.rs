@@ -140,7 +140,7 @@ fn a_reused_client_port_is_a_new_flow() {
     }
 }
 
-/// The engine declines new flows then, and the flows that it has go on.
+/// The engine declines new flows, and its flows continue.
 #[test]
 fn new_flows_are_declined_when_the_tuple_map_is_full() {
     let testbed = Testbed::new(&PACKET_ENGINE);
@@ -159,7 +159,7 @@ fn new_flows_are_declined_when_the_tuple_map_is_full() {
     assert_eq!(engine_of(&testbed.connect_offloaded()), "packet");
 }
 
-/// The engine declines new flows then, and the flows that it has go on.
+/// The engine declines new flows, and its flows continue.
 #[test]
 fn new_flows_are_declined_when_all_ports_are_in_use() {
     let lab = Lab::new();

@@ -117,7 +117,7 @@ fn flows_survive_their_agent_at_either_hook() {
     );
 }
 
-/// A kernel without tcx is told apart from programs that do not load.
+/// Without tcx in the kernel, the error names the key `packet.hook`, and not the programs.
 #[test]
 fn tcx_attaches_or_is_a_configuration_error() {
     let lab = Lab::new();

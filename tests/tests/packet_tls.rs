@@ -123,6 +123,6 @@ fn check_captures(lab: &Lab, captures: [Capture; 2], sessions: usize, not_offloa
 fn tls_sessions_over_impaired_links_are_intact() {
     run_sessions(1, false);
     run_sessions(4, false);
-    // Older kernels do not tell the XDP features of a driver.
+    // Older kernels do not report the XDP features of a driver.
     run_sessions(4, kernel_at_least(6, 3));
 }

@@ -19,7 +19,7 @@ use snisplit_tests::test_run::{TC_ACT_REDIRECT, TC_ACT_SHOT, TCX_NEXT};
 /// Both directions.
 const DIRECTIONS: [Direction; 2] = [Direction::Up, Direction::Down];
 
-/// Option lists in every layout that the program tells apart, with these numbers in the timestamps and SACK options.
+/// Option lists in every layout that the program distinguishes, with these numbers in the timestamps and SACK options.
 fn option_layouts(tsval: u32, tsecr: u32, edges: [u32; 6]) -> Vec<Vec<u8>> {
     let nops = |n: usize| vec![1; n];
     let timestamps = timestamps_option(tsval, tsecr);
@@ -53,7 +53,7 @@ fn for_both_families_after(prepare: impl Fn(&Lab), test: impl Fn(OffloadedFlow))
     }
 }
 
-/// Has connections that this namespace opens ask for ECN.
+/// Makes connections of this namespace request ECN.
 fn enable_ecn() {
     std::fs::write("/proc/sys/net/ipv4/tcp_ecn", "1").unwrap();
 }

@@ -1,15 +1,15 @@
-//! Pins of other ABI versions of the packet engine: `flows migrate` converts those that it knows, and the
-//! agent does not touch the rest.
+//! Pins of other ABI versions of the packet engine: `flows migrate` converts versions 2, 3 and 4, and the agent
+//! does not touch pins of an unknown version.
 
 //@ engines: named
 
 use std::fs;
-use std::mem::offset_of;
 use std::net::TcpStream;
 use std::process::{Command, Output};
 
 use aya::maps::{Array, HashMap, Map, MapData};
 use rustix::process::Signal;
+use snisplit_common::abi::packet::v3::{DirectionV3, FlowEntryV3};
 use snisplit_common::abi::packet::{
     FlowEntry, PACKET_FLOWS_MAP, PACKET_INTERFACES_MAP, PACKET_TUPLES_MAP, PeerState,
     RESET_REQUESTS_MAP, Translation, Tuple, TupleEntry,
@@ -18,7 +18,9 @@ use snisplit_tests::agent::{Agent, binary_path};
 use snisplit_tests::flow::Flow;
 use snisplit_tests::kernel::bpftool;
 use snisplit_tests::stream::{read_all, read_exact, shutdown_write, write};
+use snisplit_tests::testbed::Peers;
 use snisplit_tests::wait::wait_until;
+use zerocopy::{IntoBytes as _, TryFromBytes as _};
 
 /// Bytes of one write. Sequence numbers 20 writes ahead are outside of every window.
 static BLOCK: [u8; 200_000] = [7; 200_000];
@@ -31,70 +33,54 @@ fn pin_path(instance: &str, map: &str) -> String {
     format!("/sys/fs/bpf/snisplit/{instance}/{map}")
 }
 
-/// Bytes of a flow's entry in this version.
-const ENTRY_SIZE: usize = size_of::<FlowEntry>();
-/// Bytes of a flow's entry in versions 2 and 3.
-const V3_ENTRY_SIZE: usize = 264;
-
-/// Bytes of an entry in a map of flows, of this version.
-type Entry = [u8; ENTRY_SIZE];
-
-/// Encodes an entry of this version in the layout that versions 2 and 3 had.
-fn encode_flow_entry_v3(entry: &Entry) -> [u8; V3_ENTRY_SIZE] {
-    let bytes = |offset: usize, len: usize| &entry[offset..offset + len];
-    let word = |offset: usize| bytes(offset, 4);
-    // A byte of this version was a word.
-    let byte = |offset: usize| [entry[offset], 0, 0, 0];
-    let direction = |translation: usize, own: usize, other: usize| {
-        let counts = [
-            bytes(own + offset_of!(PeerState, packets), 8),
-            bytes(other + offset_of!(PeerState, acked_bytes), 8),
-            bytes(own + offset_of!(PeerState, last_seen_ns), 8),
-        ];
-        // From `seq_delta` to `min_tsecr`.
-        let deltas = bytes(translation, offset_of!(Translation, wscale_from));
-        let scales = [
-            byte(translation + offset_of!(Translation, wscale_from)),
-            byte(translation + offset_of!(Translation, wscale_to)),
-        ];
-        let window = [
-            word(own + offset_of!(PeerState, snd_nxt)),
-            word(other + offset_of!(PeerState, acked_seq)),
-            word(other + offset_of!(PeerState, rcv_wnd_end)),
-        ];
-        let fin = [
-            word(own + offset_of!(PeerState, fin_seq)),
-            word(own + offset_of!(PeerState, has_fin)),
-        ];
-        [
-            &counts.concat()[..],
-            deltas,
-            &scales.concat(),
-            &[0; 4],
-            &window.concat(),
-            &fin.concat(),
-            &byte(translation + offset_of!(Translation, strip_ecn)),
-        ]
-        .concat()
-    };
-    let client = offset_of!(FlowEntry, client_state);
-    let backend = offset_of!(FlowEntry, backend_state);
-    let parts = [
-        bytes(offset_of!(FlowEntry, state), 8),
-        bytes(offset_of!(FlowEntry, started_at), 8),
-        bytes(offset_of!(FlowEntry, client_tuple), size_of::<Tuple>()),
-        bytes(offset_of!(FlowEntry, backend_tuple), size_of::<Tuple>()),
-        &direction(offset_of!(FlowEntry, to_backend), client, backend),
-        &direction(offset_of!(FlowEntry, to_client), backend, client),
-        // `expected_acked`, `route_id` and `fallback_reason`.
-        bytes(offset_of!(FlowEntry, expected_acked), 12),
-        &[0; 4],
-    ];
-    parts.concat().try_into().unwrap()
+/// Converts an entry to the layout of versions 2 and 3.
+fn downgrade_flow_entry(entry: &FlowEntry) -> FlowEntryV3 {
+    FlowEntryV3 {
+        state: entry.state,
+        started_at: entry.started_at,
+        client_tuple: entry.client_tuple,
+        backend_tuple: entry.backend_tuple,
+        to_backend: downgrade_direction(
+            &entry.to_backend,
+            &entry.client_state,
+            &entry.backend_state,
+        ),
+        to_client: downgrade_direction(&entry.to_client, &entry.backend_state, &entry.client_state),
+        expected_acked: entry.expected_acked,
+        route_id: entry.route_id,
+        fallback_reason: entry.fallback_reason,
+        reserved: 0,
+    }
 }
 
-/// Makes an instance's pins what an agent of an older version would have left. The programs that
-/// run are this version's, and keep their own maps.
+fn downgrade_direction(
+    translation: &Translation,
+    sender: &PeerState,
+    receiver: &PeerState,
+) -> DirectionV3 {
+    DirectionV3 {
+        packets: sender.packets,
+        acked_bytes: receiver.acked_bytes,
+        last_seen_ns: sender.last_seen_ns,
+        seq_delta: translation.seq_delta,
+        ack_delta: translation.ack_delta,
+        tsval_delta: translation.tsval_delta,
+        tsecr_delta: translation.tsecr_delta,
+        min_tsecr: translation.min_tsecr,
+        wscale_from: translation.wscale_from.into(),
+        wscale_to: translation.wscale_to.into(),
+        start_seq: 0,
+        snd_nxt: sender.snd_nxt,
+        acked_seq: receiver.acked_seq,
+        rcv_wnd_end: receiver.rcv_wnd_end,
+        fin_seq: sender.fin_seq,
+        has_fin: sender.has_fin,
+        strip_ecn: translation.strip_ecn.into(),
+    }
+}
+
+/// Gives an instance's pins the content and the names that an agent of an older version would have left. The running
+/// programs are those of this version, and keep their own maps.
 fn downgrade_pins(instance: &str, version: u32) {
     if version <= 3 {
         downgrade_flow_table(instance);
@@ -105,7 +91,7 @@ fn downgrade_pins(instance: &str, version: u32) {
         let made = ["type", "percpu_array", "key", "4", "value", "8", "entries", "9"];
         bpftool(&[&["map", "create", &counters][..], &made, &["name", "packet_counters"]].concat());
     }
-    // Version 5 renamed these. No interface has index 99.
+    // The pin of an XDP program has its interface in its name. No interface has index 99.
     let abi = pin_path(instance, "packet_abi");
     bpftool(&["map", "pin", "pinned", &abi, &pin_path(instance, "xdp_99")]);
     for (new, old) in OLD_PINS {
@@ -114,41 +100,39 @@ fn downgrade_pins(instance: &str, version: u32) {
     set_pinned_version(instance, version);
 }
 
-/// Pins that have another name since version 5: the present name, and the old one.
+/// Pins that version 5 has renamed: the present name, and the old one.
 const OLD_PINS: [(&str, &str); 3] = [
     (RESET_REQUESTS_MAP, "packet_cuts"),
     (PACKET_INTERFACES_MAP, "packet_links"),
     ("xdp_99", "early_99"),
 ];
 
-/// Replaces the array of flows by the hash map that versions 2 and 3 had, and takes the slots out of
-/// the tuples.
+/// Replaces the array of flows by the hash map that versions 2 and 3 had, and clears the slots in the tuples.
 fn downgrade_flow_table(instance: &str) {
     let path = pin_path(instance, PACKET_FLOWS_MAP);
-    let table = MapData::from_pin(&path).unwrap();
-    let table = Array::<_, Entry>::try_from(Map::Array(table)).unwrap();
-    let entries: Vec<Entry> =
-        table.iter().flatten().filter(|one| *one != [0; ENTRY_SIZE]).collect();
+    let table = Map::Array(MapData::from_pin(&path).unwrap());
+    let table = Array::<_, [u8; size_of::<FlowEntry>()]>::try_from(table).unwrap();
+    let entries =
+        table.iter().flatten().map(|bytes| FlowEntry::try_read_from_bytes(&bytes).unwrap());
+    let entries: Vec<FlowEntry> = entries.filter(|entry| *entry != FlowEntry::default()).collect();
     fs::remove_file(&path).unwrap();
-    let size = V3_ENTRY_SIZE.to_string();
+    let size = size_of::<FlowEntryV3>().to_string();
     let made = ["type", "hash", "key", "8", "value", &size, "entries", "131072", "flags", "1"];
     bpftool(&[&["map", "create", &path][..], &made, &["name", PACKET_FLOWS_MAP]].concat());
-    let map = MapData::from_pin(&path).unwrap();
-    let mut map = HashMap::<_, u64, [u8; V3_ENTRY_SIZE]>::try_from(Map::HashMap(map)).unwrap();
+    let map = Map::HashMap(MapData::from_pin(&path).unwrap());
+    let mut map = HashMap::<_, u64, [u8; size_of::<FlowEntryV3>()]>::try_from(map).unwrap();
     for entry in entries {
-        let id = entry[offset_of!(FlowEntry, id)..].first_chunk().unwrap();
-        map.insert(u64::from_ne_bytes(*id), encode_flow_entry_v3(&entry), 0).unwrap();
+        let old_entry = downgrade_flow_entry(&entry);
+        map.insert(entry.id, old_entry.as_bytes().first_chunk().unwrap(), 0).unwrap();
     }
-    let tuples = MapData::from_pin(pin_path(instance, PACKET_TUPLES_MAP)).unwrap();
+    let tuples = Map::HashMap(MapData::from_pin(pin_path(instance, PACKET_TUPLES_MAP)).unwrap());
     let mut tuples =
-        HashMap::<_, [u8; size_of::<Tuple>()], [u8; size_of::<TupleEntry>()]>::try_from(
-            Map::HashMap(tuples),
-        )
-        .unwrap();
+        HashMap::<_, [u8; size_of::<Tuple>()], [u8; size_of::<TupleEntry>()]>::try_from(tuples)
+            .unwrap();
     let all: Vec<_> = tuples.iter().flatten().collect();
-    for (tuple, mut tuple_entry) in all {
-        tuple_entry[offset_of!(TupleEntry, slot)..].fill(0);
-        tuples.insert(tuple, tuple_entry, 0).unwrap();
+    for (tuple, bytes) in all {
+        let entry = TupleEntry { slot: 0, ..TupleEntry::try_read_from_bytes(&bytes).unwrap() };
+        tuples.insert(tuple, entry.as_bytes().first_chunk().unwrap(), 0).unwrap();
     }
 }
 
@@ -180,14 +164,14 @@ fn flows_of_an_older_version_continue_after_migration() {
         assert_refused(&flow, version, &words);
         let done = migrate();
         let output = String::from_utf8_lossy(&done.stdout).into_owned();
-        let all = format!("{flows} flows of packet ABI version {version} converted");
-        assert!(output.contains(&all), "{done:?}");
+        let converted = format!("{flows} flows of packet ABI version {version} converted");
+        assert!(output.contains(&converted), "{done:?}");
         for (new, old) in OLD_PINS {
             let exists = |pin| fs::exists(pin_path(&instance, pin)).unwrap();
-            assert!(exists(new) && !exists(old), "{old} is {new}");
+            assert!(exists(new) && !exists(old), "{old} is not renamed to {new}");
         }
-        // Only the running programs see these bytes. They are this version's and find a flow of versions 2
-        // and 3 by its slot, which is right for the first flow only.
+        // The running programs forward these bytes. They find flows by the slots in the tuples, which the
+        // downgrade to versions 2 and 3 has cleared. Slot 0 is right for the first flow only.
         let rounds = if other.is_none() || version > 3 { 20 } else { 0 };
         for (from, to) in [(client, backend), (backend, client)].repeat(rounds) {
             write(from, &BLOCK);
@@ -196,9 +180,9 @@ fn flows_of_an_older_version_continue_after_migration() {
         let next = Agent::start(flow.lab(), &words);
         let adopted = format!("flows of the previous agent adopted flows={flows}");
         assert_eq!(next.log_count(&adopted), 1, "{}", next.log());
-        assert_ends_in_order(&next, (client, backend), rounds * BLOCK.len());
-        if let Some(snisplit_tests::testbed::Peers { client, backend }) = &other {
-            assert_ends_in_order(&next, (client, backend), 0);
+        assert_ends_in_order(&next, client, backend, rounds * BLOCK.len());
+        if let Some(Peers { client, backend }) = &other {
+            assert_ends_in_order(&next, client, backend, 0);
         }
     }
 }
@@ -212,7 +196,7 @@ fn assert_refused(flow: &Flow, version: u32, words: &[&str]) {
 }
 
 /// Sends two bytes up and ends both directions. `before` is the number of bytes that went up after the hello.
-fn assert_ends_in_order(agent: &Agent, (client, backend): (&TcpStream, &TcpStream), before: usize) {
+fn assert_ends_in_order(agent: &Agent, client: &TcpStream, backend: &TcpStream, before: usize) {
     write(client, b"up");
     assert_eq!(read_exact(backend, 2), b"up");
     for (side, other) in [(client, backend), (backend, client)] {
@@ -230,7 +214,7 @@ fn pins_of_another_version_are_refused() {
     let flow = Flow::open_with("packet", &["--instance", instance]);
     flow.agent.signal(Signal::KILL);
     let path = format!("/sys/fs/bpf/snisplit/{instance}/packet_abi");
-    let ours =
+    let version =
         bpftool(&["map", "dump", "pinned", &path])[0]["formatted"]["value"].as_u64().unwrap();
     set_pinned_version(instance, 99);
     let args = ["run", "--listen", "10.91.1.1:9443", "--route", "a.test=10.91.2.2:1"];
@@ -245,10 +229,10 @@ fn pins_of_another_version_are_refused() {
     assert!(output.contains("`snisplit flows purge`"), "{output}");
     let unknown = run_command(&["flows", "migrate", "--instance", instance]);
     assert!(String::from_utf8_lossy(&unknown.stderr).contains("version 99"), "{unknown:?}");
-    // The flow does not care. Nor for one that understands, and fails for another reason.
+    // Neither this agent nor the next one, which fails for another reason, ends the flow.
     write(&flow.client, b"still here");
     assert_eq!(read_exact(&flow.backend, 10), b"still here");
-    set_pinned_version(instance, ours as u32);
+    set_pinned_version(instance, version as u32);
     let elsewhere = words.map(|word| if word == "10.91.1.1:9443" { "10.9.9.9:1" } else { word });
     let failed = flow.lab().in_proxy(|| run_command(&elsewhere));
     let output = String::from_utf8_lossy(&failed.stderr).into_owned();

@@ -22,7 +22,7 @@ use snisplit_tests::stream::listen;
 use snisplit_tests::test_run::{TC_ACT_REDIRECT, XDP_PASS, XDP_REDIRECT};
 use snisplit_tests::testbed::Peers;
 
-const SKIP_REASON: &str = "Linux tells the XDP features of a driver since 6.3";
+const SKIP_REASON: &str = "Linux reports the XDP features of a driver since 6.3";
 
 fn write_config(lab: &Lab, is_v6: bool, xdp: bool) -> PathBuf {
     let file = lab.dir().join(format!("{xdp}.toml"));

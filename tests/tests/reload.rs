@@ -95,7 +95,7 @@ fn new_connections_follow_and_running_flows_stay() {
 }
 
 #[test]
-fn a_broken_file_changes_nothing_and_says_why() {
+fn a_broken_file_changes_nothing_and_is_logged() {
     let setup = Setup::new(&[("a.test", 8001)]);
     let a = listen(&setup.lab, backend(8001));
     let agent = Agent::start_with_config(&setup.lab, &setup.path, &[]).allow_warnings();

@@ -65,7 +65,7 @@ fn a_second_sigterm_resets_flows_at_once() {
     assert!(testbed.agent.wait_for_exit().success());
 }
 
-/// Neither peer may take the death of the agent for an end of stream. Flows of the packet engine outlive their agent:
+/// Neither peer may mistake the death of the agent for an end of stream. Flows of the packet engine outlive their agent:
 /// packet.rs.
 #[test]
 fn a_killed_agent_resets_its_flows() {

@@ -53,7 +53,7 @@ fn assert_each_answers(lab: &Lab, agent: &Agent, engine: &str, version: &str) {
 }
 
 #[test]
-fn a_name_without_a_route_is_refused_with_alert_112() {
+fn a_name_without_a_route_is_rejected_with_alert_112() {
     let lab = Lab::new();
     let agent = Agent::start(&lab, &["--route", "a.test=10.91.2.2:8001"]);
     for flags in [&[][..], &["-tls1_2"], &["-tls1_3"]] {

@@ -73,7 +73,7 @@ fn lego_and_the_agent_both_get_certificates() {
 
 /// `acme_bypass = "never"` is what Traefik did before it had `allowACMEByPass`.
 #[test]
-fn acme_bypass_never_refuses_the_tenant_but_not_the_agent() {
+fn acme_bypass_never_rejects_the_tenant_but_not_the_agent() {
     let flags = ["--acme-bypass", "never", "--route", "a.test=10.91.2.2:8001"];
     let setup = Setup::new(&flags);
     let output = lego(&setup.lab, &setup.pebble, 8001, &["a.test"]).unwrap_err();

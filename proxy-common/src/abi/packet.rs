@@ -11,6 +11,8 @@ use zerocopy::{Immutable, IntoBytes, KnownLayout, TryFromBytes};
 
 use super::Direction;
 
+pub mod v3;
+
 /// Looks at what arrives at an interface.
 pub const INGRESS_PROGRAM: &str = "sni_in";
 /// Looks at what an interface's driver receives.

@@ -88,7 +88,7 @@ fn check(
 
 const ACME: &[&str] = &["acme-tls/1"];
 
-/// The table of design §3, top to bottom.
+/// One case for each row of the ownership rules in docs/concepts/ownership.md.
 #[test]
 fn validations() {
     use Want::{Forward, Refuse, Terminate};
@@ -117,7 +117,7 @@ fn validations() {
 }
 
 #[test]
-fn a_catch_all_gets_validations_only_when_told_so() {
+fn a_catch_all_gets_validations_only_if_configured() {
     use Want::{Forward, Refuse};
     let victim = |want, reason| [("victim.test", ACME, want, reason)];
     let cases = [

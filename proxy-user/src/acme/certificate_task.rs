@@ -21,7 +21,7 @@ use super::status::{CertificateStatus, format_time};
 use super::store::{self, CertificateDir};
 use crate::certs::pem;
 
-/// Time between two looks for a request to renew, and at the clock.
+/// Time between two checks for a request to renew and for the due time.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Shortest time between two requests for renewal information (RFC 9773 §4.3.2).
 const MIN_ARI_INTERVAL: Duration = Duration::from_secs(60);

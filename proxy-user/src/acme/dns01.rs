@@ -1,6 +1,6 @@
 //! DNS-01 (RFC 8555 §8.4): TXT records, written by a dynamic update or by a program.
 //!
-//! The CA is told that a challenge is ready when every authoritative name server has the record.
+//! A challenge is marked as ready when every authoritative name server has the record.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;

@@ -137,7 +137,7 @@ impl OrderContext<'_> {
         Ok((order, pending))
     }
 
-    /// Presents all answers, tells the CA that they are ready, and waits for the result.
+    /// Presents all answers, marks the challenges as ready, and waits for the CA to validate them.
     async fn complete_authorizations(
         &self,
         order: &mut Order,
@@ -159,7 +159,7 @@ impl OrderContext<'_> {
             let challenge = challenge.with_context(|| format!("the CA offers no {kind:?}"))?;
             let Identifier::Dns(name) = challenge.identifier().identifier else {
                 let identifier = challenge.identifier();
-                return Err(anyhow!("the CA asks for {identifier}, which was not ordered").into());
+                return Err(anyhow!("the CA validates {identifier}, which was not ordered").into());
             };
             let key_authorization = challenge.key_authorization();
             self.present_challenge(
@@ -225,13 +225,13 @@ impl OrderContext<'_> {
         }
         let _unremovable = store::remove_if_exists(&self.dir.order_path());
         match reasons.as_slice() {
-            [] => "the CA calls the order invalid and does not say why".into(),
+            [] => "the order is invalid, and the CA gives no reason".into(),
             reasons => reasons.join("; "),
         }
     }
 }
 
-/// Tells the CA which challenges it can validate.
+/// Marks the challenges as ready, so that the CA validates them (RFC 8555 §7.5.1).
 async fn set_challenges_ready(order: &mut Order, kind: &ChallengeType) -> Result<(), Error> {
     let mut authorizations = order.authorizations();
     while let Some(authorization) = authorizations.next().await {

@@ -1,4 +1,4 @@
-//! The certificates that a configuration wants ordered.
+//! The certificates that the agent orders for a configuration.
 
 use crate::config::Challenge;
 use crate::config::Terminate;

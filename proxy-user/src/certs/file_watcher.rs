@@ -12,7 +12,7 @@ use crate::config::terminate::CertificateSource;
 use crate::config::{Config, Terminate};
 use crate::file_stamp::{FileStamp, read_stamp};
 
-/// Time between two looks at the files.
+/// Time between two polls of the files.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Watcher of all certificate files of a configuration.

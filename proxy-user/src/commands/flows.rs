@@ -51,7 +51,7 @@ impl FlowList {
     pub fn read(instance: &str) -> Result<Self> {
         let pinned = read_pinned(instance)?.with_context(|| {
             format!(
-                "{}: nothing is pinned there; `snisplit status` says why",
+                "{}: nothing is pinned there; `snisplit status` shows the engine of the agent",
                 pin_dir_text(instance)
             )
         })?;

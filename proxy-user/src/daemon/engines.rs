@@ -48,14 +48,14 @@ pub(super) async fn load(config: &Config, selector: &EngineSelector) -> Result<E
         (EngineChoice::Only(EngineKind::Packet), _) => {
             let pins = PinDir::acquire_with_flows(&config.instance)?;
             packet_engine::load(config, selector, pins.as_ref().map(PinDir::path))
-                .context("engine: packet does not work here; `snisplit doctor` says more")?;
+                .context("engine: packet does not work on this host; run `snisplit doctor`")?;
             (SockmapStatus::NotRequested, "not requested".into(), pins)
         }
         (EngineChoice::Only(EngineKind::Sockmap), bug) => {
             let pins = PinDir::acquire_clean(&config.instance)?;
             let description = load_sockmap(selector, pins.as_ref().map(PinDir::path))
                 .await
-                .context("engine: sockmap does not work here; `snisplit doctor` says more")?;
+                .context("engine: sockmap does not work on this host; run `snisplit doctor`")?;
             if let Some(bug) = bug {
                 warn!("sockmap passed its self-test, but {bug}; engine = \"auto\" avoids it");
             }
@@ -72,7 +72,7 @@ pub(super) async fn load(config: &Config, selector: &EngineSelector) -> Result<E
             match load_sockmap(selector, pins.as_ref().map(PinDir::path)).await {
                 Ok(description) => (SockmapStatus::Works, description, pins),
                 Err(error) => {
-                    (SockmapStatus::Failed, format!("does not work here: {error:#}"), None)
+                    (SockmapStatus::Failed, format!("does not work on this host: {error:#}"), None)
                 }
             }
         }

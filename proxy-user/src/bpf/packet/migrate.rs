@@ -8,11 +8,10 @@ use std::path::Path;
 use aya::EbpfLoader;
 use aya::maps::{Array, HashMap, Map, MapData, MapType};
 use snisplit_common::abi::PACKET_ABI_VERSION;
+use snisplit_common::abi::packet::v3::FlowEntryV3;
 use snisplit_common::abi::packet::{
-    FallbackReason, FlowEntry, FlowState, PACKET_ABI_MAP, PACKET_COUNTERS_MAP, PACKET_FLOWS_MAP,
-    PACKET_TUPLES_MAP, PeerState, Translation, Tuple,
+    PACKET_ABI_MAP, PACKET_COUNTERS_MAP, PACKET_FLOWS_MAP, PACKET_TUPLES_MAP,
 };
-use zerocopy::TryFromBytes;
 
 use super::OBJECT;
 use super::flow_table::tuple_entries;
@@ -71,7 +70,7 @@ fn convert_flow_table(dir: &Path) -> Result<(), BpfError> {
         Map::HashMap(open_map(dir, PACKET_TUPLES_MAP)?).try_into()?;
     for (slot, (flow_id, bytes)) in (0..).zip(old.iter().flatten()) {
         let Some(old_entry) = decode::<FlowEntryV3>(&bytes) else { continue };
-        let entry = old_entry.as_flow_entry(flow_id);
+        let entry = old_entry.to_present(flow_id);
         let bytes: FlowEntryBytes = encode(&entry);
         table.set(slot, bytes, 0)?;
         for (tuple, tuple_entry) in tuple_entries(flow_id, slot, &entry) {
@@ -85,124 +84,3 @@ fn convert_flow_table(dir: &Path) -> Result<(), BpfError> {
 }
 
 type FlowEntryV3Bytes = [u8; size_of::<FlowEntryV3>()];
-
-/// Flow entry of ABI versions up to 3.
-#[derive(Clone, Copy, TryFromBytes)]
-#[repr(C)]
-struct FlowEntryV3 {
-    state: FlowState,
-    started_at: u64,
-    client_tuple: Tuple,
-    backend_tuple: Tuple,
-    to_backend: DirectionV3,
-    to_client: DirectionV3,
-    expected_acked: u32,
-    route: u32,
-    why: FallbackReason,
-    reserved: u32,
-}
-
-/// Direction in a flow entry of ABI versions up to 3. Numbers are those of the sender.
-#[derive(Clone, Copy, TryFromBytes)]
-#[repr(C)]
-struct DirectionV3 {
-    packets: u64,
-    bytes: u64,
-    last_seen: u64,
-    seq_delta: u32,
-    ack_delta: u32,
-    tsval_delta: u32,
-    tsecr_delta: u32,
-    min_tsecr: u32,
-    wscale_from: u32,
-    wscale_to: u32,
-    start: u32,
-    snd_nxt: u32,
-    acked: u32,
-    rcv_wnd_end: u32,
-    fin_seq: u32,
-    has_fin: u32,
-    strip_ecn: u32,
-}
-
-const _: () = assert!(size_of::<FlowEntryV3>() == 264);
-
-impl FlowEntryV3 {
-    /// Converts the entry. No program updates it before the next agent attaches its own.
-    fn as_flow_entry(&self, flow_id: u64) -> FlowEntry {
-        let Self {
-            state,
-            started_at,
-            client_tuple,
-            backend_tuple,
-            to_backend,
-            to_client,
-            expected_acked,
-            route,
-            why: fallback_reason,
-            ..
-        } = self;
-        FlowEntry {
-            state: *state,
-            client_tuple: *client_tuple,
-            to_backend: to_backend.translation(),
-            backend_tuple: *backend_tuple,
-            to_client: to_client.translation(),
-            id: flow_id,
-            started_at: *started_at,
-            expected_acked: *expected_acked,
-            route_id: *route,
-            fallback_reason: *fallback_reason,
-            client_state: to_backend.peer_state(to_client).untracked(),
-            backend_state: to_client.peer_state(to_backend).untracked(),
-            ..FlowEntry::default()
-        }
-    }
-}
-
-impl DirectionV3 {
-    /// Returns the translation of the direction.
-    const fn translation(&self) -> Translation {
-        let Self {
-            seq_delta,
-            ack_delta,
-            tsval_delta,
-            tsecr_delta,
-            min_tsecr,
-            wscale_from,
-            wscale_to,
-            strip_ecn,
-            ..
-        } = *self;
-        let [wscale_from, wscale_to, strip_ecn] =
-            [wscale_from as u8, wscale_to as u8, strip_ecn as u8];
-        Translation {
-            seq_delta,
-            ack_delta,
-            tsval_delta,
-            tsecr_delta,
-            min_tsecr,
-            wscale_from,
-            wscale_to,
-            strip_ecn,
-            reserved: 0,
-        }
-    }
-
-    /// Returns the state of the sender. `other` is the other direction.
-    const fn peer_state(&self, other: &Self) -> PeerState {
-        PeerState {
-            packets: self.packets,
-            last_seen_ns: self.last_seen,
-            acked_bytes: other.bytes,
-            snd_nxt: self.snd_nxt,
-            fin_seq: self.fin_seq,
-            has_fin: self.has_fin,
-            acked_seq: other.acked,
-            rcv_wnd_end: other.rcv_wnd_end,
-            valid_from: 0,
-            valid_to: 0,
-            reserved: [0; 3],
-        }
-    }
-}

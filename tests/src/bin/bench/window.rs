@@ -13,9 +13,9 @@ pub(crate) const WARM_UP: Duration = Duration::from_millis(50);
 /// A time window. Connections open before it, and close after it.
 pub(crate) struct Window {
     range: Range<Instant>,
-    /// Time and CPU seconds at the first look after its begin.
+    /// Time and CPU seconds at the first call of [`Self::contains`] after its begin.
     start_reading: OnceLock<(Instant, f64)>,
-    /// Time and CPU seconds at the first look after its end.
+    /// Time and CPU seconds at the first call of [`Self::is_over`] after its end.
     end_reading: OnceLock<(Instant, f64)>,
 }
 
