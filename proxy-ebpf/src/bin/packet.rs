@@ -4,7 +4,9 @@
 //! the program reads both sockets. If they hold no data, the program takes the flow over: it translates
 //! the flow's packets from one TCP connection to the other. `sni_out` gets the packets that this host
 //! sends, and drops those that the two sockets of such a flow send. `sni_xdp` translates packets of
-//! offloaded flows in the driver (XDP). `sni_ctl` executes commands of the agent.
+//! offloaded flows in the driver (XDP).
+//!
+//! `sni_ctl` executes commands of the agent.
 
 #![no_std]
 #![no_main]

@@ -9,8 +9,8 @@ use super::maps::{FLOWS, emit};
 
 /// Asks the agent to take over a bulk direction, which splice(2) carries at a lower cost.
 ///
-/// A direction is bulk if it exceeds its threshold within a window, unless the flow is request and
-/// response: then the two directions alternate, and each exchange is small.
+/// A direction is bulk if it exceeds its threshold within a window. Request and response is not bulk: the
+/// two directions alternate, and each exchange is small.
 pub(super) fn detach_if_bulk(cookie: u64, flow: &mut DirectionEntry, new_len: u32) {
     let now = helpers::monotonic_ns();
     if now.wrapping_sub(flow.window_start_ns) > CLASSIFY_WINDOW_NS {

@@ -11,9 +11,9 @@ const MAX_LOAD_ATTEMPTS: usize = 10;
 
 /// Loads a program, repeatedly if signals interrupt the verifier.
 ///
-/// The verifier fails with EAGAIN while a signal is pending (`do_check`, kernel/bpf/verifier.c), also if the
-/// process was stopped or frozen meanwhile. aya repeats the load once only, and reports a second EAGAIN as
-/// the verifier's result.
+/// The verifier fails with EAGAIN while a signal is pending (`do_check`, kernel/bpf/verifier.c). A signal is
+/// also pending after the process was stopped or frozen. The crate aya repeats the load once only, and
+/// reports a second EAGAIN as the verifier's result.
 ///
 /// # Errors
 /// Fails if the verifier rejects the program, or after [`MAX_LOAD_ATTEMPTS`] interruptions.
