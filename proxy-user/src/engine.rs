@@ -7,7 +7,7 @@
 //! The packet engine is the exception to the contract. Its BPF programs replace the socket pair, and
 //! what remains for the agent is to wait for the end ([`CarryResult::Offloaded`]).
 //!
-//! Files below import this one, and this one imports only [`socket`](self::socket).
+//! Files below import this one, and this one imports only [`socket`].
 
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -18,7 +18,7 @@ pub(crate) fn run(is_static: bool) -> Result<()> {
     if is_installed("fmt", &mut unchecked) {
         run_echoed(cargo().args(["fmt", "--check"]))?;
     }
-    lint::check(false)?;
+    lint::check()?;
     let peers = if is_static {
         setup::toolchain()?;
         setup::peers()?

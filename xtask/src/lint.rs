@@ -1,6 +1,5 @@
 //! House rules that a machine can check.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -17,18 +16,11 @@ mod paths;
 mod retired;
 mod text;
 
-use finding::{Finding, Rule};
-
-/// Rules that are reported and do not fail the check.
-///
-/// Empty this list when the restructuring is merged: every rule is then enforced.
-const REPORT_ONLY: &[Rule] = &[Rule::ImportCircle, Rule::RetiredWord, Rule::TupleParameter];
-
-/// Checks every rule. Findings of [`REPORT_ONLY`] rules are listed if `report` is set, else counted.
+/// Checks every rule.
 ///
 /// # Errors
-/// Fails if a file cannot be read or parsed, or if an enforced rule is broken.
-pub(crate) fn check(report: bool) -> Result<()> {
+/// Fails if a file cannot be read or parsed, or if a rule is broken.
+pub(crate) fn check() -> Result<()> {
     let paths = files_below(&root(), "rs")?;
     let mut findings = Vec::new();
     for path in &paths {
@@ -42,14 +34,11 @@ pub(crate) fn check(report: bool) -> Result<()> {
         retired::check_page(&path, &read(&path)?, &mut findings);
     }
     imports::check(&mut findings)?;
-    let (reported, enforced): (Vec<_>, Vec<_>) =
-        findings.into_iter().partition(|finding| REPORT_ONLY.contains(&finding.rule));
-    show_reported(&reported, report);
-    if !enforced.is_empty() {
-        let lines: Vec<_> = enforced.iter().map(ToString::to_string).collect();
+    if !findings.is_empty() {
+        let lines: Vec<_> = findings.iter().map(ToString::to_string).collect();
         bail!("{} house rules are broken:\n{}", lines.len(), lines.join("\n"));
     }
-    eprintln!("lint: {} files pass the enforced rules", paths.len());
+    eprintln!("lint: {} files pass", paths.len());
     Ok(())
 }
 
@@ -59,19 +48,6 @@ pub(crate) fn check(report: bool) -> Result<()> {
 /// Fails if a file cannot be read or parsed.
 pub(crate) fn print_graph(package: Option<&str>, as_dot: bool) -> Result<()> {
     imports::print(package, as_dot)
-}
-
-fn show_reported(findings: &[Finding], in_full: bool) {
-    if in_full {
-        findings.iter().for_each(|finding| eprintln!("{finding}"));
-    }
-    let mut counts = BTreeMap::new();
-    for finding in findings {
-        *counts.entry(finding.rule).or_insert(0) += 1;
-    }
-    for (rule, count) in counts {
-        eprintln!("lint: {count} findings of \"{rule}\", not enforced (cargo xtask lint --report)");
-    }
 }
 
 fn read(path: &Path) -> Result<String> {

@@ -73,11 +73,8 @@ enum Verb {
     },
     /// Check the house rules: imports, function length, unsafe code, retired words
     Lint {
-        /// List the findings of rules that are not enforced, too
-        #[arg(long)]
-        report: bool,
         /// Print the import graph of each crate instead
-        #[arg(long, conflicts_with = "report")]
+        #[arg(long)]
         graph: bool,
         /// Print the graph in Graphviz's language
         #[arg(long, requires = "graph")]
@@ -150,7 +147,7 @@ fn run_verb(verb: Verb) -> Result<()> {
         Verb::Test { filter, engine, kernel, no_setup } => {
             let selection = Selection { filter: filter.as_deref(), engine: engine.as_deref() };
             if kernel.is_none() {
-                lint::check(false)?;
+                lint::check()?;
             }
             let peers = peers(no_setup)?;
             match kernel {
@@ -163,7 +160,7 @@ fn run_verb(verb: Verb) -> Result<()> {
             suite::run_one(&path, engine.as_deref(), &peers, &libtest_args)
         }
         Verb::Lint { graph: true, dot, package, .. } => lint::print_graph(package.as_deref(), dot),
-        Verb::Lint { report, .. } => lint::check(report),
+        Verb::Lint { .. } => lint::check(),
         Verb::Bench { rounds, seconds, load, candidate, out, redraw } => {
             let out = out.unwrap_or_else(|| run::root().join("target/bench.json"));
             bench::run(rounds, seconds, redraw, &[candidate, load].concat(), &out)

@@ -38,23 +38,23 @@ type ConfigDecision<'c> = Decision<'c, Route, &'c Terminate>;
 #[derive(Debug, Serialize)]
 pub struct Explanation {
     /// Of the file of `--client-hello`.
-    client_hello: Option<HelloFacts>,
+    client_hello: Option<HelloSummary>,
     server_name: Option<String>,
     /// What is wrong with the server name.
     server_name_error: Option<String>,
     alpn: Vec<String>,
     is_acme_validation: bool,
-    route: Option<RouteFacts>,
-    decision: DecisionFacts,
+    route: Option<RouteSummary>,
+    decision: DecisionSummary,
     /// Of a forwarded connection.
-    engine: Option<EngineFacts>,
+    engine: Option<EngineSummary>,
     /// The decision on an ACME validation of the name, if this is none.
-    acme_validation: Option<DecisionFacts>,
+    acme_validation: Option<DecisionSummary>,
 }
 
-/// Facts of a ClientHello.
+/// What a ClientHello has.
 #[derive(Debug, Serialize)]
-struct HelloFacts {
+struct HelloSummary {
     bytes: usize,
     records: usize,
     versions: Vec<String>,
@@ -65,7 +65,7 @@ struct HelloFacts {
 
 /// The route that owns a name.
 #[derive(Debug, Serialize)]
-struct RouteFacts {
+struct RouteSummary {
     label: String,
     #[serde(rename = "match")]
     match_kind: &'static str,
@@ -75,7 +75,7 @@ struct RouteFacts {
 
 /// A decision and its reason.
 #[derive(Debug, Serialize)]
-struct DecisionFacts {
+struct DecisionSummary {
     action: &'static str,
     backends: Vec<String>,
     /// How the certificate is ordered, or its file.
@@ -87,7 +87,7 @@ struct DecisionFacts {
 
 /// The engine of a configuration.
 #[derive(Debug, Serialize)]
-struct EngineFacts {
+struct EngineSummary {
     name: String,
     description: &'static str,
 }
@@ -103,8 +103,8 @@ impl Explanation {
             Some(path) => {
                 let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
                 let hello = parse_client_hello(config, &bytes)?;
-                let facts = HelloFacts::new(&hello, bytes.len());
-                (hello, Some(facts))
+                let summary = HelloSummary::new(&hello, bytes.len());
+                (hello, Some(summary))
             }
             None => (client_hello_from_args(args), None),
         };
@@ -115,7 +115,7 @@ impl Explanation {
             Sni::Absent => (None, None),
             Sni::Invalid(error) => (None, Some(error.to_string())),
         };
-        let engine = matches!(decision.action, Action::Forward(_)).then(|| EngineFacts {
+        let engine = matches!(decision.action, Action::Forward(_)).then(|| EngineSummary {
             name: config.engine.to_string(),
             description: config.engine.description(),
         });
@@ -125,8 +125,8 @@ impl Explanation {
             server_name_error,
             alpn: hello.alpn.iter().map(|one| one.escape_ascii().to_string()).collect(),
             is_acme_validation: hello.is_acme_validation(),
-            route: RouteFacts::new(config, &hello, &decision),
-            decision: DecisionFacts::new(&decision),
+            route: RouteSummary::new(config, &hello, &decision),
+            decision: DecisionSummary::new(&decision),
             engine,
             acme_validation: None,
         };
@@ -134,7 +134,7 @@ impl Explanation {
             let hello = ClientHello { alpn: vec![b"acme-tls/1".to_vec()], ..hello };
             let decision =
                 decide(&hello, &config.routes, config.acme_bypass, &AllCertificatesReady(config));
-            explanation.acme_validation = Some(DecisionFacts::new(&decision));
+            explanation.acme_validation = Some(DecisionSummary::new(&decision));
         }
         Ok(explanation)
     }
@@ -210,7 +210,7 @@ fn client_hello_from_args(args: &ConnectionArgs) -> ClientHello {
     }
 }
 
-impl HelloFacts {
+impl HelloSummary {
     fn new(hello: &ClientHello, available: usize) -> Self {
         Self {
             bytes: hello.wire_len,
@@ -223,7 +223,7 @@ impl HelloFacts {
     }
 }
 
-impl fmt::Display for HelloFacts {
+impl fmt::Display for HelloSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { bytes, records, versions, .. } = self;
         write!(f, "{bytes} bytes in {records} record(s), {}", versions.join(", "))?;
@@ -252,7 +252,7 @@ fn tls_version_name(code: u16) -> Option<String> {
     }
 }
 
-impl RouteFacts {
+impl RouteSummary {
     /// `None` if no route owns the name.
     fn new(config: &Config, hello: &ClientHello, decision: &ConfigDecision<'_>) -> Option<Self> {
         let name = match &hello.sni {
@@ -277,14 +277,14 @@ impl RouteFacts {
     }
 }
 
-impl fmt::Display for RouteFacts {
+impl fmt::Display for RouteSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { label, match_kind, origin } = self;
         write!(f, "{label} ({} match), {origin}", match_kind.replace('_', "-"))
     }
 }
 
-impl DecisionFacts {
+impl DecisionSummary {
     fn new(decision: &ConfigDecision<'_>) -> Self {
         let backends = |route: &Route| route.backends.iter().map(ToString::to_string).collect();
         let (backends, certificate, alert) = match &decision.action {
@@ -311,7 +311,7 @@ impl DecisionFacts {
     }
 }
 
-impl fmt::Display for DecisionFacts {
+impl fmt::Display for DecisionSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let backends = self.backends.join(" or ");
         match (&self.alert, &self.certificate) {

@@ -154,10 +154,9 @@ fn key(
         description: text("description").unwrap_or_default(),
         type_name: title.filter(|_| !is_table).unwrap_or_default().to_owned(),
         unit: text("x-unit"),
-        default: property.get("default").map(|default| match default {
-            Value::String(text) => text.clone(),
-            other => other.to_string(),
-        }),
+        default: property
+            .get("default")
+            .map(|default| default.as_str().map_or_else(|| default.to_string(), str::to_owned)),
         is_required,
         is_list: property.contains_key("items"),
         choices: choices.collect(),

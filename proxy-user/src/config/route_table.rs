@@ -99,7 +99,7 @@ fn report_conflict(
         names.filter(|(name, _)| **name == conflict.pattern).map(|(_, position)| position)
     };
     let first_position = same(conflict.first).next().unwrap_or(&first.table);
-    let second_position = same(conflict.second).last().unwrap_or(&second.table);
+    let second_position = same(conflict.second).next_back().unwrap_or(&second.table);
     let message = format!(
         "\"{}\" is named at {} too; a name has one owner, so leave it in one place",
         conflict.pattern,

@@ -39,7 +39,9 @@ pub(super) trait Value: Sized {
     fn parse_scalar(scalar: Scalar) -> Result<Self, String> {
         match scalar {
             Scalar::Text(text) => Self::parse(&text),
-            other => Err(format!("{other} is no string; put it in quotes: \"{other}\"")),
+            other @ (Scalar::Integer(_) | Scalar::Float(_) | Scalar::Boolean(_)) => {
+                Err(format!("{other} is no string; put it in quotes: \"{other}\""))
+            }
         }
     }
 
@@ -152,7 +154,9 @@ impl Value for bool {
     fn parse_scalar(scalar: Scalar) -> Result<Self, String> {
         match scalar {
             Scalar::Boolean(boolean) => Ok(boolean),
-            other => Err(format!("{other} is no boolean; write true or false, without quotes")),
+            other @ (Scalar::Text(_) | Scalar::Integer(_) | Scalar::Float(_)) => {
+                Err(format!("{other} is no boolean; write true or false, without quotes"))
+            }
         }
     }
 
@@ -184,7 +188,7 @@ impl<const MIN: u32, const MAX: u32> Value for Count<MIN, MAX> {
     fn parse_scalar(scalar: Scalar) -> Result<Self, String> {
         match scalar {
             Scalar::Integer(number) => Self::from_number(number),
-            other => {
+            other @ (Scalar::Text(_) | Scalar::Float(_) | Scalar::Boolean(_)) => {
                 Err(format!("{other} is no whole number; write it without quotes, like {MIN}"))
             }
         }
@@ -213,7 +217,9 @@ impl Value for Duration {
     fn parse_scalar(scalar: Scalar) -> Result<Self, String> {
         match scalar {
             Scalar::Text(text) => Self::parse(&text),
-            other => Err(format!("{other} is no duration; write a number and a unit, like \"5s\"")),
+            other @ (Scalar::Integer(_) | Scalar::Float(_) | Scalar::Boolean(_)) => {
+                Err(format!("{other} is no duration; write a number and a unit, like \"5s\""))
+            }
         }
     }
 

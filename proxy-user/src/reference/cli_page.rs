@@ -25,9 +25,9 @@ pub fn cli_page() -> String {
     let verbs: Vec<&Command> = command.get_subcommands().filter(|verb| !is_help(verb)).collect();
     page += "| Verb | Does |\n|---|---|\n";
     for verb in &verbs {
-        let about = verb.get_about().map(ToString::to_string).unwrap_or_default();
+        let purpose = verb.get_about().map(ToString::to_string).unwrap_or_default();
         let name = verb.get_name();
-        let _ = writeln!(page, "| [`{name}`](#snisplit-{name}) | {} |", cell(&about));
+        let _ = writeln!(page, "| [`{name}`](#snisplit-{name}) | {} |", cell(&purpose));
     }
     page += "\n## Options of every verb\n\n";
     write_args(
@@ -46,8 +46,8 @@ pub fn cli_page() -> String {
 
 fn write_verb(page: &mut String, verb: &Command, parent: &str) {
     let name = format!("{parent} {}", verb.get_name());
-    let about = verb.get_long_about().or(verb.get_about()).map(ToString::to_string);
-    let _ = writeln!(page, "\n## {name}\n\n{}.", about.unwrap_or_default());
+    let purpose = verb.get_long_about().or(verb.get_about()).map(ToString::to_string);
+    let _ = writeln!(page, "\n## {name}\n\n{}.", purpose.unwrap_or_default());
     let mut usage = verb.clone().render_usage().to_string();
     usage = usage.trim_start_matches("Usage: ").trim().to_owned();
     let _ = writeln!(page, "\n```text\n{usage}\n```");

@@ -88,7 +88,7 @@ fn write_table(page: &mut String, title: &str, table: &Key, own: &[&Key], keys: 
         !key.path.starts_with(&format!("{MODEL}."))
             && twin(key).is_some_and(|other| other.description == key.description)
     };
-    let (shared, distinct): (Vec<&Key>, Vec<&Key>) = own.iter().partition(|key| is_shared(&key));
+    let (shared, distinct): (Vec<&Key>, Vec<&Key>) = own.iter().partition(|key| is_shared(key));
     if !own.is_empty() && distinct.is_empty() {
         return;
     }

@@ -57,7 +57,7 @@ impl Measurement {
     }
 }
 
-/// Formats a result of [`Measurement::to_json`] as one line.
+/// Formats a result of [`Measurement::into_json`] as one line.
 pub(crate) fn format_result(result: &Value, load: Load) -> String {
     let number = |key: &str| result[key].as_f64().unwrap_or(f64::NAN);
     let line = format!("{:>10.2} {:<7} CPU {:.3}", number("rate"), load.unit(), number("cpu"));
