@@ -45,10 +45,8 @@ pub fn pin_path(instance: &str, name: &str) -> String {
 
 /// Entries of a pinned map, as bpftool shows them.
 pub fn dump_map(path: &str) -> Vec<Value> {
-    match bpftool(&["map", "dump", "pinned", path]) {
-        Value::Array(entries) => entries,
-        other => panic!("{other}"),
-    }
+    let dump = bpftool(&["map", "dump", "pinned", path]);
+    dump.as_array().unwrap_or_else(|| panic!("{dump}")).clone()
 }
 
 /// Values of a pinned map, with the field names of its BTF.

@@ -224,7 +224,7 @@ fn single_bytes_stay_in_order() {
 /// returns them to a pool when it has no bytes. Small messages are copied without a pipe, so the messages are large.
 #[test]
 fn idle_flows_hold_no_pipe() {
-    const MESSAGE: [u8; 64 * 1024] = [7; 64 * 1024];
+    static MESSAGE: [u8; 64 * 1024] = [7; 64 * 1024];
     let flow = Flow::open("splice");
     let others: Vec<_> = (0..50).map(|_| flow.connect_another()).collect();
     for Peers { client, backend } in &others {

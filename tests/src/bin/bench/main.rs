@@ -88,7 +88,7 @@ fn compare_candidates(lab: &Lab, load: Load, hello: &[u8], plan: &Plan) -> Vec<V
                 let name = candidates[(turn + round as usize) % candidates.len()];
                 let candidate = Candidate::start(lab, name, BACKEND_PORT, hello);
                 let target = Target { address: candidate.address(BACKEND_PORT), hello };
-                let measured = measure(lab, load, target, *time).to_json(load);
+                let measured = measure(lab, load, target, *time).into_json(load);
                 println!("{row:<37} {name:<14} {}", format_result(&measured, load));
                 let mut result = json!({ "load": row, "unit": load.unit(), "round": round,
                     "candidate": name });

@@ -44,7 +44,7 @@ impl Measurement {
 
     /// The rate; CPU seconds per GB, or per 1,000 connections or requests; percentiles of the time of a request and its
     /// response, in µs.
-    pub(crate) fn to_json(mut self, load: Load) -> Value {
+    pub(crate) fn into_json(mut self, load: Load) -> Value {
         self.latencies_ns.sort_unstable();
         let at = |percent: usize| self.latencies_ns.get(self.latencies_ns.len() * percent / 100);
         let [p50, p99] = [50, 99].map(|percent| at(percent).map(|&ns| f64::from(ns) / 1e3));
@@ -57,7 +57,7 @@ impl Measurement {
     }
 }
 
-/// Formats a result of [`Measurement::to_json`] as one line.
+/// Formats a result of [`Measurement::into_json`] as one line.
 pub(crate) fn format_result(result: &Value, load: Load) -> String {
     let number = |key: &str| result[key].as_f64().unwrap_or(f64::NAN);
     let line = format!("{:>10.2} {:<7} CPU {:.3}", number("rate"), load.unit(), number("cpu"));

@@ -50,7 +50,7 @@ fn compare_on_cores(
         None => measure(lab, load, targets[index], SLICE),
     };
     let [result, direct] =
-        alternate_slices(plan.time, measure_slice).map(|measured| measured.to_json(load));
+        alternate_slices(plan.time, measure_slice).map(|measured| measured.into_json(load));
     let load_name = load.name();
     println!("{load_name:<32} {name:<14} {} on {cores} core(s)", format_result(&result, load));
     println!("{:<32} {:<14} {}", "", "- direct link", format_result(&direct, load));
