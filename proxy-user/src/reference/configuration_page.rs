@@ -22,7 +22,7 @@ const TYPES: &str = "
 A *duration* is a string with units, such as `\"500ms\"`, `\"5s\"` or `\"2m 30s\"`. Where the type says
 so, `\"off\"` is a duration too. An *integer* and a *boolean* stand without quotes. All other types
 are strings. A *list* of them stands in brackets. *required* keys have no default. A default of *none*
-means that the key is absent, with the effect that the row tells.
+means that the key is absent; the row says what follows from that.
 
 A [JSON schema](snisplit.schema.json) of the file serves editors. Terms are in the
 [glossary](../glossary.md).
