@@ -191,7 +191,7 @@ fn with_partial_checksum(mut packet: Vec<u8>) -> Vec<u8> {
 /// Number of XDP programs that the agent with the instance name of this lab has pinned.
 fn count_xdp_pins(lab: &Lab) -> usize {
     let pins = fs::read_dir(pin_dir(lab.namespace_names()[1])).into_iter().flatten();
-    let is_xdp = |name: String| name.starts_with("early_");
+    let is_xdp = |name: String| name.starts_with("xdp_");
     pins.filter(|pin| is_xdp(pin.as_ref().unwrap().file_name().into_string().unwrap())).count()
 }
 
