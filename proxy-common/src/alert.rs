@@ -1,36 +1,36 @@
-//! TLS alerts: how a refusal sounds on the wire (RFC 8446 §6, RFC 6066 §9).
+//! TLS alerts (RFC 8446 §6, RFC 6066 §9).
 
 use core::fmt;
 
-/// The alerts that snisplit sends; the value is the code on the wire.
+/// Alert that snisplit sends. The value is its code on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Alert {
-    /// Something other than a ClientHello came first.
+    /// The first message is not a ClientHello.
     UnexpectedMessage = 10,
-    /// A record longer than 2^14 bytes.
+    /// A record is longer than 2^14 bytes.
     RecordOverflow = 22,
-    /// The hello did not become whole in time.
+    /// The hello was not complete in time.
     HandshakeFailure = 40,
-    /// A field has a value that is forbidden, such as an extension that stands twice.
+    /// A field has a forbidden value, such as a duplicate extension.
     IllegalParameter = 47,
-    /// The bytes are no ClientHello, or one longer than the limit.
+    /// The bytes are not a valid ClientHello, or it is longer than the limit.
     DecodeError = 50,
-    /// No back end answered: nothing is wrong with the client.
+    /// No back end answered. The client did nothing wrong.
     InternalError = 80,
-    /// No route, or no right to the name.
+    /// No route has the name, or a validation of it is not allowed.
     UnrecognizedName = 112,
 }
 
 impl Alert {
-    /// The whole record: type 21, version 3.3, two bytes, level fatal.
+    /// Returns the TLS record of the alert: type 21, version 3.3, length 2, level fatal.
     ///
-    /// A client reads the version of an alert before negotiation loosely (RFC 8446 §5.1).
+    /// Clients must ignore the version of a record before negotiation (RFC 8446 §5.1).
     pub const fn to_record(self) -> [u8; 7] {
         [21, 3, 3, 0, 2, 2, self as u8]
     }
 
-    /// The name in the IANA registry.
+    /// Returns the name in the IANA registry.
     pub const fn name(self) -> &'static str {
         match self {
             Self::UnexpectedMessage => "unexpected_message",

@@ -1,36 +1,38 @@
-//! Which back end first, which next: pure in what is known of each.
+//! Balancing: the order in which to try a route's back ends.
 
 use core::net::IpAddr;
 
 use crate::limits::SourcePrefix;
 
-/// How connections are spread (`balance`).
+/// Balancing policy of a route (`balance`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum BalancePolicy {
-    /// In turn, by weight.
+    /// In turn, in proportion to the weights.
     #[default]
     RoundRobin,
-    /// To the one with the fewest connections for its weight.
+    /// The back end with the fewest connections in proportion to its weight.
     LeastConnections,
-    /// Each source to the same one, as long as that one is there (rendezvous hashing).
+    /// The same back end for each source, as long as it is configured and up (rendezvous hashing).
     SourceHash,
 }
 
-/// What is known of one back end.
+/// State of one back end.
 #[derive(Clone, Copy, Debug)]
 pub struct Candidate<'c> {
-    /// Its address, as it was written.
+    /// Address, as written in the configuration.
     pub key: &'c str,
-    /// Its share beside the others; 0 is nothing, unless nobody else answers.
+    /// Share of the connections in proportion to the others. 0: only if no other back end answers.
     pub weight: f64,
-    /// Connections that it has now.
+    /// Number of open connections.
     pub active_connections: usize,
-    /// Whether it is believed to answer.
+    /// Whether health checks and connects consider it up.
     pub is_up: bool,
 }
 
-/// All candidates, the one to try first in front. Those that are down come last: believing may be
-/// wrong, and trying costs a client nothing that it has not lost already.
+/// Returns the indices of all candidates in the order to try them.
+///
+/// Candidates that are down come last, because their state may be wrong. At that point an attempt costs the
+/// client nothing.
 pub fn rank_candidates(
     balance: BalancePolicy,
     pick_number: usize,
@@ -60,11 +62,12 @@ fn sort_by_score(ranking: &mut [usize], rank: impl Fn(usize) -> f64) {
     ranking.sort_by(|&a, &b| rank(a).total_cmp(&rank(b)));
 }
 
-/// Turn after turn, each candidate that is up gets a part of the turns like its weight, exactly so
-/// in each round. A step near the golden section of the round, and prime to it, spreads the turns of
-/// one candidate over the round.
+/// Returns the candidate for a turn.
+///
+/// In each round, each candidate that is up gets turns exactly in proportion to its weight. A step near the
+/// golden section of the round, and coprime to its length, spreads the turns of a candidate over the round.
 fn weighted_round_robin(pick_number: usize, candidates: &[Candidate<'_>]) -> usize {
-    // Weights are whole numbers but for a slow start, which grows by tenths.
+    // Weights are whole numbers, except during a slow start, which grows in tenths.
     let tenths = |c: &Candidate<'_>| if c.is_up { (c.weight * 10.0).round() as u64 } else { 0 };
     let weight_unit = candidates.iter().map(tenths).fold(0, gcd);
     if weight_unit == 0 {
@@ -90,8 +93,10 @@ const fn gcd(mut a: u64, mut b: u64) -> u64 {
     a
 }
 
-/// An exponentially distributed number for a source and a key: the smallest over weight wins, which
-/// gives each key its share, and a key that goes takes only its own sources along.
+/// Returns an exponentially distributed number for a source and a key.
+///
+/// The candidate with the smallest quotient of number and weight wins. So each one gets its share, and only
+/// the sources of a removed candidate move to others.
 fn rendezvous_score(source: &SourcePrefix, key: &str) -> f64 {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     let mut absorb = |bytes: &[u8]| {
@@ -104,7 +109,7 @@ fn rendezvous_score(source: &SourcePrefix, key: &str) -> f64 {
         IpAddr::V6(ip) => absorb(&ip.octets()),
     }
     absorb(key.as_bytes());
-    // FNV's high bits are weak for short inputs: mix once more (the finaliser of splitmix64).
+    // The high bits of FNV are weak for short inputs, so the finaliser of splitmix64 mixes them again.
     hash = (hash ^ hash >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     hash = (hash ^ hash >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
     let uniform = ((hash ^ hash >> 31) >> 11) as f64 / (1_u64 << 53) as f64;

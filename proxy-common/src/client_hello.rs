@@ -1,8 +1,8 @@
-//! The first thing a TLS client says, and the few facts we want from it.
+//! ClientHello: the first message of a TLS client (RFC 8446 §4.1.2).
 //!
-//! Sans I/O: [`ClientHelloParser::parse`] gets all bytes that have arrived so far and says when it knows
-//! enough. A hello is decided only when it is whole, so how it was cut into TCP segments or TLS
-//! records can never change a decision (CVE-2026-32305 was that). RFC 8446 §4.1.2 and §5.1.
+//! The parser does no I/O: [`ClientHelloParser::parse`] gets all bytes that have arrived so far. It returns
+//! a hello only when it is complete. So its division into TCP segments or TLS records cannot change a
+//! decision (compare CVE-2026-32305).
 
 use crate::alert::Alert;
 use crate::server_name::{ServerName, ServerNameError};
@@ -12,62 +12,62 @@ mod parser;
 
 pub use parser::{ClientHelloParser, ParseStatus};
 
-/// What a ClientHello says, as far as it matters to a splitter.
+/// Fields of a ClientHello that snisplit uses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientHello {
-    /// The server name extension (RFC 6066 §3).
+    /// Server name extension (RFC 6066 §3).
     pub sni: Sni,
-    /// The protocols offered, in the client's order (RFC 7301).
+    /// Offered application protocols, in the client's order (RFC 7301).
     pub alpn: Vec<Vec<u8>>,
-    /// The versions offered: the extension of RFC 8446 §4.2.1, else the one legacy version.
+    /// Offered TLS versions: the extension of RFC 8446 §4.2.1, or the legacy version without it.
     pub versions: Vec<u16>,
-    /// Whether data may stand right behind the hello (0-RTT, RFC 8446 §4.2.10).
+    /// Whether early data may follow the hello (0-RTT, RFC 8446 §4.2.10).
     pub early_data: bool,
-    /// Whether an encrypted inner hello is offered (RFC 9849); GREASE looks the same.
+    /// Whether the client offers an encrypted hello (RFC 9849), or pretends to (GREASE).
     pub ech: bool,
-    /// Bytes of the connection up to the hello's last one.
+    /// Number of bytes from the start of the connection to the end of the hello.
     pub wire_len: usize,
-    /// TLS records that these bytes stand in.
+    /// Number of TLS records of the hello.
     pub records: usize,
 }
 
-/// The name a client asks for.
+/// Server name that a client requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Sni {
-    /// No extension.
+    /// The hello has no such extension.
     Absent,
-    /// A name that could be somebody's.
+    /// Valid server name.
     Name(ServerName),
-    /// An extension whose name is none, and why.
+    /// Invalid server name, and the reason.
     Invalid(ServerNameError),
 }
 
 impl ClientHello {
-    /// Whether this is an ACME validation: that protocol and no other (RFC 8737 §3).
+    /// Whether this is a TLS-ALPN-01 validation: `acme-tls/1` is the only protocol (RFC 8737 §3).
     pub fn is_acme_validation(&self) -> bool {
         matches!(self.alpn.as_slice(), [only] if only == b"acme-tls/1")
     }
 }
 
-/// Why bytes are no ClientHello that we could pass on.
+/// Why bytes are not a ClientHello that snisplit can forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ClientHelloError {
-    /// The first bytes are no TLS handshake record.
+    /// The first bytes are not a TLS handshake record.
     NotTls,
-    /// A TLS record of another type, or another handshake message.
+    /// A TLS record has another type, or the message is another handshake message.
     UnexpectedMessage,
-    /// A record that claims more than 2^14 bytes, or none.
+    /// A record has more than 2^14 bytes, or none.
     InvalidRecordLength,
-    /// A message longer than the limit.
+    /// The message is longer than the limit.
     TooLong,
-    /// Lengths inside the message that do not add up.
+    /// Lengths inside the message contradict each other.
     Malformed,
-    /// An extension that stands twice, which RFC 8446 §4.2 forbids.
+    /// An extension occurs twice, which RFC 8446 §4.2 forbids.
     DuplicateExtension,
 }
 
 impl ClientHelloError {
-    /// The alert that answers it.
+    /// Returns the alert to send.
     pub const fn alert(self) -> Alert {
         match self {
             Self::NotTls | Self::UnexpectedMessage => Alert::UnexpectedMessage,
@@ -77,7 +77,7 @@ impl ClientHelloError {
         }
     }
 
-    /// A short word for counters and logs.
+    /// Returns the identifier of the error in metrics and logs.
     pub const fn label(self) -> &'static str {
         match self {
             Self::NotTls => "not_tls",

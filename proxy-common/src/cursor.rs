@@ -1,9 +1,9 @@
-//! A cursor over bytes that we did not write: never past the end, never a panic.
+//! Cursor over untrusted bytes, which never reads after their end and never panics.
 //!
-//! Every read returns `None` when the bytes do not suffice, so a parser is a chain of `?`. TLS
-//! vectors (RFC 8446 §3.4) are sub-cursors: what is inside cannot reach what is outside.
+//! Each read returns `None` if there are too few bytes. A TLS vector (RFC 8446 §3.4) is a cursor of its own,
+//! so a parser of its content cannot read outside it.
 
-/// The unread rest of a byte string.
+/// Unread rest of a byte string.
 #[derive(Clone, Copy, Debug)]
 pub struct Cursor<'a> {
     rest: &'a [u8],
@@ -15,40 +15,40 @@ impl<'a> Cursor<'a> {
         Self { rest: bytes }
     }
 
-    /// What has not been read yet.
+    /// Returns the unread bytes.
     pub const fn rest(self) -> &'a [u8] {
         self.rest
     }
 
-    /// Whether everything has been read.
+    /// Whether no unread bytes are left.
     pub const fn is_empty(self) -> bool {
         self.rest.is_empty()
     }
 
-    /// The next `n` bytes.
+    /// Reads `n` bytes.
     pub fn read_bytes(&mut self, n: usize) -> Option<&'a [u8]> {
         let (head, rest) = self.rest.split_at_checked(n)?;
         self.rest = rest;
         Some(head)
     }
 
-    /// One byte.
+    /// Reads one byte.
     pub fn u8(&mut self) -> Option<u8> {
         self.read_bytes(1).map(|b| b[0])
     }
 
-    /// Two bytes, network order.
+    /// Reads two bytes in network byte order.
     pub fn u16(&mut self) -> Option<u16> {
         self.read_bytes(2).map(|b| u16::from_be_bytes([b[0], b[1]]))
     }
 
-    /// A vector behind a length of one byte.
+    /// Reads a vector with a length of one byte.
     pub fn vec8(&mut self) -> Option<Self> {
         let n = self.u8()?;
         self.read_bytes(n.into()).map(Self::new)
     }
 
-    /// A vector behind a length of two bytes.
+    /// Reads a vector with a length of two bytes.
     pub fn vec16(&mut self) -> Option<Self> {
         let n = self.u16()?;
         self.read_bytes(n.into()).map(Self::new)

@@ -1,137 +1,138 @@
-//! What happens to a connection: the only place that knows the ACME policy.
+//! Decision about a connection: forward, terminate or reject. Only this module knows the ACME policy.
 //!
-//! A TLS-ALPN-01 validation (RFC 8737) goes to the owner of the name, and the owner is whoever
-//! the route table says. We answer what we ordered ourselves; a catch-all owns no name. Ordinary
-//! traffic follows the same table, with the catch-all taking what is left.
+//! The route table says who owns a name. A TLS-ALPN-01 validation (RFC 8737) goes to the owner of its
+//! name. The agent answers validations of its own orders. A catch-all owns no name. Ordinary traffic
+//! follows the same table, and the catch-all gets all names that no other route has.
 
 use crate::alert::Alert;
 use crate::client_hello::{ClientHello, Sni};
 use crate::route_table::{MatchKind, RouteTable};
 use crate::server_name::ServerName;
 
-/// What a route says about validations of its names (`acme` in the config).
+/// Policy of a route for validations of its names (`acme` in the configuration).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AcmePolicy {
-    /// To the back end if the route names the name, else refuse; [`AcmeBypass`] moves this.
+    /// Forward if the route names the name, reject otherwise. [`AcmeBypass`] changes this.
     #[default]
     Auto,
-    /// To the back end, whatever kind of route it is.
+    /// Forward, also if the route is a catch-all.
     Backend,
-    /// Only our own orders are answered.
+    /// Answer validations of the agent's own orders only.
     Local,
-    /// None is answered.
+    /// Reject all validations.
     Reject,
 }
 
-/// What [`AcmePolicy::Auto`] means on a listener (`acme_bypass`).
+/// Meaning of [`AcmePolicy::Auto`] on a listener (`acme_bypass`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AcmeBypass {
-    /// Names that a route owns go to it, the rest is refused.
+    /// Forward validations of names that a route owns, and reject all others.
     #[default]
     Owned,
-    /// No validation reaches a back end: Traefik's `allowACMEByPass = false` with a resolver.
+    /// Forward no validations, like Traefik's `allowACMEByPass = false` with a resolver.
     Never,
-    /// Catch-alls receive validations too: Traefik's `true`. Lets them get foreign certificates.
+    /// Forward to catch-alls too, like Traefik's `true`. Their back ends can then get certificates for names
+    /// that they do not own.
     Always,
 }
 
-/// A route as far as a decision needs it.
+/// Part of a route that a decision needs.
 pub trait RoutePolicy {
-    /// The route's own word on validations.
+    /// Returns the policy for validations.
     fn acme_policy(&self) -> AcmePolicy;
 }
 
-/// The certificates of this agent.
+/// Look-up of the certificates of this agent.
 pub trait CertificateLookup {
-    /// What proves that a connection can be terminated here.
+    /// Certificate that terminates a connection.
     type Certificate;
-    /// The challenge certificate of an order under way for exactly this name.
+    /// Returns the challenge certificate of a pending order for exactly this name.
     fn pending_challenge(&self, name: &ServerName) -> Option<Self::Certificate>;
-    /// How this agent claims to terminate a name itself, if it does. A route with a more specific
-    /// claim still owns the name; the configuration allows no two equal ones.
+    /// Returns how this agent terminates a name itself, if it does. A route with a more specific match still
+    /// owns the name. The configuration does not allow two matches of the same kind.
     fn managed_name(&self, name: &ServerName) -> Option<ManagedName<Self::Certificate>>;
 }
 
 /// A name that this agent terminates itself.
 #[derive(Debug)]
 pub struct ManagedName<H> {
-    /// How specific its claim is.
+    /// How specific the match of its `[[terminate]]` entry is.
     pub kind: MatchKind,
-    /// The certificate, once there is one.
+    /// Certificate. `None`: the agent does not have one yet.
     pub certificate: Option<H>,
 }
 
-/// What to do with one connection, and why.
+/// Decision about one connection, with its reason.
 #[derive(Debug)]
 pub struct Decision<'r, R, H> {
-    /// What to do.
+    /// Action to take.
     pub action: Action<'r, R, H>,
-    /// Why, for logs, counters and `explain`.
+    /// Reason, for logs, metrics and `explain`.
     pub reason: DecisionReason,
-    /// How the name is known here.
+    /// Class of the name.
     pub name_class: NameClass,
 }
 
-/// The three things that can be done with a connection.
+/// Action for a connection.
 #[derive(Debug)]
 pub enum Action<'r, R, H> {
-    /// Speak TLS ourselves, with what we hold.
+    /// Terminate TLS with this certificate.
     Terminate(H),
-    /// Hand it to the route's back end unread.
+    /// Forward the connection to a back end of this route.
     Forward(&'r R),
-    /// Say no.
+    /// Send this alert and close the connection.
     Reject(Alert),
 }
 
-/// How a name is known here.
+/// Class of a name: what the configuration knows about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum NameClass {
-    /// There is none, or none that could be somebody's.
+    /// The client sent no name, or an invalid one.
     Nameless,
     /// This agent manages its certificate.
     Managed,
-    /// A route claims it.
+    /// A route has it.
     Routed(MatchKind),
-    /// Nobody does.
+    /// No route has it.
     Unrouted,
 }
 
-/// Why a connection was decided as it was.
+/// Reason of a decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DecisionReason {
-    /// Ordinary traffic to a name that a route claims.
+    /// Ordinary traffic to a name of a route.
     Route,
-    /// Ordinary traffic to a name whose certificate we manage.
+    /// Ordinary traffic to a name whose certificate this agent manages.
     ManagedName,
-    /// Ordinary traffic to a name of ours that has no certificate yet.
+    /// Ordinary traffic to a managed name that has no certificate yet.
     NoCertificate,
-    /// No route claims the name.
+    /// No route has the name.
     NoRoute,
-    /// No name, where one is needed.
+    /// The client sent no name, and there is no catch-all.
     NoServerName,
-    /// A name that is none.
+    /// The client sent an invalid name.
     InvalidServerName,
-    /// A validation of an order of ours.
+    /// Validation of a pending order of this agent.
     ChallengePending,
-    /// A validation of a name of ours that we did not order.
+    /// Validation of a managed name without a pending order.
     NoChallengePending,
-    /// A validation that goes to the owner of the name.
+    /// Validation that goes to the owner of the name.
     NameOwner,
-    /// A validation of a name that only the catch-all route takes; it owns none.
+    /// Validation of a name that only the catch-all route has. A catch-all owns no name.
     CatchAll,
-    /// The route says `acme = "backend"`.
+    /// The route has `acme = "backend"`.
     RouteBackend,
-    /// The route says `acme = "local"`.
+    /// The route has `acme = "local"`.
     RouteLocal,
-    /// The route says `acme = "reject"`.
+    /// The route has `acme = "reject"`.
     RouteReject,
-    /// `acme_bypass = "never"`.
+    /// The listener has `acme_bypass = "never"`.
     BypassNever,
-    /// `acme_bypass = "always"`.
+    /// The listener has `acme_bypass = "always"`.
     BypassAlways,
 }
 
-/// Decides one connection.
+/// Decides about one connection.
 pub fn decide<'r, R: RoutePolicy, C: CertificateLookup>(
     client_hello: &ClientHello,
     routes: &'r RouteTable<R>,
@@ -169,7 +170,7 @@ fn decide_ordinary<'r, R, C: CertificateLookup>(
     }
 }
 
-/// A name of our own, unless a route claims it more specifically.
+/// Returns how this agent manages a name, unless a route has a more specific match.
 fn managed_name_for<R, C: CertificateLookup>(
     name: &ServerName,
     routes: &RouteTable<R>,
@@ -180,7 +181,7 @@ fn managed_name_for<R, C: CertificateLookup>(
     is_managed_here.then_some(managed)
 }
 
-/// Decides a CA's validation of a name, by whichever challenge (RFC 8737, RFC 8555 §8.3).
+/// Decides about a validation by TLS-ALPN-01 (RFC 8737) or HTTP-01 (RFC 8555 §8.3).
 pub fn decide_validation<'r, R: RoutePolicy, C: CertificateLookup>(
     name: Option<&ServerName>,
     routes: &'r RouteTable<R>,
@@ -223,7 +224,8 @@ const fn forward<R, H>(route: &R, reason: DecisionReason, kind: MatchKind) -> De
     Decision { action: Action::Forward(route), reason, name_class: NameClass::Routed(kind) }
 }
 
-/// Every refusal here is about the name, so one alert says it all (RFC 6066 §3, RFC 8737 §4).
+/// Rejects a connection with `unrecognized_name`. All rejections here concern the name (RFC 6066 §3, RFC
+/// 8737 §4).
 const fn reject<'r, R, H>(reason: DecisionReason, name_class: NameClass) -> Decision<'r, R, H> {
     Decision { action: Action::Reject(Alert::UnrecognizedName), reason, name_class }
 }

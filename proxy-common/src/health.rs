@@ -1,48 +1,49 @@
-//! Whether a back end is believed to answer: learnt from dialling it and from asking it.
+//! Health of a back end, from the results of connects and of health checks.
 //!
-//! Pure in what happened and when; `now` counts from any fixed instant.
+//! Time is an argument: `now` is the time since any fixed instant.
 
 use core::time::Duration;
 
-/// Dials in a row that fail before a back end is left alone for a while.
+/// Number of consecutive failed connects that eject a back end.
 pub const CONSECUTIVE_FAILURES: u32 = 3;
-/// How long at first; each time in a row doubles it.
+/// Duration of the first ejection. Each further one in a row takes twice as long.
 pub const BASE_EJECTION_TIME: Duration = Duration::from_secs(10);
-/// How long at most.
+/// Longest duration of an ejection.
 pub const MAX_EJECTION_TIME: Duration = Duration::from_secs(300);
-/// The share that a back end which just came up gets at first.
+/// Share of its weight that a back end has at the start of a slow start.
 const SLOW_START_MIN_FACTOR: f64 = 0.1;
 
-/// What is believed of one back end.
+/// Health of one back end.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct BackendHealth {
     consecutive_failures: u32,
     ejections: u32,
     ejected_until: Option<Duration>,
-    /// Checks in a row that contradict what is believed.
+    /// Number of consecutive checks that contradict the present state.
     contrary_checks: u32,
     is_down_by_check: bool,
     up_since: Option<Duration>,
 }
 
-/// A belief that changed.
+/// Change of the health of a back end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transition {
-    /// It answers again.
+    /// The back end is up again.
     Up,
-    /// It does not, by [`BackendHealth::record_check`].
+    /// Health checks consider it down.
     Down,
-    /// It does not, by [`BackendHealth::record_connect`], and is left alone for so long.
+    /// Failed connects eject it for this duration.
     Eject(Duration),
 }
 
 impl BackendHealth {
-    /// Whether to dial it before others.
+    /// Whether the back end is up: neither down by checks nor ejected.
     pub fn is_up(&self, now: Duration) -> bool {
         !self.is_down_by_check && self.ejected_until.is_none_or(|until| until <= now)
     }
 
-    /// Its share, 0 to 1: less than all within `slow_start` after it came up.
+    /// Returns the share of its weight, from 0 to 1. It is below 1 for the time `slow_start` after the back end
+    /// came up.
     pub fn weight_factor(&self, slow_start: Duration, now: Duration) -> f64 {
         match self.up_since {
             Some(since) if now < since + slow_start => {
@@ -53,7 +54,7 @@ impl BackendHealth {
         }
     }
 
-    /// A connection was tried.
+    /// Records the result of a connect. Returns a transition if the health changed.
     pub fn record_connect(&mut self, succeeded: bool, now: Duration) -> Option<Transition> {
         if succeeded {
             self.consecutive_failures = 0;
@@ -61,7 +62,7 @@ impl BackendHealth {
             return is_transition.then(|| self.mark_up(now));
         }
         self.consecutive_failures += 1;
-        // After an ejection a single failure is enough: it was on trial.
+        // After an ejection, one failure ejects the back end again.
         let should_eject =
             self.consecutive_failures >= CONSECUTIVE_FAILURES || self.ejected_until.is_some();
         (should_eject && self.is_up(now)).then(|| {
@@ -74,8 +75,10 @@ impl BackendHealth {
         })
     }
 
-    /// A check was made. `rise` answers in a row make it up, from an ejection too; `fall` failures
-    /// down.
+    /// Records the result of a health check. Returns a transition if the health changed.
+    ///
+    /// `rise` consecutive successes make the back end up, also during an ejection. `fall` consecutive failures
+    /// make it down.
     pub fn record_check(
         &mut self,
         succeeded: bool,

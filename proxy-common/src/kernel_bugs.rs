@@ -1,15 +1,15 @@
-//! Kernel versions on which forwarding by sockmap is known to go wrong, and what goes wrong there.
+//! Kernel releases with known bugs of sockmap.
 //!
-//! A distribution may have mended its kernel without a new version, or broken it: what decides is a
-//! trial. The version says why the trial should fail, or that it may only have been lucky.
+//! A distribution may fix or break its kernel without a new version number. So the self-test decides whether
+//! the agent uses sockmap. The release explains a failed test, or warns that a passed test may be luck.
 
-/// A version: the release's first three numbers, `6.1.32` of `6.1.32-amd64`.
+/// First three numbers of a release: `6.1.32` of `6.1.32-amd64`.
 type Version = (u16, u16, u16);
 
 struct KernelBug {
-    /// The first release with the fault.
+    /// First release with the bug.
     first_affected: Version,
-    /// The first release without it.
+    /// First release without it.
     first_fixed: Version,
     description: &'static str,
 }
@@ -21,7 +21,7 @@ const DUPLICATES_BYTES: &str = "Linux 6.1.32 to 6.1.141 and 6.4 to 6.15.1 (6.12 
 const DUPLICATES_BYTES_6_6: &str = "Linux 6.6 sends redirected bytes twice when the receiver is slow, up to a \
     stable release that we do not know (sk_psock_backlog, broken by 405df89dd52c)";
 
-/// In the order of versions; `until` of one series ends before the next begins.
+/// Known bugs in the order of versions. The ranges do not overlap.
 const KERNEL_BUGS: [KernelBug; 7] = [
     KernelBug { first_affected: (0, 0, 0), first_fixed: (5, 10, 0), description: DROPS_BYTES },
     KernelBug {
@@ -52,8 +52,8 @@ const KERNEL_BUGS: [KernelBug; 7] = [
     },
 ];
 
-/// What is known to be wrong with a release, as `uname -r` prints it. `None` also for one that is not
-/// understood.
+/// Returns the description of the known bug of a release, in the form of `uname -r`. `None`: there is none,
+/// or the release has an unknown form.
 ///
 /// ```
 /// use snisplit_common::kernel_bugs::known_bug;

@@ -1,8 +1,7 @@
-//! The law of snisplit: everything that decides, nothing that acts.
+//! Decision core of snisplit: pure functions without I/O.
 //!
-//! Bytes and time are arguments: no module here opens a socket, reads a file or asks the clock, so
-//! each can be tested as a table and fuzzed alone. The kernel programs share [`abi`] and see
-//! nothing else.
+//! Bytes and time are arguments. No module opens a socket, reads a file or reads the clock, so tests can
+//! cover each one with tables and by fuzzing. The BPF programs use [`abi`] only.
 
 #![cfg_attr(target_arch = "bpf", no_std)]
 #![forbid(unsafe_code)]

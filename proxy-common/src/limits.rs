@@ -1,41 +1,45 @@
-//! The arithmetic of limits: what a bound on one thing means for another.
+//! Limits on resources, and the arithmetic between them.
 
 use core::net::IpAddr;
 use core::time::Duration;
 
-/// Default of `max_client_hello_bytes`: bytes of the handshake message.
+/// Default of `max_client_hello_bytes`: the largest handshake message in bytes, without its header.
 pub const DEFAULT_MAX_CLIENT_HELLO_LEN: usize = 65_536;
 
-/// The most that `max_client_hello_bytes` may be set to: the receive queue must hold the whole hello, in
-/// records of one byte each if the client likes, and `tcp_rmem[2]` is 6 MiB by default.
+/// Largest value of `max_client_hello_bytes`.
+///
+/// The receive queue must hold the whole hello, which a client may send in records of one byte each. The
+/// default of `tcp_rmem[2]` is 6 MiB.
 pub const MAX_CLIENT_HELLO_LEN_CEILING: usize = 262_144;
 
-/// Bytes of the connection that a hello of `max_client_hello_bytes` can take: every byte in a record of its
-/// own, header included, and the message's header likewise.
+/// Returns the largest number of bytes on the wire for a hello of `client_hello_len` bytes.
+///
+/// Each byte of the message and of its header may have a record of its own, with a header of 5 bytes.
 pub const fn max_client_hello_wire_len(client_hello_len: usize) -> usize {
     (client_hello_len + 4) * 6
 }
 
-/// File descriptors that one connection can hold at once: two sockets and, while bytes are in
-/// flight both ways, two pipes.
+/// Largest number of file descriptors of one connection: two sockets, and two pipes of two descriptors each
+/// while data moves in both directions.
 pub const FDS_PER_CONNECTION: u64 = 6;
 
-/// Connections that `nofile` descriptors carry at their worst, 64 kept back for everything else.
+/// Returns the number of connections that a limit of `nofile` descriptors allows. 64 descriptors are reserved
+/// for other purposes.
 pub const fn max_connections_for_nofile(nofile: u64) -> u64 {
     nofile.saturating_sub(64) / FDS_PER_CONNECTION
 }
 
-/// Who counts as one client: an IPv4 address, or the IPv6 network that one customer gets (/64).
+/// Source of connections that counts as one client: an IPv4 address or an IPv6 /64 prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SourcePrefix(IpAddr);
 
 impl SourcePrefix {
-    /// The address, or the first one of the network.
+    /// Returns the IPv4 address, or the first address of the prefix.
     pub const fn network_address(self) -> IpAddr {
         self.0
     }
 
-    /// The source that an address belongs to.
+    /// Returns the source of an address.
     pub fn from_address(address: IpAddr) -> Self {
         Self(match address.to_canonical() {
             v4 @ IpAddr::V4(_) => v4,
@@ -44,29 +48,29 @@ impl SourcePrefix {
     }
 }
 
-/// How long to leave the listener alone after accept failed: 5 ms, doubled up to 1 s.
+/// Delay after a failed accept(2): 5 ms, doubled for each further failure up to 1 s.
 ///
-/// A full descriptor table stays full until a connection ends; asking again at once burns a core.
+/// A full descriptor table stays full until a connection ends. Calls without a delay would use a whole core.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct AcceptBackoff {
     failures: u32,
 }
 
 impl AcceptBackoff {
-    /// The pause after one more failure.
+    /// Returns the delay after one more failure.
     pub fn next_delay(&mut self) -> Duration {
         let delay = Duration::from_millis(5 << self.failures.min(8));
         self.failures += 1;
         delay.min(Duration::from_secs(1))
     }
 
-    /// It worked: start over.
+    /// Starts again at the shortest delay, after a success.
     pub const fn reset(&mut self) {
         self.failures = 0;
     }
 }
 
-/// A token bucket: `burst` at once, `rate` a second in the long run. Time is an argument.
+/// Token bucket: `burst` tokens at once, and `rate` tokens per second on average.
 #[derive(Clone, Copy, Debug)]
 pub struct TokenBucket {
     tokens_per_second: f64,
@@ -76,7 +80,7 @@ pub struct TokenBucket {
 }
 
 impl TokenBucket {
-    /// A full bucket.
+    /// Makes a full bucket.
     pub const fn new(rate: u32, burst: u32) -> Self {
         Self {
             tokens_per_second: rate as f64,
@@ -86,7 +90,7 @@ impl TokenBucket {
         }
     }
 
-    /// Takes one token, if there is one. `now` counts from any fixed instant and does not go back.
+    /// Takes one token, and returns whether there was one. `now` is the time since any fixed instant.
     pub fn try_acquire(&mut self, now: Duration) -> bool {
         let elapsed = now.saturating_sub(self.last_refill).as_secs_f64();
         self.last_refill = self.last_refill.max(now);

@@ -1,56 +1,56 @@
-//! The PROXY protocol, versions 1 and 2 (haproxy.org, proxy-protocol.txt): who is behind a proxy.
+//! PROXY protocol, versions 1 and 2 (haproxy.org, proxy-protocol.txt): the address of the client behind a
+//! proxy.
 //!
-//! Sans I/O, like the hello: [`parse`] gets all bytes so far and says when the header is whole. The
-//! grammar is the `proxy-header` crate's; bounds, the checksum and how many bytes to wait for are
-//! ours.
+//! The parser does no I/O: [`parse`] gets all bytes so far. The crate `proxy-header` implements the grammar.
+//! This module adds size limits, the checksum, and the number of bytes to wait for.
 
 use core::net::{IpAddr, SocketAddr};
 
 use proxy_header::{ParseConfig, Protocol, ProxiedAddress, ProxyHeader, Tlv};
 
-/// The longest header that is read: addresses and a page of TLVs. Version 2 could claim 65,551.
+/// Largest size of a header in bytes: addresses and nearly 4 KiB of TLVs. Version 2 allows 65,551.
 pub const MAX_HEADER_LEN: usize = 4096;
 
 const V1_SIGNATURE: &[u8] = b"PROXY ";
-/// The longest line of version 1, §2.1.
+/// Largest size of a header of version 1 in bytes (§2.1).
 const V1_MAX_LEN: usize = 107;
 const V2_SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 const V2_FIXED_LEN: usize = 16;
 const TLV_CRC32C: u8 = 0x03;
 
-/// Which version to speak.
+/// Version of the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
-    /// One line of text, addresses only.
+    /// One line of text with addresses only.
     V1,
-    /// Binary, with TLVs.
+    /// Binary form with TLVs.
     V2,
 }
 
-/// What a header says.
+/// Parsed header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// Bytes that it takes.
+    /// Size of the header in bytes.
     pub len: usize,
-    /// Source and destination; `None` for LOCAL and UNKNOWN, where the connection's own count.
+    /// Source and destination. `None` for LOCAL and UNKNOWN: the addresses of the connection apply.
     pub addresses: Option<(SocketAddr, SocketAddr)>,
 }
 
-/// Why bytes are no header.
+/// Why bytes are not a valid header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeaderError {
-    /// They do not begin like one.
+    /// The bytes do not start with a signature.
     Missing,
-    /// Something in it is wrong.
+    /// The header violates the grammar.
     Malformed,
-    /// Longer than [`MAX_HEADER_LEN`].
+    /// The header is longer than [`MAX_HEADER_LEN`].
     TooLong,
-    /// The CRC32c of version 2 (§2.2.3) is another.
+    /// The CRC32c of version 2 (§2.2.3) is wrong.
     Checksum,
 }
 
 impl HeaderError {
-    /// A short word for counters and logs.
+    /// Returns the identifier of the error in metrics and logs.
     pub const fn label(self) -> &'static str {
         match self {
             Self::Missing => "proxy_header_missing",
@@ -61,21 +61,21 @@ impl HeaderError {
     }
 }
 
-/// What is known after some bytes.
+/// Result of parsing the bytes so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ParseStatus {
-    /// No fewer than `need` bytes from the connection's start can change that.
+    /// More bytes are necessary.
     Incomplete {
-        /// Bytes, counted from the connection's first one.
+        /// Smallest number of bytes, from the start of the connection, that can change the result.
         needed: usize,
     },
-    /// The header is whole.
+    /// The header is complete.
     Complete(Header),
-    /// It never will be.
+    /// The bytes are not a header.
     Invalid(HeaderError),
 }
 
-/// Looks at all bytes that the connection has brought so far.
+/// Parses all bytes of the connection so far.
 pub fn parse(received: &[u8]) -> ParseStatus {
     let status = if matches_signature(received, V2_SIGNATURE) {
         parse_v2(received)
@@ -87,12 +87,12 @@ pub fn parse(received: &[u8]) -> ParseStatus {
     status.unwrap_or_else(ParseStatus::Invalid)
 }
 
-/// Whether bytes that should be a ClientHello begin like a header instead.
+/// Whether bytes start with a signature of a PROXY header.
 pub fn starts_with_signature(received: &[u8]) -> bool {
     received.starts_with(V2_SIGNATURE) || received.starts_with(V1_SIGNATURE)
 }
 
-/// Whether the one is the beginning of the other, whichever is shorter.
+/// Whether the bytes so far match a signature, of which more bytes may be missing.
 fn matches_signature(received: &[u8], signature: &[u8]) -> bool {
     received.iter().zip(signature).all(|(a, b)| a == b)
 }
@@ -107,8 +107,10 @@ fn parse_v1(received: &[u8]) -> Result<ParseStatus, HeaderError> {
     }
 }
 
-/// What the crate does not mind: behind `UNKNOWN` anything may stand, but behind a space and in text;
-/// a port is digits, the first of several not a zero (§2.1).
+/// Whether a line of version 1 obeys rules that the crate does not check (§2.1).
+///
+/// Text after `UNKNOWN` is printable and starts with a space. A port consists of digits, without leading
+/// zeros.
 fn is_strict_v1_line(line: &[u8]) -> bool {
     match line.strip_prefix(b"PROXY UNKNOWN") {
         Some(rest) => {
@@ -150,13 +152,13 @@ fn decode(bytes: &[u8]) -> Result<ParseStatus, HeaderError> {
         Some(ProxiedAddress { protocol: Protocol::Stream, source, destination }) => {
             Some((canonical(*source), canonical(*destination)))
         }
-        // Nothing came by datagram over this connection.
+        // A datagram protocol contradicts this TCP connection.
         Some(_) => return Err(HeaderError::Malformed),
     };
     Ok(ParseStatus::Complete(Header { len, addresses }))
 }
 
-/// The checksum of a version 2 header, its own field taken as zero.
+/// Returns the checksum of a header of version 2, computed with a checksum field of zero.
 fn checksum(header: &[u8]) -> Option<u32> {
     let mut bytes = header.to_vec();
     let offset = checksum_offset(&bytes)?;
@@ -164,7 +166,7 @@ fn checksum(header: &[u8]) -> Option<u32> {
     Some(crc32c::crc32c(&bytes))
 }
 
-/// Where the checksum's four bytes are, behind the addresses and among the TLVs.
+/// Returns the offset of the checksum, which is a TLV after the addresses.
 fn checksum_offset(header: &[u8]) -> Option<usize> {
     let addresses = match header.get(13)? >> 4 {
         1 => 12,
@@ -182,8 +184,10 @@ fn checksum_offset(header: &[u8]) -> Option<usize> {
     }
 }
 
-/// A header to send. Version 2 tells the server name (`PP2_TYPE_AUTHORITY`), the first protocol of
-/// the client's list (`PP2_TYPE_ALPN`) and its own checksum.
+/// Encodes a header.
+///
+/// Version 2 contains the server name (`PP2_TYPE_AUTHORITY`), the first protocol of the client's ALPN list
+/// (`PP2_TYPE_ALPN`) and a checksum (`PP2_TYPE_CRC32C`).
 pub fn encode(
     version: Version,
     source: SocketAddr,
@@ -212,11 +216,12 @@ pub fn encode(
     bytes
 }
 
-/// An IPv4 address that came in an IPv6 one is IPv4.
+/// Converts an IPv4-mapped IPv6 address to IPv4.
 fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
+/// Converts two addresses of different families to IPv6.
 fn same_family(a: SocketAddr, b: SocketAddr) -> (SocketAddr, SocketAddr) {
     if a.is_ipv4() == b.is_ipv4() {
         return (a, b);

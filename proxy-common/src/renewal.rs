@@ -1,15 +1,16 @@
-//! When to order a certificate: pure in the clock, the certificate, the CA's wish and what failed.
+//! Time of the next order of a certificate, from the time, the certificate, the CA's renewal information and
+//! earlier failures.
 //!
-//! A CA that offers renewal information says when (RFC 9773); else with a third of the lifetime left.
-//! Failures back off for each certificate within what CAs bear: Let's Encrypt allows five failed
-//! validations of a name in an hour, and here at most four fall into one.
+//! A CA with renewal information (ARI, RFC 9773) says when to renew. Without it, the agent renews when a
+//! third of the lifetime is left. Failed orders back off for each certificate. Let's Encrypt allows five
+//! failed validations of a name in an hour; this schedule has at most four.
 
 use std::time::{Duration, SystemTime};
 
-/// The pause after the first failure of a kind, and the longest.
+/// Backoff after the first failure of a kind, and the longest one.
 const REJECTED_BACKOFF: (Duration, Duration) = (minutes(2), minutes(24 * 60));
 const UNREACHABLE_BACKOFF: (Duration, Duration) = (Duration::from_secs(5), minutes(10));
-/// Each pause is so many times the one before.
+/// Growth of the backoff with each further failure.
 const REJECTED_BACKOFF_FACTOR: u32 = 4;
 const UNREACHABLE_BACKOFF_FACTOR: u32 = 2;
 
@@ -17,69 +18,70 @@ const fn minutes(n: u64) -> Duration {
     Duration::from_secs(60 * n)
 }
 
-/// What is known of one certificate.
+/// State of one certificate that decides when to order.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RenewalInput {
-    /// `notBefore` and `notAfter` of the one that is there.
+    /// `notBefore` and `notAfter` of the present certificate. `None`: there is none.
     pub validity: Option<(SystemTime, SystemTime)>,
-    /// The CA's suggested window, RFC 9773 §4.2.
+    /// Window that the CA suggests (RFC 9773 §4.2).
     pub suggested_window: Option<(SystemTime, SystemTime)>,
-    /// What failed since the last success.
+    /// Failed orders since the last success.
     pub failure: Option<OrderFailure>,
-    /// A number from 0 to 1 that stays the same for this certificate, so that many do not come at
-    /// once.
+    /// Number from 0 to 1 that is constant for this certificate, so that the orders of many certificates
+    /// spread over time.
     pub jitter: f64,
 }
 
-/// Orders that failed, in a row.
+/// Consecutive failed orders.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct OrderFailure {
-    /// How many.
+    /// Number of failed orders.
     pub count: u32,
-    /// When the last one did.
+    /// Time of the last failure.
     pub failed_at: SystemTime,
-    /// What the CA said about it.
+    /// Kind of the last failure.
     pub kind: FailureKind,
-    /// `Retry-After` of the CA's answer.
+    /// Time of `Retry-After` in the CA's answer.
     pub retry_after: Option<SystemTime>,
 }
 
-/// How an order fails.
+/// Kind of failure of an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailureKind {
-    /// The CA could not be asked, or heard nothing but a nonce: no limit of its counts that.
+    /// The CA was not reachable, or got no request except for a nonce. Its rate limits do not count this.
     Unreachable,
-    /// The CA said no.
+    /// The CA rejected the order.
     Rejected,
 }
 
-/// What to do.
+/// Next step for a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RenewalAction {
-    /// Nothing until then.
+    /// Wait until this time.
     Wait(SystemTime),
     /// Order now.
     Order,
 }
 
 impl RenewalInput {
-    /// What to do now.
+    /// Returns the next step.
     pub fn action(&self, now: SystemTime) -> RenewalAction {
         let due = self.due_at();
         if now < due { RenewalAction::Wait(due) } else { RenewalAction::Order }
     }
 
-    /// When the next order is due; in the past if one is overdue.
+    /// Returns the time of the next order. It is in the past if the order is overdue.
     pub fn due_at(&self) -> SystemTime {
         let scheduled = self.validity.map_or(SystemTime::UNIX_EPOCH, |(from, until)| {
             let lifetime = until.duration_since(from).unwrap_or_default();
             match self.suggested_window {
-                // Not at once, whatever the CA says: a wish that is always over would be a storm.
+                // At least a hundredth of the lifetime after issuance: a window that is always in the past
+                // would cause continuous orders.
                 Some((start, end)) => {
                     let window_length = end.duration_since(start).unwrap_or_default();
                     (start + window_length.mul_f64(self.jitter)).max(from + lifetime / 100)
                 }
-                // A third of the lifetime before its end, or up to a thirtieth earlier.
+                // At two thirds of the lifetime, or up to a thirtieth of it earlier.
                 None => from + lifetime.mul_f64(2.0 / 3.0 - self.jitter / 30.0),
             }
         });
@@ -91,7 +93,7 @@ impl RenewalInput {
 }
 
 impl OrderFailure {
-    /// When the pause after it is over.
+    /// Returns the end of the backoff.
     fn retry_at(&self, jitter: f64) -> SystemTime {
         let ((initial_delay, max_delay), growth_factor) = match self.kind {
             FailureKind::Unreachable => (UNREACHABLE_BACKOFF, UNREACHABLE_BACKOFF_FACTOR),
@@ -150,10 +152,10 @@ mod tests {
             ..RenewalInput::default()
         };
         assert_eq!(input.due_at(), days(121));
-        // A window in the past: a certificate that is to be revoked (RFC 9773 §4.2).
+        // A window in the past: the CA will revoke the certificate (RFC 9773 §4.2).
         input.suggested_window = Some((days(99), days(99)));
         assert_eq!(input.action(days(101)), RenewalAction::Order);
-        assert_eq!(input.due_at(), days(100) + DAY * 9 / 10, "but not as fast as it is issued");
+        assert_eq!(input.due_at(), days(100) + DAY * 9 / 10, "not right after issuance");
         input.suggested_window = Some((days(130), days(129)));
         assert_eq!(input.due_at(), days(130), "an inverted window is its start");
     }
@@ -193,7 +195,7 @@ mod tests {
         situation.failure.as_mut().unwrap().retry_after = Some(days(1));
         assert_eq!(situation.due_at(), days(1));
         situation.failure.as_mut().unwrap().retry_after = Some(at(1));
-        assert_eq!(situation.due_at(), at(120), "never sooner than our own pause");
+        assert_eq!(situation.due_at(), at(120), "never before the end of the backoff");
     }
 
     #[test]

@@ -1,44 +1,44 @@
-//! Who owns a name: the most specific route that names it, and nothing else takes part.
+//! Table of routes by server name.
 //!
-//! Exact before wildcard before `*`. The order of routes in the file, the length of a rule, the
-//! client's address: none of these can move a name. Two routes with one name cannot both be built.
+//! The route with the most specific match owns a name: exact before wildcard before `*`. Neither the order
+//! of the routes nor the address of the client has an influence. Two routes with the same name are an error.
 
 use std::collections::HashMap;
 
 use crate::server_name::{Pattern, ServerName};
 
-/// An immutable table from server names to routes.
+/// Immutable table of routes by server name.
 #[derive(Debug)]
 pub struct RouteTable<R> {
     routes: Vec<R>,
     exact: HashMap<ServerName, usize>,
-    /// By the part behind `*.`; a name has one parent, so at most one wildcard covers it.
+    /// Routes by the part of a wildcard after `*.`. A name has one parent, so at most one wildcard matches it.
     wildcard: HashMap<String, usize>,
     default: Option<usize>,
 }
 
-/// A route and how it came to own a name.
+/// Route of a name, and how it matches.
 #[derive(Debug)]
 pub struct RouteMatch<'r, R> {
-    /// The route.
+    /// Matching route.
     pub route: &'r R,
-    /// How specific its claim is.
+    /// How specific the match is.
     pub kind: MatchKind,
 }
 
-/// How a route names a name; the more specific claim is the lesser.
+/// Kind of match of a route. The more specific kind is the smaller one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum MatchKind {
-    /// In full.
+    /// By the full name.
     Exact,
-    /// By its parent domain.
+    /// By the parent domain.
     Wildcard,
-    /// Not at all: it takes what is left.
+    /// By the catch-all, which matches all names that no other route has.
     Default,
 }
 
 impl MatchKind {
-    /// A short word for counters and logs.
+    /// Returns the identifier of the kind in metrics and logs.
     pub const fn label(self) -> &'static str {
         match self {
             Self::Exact => "exact",
@@ -48,14 +48,14 @@ impl MatchKind {
     }
 }
 
-/// A name that two routes want, by their positions.
+/// Name that two routes have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RouteConflict {
-    /// The name both have.
+    /// Name of both routes.
     pub pattern: Pattern,
-    /// The route that has it first.
+    /// Index of the first route with the name.
     pub first: usize,
-    /// The route that has it again; the same one if it lists the name twice.
+    /// Index of the second route with the name. It equals `first` if one route lists the name twice.
     pub second: usize,
 }
 
@@ -64,7 +64,7 @@ impl<R> RouteTable<R> {
     ///
     /// # Errors
     ///
-    /// Two routes with the same pattern are a conflict; the first one is returned.
+    /// Fails with the first conflict, if two routes have the same pattern.
     pub fn new(
         entries: impl IntoIterator<Item = (Vec<Pattern>, R)>,
     ) -> Result<Self, RouteConflict> {
@@ -88,7 +88,7 @@ impl<R> RouteTable<R> {
         Ok(table)
     }
 
-    /// The owner of a name; of no name at all, the default route.
+    /// Returns the route of a name. Without a name, this is the catch-all route.
     pub fn lookup(&self, name: Option<&ServerName>) -> Option<RouteMatch<'_, R>> {
         let exact = || name.and_then(|name| self.exact.get(name));
         let wildcard = || name.and_then(ServerName::parent).and_then(|p| self.wildcard.get(p));
@@ -99,7 +99,7 @@ impl<R> RouteTable<R> {
         Some(RouteMatch { route: &self.routes[index], kind })
     }
 
-    /// All routes, in the order they were given.
+    /// Returns all routes in their original order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &R> {
         self.routes.iter()
     }

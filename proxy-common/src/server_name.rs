@@ -1,30 +1,30 @@
-//! Server names: parsed once, lower-cased, then only compared.
+//! Server names in lower case, and patterns of routes.
 //!
-//! Strict on purpose. What stands in a ClientHello is an A-label host name without a trailing dot
-//! (RFC 6066 §3); whatever else a client sends is not repaired, because the back end might repair
-//! it differently and the two would disagree about who owns it.
+//! The parser is strict: RFC 6066 §3 requires an A-label host name without a trailing dot. It does not repair
+//! other names. A back end could repair a name in another way, and then disagree about its owner.
 
 use core::fmt;
 use std::str::FromStr;
 
-/// A host name: lower case, 1 to 253 bytes, labels of 1 to 63 letters, digits, `-` and `_`.
+/// Host name in lower case: 1 to 253 bytes, with labels of 1 to 63 letters, digits, `-` and `_`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServerName(Box<str>);
 
-/// Why bytes are not a server name.
+/// Why bytes are not a valid server name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ServerNameError {
-    /// No bytes at all.
+    /// The name is empty.
     Empty,
-    /// More than 253 bytes, or a label of more than 63.
+    /// The name has more than 253 bytes, or a label has more than 63.
     TooLong,
-    /// Ends in a dot.
+    /// The name ends in a dot.
     TrailingDot,
-    /// Two dots in a row, or one at the start.
+    /// The name has two dots in a row, or one at the start.
     EmptyLabel,
-    /// A byte that no A-label has (NUL, raw UTF-8, a colon, …), or a hyphen at a label's edge.
+    /// The name has a byte that A-labels do not have (NUL, UTF-8, a colon, …), or a hyphen at the edge of a
+    /// label.
     InvalidCharacter,
-    /// The last label is a number, so this is an IPv4 address (RFC 6066 §3 forbids literals).
+    /// The last label is a number, so this is an IPv4 address, which RFC 6066 §3 forbids.
     IpAddress,
 }
 
@@ -33,7 +33,7 @@ impl ServerName {
     ///
     /// # Errors
     ///
-    /// [`ServerNameError`] says which rule of a host name the bytes break.
+    /// Fails if the bytes violate a rule of host names.
     pub fn parse(bytes: &[u8]) -> Result<Self, ServerNameError> {
         let Some((&last, _)) = bytes.split_last() else {
             return Err(ServerNameError::Empty);
@@ -55,12 +55,12 @@ impl ServerName {
         Ok(Self(name.into()))
     }
 
-    /// The name as text.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The name without its first label: what a wildcard must end in to cover it.
+    /// Returns the name without its first label: the suffix of a wildcard that matches it.
     pub fn parent(&self) -> Option<&str> {
         self.0.split_once('.').map(|(_, parent)| parent)
     }
@@ -98,14 +98,14 @@ impl fmt::Display for ServerNameError {
     }
 }
 
-/// What a route names: one host, all hosts one label below a domain, or everything.
+/// Pattern of a route: one host, all hosts one label below a domain, or all names.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Pattern {
-    /// `a.test`
+    /// Full name, such as `a.test`.
     Exact(ServerName),
-    /// `*.a.test`: one label more than the name held here.
+    /// Wildcard such as `*.a.test`: matches names with one more label than this suffix.
     Wildcard(ServerName),
-    /// `*`: whatever no other route names, connections without a server name included.
+    /// Catch-all `*`: matches all names that no other route has, and connections without a name.
     Default,
 }
 

@@ -1,35 +1,36 @@
-//! PostgreSQL's way to TLS: eight bytes first, then a ClientHello on the same connection.
+//! STARTTLS of PostgreSQL: a request of eight bytes before the ClientHello.
 //!
-//! "SSL Session Encryption" in the PostgreSQL documentation of its protocol. A client may ask for
-//! GSSAPI encryption first, and since version 17 may leave all of it out (`sslnegotiation=direct`).
+//! The protocol is "SSL Session Encryption" in the PostgreSQL documentation. A client may request GSSAPI
+//! encryption first. Since version 17, it may send the ClientHello without a request
+//! (`sslnegotiation=direct`).
 
 /// `SSLRequest`: length 8, code 1234 5679.
 pub const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
 /// `GSSENCRequest`: length 8, code 1234 5680.
 const GSSENC_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 48];
 
-/// "Go on, speak TLS."
+/// Answer to an accepted `SSLRequest`. The client then sends a ClientHello.
 pub const SSL_ACCEPTED: u8 = b'S';
-/// "Not that; ask for something else."
+/// Answer to a refused request. The client may then send another request.
 pub const SSL_REFUSED: u8 = b'N';
 
-/// What a client asks for with its first bytes.
+/// Result of parsing the first bytes of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StarttlsStatus {
-    /// No fewer than `need` bytes from the connection's start can tell.
+    /// More bytes are necessary.
     Incomplete {
-        /// Bytes, counted from the connection's first one.
+        /// Smallest number of bytes, from the start of the connection, that can change the result.
         needed: usize,
     },
-    /// TLS, by an `SSLRequest`.
+    /// `SSLRequest`: the client requests TLS.
     SslRequest,
-    /// GSSAPI encryption, which nobody could route.
+    /// `GSSENCRequest`: the client requests GSSAPI encryption, which has no server name.
     GssEncRequest,
-    /// Something else: TLS without asking, or nothing that is understood here.
+    /// Other bytes: TLS without a request, or another protocol.
     Other,
 }
 
-/// Looks at all bytes that the connection has brought so far.
+/// Parses all bytes of the connection so far.
 pub fn parse_request(received: &[u8]) -> StarttlsStatus {
     let is_prefix_of = |request: &[u8; 8]| received.iter().zip(request).all(|(a, b)| a == b);
     match (is_prefix_of(&SSL_REQUEST), is_prefix_of(&GSSENC_REQUEST), received.len() >= 8) {

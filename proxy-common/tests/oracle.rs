@@ -1,8 +1,8 @@
-//! Our hello parser against an independent one (the `tls-parser` crate), on real client hellos, on
-//! generated hellos and on both with bytes changed.
+//! Comparison of the ClientHello parser with an independent one, the crate `tls-parser`. The input is real
+//! hellos, generated hellos, and both with changed bytes.
 //!
-//! Ours may be stricter. What must never happen: it accepts a hello that the other cannot read, or
-//! reads another name or another list of protocols out of it.
+//! This parser may be stricter. It must never accept a hello that the other one rejects, and never read
+//! another name or another list of protocols.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ use tls_parser::{
     parse_tls_message_handshake,
 };
 
-/// What the other parser reads out of a handshake message.
+/// Fields that the other parser reads from a handshake message.
 #[derive(Debug, Default, PartialEq)]
 struct OracleResult {
     names: Vec<Vec<u8>>,
@@ -34,7 +34,7 @@ fn parse_with_oracle(message: &[u8]) -> Option<OracleResult> {
         let len = usize::from(u16::from_be_bytes([*high, *low]));
         let (extension, behind) = rest.split_at_checked(4 + len)?;
         rest = behind;
-        // The others are none of our business, and the oracle is particular about them.
+        // snisplit ignores the other extensions, and the other parser is stricter about them.
         if ![0, 16].contains(&u16::from_be_bytes([*kind, extension[1]])) {
             continue;
         }
@@ -63,7 +63,7 @@ fn parse_with_snisplit(message: &[u8], record: usize) -> Option<ClientHello> {
 fn assert_agreement(message: &[u8], record: usize) -> Result<bool, TestCaseError> {
     let Some(client_hello) = parse_with_snisplit(message, record) else { return Ok(false) };
     let other = parse_with_oracle(message);
-    prop_assert!(other.is_some(), "only we accept {message:02x?}");
+    prop_assert!(other.is_some(), "only snisplit accepts {message:02x?}");
     let other = other.unwrap_or_default();
     prop_assert_eq!(&client_hello.alpn, &other.alpn);
     match (&client_hello.sni, other.names.as_slice()) {
@@ -79,7 +79,7 @@ fn assert_agreement(message: &[u8], record: usize) -> Result<bool, TestCaseError
     Ok(true)
 }
 
-/// The handshake messages of the recorded client hellos, which are one record each.
+/// Handshake messages of the recorded ClientHellos, which have one record each.
 fn recorded_client_hellos() -> Vec<Vec<u8>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/client_hellos");
     let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());

@@ -1,5 +1,6 @@
-//! No combination of routes lets a validation reach anybody but the owner of its name: random tables
-//! against an oracle that knows nothing of how the table is built.
+//! Validations reach the owner of their name only, for random route tables.
+//!
+//! The test computes the owner from the text of the patterns, independently of the route table.
 
 use proptest::prelude::*;
 use snisplit_common::client_hello::{ClientHello, Sni};
@@ -21,7 +22,7 @@ impl RoutePolicy for Route {
     }
 }
 
-/// Names of ours and how we claim them.
+/// Managed names and the kinds of their matches.
 struct ManagedNames(Vec<String>);
 
 impl CertificateLookup for ManagedNames {
@@ -38,7 +39,7 @@ impl CertificateLookup for ManagedNames {
     }
 }
 
-/// 0 for a name in full, 1 for its wildcard, 2 for the catch-all: straight from the text.
+/// Kind of match from the text of a pattern: 0 for a full name, 1 for a wildcard, 2 for the catch-all.
 fn specificity(patterns: &[String], name: &ServerName) -> Option<usize> {
     let parent = name.as_str().split_once('.').map(|(_, rest)| format!("*.{rest}"));
     let rank = |pattern: &String| match pattern.as_str() {
@@ -91,7 +92,7 @@ proptest! {
         let entries = rows.iter().enumerate().map(|(number, (row, acme))| {
             (parsed(row), Route { number, acme: *acme })
         });
-        // Two routes with one name are no configuration; neither is a name of ours that is routed.
+        // The configuration does not allow two routes with one name, or a managed name that is also routed.
         let Ok(routes) = RouteTable::new(entries) else { return Ok(()) };
         prop_assume!(own.iter().all(|ours| rows.iter().all(|(row, _)| !row.contains(ours))));
         let name = ServerName::parse(name.as_bytes()).unwrap();
@@ -104,9 +105,9 @@ proptest! {
         if let Action::Forward(route) = decision.action {
             let (rank, number) = owner.expect("somebody");
             prop_assert_eq!(route.number, number, "only the most specific route");
-            prop_assert!(ours.is_none_or(|ours| ours > rank), "never a name of ours");
+            prop_assert!(ours.is_none_or(|ours| ours > rank), "never a managed name");
             prop_assert!(!matches!(route.acme, AcmePolicy::Local | AcmePolicy::Reject));
-            // A catch-all gets one only where the operator said so in as many words.
+            // A catch-all gets a validation only if the configuration allows it explicitly.
             let is_allowed_by_config = route.acme == AcmePolicy::Backend || bypass == AcmeBypass::Always;
             prop_assert!(rank < 2 || is_allowed_by_config);
             prop_assert!(bypass != AcmeBypass::Never || route.acme == AcmePolicy::Backend);

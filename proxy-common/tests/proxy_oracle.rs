@@ -1,5 +1,5 @@
-//! Our reading of PROXY headers against an independent one (the `ppp` crate), on random and mutated
-//! headers: what we accept, it accepts, with the same addresses.
+//! Comparison of the PROXY header parser with an independent one, the crate `ppp`, on random and mutated
+//! headers. The other parser must accept each accepted header, with the same addresses.
 
 use std::net::SocketAddr;
 
@@ -9,7 +9,7 @@ use snisplit_common::proxy_protocol::{Header, ParseStatus, Version, encode, pars
 
 type Addresses = Option<(SocketAddr, SocketAddr)>;
 
-/// `None`: no header. Mapped addresses count as the IPv4 ones that they are.
+/// Parses a header with the other parser. `None`: it is invalid. IPv4-mapped addresses become IPv4.
 fn parse_with_oracle(bytes: &[u8]) -> Option<Addresses> {
     let canonical_pair = |source: SocketAddr, destination: SocketAddr| {
         let canonical = |a: SocketAddr| SocketAddr::new(a.ip().to_canonical(), a.port());
@@ -84,7 +84,7 @@ proptest! {
             ParseStatus::Complete(Header { len, addresses }) => {
                 prop_assert!(len <= bytes.len());
                 if bytes.starts_with(b"PROXY UNKNOWN") {
-                    // What stands behind it must be ignored (§2.1); the other reads it.
+                    // A receiver must ignore text after `UNKNOWN` (§2.1); the other parser reads it.
                     prop_assert_eq!(addresses, None);
                     return Ok(());
                 }

@@ -1,4 +1,4 @@
-//! Empty: it lets `proxy-user` depend on this package, so that cargo rebuilds the agent when a
-//! kernel program changes.
+//! Empty library. `proxy-user` depends on it, so that cargo rebuilds the agent when a BPF program
+//! changes.
 
 #![no_std]

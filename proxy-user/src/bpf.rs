@@ -1,4 +1,5 @@
-//! The kernel programs, loaded and attached. The only module that says `aya`.
+//! BPF programs and maps of the agent: loading, attaching, and access to entries. Only this module
+//! uses `aya`.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -20,22 +21,25 @@ mod sockmap;
 pub(crate) use error::BpfError;
 pub(crate) use sockmap::{SockmapEvents, SockmapProgram};
 
-/// Where maps can be pinned.
+/// Mount point of bpffs.
 pub(crate) const BPFFS: &str = "/sys/fs/bpf";
 
-/// Where the maps of an instance are pinned.
+/// Returns the folder of an instance's pins.
 pub(crate) fn pin_dir(instance: &str) -> PathBuf {
     Path::new(BPFFS).join("snisplit").join(instance)
 }
 
-/// Whether it is mounted.
+/// Whether a bpffs is mounted at [`BPFFS`].
 pub(crate) fn is_bpffs_mounted() -> bool {
     /// linux/magic.h
     const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
     statfs(BPFFS).is_ok_and(|mounted| mounted.f_type as u64 == BPF_FS_MAGIC)
 }
 
-/// The cookie of a socket, by which the program knows it.
+/// Returns the cookie of a socket (`SO_COOKIE`), which identifies it to the programs.
+///
+/// # Errors
+/// Fails if getsockopt(2) does.
 pub(crate) fn cookie(socket: impl AsFd) -> Result<u64, BpfError> {
     Ok(socket_cookie(socket).map_err(io::Error::from)?)
 }

@@ -130,7 +130,7 @@ fn tcx_attaches_or_is_a_configuration_error() {
     let done = lab.in_proxy(run).unwrap();
     let output = String::from_utf8_lossy(&done.stderr).into_owned();
     assert!(
-        !done.status.success() && output.contains("packet.hook: Linux has tcx since 6.6"),
+        !done.status.success() && output.contains("packet.hook: tcx needs Linux 6.6"),
         "{output}"
     );
 }

@@ -1,8 +1,9 @@
-//! The contract of the packet engine, whose flows leave the sockets: packets are translated on their
-//! way between the client and the back end, and these records are all that is left of the proxy.
+//! Shared definitions of the packet engine, whose programs translate the packets of a flow from one
+//! TCP connection to the other. The two sockets of such a flow are closed.
 //!
-//! A [`Tuple`] is always as packets *arrive* here, from one peer or the other; a [`Translation`] is what
-//! packets of one direction go through, in numbers of the sender's unless it says otherwise.
+//! A [`Tuple`] has the addresses and ports of packets as they *arrive* at this host, from the client or
+//! from the back end. Sequence numbers are in the number space of the peer whose bytes they count,
+//! and in host byte order.
 
 use core::mem::offset_of;
 
@@ -13,104 +14,109 @@ use super::Direction;
 
 pub mod v3;
 
-/// Looks at what arrives at an interface.
+/// TC program for packets that arrive at an interface.
 pub const INGRESS_PROGRAM: &str = "sni_in";
-/// Looks at what an interface's driver receives.
+/// XDP program for frames that an interface's driver receives.
 pub const XDP_PROGRAM: &str = "sni_xdp";
-/// Looks at what this host itself sends.
+/// TC program for packets that this host sends.
 pub const EGRESS_PROGRAM: &str = "sni_out";
-/// Does for user space, which has no atomic access to a map, what a [`ControlCommand`] says: run by `BPF_PROG_TEST_RUN`.
+/// Program that executes a [`ControlCommand`]. The agent runs it with `BPF_PROG_TEST_RUN`, because user
+/// space has no atomic access to an entry of a map.
 pub const CONTROL_PROGRAM: &str = "sni_ctl";
 
-/// [`PACKET_ABI_VERSION`], one entry.
+/// Map of one entry: [`PACKET_ABI_VERSION`](super::PACKET_ABI_VERSION).
 pub const PACKET_ABI_MAP: &str = "packet_abi";
-/// [`FlowEntry`]s, each in the slot that its legs tell.
+/// Map of a [`FlowEntry`] for each flow, by slot.
 pub const PACKET_FLOWS_MAP: &str = "packet_flows";
-/// [`TupleEntry`]s by [`Tuple`].
+/// Map of two [`TupleEntry`]s for each flow, by [`Tuple`].
 pub const PACKET_TUPLES_MAP: &str = "packet_tuples";
-/// The names behind [`FlowEntry::route_id`].
+/// Map of a [`RouteName`](super::RouteName) for each [`FlowEntry::route_id`].
 pub const PACKET_ROUTES_MAP: &str = "packet_routes";
-/// [`FlowEvent`]s for user space.
+/// Ring buffer of [`FlowEvent`]s for the agent.
 pub const PACKET_EVENTS_MAP: &str = "packet_events";
-/// Counters, one slot for each [`PacketCounter`], one set for each CPU.
+/// Map of counters for each CPU, one slot for each [`PacketCounter`].
 pub const PACKET_COUNTERS_MAP: &str = "packet_counters";
-/// How to leave by the interfaces that the programs are attached to ([`XMIT_QDISC`], [`XMIT_PEER`] or
-/// [`XMIT_XDP`]), by their numbers.
+/// Map of how to transmit by each interface that the programs are attached to, by interface index:
+/// [`XMIT_QDISC`], [`XMIT_PEER`] or [`XMIT_XDP`].
 pub const PACKET_INTERFACES_MAP: &str = "packet_ifaces";
-/// In [`PACKET_INTERFACES_MAP`]: by its queue, as all else does.
+/// Transmit through the interface's queueing discipline (`bpf_redirect`).
 pub const XMIT_QDISC: u32 = 1;
-/// In [`PACKET_INTERFACES_MAP`]: it is one end of a veth pair whose other end is in another network namespace,
-/// so a packet can arrive there at once (`bpf_redirect_peer`).
+/// Deliver to the other end of a veth pair, in another network namespace (`bpf_redirect_peer`).
 pub const XMIT_PEER: u32 = 2;
-/// In [`PACKET_INTERFACES_MAP`]: [`XDP_PROGRAM`] is in its driver, which then takes frames from other drivers.
+/// Transmit from driver to driver: [`XDP_PROGRAM`] is attached, and the driver takes frames of others
+/// (`ndo_xdp_xmit`).
 pub const XMIT_XDP: u32 = 3;
 
-/// What a SYN to a back end must not offer, by the tuple that its answer comes by, without our address.
+/// Map of limits for the options of a SYN to a back end, by the tuple of the answer with an
+/// all-zero destination address. A value combines [`CLAMP_MSS_MASK`], [`CLAMP_NO_TIMESTAMPS`] and
+/// [`CLAMP_NO_SACK`].
 pub const SYN_CLAMP_MAP: &str = "packet_clamps";
-
-/// Numbers of flows that somebody wants cut (`snisplit flows cut`); the agent looks once a second.
-pub const RESET_REQUESTS_MAP: &str = "packet_resets";
-/// Wishes at once.
-pub const MAX_RESET_REQUESTS: usize = 65_536;
-
-/// In [`SYN_CLAMP_MAP`]: the most bytes of a segment (MSS), 16 bits; the following are above them.
+/// Bits of a value in [`SYN_CLAMP_MAP`] that hold the largest MSS to offer, in bytes.
 pub const CLAMP_MSS_MASK: u32 = 0xffff;
-/// In [`SYN_CLAMP_MAP`]: no timestamps (RFC 7323).
+/// Bit of a value in [`SYN_CLAMP_MAP`]: offer no timestamps (RFC 7323).
 pub const CLAMP_NO_TIMESTAMPS: u32 = 1 << 16;
-/// In [`SYN_CLAMP_MAP`]: no selective acknowledgements (RFC 2018).
+/// Bit of a value in [`SYN_CLAMP_MAP`]: offer no selective acknowledgements (RFC 2018).
 pub const CLAMP_NO_SACK: u32 = 1 << 17;
 
-/// Connections to back ends that are being opened at once.
+/// Map of the IDs of flows to reset, which `snisplit flows reset` writes. The agent reads and empties
+/// it once a second.
+pub const RESET_REQUESTS_MAP: &str = "packet_resets";
+
+/// Largest number of requests in [`RESET_REQUESTS_MAP`].
+pub const MAX_RESET_REQUESTS: usize = 65_536;
+/// Largest number of connections to back ends that are being opened with a clamped SYN.
 pub const MAX_SYN_CLAMPS: usize = 65_536;
-/// Flows at once.
+/// Largest number of flows.
 pub const MAX_PACKET_FLOWS: usize = 131_072;
-/// Two for each flow.
+/// Largest number of tuples: two for each flow.
 pub const MAX_TUPLES: usize = 2 * MAX_PACKET_FLOWS;
-/// Interfaces at once.
+/// Largest number of interfaces.
 pub const MAX_INTERFACES: usize = 1_024;
 
-/// A flow of the packet engine. What all its packets read comes first; what those of each peer write is apart from
-/// that and from each other, for two CPUs that forward the two directions would take each other's cache lines
-/// away, and a processor fetches the next line too, and the other one of a pair (L1 next line and L2 spatial
-/// prefetchers).
+/// A flow. The agent writes the entry before the flow starts, the programs update it.
+///
+/// Fields that all packets read come first. Fields that the packets of one peer write are 128 bytes
+/// apart from these and from those of the other peer. Two CPUs that forward the two directions would
+/// otherwise invalidate each other's cache lines. A processor prefetches the next line and the other
+/// line of an aligned pair (L1 next line and L2 spatial prefetchers).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(not(target_arch = "bpf"), derive(Immutable, IntoBytes, KnownLayout, TryFromBytes))]
 #[repr(C, align(128))]
 pub struct FlowEntry {
-    /// Moves by compare-and-swap only.
+    /// State of the flow. Programs change it by compare-and-swap only.
     pub state: FlowState,
-    /// As the client's packets arrive.
+    /// Tuple of the packets that arrive from the client.
     pub client_tuple: Tuple,
-    /// From the client to the back end.
+    /// Translation of the client's packets, for the back end.
     pub to_backend: Translation,
-    /// As the back end's packets arrive.
+    /// Tuple of the packets that arrive from the back end.
     pub backend_tuple: Tuple,
-    /// From the back end to the client.
+    /// Translation of the back end's packets, for the client.
     pub to_client: Translation,
-    /// Which flow it is; no number is given twice.
+    /// ID of the flow, the cookie of its client's socket. No two flows of a boot have the same.
     pub id: u64,
-    /// Seconds since 1970 when the flow began.
+    /// Start of the flow in seconds since 1970.
     pub started_at: u64,
-    /// Bytes that the back end's socket must have taken, the SYN included, before the kernel may take
-    /// over: none of the client's is in user space then.
+    /// Bytes that the back end must have acknowledged before the takeover, the SYN included. Then no
+    /// byte of the client is left in user space.
     pub expected_acked: u32,
-    /// Its key in `packet_routes`.
+    /// Key of the route's name in [`PACKET_ROUTES_MAP`].
     pub route_id: u32,
-    /// Why the sockets kept it, if they did.
+    /// Why the flow stays with its sockets, in the state [`FlowState::Fallback`].
     pub fallback_reason: FallbackReason,
     /// Zero. Puts `client_state` on a cache line of its own.
     pub reserved: [u32; 9],
-    /// What the client's packets have said.
+    /// What the programs have seen of the client.
     pub client_state: PeerState,
-    /// Keeps the two apart.
+    /// Zero. Separates the cache lines of the two peers.
     pub padding: [u64; 8],
-    /// What the back end's packets have said.
+    /// What the programs have seen of the back end.
     pub backend_state: PeerState,
 }
 
 impl FlowEntry {
-    /// What the packets of a direction are translated by, and the tuple that their receiver's own packets
-    /// arrive by.
+    /// Returns the translation of a direction's packets, and the tuple of packets that arrive from the
+    /// receiver of that direction.
     #[inline(always)]
     pub const fn translation(&self, direction: Direction) -> (&Translation, &Tuple) {
         match direction {
@@ -119,237 +125,207 @@ impl FlowEntry {
         }
     }
 
-    /// Bytes of data that the receivers have acknowledged, up and down.
+    /// Returns the bytes of data that the back end and the client have acknowledged: up and down.
     pub const fn delivered_bytes(&self) -> (u64, u64) {
         let (client, backend) = (&self.client_state, &self.backend_state);
         (backend.acked_data_bytes(client), client.acked_data_bytes(backend))
     }
 }
 
-/// Whose packets: addresses and ports as they arrive. IPv4 as `::ffff:a.b.c.d`. Addresses are aligned
-/// so that they can be read as words.
+/// Addresses and ports of arriving packets. IPv4 addresses are `::ffff:a.b.c.d`.
+///
+/// The alignment lets programs read addresses as words.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(not(target_arch = "bpf"), derive(Immutable, IntoBytes, KnownLayout, TryFromBytes))]
 #[repr(C, align(4))]
 pub struct Tuple {
-    /// The peer.
+    /// Address of the peer.
     pub source: [u8; 16],
-    /// This host.
+    /// Address of this host.
     pub destination: [u8; 16],
-    /// The peer's.
+    /// Port of the peer, in host byte order.
     pub source_port: u16,
-    /// This host's.
+    /// Port of this host, in host byte order.
     pub destination_port: u16,
 }
 
-/// What a tuple belongs to.
+/// The flow that a [`Tuple`] belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(not(target_arch = "bpf"), derive(Immutable, IntoBytes, KnownLayout, TryFromBytes))]
 #[repr(C)]
 pub struct TupleEntry {
-    /// Which flow.
+    /// ID of the flow.
     pub flow_id: u64,
-    /// `Up` for what comes from the client.
+    /// Direction of the packets: [`Direction::Up`] if they arrive from the client.
     pub direction: Direction,
-    /// Where it is in `packet_flows`.
+    /// Slot of the flow's entry in [`PACKET_FLOWS_MAP`].
     pub slot: u32,
 }
 
-/// One direction: what its packets are translated by.
+/// Changes to the packets of one direction. Deltas are added modulo 2^32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(not(target_arch = "bpf"), derive(Immutable, IntoBytes, KnownLayout, TryFromBytes))]
 #[repr(C)]
 pub struct Translation {
-    /// Added to the sequence number.
+    /// Delta of the sequence number.
     pub seq_delta: u32,
-    /// Added to the acknowledgement and the edges of SACK blocks.
+    /// Delta of the acknowledgement number and of the edges of SACK blocks.
     pub ack_delta: u32,
-    /// Added to a timestamp (TSval).
+    /// Delta of the timestamp value (TSval).
     pub tsval_delta: u32,
-    /// Added to an echoed timestamp (TSecr).
+    /// Delta of the timestamp echo reply (TSecr).
     pub tsecr_delta: u32,
-    /// The least that is echoed: what our kernel had sent before is older than anything the receiver
-    /// sent.
+    /// Smallest echo to send. The agent's kernel sent what an earlier echo answers, and the receiver's
+    /// own timestamps are all later.
     pub min_tsecr: u32,
-    /// The sender's window scale.
+    /// Window scale of the sender, as a shift count.
     pub wscale_from: u8,
-    /// The window scale that the receiver was told.
+    /// Window scale that the receiver was told, as a shift count.
     pub wscale_to: u8,
-    /// Whether the sender has ECN (RFC 3168) and the receiver has not. Then a packet that was marked on
-    /// its way is dropped, for this receiver can tell nobody (RFC 6040 §4.2); the rest loses the bits.
+    /// 1 if the sender uses ECN (RFC 3168) and the receiver does not. Then a packet with a congestion
+    /// mark is dropped, because the receiver cannot report it (RFC 6040 §4.2). All other packets lose
+    /// their ECN bits.
     pub strip_ecn: u8,
-    /// No padding.
+    /// Zero.
     pub reserved: u8,
 }
 
-/// What the packets of one peer have said: of its own bytes, in its own numbers, and of the other peer's, in that
-/// one's.
+/// What the programs have seen of one peer. `snd_nxt`, `fin_seq`, `valid_from` and `valid_to` number its
+/// own bytes; `acked_seq` and `rcv_wnd_end` number the other peer's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(not(target_arch = "bpf"), derive(Immutable, IntoBytes, KnownLayout, TryFromBytes))]
 #[repr(C, align(64))]
 pub struct PeerState {
-    /// Packets forwarded; one that the NIC merged counts once.
+    /// Packets forwarded. A packet that GRO has merged counts once.
     pub packets: u64,
-    /// Nanoseconds since boot (`CLOCK_MONOTONIC`) of the last packet within its window.
+    /// Time of the last packet within its window, in nanoseconds of `CLOCK_MONOTONIC_COARSE`.
     pub last_seen_ns: u64,
-    /// Bytes of the other peer's that it has acknowledged, and one for the FIN.
+    /// Bytes of the other peer that this one has acknowledged. A FIN counts as one.
     pub acked_bytes: u64,
-    /// Behind the last byte of its own that was seen.
+    /// Sequence number after the last byte that the peer has sent.
     pub snd_nxt: u32,
-    /// Behind its FIN, if there was one.
+    /// Sequence number after the peer's FIN, if `has_fin` is 1.
     pub fin_seq: u32,
-    /// Whether there was.
+    /// 1 if the peer has sent a FIN.
     pub has_fin: u32,
-    /// What it has acknowledged of the other peer's.
+    /// Last acknowledgement number.
     pub acked_seq: u32,
-    /// Behind the last one of the other peer's that it has room for.
+    /// Right edge of the window that the peer offers.
     pub rcv_wnd_end: u32,
-    /// The first of its own that was not too old when what the other peer has said was last looked at.
+    /// First sequence number that was not too old when the other peer's state was last read.
     pub valid_from: u32,
-    /// Behind the last one that the other peer had room for then, and a FIN. Where `oldest` is: nobody knows, for
-    /// the flow went on while this was not written ([`Said::unfollowed`]).
+    /// Last sequence number that the other peer had room for at that time, and one for a FIN or a window
+    /// probe. Equal to `valid_from`: unknown, see [`untracked`](Self::untracked).
     pub valid_to: u32,
     /// Zero.
     pub reserved: [u32; 3],
 }
 
 impl PeerState {
-    /// The same of a peer that goes on speaking, with nobody who takes note: the next thing that it says is
-    /// believed.
+    /// Returns the state of a peer whose packets were forwarded without updates of this record. Programs
+    /// then accept the sequence numbers of the next packet.
     pub const fn untracked(self) -> Self {
-        // Where it is not for another 2 GiB.
+        // No packet is within this window: the peer is 2 GiB away from it.
         let unreachable_seq = self.snd_nxt ^ 1 << 31;
         Self { valid_from: unreachable_seq, valid_to: unreachable_seq, ..self }
     }
 
-    /// Bytes of the other peer's data that this one has acknowledged.
+    /// Returns the bytes of data of the other peer that this one has acknowledged.
     const fn acked_data_bytes(&self, other: &Self) -> u64 {
         let is_fin_acked = other.has_fin != 0 && self.acked_seq == other.fin_seq;
         self.acked_bytes - is_fin_acked as u64
     }
 }
 
-/// Who forwards a flow.
+/// State of a flow: who forwards its packets.
+///
+/// `Pending` becomes `TakingOver` or `Fallback`; `TakingOver` becomes `Offloaded` or `Fallback`;
+/// `Offloaded` becomes one of the last three.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(not(target_arch = "bpf"), derive(Immutable, IntoBytes, KnownLayout, TryFromBytes))]
 #[repr(u64)]
 pub enum FlowState {
-    /// The sockets, until the back end's first bytes arrive.
+    /// The sockets forward, until the back end's first bytes arrive.
     #[default]
     Pending = 0,
-    /// Nobody, while the sockets are looked at: packets are dropped, and their senders repeat them.
+    /// A program reads the sockets. Packets are dropped, and their senders repeat them.
     TakingOver = 1,
-    /// The kernel: packets are translated.
+    /// The programs translate and forward packets.
     Offloaded = 2,
-    /// The sockets, for good.
+    /// The sockets forward for the rest of the flow; or the agent has released the flow.
     Fallback = 3,
-    /// It has ended in order. What is repeated of its end is still translated.
+    /// Both peers have sent a FIN, and both are acknowledged. Repetitions are still translated.
     Closed = 4,
-    /// The client has reset it.
+    /// The client has reset the flow. Repetitions are still translated.
     ClientReset = 5,
-    /// The back end has reset it.
+    /// The back end has reset the flow. Repetitions are still translated.
     BackendReset = 6,
 }
 
-/// Why the sockets kept a flow.
+impl FlowState {
+    /// Every state.
+    pub const ALL: [Self; 7] = [
+        Self::Pending,
+        Self::TakingOver,
+        Self::Offloaded,
+        Self::Fallback,
+        Self::Closed,
+        Self::ClientReset,
+        Self::BackendReset,
+    ];
+
+    /// Whether the programs translate the flow's packets.
+    pub const fn is_translated(self) -> bool {
+        matches!(self, Self::Offloaded | Self::Closed | Self::ClientReset | Self::BackendReset)
+    }
+
+    /// Whether the flow has ended. The programs then translate repetitions only.
+    pub const fn is_terminal(self) -> bool {
+        matches!(self, Self::Closed | Self::ClientReset | Self::BackendReset)
+    }
+
+    /// Returns the identifier of the state in metrics, logs and JSON.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::TakingOver => "taking_over",
+            Self::Offloaded => "offloaded",
+            Self::Fallback => "fallback",
+            Self::Closed => "closed",
+            Self::ClientReset => "client_reset",
+            Self::BackendReset => "backend_reset",
+        }
+    }
+}
+
+/// Why a flow stays with its sockets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(not(target_arch = "bpf"), derive(Immutable, IntoBytes, KnownLayout, TryFromBytes))]
 #[repr(u32)]
 pub enum FallbackReason {
-    /// They did not.
+    /// It does not.
     #[default]
     None = 0,
-    /// User space wanted it: bytes came to a socket, or it ended.
+    /// The agent asked for it: a socket received bytes, or the flow ended.
     Requested = 1,
-    /// A socket was not to be found, or not to be read.
+    /// A socket was not found or not readable.
     NoSocket = 2,
-    /// A socket is not established.
+    /// A socket was not in the state ESTABLISHED.
     NotEstablished = 3,
-    /// Bytes of the client were on their way to the back end.
+    /// Bytes of the client had not reached the back end.
     ClientBytesInFlight = 4,
-    /// Bytes of the back end were on their way to the client.
+    /// Bytes of the back end had not reached the client.
     BackendBytesInFlight = 5,
-    /// A peer ended the flow before it had answered.
+    /// A peer sent a FIN or RST before the takeover.
     FlowEnded = 6,
-    /// No route or no attached interface leads to a peer.
+    /// No route leads to a peer, or none by an attached interface.
     NoRoute = 7,
-    /// A socket has an answer to a mark of congestion to give or to get, or counts them (AccECN).
+    /// A socket has a congestion mark to report or to answer, or uses AccECN.
     EcnPending = 8,
 }
 
-/// Something that user space must hear.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(not(target_arch = "bpf"), derive(Immutable, IntoBytes, KnownLayout, TryFromBytes))]
-#[repr(C)]
-pub struct FlowEvent {
-    /// Which flow.
-    pub flow_id: u64,
-    /// What it has become; `Armed` says that another connection has its port, so its record may go.
-    pub state: FlowState,
-    /// Bytes of data that the back end has acknowledged, if the flow has ended.
-    pub bytes_up: u64,
-    /// Bytes of data that the client has acknowledged, likewise.
-    pub bytes_down: u64,
-}
-
-/// Slots of [`PACKET_COUNTERS_MAP`]: how packets of flows fared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum PacketCounter {
-    /// Translated and sent on.
-    Forwarded = 0,
-    /// Dropped while a flow was being taken over.
-    DroppedInTakeover = 1,
-    /// Sent by a socket whose flow the kernel has: dropped.
-    Suppressed = 2,
-    /// Dropped: no route or neighbour, or the time to live is over.
-    Unroutable = 3,
-    /// Dropped: cut short, a fragment, or options that cannot be.
-    Malformed = 4,
-    /// A SYN for a running flow, sent on as a question whether it still runs (RFC 5961 §4).
-    ChallengeAck = 5,
-    /// ICMP errors that quote a translated packet, translated and sent on.
-    IcmpForwarded = 6,
-    /// Events that the ring had no room for.
-    EventLost = 7,
-    /// Dropped: marked on its way (ECN), for a receiver that cannot tell of it.
-    EcnDropped = 8,
-    /// Translated and sent on by the interface's driver (XDP).
-    XdpForwarded = 9,
-}
-
-/// How many slots there are.
-pub const PACKET_COUNTER_COUNT: usize = PacketCounter::ALL.len();
-
-impl PacketCounter {
-    /// Each with its words for people.
-    pub const ALL: [(Self, &'static str); 10] = [
-        (Self::Forwarded, "translated and sent on"),
-        (Self::DroppedInTakeover, "dropped while a flow was taken over"),
-        (Self::Suppressed, "dropped: sent by a socket whose flow the kernel has"),
-        (Self::Unroutable, "dropped: no route, no neighbour, or the time to live was over"),
-        (Self::Malformed, "dropped: cut short, a fragment, or with impossible options"),
-        (Self::ChallengeAck, "SYNs for a running flow, sent on as a challenge"),
-        (Self::IcmpForwarded, "ICMP errors translated and sent on"),
-        (Self::EventLost, "events that the ring had no room for"),
-        (Self::EcnDropped, "dropped: marked as congested, for a receiver without ECN"),
-        (Self::XdpForwarded, "translated and sent on by the driver (XDP)"),
-    ];
-}
-
-/// What user space wants of a flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u64)]
-pub enum ControlCommand {
-    /// That it stays with its sockets, if it is armed.
-    Fallback = 0,
-    /// That no more of it is translated, but of its end if it has ended. Only then may its record be another
-    /// flow's, and only once no program has it.
-    Release = 1,
-}
-
 impl FallbackReason {
-    /// All of them.
+    /// Every reason.
     pub const ALL: [Self; 9] = [
         Self::None,
         Self::Requested,
@@ -362,7 +338,7 @@ impl FallbackReason {
         Self::EcnPending,
     ];
 
-    /// A short word for counters and logs.
+    /// Returns the identifier of the reason in metrics and logs.
     pub const fn label(self) -> &'static str {
         match self {
             Self::None => "none",
@@ -378,42 +354,111 @@ impl FallbackReason {
     }
 }
 
-impl FlowState {
-    /// All of them.
-    pub const ALL: [Self; 7] = [
-        Self::Pending,
-        Self::TakingOver,
-        Self::Offloaded,
-        Self::Fallback,
-        Self::Closed,
-        Self::ClientReset,
-        Self::BackendReset,
+/// Message of the programs to the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(target_arch = "bpf"), derive(Immutable, IntoBytes, KnownLayout, TryFromBytes))]
+#[repr(C)]
+pub struct FlowEvent {
+    /// ID of the flow.
+    pub flow_id: u64,
+    /// New state of the flow. [`FlowState::Pending`]: a new connection reuses the flow's port, so the agent
+    /// can reclaim its entry.
+    pub state: FlowState,
+    /// Bytes of data that the back end has acknowledged, if the flow has ended.
+    pub bytes_up: u64,
+    /// Bytes of data that the client has acknowledged, if the flow has ended.
+    pub bytes_down: u64,
+}
+
+/// Command of the agent to [`CONTROL_PROGRAM`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum ControlCommand {
+    /// Keep a pending flow with its sockets.
+    Fallback = 0,
+    /// Stop translating the flow, but for repetitions if it has ended. The agent can reuse the entry once
+    /// no program that runs has a reference to it.
+    Release = 1,
+}
+
+/// Slot of [`PACKET_COUNTERS_MAP`]. Each counts packets, but for [`EventLost`](Self::EventLost).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum PacketCounter {
+    /// Translated and forwarded by the TC program.
+    Forwarded = 0,
+    /// Dropped during a takeover.
+    DroppedInTakeover = 1,
+    /// Dropped: a socket whose flow is offloaded has sent it.
+    Suppressed = 2,
+    /// Dropped: no route, no neighbour, or the hop limit was reached.
+    Unroutable = 3,
+    /// Dropped: truncated, a fragment, or invalid options.
+    Malformed = 4,
+    /// SYNs for an offloaded flow, forwarded as an ACK that a live peer answers (RFC 5961 §4).
+    ChallengeAck = 5,
+    /// ICMP errors that quote a translated packet, translated and forwarded.
+    IcmpForwarded = 6,
+    /// Events that the ring buffer had no room for.
+    EventLost = 7,
+    /// Dropped: marked as congested, for a receiver without ECN.
+    EcnDropped = 8,
+    /// Translated and forwarded by the XDP program.
+    XdpForwarded = 9,
+}
+
+/// Number of slots in [`PACKET_COUNTERS_MAP`].
+pub const PACKET_COUNTER_COUNT: usize = PacketCounter::ALL.len();
+
+impl PacketCounter {
+    /// Every counter, in the order of their slots.
+    pub const ALL: [Self; 10] = [
+        Self::Forwarded,
+        Self::DroppedInTakeover,
+        Self::Suppressed,
+        Self::Unroutable,
+        Self::Malformed,
+        Self::ChallengeAck,
+        Self::IcmpForwarded,
+        Self::EventLost,
+        Self::EcnDropped,
+        Self::XdpForwarded,
     ];
 
-    /// Whether packets are translated.
-    pub const fn is_translated(self) -> bool {
-        matches!(self, Self::Offloaded | Self::Closed | Self::ClientReset | Self::BackendReset)
-    }
-
-    /// Whether the flow has ended, and only what is repeated of that is translated.
-    pub const fn is_terminal(self) -> bool {
-        matches!(self, Self::Closed | Self::ClientReset | Self::BackendReset)
-    }
-
-    /// A short word.
+    /// Returns the identifier of the counter in metrics and JSON.
     pub const fn label(self) -> &'static str {
         match self {
-            Self::Pending => "pending",
-            Self::TakingOver => "taking_over",
-            Self::Offloaded => "offloaded",
-            Self::Fallback => "fallback",
-            Self::Closed => "closed",
-            Self::ClientReset => "client_reset",
-            Self::BackendReset => "backend_reset",
+            Self::Forwarded => "forwarded",
+            Self::DroppedInTakeover => "dropped_in_takeover",
+            Self::Suppressed => "suppressed",
+            Self::Unroutable => "unroutable",
+            Self::Malformed => "malformed",
+            Self::ChallengeAck => "challenge_ack",
+            Self::IcmpForwarded => "icmp_forwarded",
+            Self::EventLost => "event_lost",
+            Self::EcnDropped => "ecn_dropped",
+            Self::XdpForwarded => "xdp_forwarded",
+        }
+    }
+
+    /// Returns the description of the counter for people.
+    pub const fn description(self) -> &'static str {
+        match self {
+            Self::Forwarded => "translated and forwarded",
+            Self::DroppedInTakeover => "dropped during a takeover",
+            Self::Suppressed => "dropped: sent by a socket whose flow is offloaded",
+            Self::Unroutable => "dropped: no route, no neighbour, or hop limit reached",
+            Self::Malformed => "dropped: truncated, a fragment, or invalid options",
+            Self::ChallengeAck => "SYNs for an offloaded flow, forwarded as a challenge",
+            Self::IcmpForwarded => "ICMP errors translated and forwarded",
+            Self::EventLost => "events lost because the ring buffer was full",
+            Self::EcnDropped => "dropped: marked as congested, for a receiver without ECN",
+            Self::XdpForwarded => "translated and forwarded in the driver (XDP)",
         }
     }
 }
 
+const _: () = assert!(PacketCounter::XdpForwarded as usize + 1 == PACKET_COUNTER_COUNT);
 const _: () = assert!(PACKET_COUNTERS_MAP.len() <= 15);
 const _: () = assert!(size_of::<Translation>() == 24 && size_of::<Tuple>() == 36);
 const _: () = assert!(size_of::<PeerState>() == 64 && size_of::<TupleEntry>() == 16);

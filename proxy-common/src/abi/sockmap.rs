@@ -1,185 +1,220 @@
-//! The contract of the sockmap engine.
+//! Shared definitions of the sockmap engine, whose program redirects data between the two sockets of
+//! a flow.
 
 #[cfg(not(target_arch = "bpf"))]
 use zerocopy::{Immutable, IntoBytes, KnownLayout, TryFromBytes};
 
 use super::Direction;
 
-/// The verdict program's name in the object and in `bpftool prog`; the kernel keeps 15 bytes.
+/// Program that decides about each received buffer: `BPF_SK_SKB_STREAM_VERDICT` on [`SOURCES_MAP`].
 pub const SOCKMAP_VERDICT_PROGRAM: &str = "sni_verdict";
 
-/// [`ABI_VERSION`], one entry.
+/// Map of one entry: [`SOCKMAP_ABI_VERSION`](super::SOCKMAP_ABI_VERSION).
 pub const ABI_MAP: &str = "abi";
-/// Sockets that may be redirected to, by cookie; no program is attached.
+/// Map of the sockets that data may be redirected to, by cookie. No program is attached to it.
 pub const TARGETS_MAP: &str = "targets";
-/// Sockets whose received data the verdict program sees, by cookie.
+/// Map of the sockets whose received data the verdict program gets, by cookie.
 pub const SOURCES_MAP: &str = "sources";
-/// One [`Flow`] for each direction, by the cookie of the socket that receives.
+/// Map of a [`DirectionEntry`] for each direction of each flow, by the cookie of the receiving socket.
 pub const FLOWS_MAP: &str = "flows";
-/// The names behind the numbers in [`Flow::route`].
+/// Map of a [`RouteName`](super::RouteName) for each [`DirectionEntry::route_id`].
 pub const ROUTES_MAP: &str = "routes";
-/// [`Event`]s for user space.
+/// Ring buffer of [`SockmapEvent`]s for the agent.
 pub const EVENTS_MAP: &str = "events";
-/// Counters, one slot for each [`Count`], one set for each CPU.
+/// Map of counters for each CPU, one slot for each [`SockmapCounter`].
 pub const COUNTERS_MAP: &str = "counters";
 
-/// Sockets at once, two for each flow; the loader may make it less.
+/// Largest number of sockets in a map. A flow has two.
 pub const MAX_SOCKETS: usize = 262_144;
-/// Bytes of memory that one direction may have waiting in the kernel for the peer's socket before user
-/// space is asked to take the direction over. Until it has, the sender meets no resistance.
+
+/// Bytes of kernel memory in one direction's backlog above which the program asks the agent to take
+/// the direction over. The sender meets no flow control before the agent has done so.
 pub const BACKLOG_SOFT_LIMIT: u64 = 1 << 20;
-/// Bytes of memory at which nothing more is redirected, whether it has or not.
+/// Bytes of kernel memory in one direction's backlog above which the program redirects nothing more.
 pub const BACKLOG_HARD_LIMIT: u64 = 4 << 20;
-/// Bytes of memory that a buffer is taken to need besides its data: `sk_buff`, `skb_shared_info` and
-/// headers. A flow of single bytes consists of little else.
+/// Bytes of kernel memory that each buffer takes besides its data: `sk_buff`, `skb_shared_info` and
+/// headers. For flows of single bytes this is nearly all of it.
 pub const SKB_TRUESIZE_OVERHEAD: u64 = 1 << 10;
-/// What [`Flow::mean_len`] is counted in, and how many buffers it looks back.
+/// Denominator of [`DirectionEntry::avg_skb_len_x16`], and number of buffers that the average weighs.
 pub const SKB_LEN_EWMA_WEIGHT: u32 = 16;
 
-/// Bytes that a direction may move within [`PACE_NS`] before the choice `auto` takes it for bulk, which
-/// splice(2) carries better (docs/benchmarks.md).
+/// Bytes that a direction may move within [`CLASSIFY_WINDOW_NS`] before `engine = "auto"` classifies
+/// it as bulk. splice(2) carries bulk at a lower cost (docs/performance/results.md).
 pub const BULK_BYTES_PER_WINDOW: u64 = 8 << 20;
-/// Bytes that one side says before the other answers, at most and on average, where the two talk by turns: that
-/// is no bulk, however much it comes to, and moves better in the kernel.
+/// Average bytes that one peer may send before the other one answers, for the flow to count as
+/// request and response. Such a flow is not bulk, however many bytes it moves.
 pub const MAX_EXCHANGE_BYTES: u64 = 32 << 10;
-/// Nanoseconds that the pace is measured over.
+/// Length of a classification window in nanoseconds.
 pub const CLASSIFY_WINDOW_NS: u64 = 1_000_000_000;
 
-/// Globals of the program: offsets in kernel structures, from the kernel's BTF.
+/// Global of the program: offset of TCP's sequence number in an `sk_buff`, in bytes.
 pub const SKB_SEQ_OFFSET: &str = "SKB_SEQ_OFFSET";
-/// Of `write_seq` in `tcp_sock`.
+/// Global of the program: offset of `write_seq` in a `tcp_sock`, in bytes.
 pub const WRITE_SEQ_OFFSET: &str = "WRITE_SEQ_OFFSET";
-/// Of `copied_seq` in `tcp_sock`.
+/// Global of the program: offset of `copied_seq` in a `tcp_sock`, in bytes.
 pub const COPIED_SEQ_OFFSET: &str = "COPIED_SEQ_OFFSET";
 
-/// One direction of a flow, for the program and for people.
+/// One direction of a flow. The agent writes it before the flow starts, the verdict program updates it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(not(target_arch = "bpf"), derive(Immutable, IntoBytes, KnownLayout, TryFromBytes))]
 #[repr(C)]
 pub struct DirectionEntry {
-    /// The cookie of the socket that sends it on.
+    /// Cookie of the socket that the data is redirected to.
     pub egress_cookie: u64,
-    /// Bytes that the kernel redirected.
+    /// Bytes that the program has redirected.
     pub redirected_bytes: u64,
-    /// Bytes that were left to user space.
+    /// Bytes that the program has passed to user space in the state [`DirectionState::Overflowing`].
     pub passed_bytes: u64,
-    /// Seconds since 1970 when the flow began.
+    /// Start of the flow in seconds since 1970.
     pub started_at: u64,
-    /// Bytes within [`PACE_NS`] at which the direction is given to user space; 0 is never.
+    /// Bytes in a window above which the direction is bulk. 0 turns classification off.
     pub bulk_threshold: u64,
-    /// Bytes redirected since `paced_from`.
+    /// Bytes redirected since `window_start_ns`.
     pub window_bytes: u64,
-    /// Nanoseconds since boot (`CLOCK_MONOTONIC`) that `paced` counts from.
+    /// Start of the classification window in nanoseconds of `CLOCK_MONOTONIC_COARSE`.
     pub window_start_ns: u64,
-    /// What the other direction had redirected when this one last looked, which it does once `paced` is more
-    /// than half of `bulk`.
+    /// `redirected_bytes` of the other direction when this one last read it. The program reads it for
+    /// each buffer once `window_bytes` exceeds half of `bulk_threshold`.
     pub reverse_redirected: u64,
-    /// The sender's `write_seq` when the first byte came.
+    /// `write_seq` of the egress socket when the first buffer arrived.
     pub initial_write_seq: u32,
-    /// The next sequence number that is expected.
+    /// Sequence number expected next from the sender.
     pub next_seq: u32,
-    /// What becomes of its bytes.
+    /// What happens to the direction's data.
     pub state: DirectionState,
-    /// Which way it goes.
+    /// Which direction of the flow this is.
     pub direction: Direction,
-    /// The client's address; IPv4 as `::ffff:a.b.c.d`.
+    /// Address of the client; IPv4 as `::ffff:a.b.c.d`.
     pub client_address: [u8; 16],
-    /// The back end's address likewise.
+    /// Address of the back end; IPv4 as `::ffff:a.b.c.d`.
     pub backend_address: [u8; 16],
-    /// The client's port.
+    /// Port of the client, in host byte order.
     pub client_port: u16,
-    /// The back end's port.
+    /// Port of the back end, in host byte order.
     pub backend_port: u16,
-    /// Bytes in a buffer of late, on average, in sixteenths of a byte.
+    /// Moving average of the length of buffers, in sixteenths of a byte.
     pub avg_skb_len_x16: u32,
-    /// Its key in `routes`.
+    /// Key of the route's name in [`ROUTES_MAP`].
     pub route_id: u32,
-    /// How often it found then that the other one had said more.
+    /// Number of times in this window that the other direction had moved when this one read it.
     pub direction_changes: u32,
 }
 
-/// What becomes of the bytes of a direction.
+/// State of one direction. It only moves forward: to a later variant.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(not(target_arch = "bpf"), derive(Immutable, IntoBytes, KnownLayout, TryFromBytes))]
 #[repr(u32)]
 pub enum DirectionState {
-    /// None came yet.
+    /// No data has arrived yet.
     #[default]
     Pending = 0,
-    /// The kernel redirects them.
+    /// The program redirects the data.
     Redirecting = 1,
-    /// Its peer is slow, or it is bulk: user space is asked to take the direction over, for good.
+    /// The receiver is slow or the direction is bulk: the program has asked the agent to take the
+    /// direction over, and redirects data until then.
     Detaching = 2,
-    /// It has not in time: nothing more is redirected, and bytes are left to it one by one.
+    /// The backlog has reached [`BACKLOG_HARD_LIMIT`]: the program passes all data to user space.
     Overflowing = 3,
-    /// Their order is in doubt: nothing is forwarded any more, and the flow is reset.
+    /// The order of the data is uncertain: the program drops all data, and the agent resets the flow.
     Poisoned = 4,
 }
 
-/// Something that only user space can deal with.
+/// Message of the program to the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(not(target_arch = "bpf"), derive(Immutable, IntoBytes, KnownLayout, TryFromBytes))]
 #[repr(C)]
 pub struct SockmapEvent {
-    /// The socket that received.
+    /// Cookie of the receiving socket: the key in [`FLOWS_MAP`].
     pub cookie: u64,
-    /// What happened.
+    /// What the agent must do.
     pub kind: SockmapEventKind,
-    /// No padding.
+    /// Zero.
     pub reserved: u32,
 }
 
-/// What happened.
+/// What a [`SockmapEvent`] asks of the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(not(target_arch = "bpf"), derive(Immutable, IntoBytes, KnownLayout, TryFromBytes))]
 #[repr(u32)]
 pub enum SockmapEventKind {
-    /// User space is to carry this direction from now on.
+    /// Take the direction over.
     Detach = 0,
-    /// The flow must be reset.
+    /// Reset the flow.
     Poison = 1,
 }
 
-/// Slots of [`COUNTERS_MAP`]: how socket buffers fared.
+/// Slot of [`COUNTERS_MAP`]. Each counts buffers, but for [`EventLost`](Self::EventLost).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum SockmapCounter {
     /// Redirected.
     Redirected = 0,
-    /// Left to user space because it was too slow to take over.
+    /// Passed to user space, which has not taken the direction over in time.
     PassedToUser = 1,
-    /// Dropped, and the flow poisoned: the peer's socket is not to be found.
+    /// Dropped, and the flow poisoned: the egress socket is not in [`TARGETS_MAP`].
     EgressNotFound = 2,
-    /// Left to user space because the socket belongs to no flow.
+    /// Passed to user space: the socket has no entry in [`FLOWS_MAP`].
     NoEntry = 3,
-    /// Without data of its own: a FIN.
+    /// Without new data: a FIN, or a repetition of one.
     NoData = 4,
-    /// Redirected after bytes that had been forwarded already were cut off in front.
+    /// Redirected without leading bytes that had been forwarded before.
     Trimmed = 5,
-    /// Dropped, and the flow poisoned: a sequence number that cannot be.
+    /// Dropped, and the flow poisoned: the sequence number is neither expected nor a repetition.
     InvalidSequence = 6,
-    /// Dropped, and the flow poisoned: kernel memory could not be read, or the cut failed.
+    /// Dropped, and the flow poisoned: kernel memory was not readable, or trimming failed.
     KernelReadFailed = 7,
-    /// Events that the ring had no room for.
+    /// Events that the ring buffer had no room for.
     EventLost = 8,
 }
 
-/// How many slots there are.
+/// Number of slots in [`COUNTERS_MAP`].
 pub const SOCKMAP_COUNTER_COUNT: usize = SockmapCounter::ALL.len();
 
 impl SockmapCounter {
-    /// Each with its words for people.
-    pub const ALL: [(Self, &'static str); 9] = [
-        (Self::Redirected, "redirected"),
-        (Self::PassedToUser, "left to user space, which was too slow to take over"),
-        (Self::EgressNotFound, "dropped: the peer's socket was not to be found"),
-        (Self::NoEntry, "left to user space: of no flow"),
-        (Self::NoData, "without data of their own: a FIN"),
-        (Self::Trimmed, "redirected after what had been forwarded already was cut off"),
-        (Self::InvalidSequence, "dropped: a sequence number that cannot be"),
-        (Self::KernelReadFailed, "dropped: kernel memory could not be read, or the cut failed"),
-        (Self::EventLost, "events that the ring had no room for"),
+    /// Every counter, in the order of their slots.
+    pub const ALL: [Self; 9] = [
+        Self::Redirected,
+        Self::PassedToUser,
+        Self::EgressNotFound,
+        Self::NoEntry,
+        Self::NoData,
+        Self::Trimmed,
+        Self::InvalidSequence,
+        Self::KernelReadFailed,
+        Self::EventLost,
     ];
+
+    /// Returns the identifier of the counter in metrics and JSON.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Redirected => "redirected",
+            Self::PassedToUser => "passed_to_user",
+            Self::EgressNotFound => "egress_not_found",
+            Self::NoEntry => "no_entry",
+            Self::NoData => "no_data",
+            Self::Trimmed => "trimmed",
+            Self::InvalidSequence => "invalid_sequence",
+            Self::KernelReadFailed => "kernel_read_failed",
+            Self::EventLost => "event_lost",
+        }
+    }
+
+    /// Returns the description of the counter for people.
+    pub const fn description(self) -> &'static str {
+        match self {
+            Self::Redirected => "redirected",
+            Self::PassedToUser => {
+                "passed to user space, which did not take the direction over in time"
+            }
+            Self::EgressNotFound => "dropped: the egress socket was not found",
+            Self::NoEntry => "passed to user space: their socket belongs to no flow",
+            Self::NoData => "without new data, such as a FIN",
+            Self::Trimmed => "redirected without bytes that had been forwarded before",
+            Self::InvalidSequence => "dropped: invalid sequence number",
+            Self::KernelReadFailed => "dropped: kernel memory was not readable, or trimming failed",
+            Self::EventLost => "events lost because the ring buffer was full",
+        }
+    }
 }
 
 const _: () = assert!(SockmapCounter::EventLost as usize + 1 == SOCKMAP_COUNTER_COUNT);

@@ -1,4 +1,4 @@
-//! The body of a ClientHello, once it is whole. RFC 8446 §4.1.2 and §4.2.
+//! Parser of the body of a complete ClientHello (RFC 8446 §4.1.2 and §4.2).
 
 use super::{ClientHello, ClientHelloError, Sni};
 use crate::cursor::Cursor;
@@ -12,6 +12,10 @@ const ENCRYPTED_CLIENT_HELLO: u16 = 0xfe0d;
 
 const HOST_NAME: u8 = 0;
 
+/// Parses the body of a ClientHello.
+///
+/// # Errors
+/// Fails if the body is malformed, or an extension occurs twice.
 pub(super) fn parse(
     body: &[u8],
     wire_len: usize,
@@ -55,7 +59,8 @@ pub(super) fn parse(
     }
 }
 
-/// Everything before the extensions; those may be missing altogether (TLS 1.2, RFC 5246 §7.4.1.2).
+/// Parses the fields before the extensions, and returns the legacy version and the extensions. TLS 1.2
+/// allows a hello without extensions (RFC 5246 §7.4.1.2).
 fn parse_fixed_fields(mut body: Cursor<'_>) -> Option<(u16, Cursor<'_>)> {
     let legacy_version = body.u16()?;
     let _random = body.read_bytes(32)?;
@@ -71,7 +76,7 @@ fn parse_fixed_fields(mut body: Cursor<'_>) -> Option<(u16, Cursor<'_>)> {
     is_valid.then_some((legacy_version, extensions))
 }
 
-/// One host name at most; entries of other types have no meaning yet and are passed over.
+/// Parses a list with at most one host name. Other types of entries are not defined, and are ignored.
 fn parse_server_name(mut data: Cursor<'_>) -> Option<Sni> {
     let mut list = data.vec16().filter(|list| !list.is_empty() && data.is_empty())?;
     let mut sni = Sni::Absent;

@@ -1,4 +1,4 @@
-//! The parser of TLS records up to the end of a ClientHello (RFC 8446 §5.1).
+//! Parser of the TLS records of a ClientHello (RFC 8446 §5.1).
 
 use super::extensions;
 use super::{ClientHello, ClientHelloError};
@@ -7,42 +7,42 @@ const CONTENT_TYPE_HANDSHAKE: u8 = 22;
 const HANDSHAKE_TYPE_CLIENT_HELLO: u8 = 1;
 const RECORD_HEADER_LEN: usize = 5;
 const HANDSHAKE_HEADER_LEN: usize = 4;
-/// The longest plaintext record, RFC 8446 §5.1.
+/// Largest size of a plaintext record in bytes (RFC 8446 §5.1).
 const MAX_PLAINTEXT_LEN: usize = 1 << 14;
 
-/// What is known after some bytes.
+/// Result of parsing the bytes so far.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ParseStatus {
-    /// Not enough: no fewer than `need` bytes from the connection's start can change that.
+    /// More bytes are necessary.
     Incomplete {
-        /// Bytes, counted from the connection's first one.
+        /// Smallest number of bytes, from the start of the connection, that can change the result.
         needed: usize,
     },
-    /// The hello is whole.
+    /// The hello is complete.
     Complete(Box<ClientHello>),
-    /// It never will be.
+    /// The bytes are not a hello.
     Invalid(ClientHelloError),
 }
 
-/// Takes the records off a hello, as far as it has come.
+/// Incremental parser of a ClientHello.
 ///
-/// Keeps where it is and nothing of the bytes: whoever waits for the rest of a hello waits in a few
-/// words of memory.
+/// It stores its position and no bytes. So a connection that waits for the rest of a hello takes a few words
+/// of memory.
 #[derive(Debug)]
 pub struct ClientHelloParser {
     max_len: usize,
-    /// Bytes of the connection that have been looked at.
+    /// Number of parsed bytes of the connection.
     offset: usize,
-    /// Bytes of the current record that have not.
+    /// Number of bytes of the present record that are not parsed.
     record_remaining: usize,
     records_read: usize,
-    /// Bytes of the message that have been looked at, and the first of them.
+    /// Number of parsed bytes of the message, and the first of them.
     message_read: usize,
     message_header: [u8; HANDSHAKE_HEADER_LEN],
 }
 
 impl ClientHelloParser {
-    /// A reader for messages of at most `limit` bytes (without their header of 4).
+    /// Makes a parser for messages of at most `max_len` bytes, without their header of 4 bytes.
     pub const fn new(max_len: usize) -> Self {
         let header = [0; HANDSHAKE_HEADER_LEN];
         Self {
@@ -55,8 +55,9 @@ impl ClientHelloParser {
         }
     }
 
-    /// Looks at all bytes that the connection has brought so far: the ones of the last call, then
-    /// any new ones. A hello or a fault is the last answer; there is nothing to feed after it.
+    /// Parses all bytes of the connection so far: those of the previous call, and new ones after them.
+    ///
+    /// Do not call it again after a result other than [`ParseStatus::Incomplete`].
     pub fn parse(&mut self, received: &[u8]) -> ParseStatus {
         self.try_parse(received).unwrap_or_else(ParseStatus::Invalid)
     }
@@ -96,7 +97,7 @@ impl ClientHelloParser {
         }
     }
 
-    /// Goes over bytes of the message.
+    /// Advances over bytes of the message.
     fn consume(&mut self, bytes: &[u8]) {
         let header_rest = self.message_header.get_mut(self.message_read..).unwrap_or_default();
         header_rest.iter_mut().zip(bytes).for_each(|(place, byte)| *place = *byte);
@@ -105,7 +106,7 @@ impl ClientHelloParser {
         self.record_remaining -= bytes.len();
     }
 
-    /// The length of the record that starts here, or `None` while its header has not come.
+    /// Returns the length of the record that starts here. `None`: its header is incomplete.
     fn parse_record_header(&self, header: &[u8]) -> Result<Option<usize>, ClientHelloError> {
         let unexpected_record = if self.records_read == 0 {
             ClientHelloError::NotTls
@@ -128,7 +129,7 @@ impl ClientHelloParser {
         }
     }
 
-    /// Bytes of the message that have not come, as far as its own header tells.
+    /// Returns the number of missing bytes of the message, or of its header.
     fn message_remaining(&self) -> Result<usize, ClientHelloError> {
         let [kind, high, mid, low] = self.message_header;
         if self.message_read > 0 && kind != HANDSHAKE_TYPE_CLIENT_HELLO {
@@ -143,6 +144,7 @@ impl ClientHelloParser {
         }
     }
 
+    /// Returns the number of bytes of the connection that the next step needs.
     fn bytes_needed(&self, message_remaining: usize) -> usize {
         match self.record_remaining {
             0 => self.offset + RECORD_HEADER_LEN,
@@ -152,7 +154,7 @@ impl ClientHelloParser {
     }
 }
 
-/// What stands in the records, whose headers have been found right.
+/// Returns the concatenated payloads of records with valid headers.
 fn concat_record_payloads(records: &[u8]) -> Vec<u8> {
     let mut message = Vec::with_capacity(records.len());
     let mut rest = records;

@@ -1,6 +1,6 @@
 use super::*;
 
-/// A hello of our own making: only what the parser looks at varies.
+/// ClientHello with these extensions. The other fields are constant.
 fn client_hello_message(extensions: &[(u16, &[u8])]) -> Vec<u8> {
     let mut body = vec![3, 3];
     body.extend([7; 32]);
@@ -89,8 +89,8 @@ fn only_acme_tls_alone_is_a_validation() {
     }
 }
 
-/// However the bytes are cut, the answer is the same, comes with the last byte of the hello, and
-/// is not asked for before `need` bytes are there.
+/// The result does not depend on the fragmentation. It appears at the last byte of the hello, and not before
+/// the number of bytes that the parser has requested.
 #[test]
 fn every_prefix_of_every_fragmentation_is_incomplete() {
     let message = client_hello_message(&[(0, &sni(b"a.test")), (16, ACME), (21, &[0; 300])]);
@@ -107,7 +107,11 @@ fn every_prefix_of_every_fragmentation_is_incomplete() {
                 panic!("{end} of {size}: {step:?}")
             };
             assert!(next > end && next <= bytes.len() && next >= need, "{end} -> {next}");
-            assert_eq!(parse_once(&bytes[..end]), step, "memory must not matter");
+            assert_eq!(
+                parse_once(&bytes[..end]),
+                step,
+                "the result must not depend on earlier calls"
+            );
             need = next;
         }
         assert_eq!(incremental.parse(&bytes), ParseStatus::Complete(Box::new(want)));

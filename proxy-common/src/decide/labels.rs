@@ -1,9 +1,9 @@
-//! Decisions in words: labels for counters, sentences for people.
+//! Labels and descriptions of decisions.
 
 use super::{DecisionReason, NameClass};
 
 impl NameClass {
-    /// A short word for counters and logs.
+    /// Returns the identifier of the class in metrics and logs.
     pub const fn label(self) -> &'static str {
         match self {
             Self::Nameless => "nameless",
@@ -15,7 +15,7 @@ impl NameClass {
 }
 
 impl DecisionReason {
-    /// A short word for counters and logs.
+    /// Returns the identifier of the reason in metrics and logs.
     pub const fn label(self) -> &'static str {
         match self {
             Self::Route => "route",
@@ -36,7 +36,7 @@ impl DecisionReason {
         }
     }
 
-    /// A sentence for `explain`.
+    /// Returns the description of the reason for `explain`.
     pub const fn description(self) -> &'static str {
         match self {
             Self::Route => "no other route is more specific",

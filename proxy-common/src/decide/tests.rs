@@ -12,7 +12,7 @@ impl RoutePolicy for Route {
     }
 }
 
-/// Names of ours: `true` for the one whose order is under way.
+/// Managed names. `true`: an order for the name is pending.
 struct ManagedNames(HashMap<&'static str, bool>);
 
 impl CertificateLookup for ManagedNames {
@@ -88,7 +88,7 @@ fn check(
 
 const ACME: &[&str] = &["acme-tls/1"];
 
-/// One case for each row of the ownership rules in docs/concepts/ownership.md.
+/// Decisions for each policy and each kind of match.
 #[test]
 fn validations() {
     use Want::{Forward, Refuse, Terminate};

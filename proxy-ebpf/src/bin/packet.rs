@@ -1,10 +1,12 @@
-//! The kernel programs of the packet engine.
+//! BPF programs of the packet engine.
 //!
-//! `sni_in` sees what arrives. A flow that is armed still belongs to two sockets; when its back end
-//! answers, they are looked at, and if they hold nothing any more, packets of the flow are translated
-//! from one leg to the other from then on. `sni_out` sees what this host sends, and gags those two
-//! sockets. `sni_xdp` does what `sni_in` does with the packets of a flow that is taken over, in the driver
-//! (XDP). `sni_ctl` lets user space decide that a flow stays with its sockets.
+//! `sni_in` gets the packets that arrive. Two sockets carry a pending flow. When the back end answers,
+//! the program reads both sockets. If they hold no data, the program takes the flow over: it translates
+//! the flow's packets from one TCP connection to the other. `sni_out` gets the packets that this host
+//! sends, and drops those that the two sockets of such a flow send. `sni_xdp` translates packets of
+//! offloaded flows in the driver (XDP).
+//!
+//! `sni_ctl` executes commands of the agent.
 
 #![no_std]
 #![no_main]
@@ -40,6 +42,6 @@ fn sni_xdp(ctx: XdpContext) -> u32 {
 
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    // The verifier refuses a program that could get here.
+    // The verifier rejects a program that can get here.
     loop {}
 }

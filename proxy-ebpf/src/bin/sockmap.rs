@@ -1,8 +1,8 @@
-//! The kernel programs of snisplit.
+//! BPF program of the sockmap engine.
 //!
-//! `sni_verdict` forwards what one socket of a flow receives to the other one, in the kernel. A byte
-//! is redirected once and in order, or left to user space; where neither is certain, the flow is
-//! poisoned and user space resets it. It counts why.
+//! `sni_verdict` redirects the data that one socket of a flow receives to the other socket. It redirects
+//! each byte once and in order, or passes it to user space. If it can guarantee neither, it poisons the
+//! flow, and the agent resets the flow. Counters show the reasons.
 
 #![no_std]
 #![no_main]
@@ -20,6 +20,6 @@ fn sni_verdict(ctx: SkBuffContext) -> u32 {
 
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    // The verifier refuses a program that could get here.
+    // The verifier rejects a program that can get here.
     loop {}
 }

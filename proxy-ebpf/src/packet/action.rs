@@ -1,6 +1,6 @@
-//! What TC programs return.
+//! Return values of TC programs.
 
-/// `TCX_NEXT`, and TC_ACT_UNSPEC of older hooks: it is not ours.
+/// `TCX_NEXT`, equal to `TC_ACT_UNSPEC` of `clsact`: continue with the next program or filter.
 pub(super) const TCX_NEXT: i32 = -1;
 /// `TC_ACT_SHOT`.
 pub(super) const TC_ACT_SHOT: i32 = 2;

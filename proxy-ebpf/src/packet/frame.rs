@@ -1,4 +1,4 @@
-//! A frame as a hook has it: in a socket buffer (TC), or as the driver has received it (XDP).
+//! Access to a frame: a socket buffer at TC, or a buffer of the driver at XDP.
 
 use core::mem::MaybeUninit;
 use core::ops::Range;
@@ -15,55 +15,53 @@ use aya_ebpf::programs::{TcContext, XdpContext};
 
 use super::checksum::{Checksum, ChecksumDiff, is_equal_sum};
 
+/// Operations on a frame that differ between TC and XDP.
 pub(super) trait Frame: EbpfContext {
-    /// Copies from the frame.
+    /// Copies bytes out of the frame, and returns whether that succeeded.
     ///
     /// # Safety
-    ///
-    /// There is room for `length` bytes.
+    /// `to` has room for `len` bytes.
     unsafe fn copy_out(&self, offset: u32, to: *mut c_void, len: u32) -> bool;
 
-    /// Copies into the frame.
+    /// Copies bytes into the frame, and returns whether that succeeded.
     ///
     /// # Safety
-    ///
-    /// There are `length` bytes.
+    /// `from` has `len` bytes.
     unsafe fn copy_in(&self, offset: u32, from: *const c_void, len: u32) -> bool;
 
-    /// Where the bytes are that can be read without a call.
+    /// Addresses of the linear data: bytes that are accessible without a helper.
     fn linear_range(&self) -> Range<usize>;
 
-    /// Makes that these are so many, if it can.
+    /// Extends the linear data to this length, and returns whether that succeeded.
     fn pull(&self, len: u32) -> bool;
 
-    /// What is in it (`h_proto`); 0 if a VLAN's tag was taken off.
+    /// EtherType (`h_proto`), or 0 if the kernel has removed a VLAN tag.
     fn protocol(&self) -> u16;
 
-    /// Bytes; of what a driver has received, those in its first buffer.
+    /// Length of the frame in bytes. At XDP, this is the length of its first buffer.
     fn length(&self) -> u32;
 
-    /// Other addresses in the checksum of TCP.
+    /// Updates the TCP checksum after a change of addresses (`BPF_F_PSEUDO_HDR`).
     fn csum_replace_pseudo(&self, offset: u32, addresses: ChecksumDiff) -> Option<()>;
 
-    /// What [`Frame::csum_replace_pseudo`] has made of the checksum, which was `old` and is `now`.
+    /// Describes the checksum that [`Frame::csum_replace_pseudo`] has changed from `old` to `now`.
     fn csum_replaced(&self, old: u16, now: u16, addresses: ChecksumDiff) -> Checksum;
 
-    /// What else has changed, if the checksum has more than addresses in it.
+    /// Updates a checksum after a change of the segment, if it covers the segment.
     fn csum_replace(&self, offset: u32, change: ChecksumDiff) -> Option<()>;
 
-    /// Adds to the sum of the whole packet, if a NIC has made one (`CHECKSUM_COMPLETE`).
+    /// Updates the sum of the whole packet, if a NIC has computed one (`CHECKSUM_COMPLETE`).
     fn csum_update(&self, change: ChecksumDiff);
 
-    /// So many bytes of the front, if they can be read without a call: whatever returns costs a packet time
-    /// of its own on processors whose returns the kernel distrusts
-    /// (Documentation/admin-guide/hw-vuln/srso.rst).
+    /// Returns the linear data if it has at least this length. Direct access avoids helper calls, whose
+    /// returns are slow on processors with SRSO mitigation (Documentation/admin-guide/hw-vuln/srso.rst).
     #[inline(always)]
     fn linear(&self, len: u32) -> Option<LinearData> {
         let Range { start, end } = self.linear_range();
         (start + len as usize <= end).then_some(LinearData(start))
     }
 
-    /// The same, and makes that they can be if it has to.
+    /// Returns the linear data, extended to this length if necessary.
     #[inline(always)]
     fn pull_linear(&self, len: u32) -> Option<LinearData> {
         match self.linear(len) {
@@ -72,47 +70,52 @@ pub(super) trait Frame: EbpfContext {
         }
     }
 
-    /// Copies from a place that is known when this is compiled, without a call where it can.
+    /// Reads a value from the linear data, extended if necessary. The offset must be a constant.
     #[inline(always)]
     fn peek<T: Copy>(&self, offset: u32) -> Option<T> {
         self.pull_linear(offset + size_of::<T>() as u32).map(|linear| linear.get(offset))
     }
 
+    /// Reads a value with a helper.
     #[inline(always)]
     fn load<T>(&self, offset: u32) -> Option<T> {
         let mut value = MaybeUninit::<T>::uninit();
-        // SAFETY: that is how large it is.
+        // SAFETY: `value` has this size.
         let is_there =
             unsafe { self.copy_out(offset, value.as_mut_ptr().cast(), size_of::<T>() as u32) };
-        // SAFETY: it was written, and is one of the plain structures of headers.
+        // SAFETY: the helper has written it, and each bit pattern of a header is valid.
         is_there.then(|| unsafe { value.assume_init() })
     }
 
+    /// Writes a value with a helper.
     #[inline(always)]
     fn store<T>(&self, offset: u32, value: &T) -> Option<()> {
-        // SAFETY: that is how large it is.
+        // SAFETY: `value` has this size.
         let is_stored =
             unsafe { self.copy_in(offset, ptr::from_ref(value).cast(), size_of::<T>() as u32) };
         is_stored.then_some(())
     }
 }
 
-/// The front of a frame, until a helper has changed it. The verifier refuses a program that goes beyond the
-/// length that was asked for, or reads what is not aligned enough for the machine.
+/// Linear data of a frame. A helper that changes the frame invalidates it.
+///
+/// The verifier rejects a program that accesses bytes after the requested length, or with an alignment
+/// that the machine does not support.
 pub(super) struct LinearData(usize);
 
 impl LinearData {
+    /// Reads a value.
     #[inline(always)]
     pub(super) fn get<T: Copy>(&self, offset: u32) -> T {
-        // SAFETY: it is there, and is one of the plain structures of headers.
+        // SAFETY: the verifier checks the bounds, and each bit pattern of a header is valid.
         unsafe { ((self.0 + offset as usize) as *const T).read() }
     }
 
-    /// For a program that does this the kernel sees to it that nobody else has the bytes
-    /// (`bpf_unclone_prologue`, net/core/filter.c).
+    /// Writes a value. For a program that does this, the kernel ensures that no other buffer shares the
+    /// bytes (`bpf_unclone_prologue`, net/core/filter.c).
     #[inline(always)]
     pub(super) fn set<T>(&mut self, offset: u32, value: T) {
-        // SAFETY: as above.
+        // SAFETY: as in `get`.
         unsafe { ((self.0 + offset as usize) as *mut T).write(value) };
     }
 }
@@ -130,21 +133,21 @@ impl Frame for TcContext {
 
     #[inline(always)]
     unsafe fn copy_out(&self, offset: u32, to: *mut c_void, len: u32) -> bool {
-        // SAFETY: as our caller says.
+        // SAFETY: the caller guarantees it.
         unsafe { bpf_skb_load_bytes(self.as_ptr().cast_const(), offset, to, len) == 0 }
     }
 
     #[inline(always)]
     unsafe fn copy_in(&self, offset: u32, from: *const c_void, len: u32) -> bool {
-        // SAFETY: as our caller says.
+        // SAFETY: the caller guarantees it.
         unsafe { bpf_skb_store_bytes(self.skb.skb, offset, from, len, 0) == 0 }
     }
 
     #[inline(always)]
     fn protocol(&self) -> u16 {
-        // SAFETY: the context that the kernel gave us.
+        // SAFETY: the context is valid while the program runs.
         let skb = unsafe { &*self.skb.skb };
-        // The interface that takes the tag off sees it again.
+        // The packet arrives again at the VLAN interface, without the tag.
         if skb.vlan_present != 0 { 0 } else { u16::from_be(skb.protocol as u16) }
     }
 
@@ -160,8 +163,8 @@ impl Frame for TcContext {
 
     #[inline(always)]
     fn csum_replaced(&self, old: u16, now: u16, addresses: ChecksumDiff) -> Checksum {
-        // Whether more than the addresses is in it yet only the kernel knows (CHECKSUM_PARTIAL), and shows
-        // by what it makes of it: it takes from a whole sum what it adds to one that is to be made.
+        // Only the kernel knows whether the checksum covers more than the pseudo-header so far
+        // (CHECKSUM_PARTIAL). Its update shows which: the two forms change in opposite directions.
         let is_complete = is_equal_sum(addresses.add_to_sum(now), old);
         Checksum { value: now, is_complete, is_ambiguous: is_equal_sum(addresses.fold16(), 0) }
     }
@@ -173,7 +176,7 @@ impl Frame for TcContext {
 
     #[inline(always)]
     fn csum_update(&self, change: ChecksumDiff) {
-        // SAFETY: takes the context that the kernel gave us, and a number. It fails where there is no sum.
+        // SAFETY: the context is valid. The helper fails if the packet has no such sum.
         let _no_checksum_complete =
             unsafe { bpf_csum_update(self.skb.skb, change.fold32() as u32) };
     }
@@ -192,13 +195,13 @@ impl Frame for XdpContext {
 
     #[inline(always)]
     unsafe fn copy_out(&self, offset: u32, to: *mut c_void, len: u32) -> bool {
-        // SAFETY: as our caller says.
+        // SAFETY: the caller guarantees it.
         unsafe { bpf_xdp_load_bytes(self.ctx, offset, to, len) == 0 }
     }
 
     #[inline(always)]
     unsafe fn copy_in(&self, offset: u32, from: *const c_void, len: u32) -> bool {
-        // SAFETY: as our caller says; the helper reads only.
+        // SAFETY: the caller guarantees it, and the helper only reads.
         unsafe { bpf_xdp_store_bytes(self.ctx, offset, from.cast_mut(), len) == 0 }
     }
 
@@ -220,7 +223,7 @@ impl Frame for XdpContext {
 
     #[inline(always)]
     fn csum_replaced(&self, old: u16, _now: u16, addresses: ChecksumDiff) -> Checksum {
-        // What comes from a driver has its whole checksum.
+        // A frame that a driver receives has a complete checksum.
         Checksum { value: addresses.apply_to_checksum(old), is_complete: true, is_ambiguous: false }
     }
 

@@ -1,4 +1,4 @@
-//! The headers of a TCP segment in a socket buffer, as the wire has them.
+//! Headers of a TCP segment, and their parser.
 
 use core::ptr;
 
@@ -6,17 +6,18 @@ use snisplit_common::abi::packet::Tuple;
 
 use super::frame::Frame;
 
-/// `struct ethhdr`.
+/// Size of `struct ethhdr` in bytes.
 pub(super) const ETH_HLEN: u32 = 14;
-/// `struct tcphdr` without options.
+/// Size of `struct tcphdr` in bytes, without options.
 pub(super) const TCP_HLEN: u32 = 20;
-/// Most bytes of TCP options.
+/// Largest size of TCP options in bytes.
 pub(super) const MAX_OPTIONS_LEN: u32 = 40;
 
 pub(super) const ETH_P_IP: u16 = 0x0800;
 pub(super) const ETH_P_IPV6: u16 = 0x86dd;
-/// Where a TCP header begins behind an IP header without options.
+/// Offset of a TCP header after an IPv4 header without options.
 pub(super) const TCP_OFFSET_V4: u32 = ETH_HLEN + 20;
+/// Offset of a TCP header after an IPv6 header without extension headers.
 pub(super) const TCP_OFFSET_V6: u32 = ETH_HLEN + 40;
 pub(super) const IPPROTO_TCP: u8 = 6;
 
@@ -30,10 +31,11 @@ pub(super) const ACK: u8 = 0x10;
 pub(super) const ECE: u8 = 0x40;
 pub(super) const CWR: u8 = 0x80;
 
-/// The bits of an IP header that ECN has; both are set if congestion was met (RFC 3168 §5).
+/// ECN bits of an IP header. Both are set if the packet met congestion (RFC 3168 §5).
 pub(super) const INET_ECN_MASK: u32 = 3;
 
-/// `struct iphdr` without options. Fields of more than a byte are in network order here and below.
+/// `struct iphdr` without options. In this and the following headers, fields of more than one byte are
+/// in network byte order.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(super) struct Ipv4Header {
@@ -76,7 +78,7 @@ pub(super) struct TcpHeader {
     pub(super) urgent_pointer: u16,
 }
 
-/// Of which IP a packet is.
+/// IP version of a packet.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub(super) enum Family {
@@ -84,29 +86,30 @@ pub(super) enum Family {
     V6 = 6,
 }
 
-/// A TCP segment.
+/// A parsed TCP segment.
 #[repr(C)]
 pub(super) struct Segment {
+    /// Addresses and ports of the segment.
     pub(super) tuple: Tuple,
-    /// What is translated: as it stands in the packet, but for a challenge and for marks of congestion.
+    /// Header to translate. It equals the one in the packet, except for a challenge ACK and for ECN flags.
     pub(super) tcp: TcpHeader,
     pub(super) family: Family,
-    /// Where its TCP header begins.
+    /// Offset of the TCP header in bytes.
     pub(super) tcp_offset: u32,
-    /// Hops that it may still take.
+    /// Time to live, or hop limit.
     pub(super) ttl: u32,
-    /// The IP header's type of service, or traffic class.
+    /// Type of service, or traffic class.
     pub(super) traffic_class: u32,
-    /// Bytes of options, 40 at most.
+    /// Size of the options in bytes, at most 40.
     pub(super) options_len: u32,
-    /// Bytes of data.
+    /// Size of the data in bytes.
     pub(super) payload_len: u32,
-    /// Whether it can be translated; 0 is no.
+    /// 1 if the segment can be translated. 0: it is a fragment, has IP options, or is truncated.
     pub(super) is_translatable: u32,
 }
 
 impl Segment {
-    /// `None` is something else. Nothing but TCP directly behind IP behind Ethernet is ours.
+    /// Parses a frame. `None`: it is not TCP directly in IP in Ethernet.
     #[inline(always)]
     pub(super) fn parse(&mut self, ctx: &impl Frame) -> Option<()> {
         let family = family(ctx)?;
@@ -127,13 +130,13 @@ impl Segment {
         Some(())
     }
 
-    /// How many bytes are behind the IP header.
+    /// Parses an IPv4 packet, and returns the number of bytes after the IP header.
     #[inline(always)]
     fn parse_ipv4(&mut self, ctx: &impl Frame) -> Option<u32> {
-        // Nothing that is TCP is shorter.
+        // No TCP segment is shorter.
         let linear = ctx.pull_linear(TCP_OFFSET_V4 + TCP_HLEN)?;
         let ip: Ipv4Header = linear.get(ETH_HLEN);
-        // The first fragment too has ports to be known by.
+        // The first fragment has ports too.
         let fragment = u16::from_be(ip.frag_off) & 0x3fff;
         if ip.protocol != IPPROTO_TCP || fragment & 0x1fff != 0 {
             return None;
@@ -150,13 +153,14 @@ impl Segment {
         (self.ttl, self.traffic_class) = (ip.ttl.into(), ip.tos.into());
         self.is_translatable = u32::from(fragment == 0 && ip_header_len == 20);
         let total_len = match u32::from(u16::from_be(ip.total_len)) {
-            // More than 64 KiB (BIG TCP): then nothing is behind it.
+            // More than 64 KiB (BIG TCP). Then the frame has no padding.
             0 => ctx.length().wrapping_sub(ETH_HLEN),
             total_len => total_len,
         };
         Some(total_len.wrapping_sub(ip_header_len))
     }
 
+    /// Parses an IPv6 packet, and returns the number of bytes after the IP header.
     #[inline(always)]
     fn parse_ipv6(&mut self, ctx: &impl Frame) -> Option<u32> {
         let linear = ctx.pull_linear(TCP_OFFSET_V6 + TCP_HLEN)?;
@@ -177,7 +181,7 @@ impl Segment {
         }
     }
 
-    /// Makes it one that arrives, of one that leaves.
+    /// Swaps source and destination of the tuple. A sent segment then has the tuple of the answers.
     #[inline(always)]
     pub(super) fn swap_ends(&mut self) {
         let Tuple { source, destination, source_port, destination_port } = &mut self.tuple;
@@ -187,26 +191,29 @@ impl Segment {
         core::mem::swap(source_port, destination_port);
     }
 
+    /// Whether all of these TCP flags are set.
     pub(super) fn has_flags(&self, flags: u8) -> bool {
         self.tcp.flags & flags == flags
     }
 
+    /// Sequence number, in host byte order.
     pub(super) fn seq(&self) -> u32 {
         u32::from_be(self.tcp.seq)
     }
 
+    /// Acknowledgement number, in host byte order.
     pub(super) fn ack(&self) -> u32 {
         u32::from_be(self.tcp.ack)
     }
 
-    /// Behind the last number that it takes.
+    /// Sequence number after the segment. SYN and FIN count as one byte each.
     pub(super) fn seq_end(&self) -> u32 {
         let control_len = u32::from(self.has_flags(FIN)) + u32::from(self.has_flags(SYN));
         self.seq().wrapping_add(self.payload_len).wrapping_add(control_len)
     }
 }
 
-/// The family of what is in the frame.
+/// Returns the IP version of a frame. `None`: it is not IP.
 #[inline(always)]
 pub(super) fn family(ctx: &impl Frame) -> Option<Family> {
     match ctx.protocol() {
@@ -216,26 +223,27 @@ pub(super) fn family(ctx: &impl Frame) -> Option<Family> {
     }
 }
 
-/// Writes an address of IPv4 as one of IPv6.
+/// Stores an IPv4 address in a tuple, as `::ffff:a.b.c.d`.
 #[inline(always)]
 pub(super) fn store_v4_mapped(addr: &mut [u8; 16], v4: u32) {
     store_addr(addr, [0, 0, 0xffff_u32.to_be(), v4]);
 }
 
+/// Stores an address in a tuple, as words in network byte order.
 #[inline(always)]
 pub(super) fn store_addr(addr: &mut [u8; 16], words: [u32; 4]) {
-    // SAFETY: addresses of a tuple are aligned for that.
+    // SAFETY: addresses of a tuple have the alignment of a word.
     unsafe { ptr::from_mut(addr).cast::<[u32; 4]>().write(words) };
 }
 
-/// The words of an address in a tuple, as they stand.
+/// Returns an address of a tuple as words in network byte order.
 #[inline(always)]
 pub(super) fn addr_words(addr: &[u8; 16]) -> [u32; 4] {
-    // SAFETY: addresses of a tuple are aligned for that.
+    // SAFETY: addresses of a tuple have the alignment of a word.
     unsafe { ptr::from_ref(addr).cast::<[u32; 4]>().read() }
 }
 
-/// The word of an address that matters of IPv4.
+/// Returns the IPv4 address of an address of a tuple.
 #[inline(always)]
 pub(super) fn from_v4_mapped(addr: &[u8; 16]) -> u32 {
     addr_words(addr)[3]

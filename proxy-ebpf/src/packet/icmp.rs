@@ -1,5 +1,7 @@
-//! ICMP errors about translated packets: whoever sent the packet must hear of them, or path MTU discovery
-//! fails (RFC 1191, RFC 8201). What they quote is made what that peer has sent.
+//! Translation of ICMP errors about translated packets.
+//!
+//! The sender of the packet must receive the error, or path MTU discovery fails (RFC 1191, RFC 8201).
+//! The program rewrites the quoted packet to the packet that the sender has sent.
 
 use aya_ebpf::bindings::BPF_F_PSEUDO_HDR;
 use aya_ebpf::programs::TcContext;
@@ -24,17 +26,17 @@ use super::translate::IpHeader as _;
 
 const IPPROTO_ICMP: u8 = 1;
 const IPPROTO_ICMPV6: u8 = 58;
-/// Of ICMP: a destination cannot be reached, or not with packets of that size.
+/// ICMP type: destination unreachable, or fragmentation needed.
 const ICMP_DEST_UNREACH: u8 = 3;
-/// Of ICMPv6 likewise.
+/// ICMPv6 types: destination unreachable, and packet too big.
 const ICMPV6_DEST_UNREACH: u8 = 1;
 const ICMPV6_PKT_TOOBIG: u8 = 2;
-/// Bytes in front of what is quoted.
+/// Size of the ICMP header in bytes, before the quoted packet.
 const ICMP_HLEN: u32 = 8;
-/// Where the checksum is in them.
+/// Offset of the checksum in the ICMP header.
 const ICMP_CHECK_OFFSET: u32 = 2;
 
-/// The first bytes of a TCP header: as much is quoted by everybody (RFC 792).
+/// First eight bytes of a TCP header. Each ICMP error quotes at least these (RFC 792).
 #[repr(C)]
 struct QuotedTcp {
     source: u16,
@@ -42,19 +44,19 @@ struct QuotedTcp {
     seq: u32,
 }
 
-/// Where what is quoted begins, and the TCP header in that.
+/// Offsets of the quoted packet, and of the TCP header in it.
 const QUOTED_OFFSET_V4: u32 = ETH_HLEN + 20 + ICMP_HLEN;
 const QUOTED_TCP_OFFSET_V4: u32 = QUOTED_OFFSET_V4 + 20;
 const QUOTED_OFFSET_V6: u32 = ETH_HLEN + 40 + ICMP_HLEN;
 const QUOTED_TCP_OFFSET_V6: u32 = QUOTED_OFFSET_V6 + 40;
 
-/// What becomes of a packet that is no TCP segment.
+/// Forwards a packet that is not TCP, if it is an ICMP error about a packet of a flow.
 #[inline(never)]
 pub(super) fn forward_error(ctx: &TcContext, scratch: &mut Scratch) -> i32 {
     translate_error(ctx, scratch).unwrap_or(TCX_NEXT)
 }
 
-/// `None`: it is not one of ours.
+/// Returns the action for the packet. `None`: it is not an ICMP error about a flow.
 #[inline(always)]
 fn translate_error(ctx: &TcContext, scratch: &mut Scratch) -> Option<i32> {
     let Scratch { segment: quoted, route_cache, .. } = scratch;
@@ -70,7 +72,7 @@ fn translate_error(ctx: &TcContext, scratch: &mut Scratch) -> Option<i32> {
     quoted.tcp_offset = tcp_offset;
     quoted.tcp =
         ctx.load(tcp_offset as usize).or_else(|_| read_quoted_tcp(ctx, tcp_offset)).ok()?;
-    // It left for a peer: the tuple is the one by which that peer's packets arrive.
+    // This host sent the quoted packet to a peer. Its tuple with the ends swapped is that of the answers.
     quoted.tuple.source_port = u16::from_be(quoted.tcp.destination);
     quoted.tuple.destination_port = u16::from_be(quoted.tcp.source);
     let (direction, flow) = find_flow(&quoted.tuple)?;
@@ -78,7 +80,7 @@ fn translate_error(ctx: &TcContext, scratch: &mut Scratch) -> Option<i32> {
         return None;
     }
     let entry = flow_entry::borrow(flow);
-    // What goes to the one peer comes from the other.
+    // The packet to one peer came from the other peer.
     let (translation, sender, sender_state, receiver_state) = match direction {
         Direction::Up => {
             (&entry.to_client, &entry.backend_tuple, &entry.backend_state, &entry.client_state)
@@ -89,7 +91,7 @@ fn translate_error(ctx: &TcContext, scratch: &mut Scratch) -> Option<i32> {
     };
     let seq = quoted.seq().wrapping_sub(translation.seq_delta);
     if !is_within(seq, receiver_state.acked_seq, sender_state.snd_nxt) {
-        // RFC 5927 §4.1: of nothing that is on its way.
+        // RFC 5927 §4.1: the quoted bytes are not in flight.
         return None;
     }
     let next_hop = route_cache.get(ctx, family, sender)?;
@@ -99,7 +101,7 @@ fn translate_error(ctx: &TcContext, scratch: &mut Scratch) -> Option<i32> {
     Some(if is_rewritten { redirect(next_hop) } else { TC_ACT_SHOT })
 }
 
-/// A quote may have no more of the TCP header than this (RFC 792).
+/// Reads the part of a quoted TCP header that each ICMP error has (RFC 792).
 #[inline(always)]
 fn read_quoted_tcp(ctx: &TcContext, tcp_offset: u32) -> Result<TcpHeader, i64> {
     let QuotedTcp { source, destination, seq } = ctx.load(tcp_offset as usize)?;
@@ -117,7 +119,7 @@ fn read_quoted_tcp(ctx: &TcContext, tcp_offset: u32) -> Result<TcpHeader, i64> {
     Ok(header)
 }
 
-/// Whether it is an error about a TCP packet, and whose.
+/// Whether it is an ICMP error about a TCP packet. Stores the addresses of that packet in `quoted`.
 #[inline(never)]
 fn parse_icmpv4(ctx: &TcContext, quoted: &mut Segment) -> bool {
     let Ok(outer) = ctx.load::<Ipv4Header>(ETH_HLEN as usize) else { return false };
@@ -131,6 +133,7 @@ fn parse_icmpv4(ctx: &TcContext, quoted: &mut Segment) -> bool {
     inner.protocol == IPPROTO_TCP && inner.version_ihl == 0x45 && outer.ttl > 1
 }
 
+/// Whether it is an ICMPv6 error about a TCP packet. Stores the addresses of that packet in `quoted`.
 #[inline(never)]
 fn parse_icmpv6(ctx: &TcContext, quoted: &mut Segment) -> bool {
     let Ok(outer) = ctx.load::<Ipv6Header>(ETH_HLEN as usize) else { return false };
@@ -146,7 +149,7 @@ fn parse_icmpv6(ctx: &TcContext, quoted: &mut Segment) -> bool {
     inner.next_header == IPPROTO_TCP && outer.hop_limit > 1
 }
 
-/// The quote becomes what `sender` has sent, and the error goes to it, from us.
+/// Rewrites the quoted packet to the one that `sender` has sent, and addresses the error to `sender`.
 #[inline(always)]
 fn rewrite_error(
     ctx: &TcContext,
@@ -174,7 +177,7 @@ fn rewrite_error(
 
 #[inline(never)]
 fn rewrite_ipv4(ctx: &TcContext, quoted: &Segment, sender: &Tuple, change: u64) -> bool {
-    // The quoted header: its own sum takes up what changes in it.
+    // The checksum of the quoted IP header covers its changes, so the ICMP checksum does not change by them.
     let new = [from_v4_mapped(&sender.source), from_v4_mapped(&sender.destination)];
     let mut inner = ChecksumDiff::default();
     inner.add_u32(from_v4_mapped(&quoted.tuple.destination), new[0]);
@@ -215,7 +218,7 @@ fn rewrite_ipv6(ctx: &TcContext, quoted: &Segment, sender: &Tuple, ports: u64) -
         && ctx.l4_csum_replace(check, 0, change.fold32(), 0).is_ok()
 }
 
-/// Writes an address of IPv6 at this place.
+/// Replaces an IPv6 address, and adds the change to a checksum change.
 #[inline(always)]
 fn replace_addr(
     ctx: &TcContext,
@@ -229,7 +232,8 @@ fn replace_addr(
     sum != REWRITE_FAILED
 }
 
-/// Not inlined: all of it at once is too much for the stack.
+/// Stores an IPv6 address, and returns the folded change of the checksum. It is not inlined because the
+/// stack is too small for both calls at once.
 #[inline(never)]
 fn store_addr_diff(ctx: &TcContext, offset: u32, old: &[u8; 16], new: &[u8; 16]) -> u64 {
     if ctx.store(offset as usize, new, 0).is_err() {

@@ -1,4 +1,4 @@
-//! Whose packets arrive by a tuple.
+//! Look-up of the flow that a packet belongs to.
 
 use snisplit_common::abi::Direction;
 use snisplit_common::abi::packet::{FlowEntry, FlowState, Tuple, TupleEntry};
@@ -7,9 +7,11 @@ use super::flow_entry;
 use super::headers::addr_words;
 use super::maps::{FLOWS, TUPLES};
 
-/// The flow whose packets arrive by a tuple. What is said of the tuple may be of another one already, once
-/// it has gone (`htab_elem_free`, kernel/bpf/hashtab.c); the flow knows better, whose record stays while a
-/// program has it (`Wish::LetGo`).
+/// Returns the flow whose packets arrive with a tuple, and their direction.
+///
+/// The hash map can reuse an element while a program reads it (`htab_elem_free`, kernel/bpf/hashtab.c). So
+/// this compares the tuple with the one in the flow's entry, which the agent reuses only after an RCU grace
+/// period.
 #[inline(always)]
 pub(super) fn find_flow(tuple: &Tuple) -> Option<(Direction, *mut FlowEntry)> {
     lookup_entry(tuple).map(|(entry, flow)| (entry.direction, flow))
@@ -17,18 +19,19 @@ pub(super) fn find_flow(tuple: &Tuple) -> Option<(Direction, *mut FlowEntry)> {
 
 #[inline(always)]
 fn lookup_entry(tuple: &Tuple) -> Option<(TupleEntry, *mut FlowEntry)> {
-    // SAFETY: written by user space before the flow begins.
+    // SAFETY: the agent writes the element before the flow starts.
     let entry = *unsafe { TUPLES.get(tuple) }?;
     let flow = FLOWS.get_ptr_mut(entry.slot)?;
     matches(flow, entry.direction, tuple).then_some((entry, flow))
 }
 
-/// What was found by a tuple.
+/// Result of a look-up by a tuple.
 #[derive(Clone, Copy)]
 #[repr(C)]
 struct TupleCacheEntry {
+    /// Hash of the tuple, see [`hash_tag`].
     tag: u32,
-    /// The slot of the flow, and the direction in the last bit.
+    /// Slot of the flow, shifted by one, and the direction in the lowest bit.
     slot_and_direction: u32,
 }
 
@@ -47,16 +50,20 @@ impl TupleCacheEntry {
     }
 }
 
-/// These take half of the room that `Work` has.
+/// Number of entries. They take half of the size that [`Scratch`](super::scratch::Scratch) may have.
 const TUPLE_CACHE_LEN: usize = 2048;
 
-/// What this CPU has found: a look-up by a slot takes less than one by a tuple. Who has the slot by now shows
-/// there; a flow that has ended is looked up by its tuple, which may be another's.
+/// Cache of this CPU's look-ups, because a look-up by slot is faster than one by tuple.
+///
+/// A hit counts only if the entry in the slot has this tuple and is offloaded. All other packets need a
+/// look-up by tuple, for example if a new flow has the tuple of one that has ended.
 #[repr(C, align(8))]
 pub(super) struct TupleCache([TupleCacheEntry; TUPLE_CACHE_LEN]);
 
 impl TupleCache {
-    /// It is in one of two places, next to each other; in the first one if it came last.
+    /// Returns the flow of a tuple and the direction of its packets, from the cache if possible.
+    ///
+    /// A tuple has two adjacent buckets. A new entry moves the older one to the second bucket.
     #[inline(always)]
     pub(super) fn find_flow(&mut self, tuple: &Tuple) -> Option<(Direction, *mut FlowEntry)> {
         let (tag, first) = (hash_tag(tuple), bucket_of(tuple));
@@ -79,8 +86,10 @@ impl TupleCache {
     }
 }
 
-/// Its first place. Ports are given out one after the other, or every other one of them: then flows that run at a
-/// time do not meet, but for the two directions of some.
+/// Returns the first bucket of a tuple.
+///
+/// Ports are assigned in sequence, or every second one. Then flows that run at the same time have
+/// different buckets, except for the two directions of some flows.
 #[inline(always)]
 fn bucket_of(tuple: &Tuple) -> usize {
     let [_, _, prefix, peer] = addr_words(&tuple.source);
@@ -89,7 +98,7 @@ fn bucket_of(tuple: &Tuple) -> usize {
     (hash + 2 * ports) as usize % TUPLE_CACHE_LEN
 }
 
-/// Tells most tuples apart.
+/// Returns a hash of a tuple that distinguishes most tuples of a bucket.
 #[inline(always)]
 fn hash_tag(tuple: &Tuple) -> u32 {
     let [_, _, prefix, peer] = addr_words(&tuple.source);
@@ -97,12 +106,13 @@ fn hash_tag(tuple: &Tuple) -> u32 {
     prefix ^ peer.rotate_left(16) ^ ports
 }
 
-/// Whether that flow runs, and the tuple is its.
+/// Whether a flow is offloaded and has this tuple in this direction.
 #[inline(always)]
 fn is_live(flow: *mut FlowEntry, direction: Direction, tuple: &Tuple) -> bool {
     matches(flow, direction, tuple) && flow_entry::state(flow) == FlowState::Offloaded
 }
 
+/// Whether a flow has this tuple in this direction.
 #[inline(always)]
 fn matches(flow: *mut FlowEntry, direction: Direction, tuple: &Tuple) -> bool {
     let FlowEntry { client_tuple, backend_tuple, .. } = flow_entry::borrow(flow);

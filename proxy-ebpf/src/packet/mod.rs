@@ -1,4 +1,4 @@
-//! The packet engine.
+//! Programs of the packet engine.
 
 mod action;
 mod checksum;

@@ -1,4 +1,4 @@
-//! TCP options that hold numbers of the flow: SACK blocks (RFC 2018, 2883) and timestamps (RFC 7323).
+//! Translation of TCP options: SACK blocks (RFC 2018, RFC 2883) and timestamps (RFC 7323).
 
 use core::arch::asm;
 use core::ptr;
@@ -21,45 +21,49 @@ const TCPOPT_MSS: u8 = 2;
 const TCPOPT_SACK_PERM: u8 = 4;
 const TCPOPT_SACK: u8 = 5;
 
-/// More options than fit.
+/// Largest number of options: each has at least one byte.
 const MAX_OPTION_STEPS: u32 = MAX_OPTIONS_LEN;
-/// Edges of the blocks in a SACK option: four blocks fit.
+/// Largest number of edges in a SACK option: four blocks with two edges each.
 const MAX_SACK_EDGES: u32 = 8;
 
-/// Options as they stand in a packet, and how far the walk over them has come. It is in a map because
-/// it is too much for the stack, and so that the verifier takes nothing in it for known: one look at one
-/// option is enough for it then.
+/// Options of a packet, and the position of the walk over them.
+///
+/// It is in a map, because it is too large for the stack. The verifier also knows no value in a map, so it
+/// checks the code for one option only once.
 #[repr(C)]
 pub(super) struct Options {
-    /// With room for what is read behind their end.
+    /// Bytes of the options, with room for reads after their end.
     pub(super) bytes: [u8; MAX_OPTIONS_LEN as usize + 8],
+    /// Change of the checksum so far.
     pub(super) diff: ChecksumDiff,
     len: u32,
-    /// Where the next option begins.
+    /// Offset of the next option.
     offset: u32,
+    /// 1 if the bytes differ from those in the packet.
     pub(super) is_changed: u32,
+    /// 1 if an option has an invalid length.
     pub(super) is_malformed: u32,
     has_tsval: u32,
     tsval: u32,
-    /// What a SYN may offer (`OFFERS`), if this is one; then nothing is translated.
+    /// Limits of a SYN, a value of [`SYN_CLAMPS`](super::maps::SYN_CLAMPS). 0: translate the options instead.
     pub(super) clamp: u32,
     delta: OptionDelta,
 }
 
-/// This CPU's. No program is interrupted by another one: softirqs are off while each of them runs.
+/// Options of this CPU. No other program interrupts one of these: softirqs are off while it runs.
 #[btf_map(name = "packet_options")]
 static OPTIONS: PerCpuArray<Options, 1> = PerCpuArray::new();
 
 #[inline(always)]
 fn scratch() -> Option<&'static mut Options> {
-    // SAFETY: the slot is this CPU's, never goes, and is asked for by one function at a time.
+    // SAFETY: the slot belongs to this CPU and lives as long as the map. One function at a time uses it.
     OPTIONS.get_ptr_mut(0).map(|slot| unsafe { &mut *slot })
 }
 
-/// No folded sum is as large.
+/// Result of a failed rewrite. No folded checksum change has this value.
 pub(super) const REWRITE_FAILED: u64 = u64::MAX;
 
-/// Translates options where they lie; what that changes in the sum, or [`REWRITE_FAILED`].
+/// Translates options in the packet. Returns the folded change of the checksum, or [`REWRITE_FAILED`].
 #[inline(never)]
 pub(super) fn rewrite_options(
     ctx: &impl Frame,
@@ -75,6 +79,7 @@ pub(super) fn rewrite_options(
 }
 
 impl Options {
+    /// Reads the options of a packet. `None`: the packet is too short.
     #[inline(always)]
     pub(super) fn read(ctx: &impl Frame, offset: u32, len: u32) -> Option<&'static mut Self> {
         let options = scratch()?;
@@ -87,17 +92,18 @@ impl Options {
         }
         let len = bounded_nonzero(len, MAX_OPTIONS_LEN)?;
         let to = options.bytes.as_mut_ptr().cast();
-        // SAFETY: the helper writes `length` bytes, for which there is room.
+        // SAFETY: the helper writes `len` bytes, for which `bytes` has room.
         let is_read = unsafe { ctx.copy_out(offset, to, len) };
         is_read.then_some(options)
     }
 
-    /// The sender's timestamp, once they are translated.
+    /// Returns the timestamp of the sender, after [`translate`](Self::translate).
     #[inline(always)]
     pub(super) const fn tsval(&self) -> Option<u32> {
         if self.has_tsval == 0 { None } else { Some(self.tsval) }
     }
 
+    /// Writes the options to the packet if they have changed. `None`: the packet is not writable.
     #[inline(always)]
     pub(super) fn write(&self, ctx: &impl Frame, offset: u32) -> Option<()> {
         if self.is_changed == 0 {
@@ -105,12 +111,12 @@ impl Options {
         }
         let len = bounded_nonzero(self.len, MAX_OPTIONS_LEN)?;
         let from = self.bytes.as_ptr().cast();
-        // SAFETY: the helper reads `length` bytes, which are there.
+        // SAFETY: the helper reads `len` bytes, which `bytes` has.
         let is_written = unsafe { ctx.copy_in(offset, from, len) };
         is_written.then_some(())
     }
 
-    /// Translates in place; what that changes in the sum. `None`: they cannot be.
+    /// Translates the options, and returns the change of the checksum. `None`: they are malformed.
     #[inline(always)]
     pub(super) fn translate(&mut self, translation: &Translation) -> Option<ChecksumDiff> {
         self.delta = OptionDelta::from_translation(translation);
@@ -118,15 +124,16 @@ impl Options {
         (self.is_malformed == 0).then_some(self.diff)
     }
 
+    /// Calls [`next_option`](Self::next_option) for each option.
     #[inline(always)]
     pub(super) fn for_each_option(&self) {
         if self.len > 0 {
-            // SAFETY: the callback is one, and takes nothing from the context.
+            // SAFETY: the callback has the signature of `bpf_loop`, and does not use its context.
             unsafe { bpf_loop(MAX_OPTION_STEPS, option_step as *mut c_void, ptr::null_mut(), 0) };
         }
     }
 
-    /// One option; whether there may be more.
+    /// Translates or clamps one option, and returns whether more may follow. `None`: it is malformed.
     #[inline(always)]
     fn next_option(&mut self) -> Option<bool> {
         let offset = self.offset;
@@ -160,6 +167,7 @@ impl Options {
         Some(true)
     }
 
+    /// Translates the edges of a SACK option.
     #[inline(always)]
     fn translate_sack(&mut self, offset: u32, len: u32) {
         for edge in 0..MAX_SACK_EDGES {
@@ -171,6 +179,7 @@ impl Options {
         }
     }
 
+    /// Translates a timestamps option, and stores the timestamp of the sender.
     #[inline(always)]
     fn translate_timestamps(&mut self, offset: u32) {
         let tsval = self.read_u32(offset);
@@ -208,17 +217,19 @@ impl Options {
     }
 }
 
-/// The number, if it is one to `most`, so that the verifier sees it: older ones, that of Linux 6.1 for
-/// one, take nothing from a comparison with 0.
+/// Returns a value if it is in 1..=`max`, in a form that the verifier understands.
+///
+/// Older verifiers, such as that of Linux 6.1, learn nothing from a comparison with 0.
 #[inline(always)]
 fn bounded_nonzero(value: u32, max: u32) -> Option<u32> {
     let mut minus_one = u64::from(value);
-    // SAFETY: takes one from a register; the compiler must not see that it has the number then.
+    // SAFETY: this subtracts one from a register. The compiler must not know the result, or it would
+    // compare the value itself.
     unsafe { asm!("{0} += -1", inout(reg) minus_one, options(nomem, nostack)) };
     (minus_one < u64::from(max)).then_some(minus_one as u32 + 1)
 }
 
-/// `bpf_loop`'s: 0 is to go on.
+/// Callback of `bpf_loop`. 0 continues the loop.
 extern "C" fn option_step(_index: u32, _context: *mut c_void) -> c_long {
     let Some(options) = scratch() else { return 1 };
     match options.next_option() {

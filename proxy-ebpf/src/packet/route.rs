@@ -1,5 +1,7 @@
-//! The way out: routing as for what this host itself sends, so forwarding need not be enabled for the
-//! interfaces that packets come by.
+//! Routing of translated packets.
+//!
+//! The look-up is the one for packets that this host sends. So the interfaces that packets arrive at need
+//! no forwarding.
 
 use core::ptr;
 
@@ -15,55 +17,56 @@ use super::frame::Frame;
 use super::headers::{Family, IPPROTO_TCP, addr_words, from_v4_mapped};
 use super::maps::INTERFACES;
 
-/// linux/socket.h
+/// Address families of linux/socket.h.
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
-/// The loopback interface has this number in every network namespace (net/core/dev.c).
+/// Index of the loopback interface in each network namespace (net/core/dev.c).
 const LOOPBACK_IFINDEX: u32 = 1;
 
-/// Where a packet leaves.
+/// Where a packet leaves this host.
 ///
-/// No function that is not inlined may have an enum with data in its signature, an `Option` included:
-/// the type information that some compilers make of one is none that the kernel takes.
+/// Functions that are not inlined must not have an enum with data in their signatures, such as `Option`.
+/// Some compilers emit type information (BTF) for these that the kernel rejects.
 #[repr(C)]
 pub(super) struct NextHop {
+    /// Index of the interface.
     pub(super) ifindex: u32,
-    /// How to leave by that interface (`LINKS`); 0 if the programs are not attached to it.
+    /// How to transmit: a value of [`INTERFACES`], or 0 if the programs are not attached to the interface.
     pub(super) xmit: u32,
-    /// Whether the addresses are known.
+    /// 1 if the Ethernet addresses are known.
     pub(super) is_resolved: u32,
-    /// Most bytes behind the Ethernet header.
+    /// MTU in bytes.
     pub(super) mtu: u32,
-    /// Destination and source of the frame.
+    /// Destination and source address of the frame.
     pub(super) eth_addrs: [u32; 3],
-    /// When this was asked for, of the coarse clock: now, that is, but for [`JIFFIES`].
+    /// Time of the look-up in nanoseconds of `CLOCK_MONOTONIC_COARSE`. It is at most
+    /// [`ROUTE_CACHE_JIFFIES`] old.
     pub(super) now_ns: u64,
 }
 
-/// A way, and of which peer and which address of ours.
+/// Cached route to a peer from an address of this host.
 #[repr(C)]
 struct RouteCacheEntry {
-    /// When it is of, in [`JIFFIES`]. 0 if it is to be asked for again.
+    /// Time of the look-up in units of [`ROUTE_CACHE_JIFFIES`]. 0: the entry is invalid.
     epoch: u64,
     family: Family,
     peer: [u32; 4],
     local: [u32; 4],
     next_hop: NextHop,
-    /// Here, for it is too much for the stack.
+    /// Arguments of the helper, which are too large for the stack.
     fib_params: bpf_fib_lookup,
 }
 
 const ROUTE_CACHE_LEN: usize = 64;
-/// How many of the kernel's ticks a way is good for: 4 to 40 ms (CONFIG_HZ).
+/// Lifetime of a cached route in jiffies: 4 to 40 ms, depending on CONFIG_HZ.
 const ROUTE_CACHE_JIFFIES: u64 = 4;
 
-/// This CPU's ways of now. Looking one up takes a good part of a packet's time.
+/// Cache of this CPU's routes. A route look-up is a large part of the cost of a packet.
 #[repr(C)]
 pub(super) struct RouteCache([RouteCacheEntry; ROUTE_CACHE_LEN]);
 
 impl RouteCache {
-    /// The way to whoever's packets arrive by the tuple `to`. `None`: there is none. It holds until the
-    /// next one is asked for.
+    /// Returns the route to the peer whose packets arrive with this tuple. `None`: there is no route.
     #[inline(always)]
     pub(super) fn get(
         &mut self,
@@ -72,7 +75,7 @@ impl RouteCache {
         tuple: &Tuple,
     ) -> Option<&NextHop> {
         let entry = self.0.get_mut(cache_index(tuple))?;
-        // SAFETY: takes nothing and touches nothing; the kernel makes a load of it.
+        // SAFETY: the helper has no arguments and no side effects. The kernel replaces the call by a load.
         let epoch = unsafe { bpf_jiffies64() } / ROUTE_CACHE_JIFFIES;
         let is_found =
             entry.matches(epoch, family, tuple) || refresh(ctx, family, tuple, entry, epoch);
@@ -80,7 +83,7 @@ impl RouteCache {
     }
 }
 
-/// Where a way is remembered.
+/// Returns the index of the cache entry for a tuple.
 #[inline(always)]
 fn cache_index(tuple: &Tuple) -> usize {
     let [_, _, prefix, peer] = addr_words(&tuple.source);
@@ -89,10 +92,11 @@ fn cache_index(tuple: &Tuple) -> usize {
 }
 
 impl RouteCacheEntry {
+    /// Whether this is a valid route for a tuple.
     #[inline(always)]
     fn matches(&self, epoch: u64, family: Family, tuple: &Tuple) -> bool {
         let (peer, local) = (addr_words(&tuple.source), addr_words(&tuple.destination));
-        // One of IPv4 has one word of its own.
+        // IPv4 addresses differ in one word only.
         self.epoch == epoch
             && self.family == family
             && (self.peer[3], self.local[3]) == (peer[3], local[3])
@@ -100,6 +104,7 @@ impl RouteCacheEntry {
     }
 }
 
+/// Looks a route up and stores it in a cache entry. Returns whether there is a route.
 #[inline(never)]
 fn refresh(
     ctx: &impl Frame,
@@ -113,11 +118,11 @@ fn refresh(
         return false;
     }
     let next_hop = &mut entry.next_hop;
-    // SAFETY: takes nothing and touches nothing.
+    // SAFETY: the helper has no arguments and no side effects.
     next_hop.now_ns = unsafe { bpf_ktime_get_coarse_ns() };
-    // SAFETY: an entry is a number.
+    // SAFETY: only the agent writes the element, and each value is valid.
     next_hop.xmit = unsafe { INTERFACES.get(next_hop.ifindex) }.copied().unwrap_or_default();
-    // What is not resolved is asked for again: the kernel finds the neighbour meanwhile.
+    // An unresolved neighbour is not cached: the kernel resolves it in the meantime.
     if next_hop.is_resolved != 0 && next_hop.xmit != 0 {
         [entry.peer, entry.local] = [addr_words(&tuple.source), addr_words(&tuple.destination)];
         (entry.family, entry.epoch) = (family, epoch);
@@ -125,10 +130,11 @@ fn refresh(
     true
 }
 
+/// Calls the helper for a route look-up, and returns whether there is a route.
 #[inline(always)]
 fn query_fib(ctx: &impl Frame, family: Family, tuple: &Tuple, entry: &mut RouteCacheEntry) -> bool {
     let RouteCacheEntry { next_hop, fib_params: params, .. } = entry;
-    // All that the helper reads; the last answer is still in it.
+    // These are all fields that the helper reads. The entry holds the result of the previous call.
     (params.sport, params.dport, params.l4_protocol) = (0, 0, IPPROTO_TCP);
     params.ifindex = LOOPBACK_IFINDEX;
     params.__bindgen_anon_1.tot_len = 0;
@@ -147,22 +153,22 @@ fn query_fib(ctx: &impl Frame, family: Family, tuple: &Tuple, entry: &mut RouteC
         }
     }
     let size = size_of::<bpf_fib_lookup>() as i32;
-    // SAFETY: the helper reads and writes `size` bytes of it.
+    // SAFETY: the helper reads and writes `size` bytes.
     let result = unsafe { fib_lookup(ctx.as_ptr(), &raw mut *params, size, 0) };
     next_hop.ifindex = params.ifindex;
     next_hop.is_resolved = (result as u32 == BPF_FIB_LKUP_RET_SUCCESS).into();
     let ([a, b, c, d, e, f], [g, h, i, j, k, l]) = (params.dmac, params.smac);
     next_hop.eth_addrs = [[a, b, c, d], [e, f, g, h], [i, j, k, l]].map(u32::from_ne_bytes);
-    // SAFETY: the helper writes it where the total length was.
+    // SAFETY: the helper writes this member of the union.
     next_hop.mtu = unsafe { params.__bindgen_anon_1.mtu_result }.into();
     matches!(result as u32, BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH)
 }
 
-/// Sends the packet that way, its Ethernet header written; the answer is what the program returns.
+/// Redirects a packet whose Ethernet header is complete, and returns the action for the program.
 #[inline(always)]
 pub(super) fn redirect(next_hop: &NextHop) -> i32 {
-    // SAFETY: these take numbers; without parameters the last one asks for the way once more, and then for
-    // the neighbour.
+    // SAFETY: the helpers have no pointers to check. Without parameters, the last one looks up the route
+    // again, and resolves the neighbour.
     unsafe {
         match (next_hop.is_resolved, next_hop.xmit) {
             (1, XMIT_PEER) => bpf_redirect_peer(next_hop.ifindex, 0),

@@ -1,4 +1,4 @@
-//! What a program works with, too much for its stack: one look-up of a map for all of it.
+//! Working memory of a program, which is too large for its stack.
 
 use aya_ebpf::btf_maps::PerCpuArray;
 use aya_ebpf::macros::btf_map;
@@ -8,6 +8,7 @@ use super::lookup::TupleCache;
 use super::route::RouteCache;
 use super::sockets::SockTuple;
 
+/// Working memory of one CPU. One map look-up returns all of it.
 #[repr(C)]
 pub(super) struct Scratch {
     pub(super) segment: Segment,
@@ -16,18 +17,18 @@ pub(super) struct Scratch {
     pub(super) sock_tuple: SockTuple,
 }
 
-/// More than this no per-CPU map holds (`PCPU_MIN_UNIT_SIZE`, mm/percpu.c).
+/// Largest value of a per-CPU map (`PCPU_MIN_UNIT_SIZE`, mm/percpu.c).
 const _: () = assert!(size_of::<Scratch>() <= 32 << 10);
 
-/// This CPU's. No program is interrupted by another one: softirqs are off while each of them runs.
+/// Working memory of this CPU. No other program interrupts one of these: softirqs are off while it runs.
 #[btf_map(name = "packet_scratch")]
 static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 
 impl Scratch {
-    /// This CPU's, with whatever is in it.
+    /// Returns the working memory of this CPU, with the values that the previous program left in it.
     #[inline(always)]
     pub(super) fn current_cpu() -> Option<&'static mut Self> {
-        // SAFETY: the slot is this CPU's, never goes, and is used by one function at a time.
+        // SAFETY: the slot belongs to this CPU and lives as long as the map. One function at a time uses it.
         SCRATCH.get_ptr_mut(0).map(|slot| unsafe { &mut *slot })
     }
 }

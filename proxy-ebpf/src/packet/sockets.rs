@@ -1,4 +1,4 @@
-//! What the kernel's two sockets of a flow hold, read under the gag.
+//! Snapshot of a socket of a flow, taken while the egress program suppresses what the socket sends.
 
 use core::ptr;
 
@@ -23,26 +23,27 @@ macro_rules! offsets {
 }
 
 offsets! {
-    SK_STATE_OFFSET "Of `skc_state` in a `sock_common`.";
-    RCV_NXT_OFFSET "Of `rcv_nxt` in a `tcp_sock`: behind what arrived in order.";
-    COPIED_SEQ_OFFSET "Of `copied_seq`: the beginning of what was not read.";
-    SND_UNA_OFFSET "Of `snd_una`: the beginning of what was not acknowledged.";
-    WRITE_SEQ_OFFSET "Of `write_seq`: behind what was handed to it.";
-    BYTES_ACKED_OFFSET "Of `bytes_acked`, of which the low half is enough.";
-    OUT_OF_ORDER_OFFSET "Of the root of `out_of_order_queue`.";
-    TS_RECENT_OFFSET "Of the last timestamp that arrived.";
-    ECN_FLAGS_OFFSET "Of what is known of marks of congestion.";
-    TS_OFFSET_OFFSET "Of what is added to the clock in timestamps that are sent.";
+    SK_STATE_OFFSET "Offset of `skc_state` in a `sock_common`.";
+    RCV_NXT_OFFSET "Offset of `rcv_nxt` in a `tcp_sock`: the sequence number expected next.";
+    COPIED_SEQ_OFFSET "Offset of `copied_seq`: the sequence number of the first unread byte.";
+    SND_UNA_OFFSET "Offset of `snd_una`: the sequence number of the first unacknowledged byte.";
+    WRITE_SEQ_OFFSET "Offset of `write_seq`: the sequence number after the last byte written to the socket.";
+    BYTES_ACKED_OFFSET "Offset of `bytes_acked`, of which the program reads the low 32 bits.";
+    OUT_OF_ORDER_OFFSET "Offset of the root of `out_of_order_queue`.";
+    TS_RECENT_OFFSET "Offset of `ts_recent`: the last timestamp that arrived.";
+    ECN_FLAGS_OFFSET "Offset of `ecn_flags`.";
+    TS_OFFSET_OFFSET "Offset of `tsoffset`: what the socket adds to the clock in its timestamps.";
 }
 
-/// include/net/tcp_states.h
+/// Value of include/net/tcp_states.h.
 const TCP_ESTABLISHED: u8 = 1;
-/// `TCP_ECN_MODE_RFC3168` and `TCP_ECN_SEEN`, include/net/tcp.h: that, and no mark on its way.
+/// ECN flags of a socket that has no congestion mark to report or to answer: `TCP_ECN_MODE_RFC3168` and
+/// `TCP_ECN_SEEN` (include/net/tcp.h).
 const ECN_OK_ONLY: u8 = 1 | 8;
-/// `BPF_F_CURRENT_NETNS`, include/uapi/linux/bpf.h: -1 in 32 bits.
+/// `BPF_F_CURRENT_NETNS` (include/uapi/linux/bpf.h).
 const CURRENT_NETNS: u64 = 0xffff_ffff_ffff_ffff;
 
-/// Numbers of a socket.
+/// Fields of a socket.
 #[derive(Clone, Copy)]
 pub(super) struct SockSnapshot {
     pub(super) is_established: bool,
@@ -51,18 +52,19 @@ pub(super) struct SockSnapshot {
     pub(super) snd_una: u32,
     pub(super) write_seq: u32,
     pub(super) bytes_acked: u32,
+    /// Whether no data has arrived out of order.
     pub(super) is_ofo_queue_empty: bool,
+    /// Whether no congestion mark waits for a report or an answer, and the socket does not use AccECN.
     pub(super) is_ecn_idle: bool,
     pub(super) ts_recent: u32,
     pub(super) ts_offset: u32,
 }
 
-/// `struct bpf_sock_tuple` of either family. Not on the stack, for it is too much for that.
+/// `struct bpf_sock_tuple` of IPv4 or IPv6. It is too large for the stack.
 pub(super) struct SockTuple([u32; 9]);
 
 impl SockTuple {
-    /// As the kernel takes it: addresses and ports, which are behind whatever addresses there are. And how
-    /// many bytes that is.
+    /// Stores addresses and ports in the layout of the kernel, and returns the size in bytes.
     #[inline(always)]
     fn fill(&mut self, family: Family, tuple: &Tuple) -> u32 {
         let Tuple { source, destination, source_port, destination_port } = tuple;
@@ -83,7 +85,7 @@ impl SockTuple {
     }
 }
 
-/// Reads the socket that a tuple's packets go to.
+/// Reads the socket that receives the packets of a tuple. `None`: it does not exist or is not readable.
 #[inline(always)]
 pub(super) fn snapshot(
     ctx: &TcContext,
@@ -98,10 +100,10 @@ pub(super) fn snapshot(
     if socket.is_null() {
         return None;
     }
-    // SAFETY: the look-up gave a referenced socket.
+    // SAFETY: the look-up has returned a referenced socket.
     let tcp = unsafe { bpf_skc_to_tcp_sock(socket.cast()) };
     let snapshot = if tcp.is_null() { None } else { read_tcp_sock(tcp.cast()) };
-    // SAFETY: the reference that the look-up took, given back once.
+    // SAFETY: this releases the reference of the look-up, once.
     unsafe { bpf_sk_release(socket.cast()) };
     snapshot
 }
@@ -121,7 +123,8 @@ fn read_tcp_sock(tcp: *mut c_void) -> Option<SockSnapshot> {
     };
     Some(SockSnapshot {
         is_established: state == TCP_ESTABLISHED,
-        // Before `rcv_nxt`, behind which it never is: equal ones were equal when that was read.
+        // Read before `rcv_nxt`, which is never smaller. If both are equal here, they were equal when the
+        // program read `rcv_nxt`.
         copied_seq: read_u32(COPIED_SEQ_OFFSET.load())?,
         rcv_nxt: read_u32(RCV_NXT_OFFSET.load())?,
         snd_una: read_u32(SND_UNA_OFFSET.load())?,
@@ -137,7 +140,7 @@ fn read_tcp_sock(tcp: *mut c_void) -> Option<SockSnapshot> {
 #[inline(always)]
 fn read_kernel<T>(tcp: *mut c_void, offset: u32, to: &mut T) -> Option<()> {
     let to = ptr::from_mut(to).cast();
-    // SAFETY: the helper writes as much as `T` takes, and checks the address that it reads.
+    // SAFETY: the helper writes the size of `T`, and checks the address that it reads.
     let failed = unsafe {
         bpf_probe_read_kernel(to, size_of::<T>() as u32, tcp.byte_add(offset as usize).cast_const())
     };

@@ -1,5 +1,7 @@
-//! What our SYN to a back end offers: no more than the client has, for the two are to agree. The kernel
-//! has no switch for that by the socket.
+//! Limits for the options of a SYN to a back end.
+//!
+//! The two TCP connections of an offloaded flow must agree on their options, so the SYN must not offer more
+//! than the client did. The kernel has no socket option for that.
 
 use aya_ebpf::programs::TcContext;
 
@@ -8,20 +10,20 @@ use super::headers::{Segment, TCP_HLEN, TCPOPT_NOP, store_addr};
 use super::maps::SYN_CLAMPS;
 use super::options::Options;
 
-/// Where a header's checksum is.
+/// Offset of the checksum in a TCP header.
 const TCP_CHECK_OFFSET: u32 = 16;
-/// Bytes of timestamps, the longest option that is taken out.
+/// Size of a timestamps option in bytes, the longest option that is removed.
 const TIMESTAMPS_LEN: u32 = 10;
 
-/// Changes the options of a SYN, if that is wanted of whom it is to and the port that it is from.
+/// Clamps the options of a SYN, if the agent has set limits for its destination and source port.
 #[inline(always)]
 pub(super) fn clamp_syn(ctx: &TcContext, segment: &mut Segment) {
-    // From whatever address of ours.
+    // The key has no address of this host.
     store_addr(&mut segment.tuple.destination, [0; 4]);
-    // SAFETY: written by user space before the socket connects.
+    // SAFETY: the agent writes the element before the socket connects.
     let Some(clamp) = (unsafe { SYN_CLAMPS.get(&segment.tuple) }).copied() else { return };
     if segment.is_translatable != 0 {
-        // What stays as it was is found in the answer.
+        // The agent checks the options of the SYN-ACK.
         let _offers_more = clamp_options(ctx, segment, clamp);
     }
 }
@@ -36,7 +38,8 @@ fn clamp_options(ctx: &TcContext, segment: &Segment, clamp: u32) -> Option<()> {
 }
 
 impl Options {
-    /// Makes what is not to be offered no option at all, and the size of segments no larger than that.
+    /// Removes options and lowers the MSS according to the limits. Returns the change of the checksum.
+    /// `None`: the options are malformed.
     #[inline(always)]
     pub(super) fn clamp(&mut self, clamp: u32) -> Option<ChecksumDiff> {
         self.clamp = clamp;
@@ -44,7 +47,7 @@ impl Options {
         (self.is_malformed == 0).then_some(self.diff)
     }
 
-    /// No operation, so many times.
+    /// Overwrites an option with no-operation options.
     #[inline(always)]
     pub(super) fn nop_out(&mut self, offset: u32, len: u32) {
         for nth in 0..TIMESTAMPS_LEN {
@@ -54,7 +57,7 @@ impl Options {
         }
     }
 
-    /// A size of segments, unless it is smaller already.
+    /// Lowers the MSS to `max_mss`.
     #[inline(always)]
     pub(super) fn clamp_mss(&mut self, offset: u32, max_mss: u16) {
         let high = self.read_u8(offset).unwrap_or_default();

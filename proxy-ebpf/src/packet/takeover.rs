@@ -1,5 +1,6 @@
-//! Takes a flow over from its sockets, at the first bytes of the back end's answer: then the client
-//! has said what it has to say for now, and has heard nothing.
+//! Takeover of a flow from its sockets, at the first bytes of the back end's answer.
+//!
+//! At that time the client has sent its ClientHello and has received nothing.
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::programs::TcContext;
@@ -12,13 +13,15 @@ use super::options::Options;
 use super::scratch::Scratch;
 use super::sockets::{SockSnapshot, snapshot};
 
-/// What a receiver has room for as long as it has not said otherwise.
+/// Assumed window of a receiver in bytes, until its first packet tells the real one.
 const INITIAL_WINDOW: u32 = 1 << 20;
-/// Nanoseconds in a timestamp's tick (`TCP_TS_HZ`, include/net/tcp.h).
+/// Nanoseconds of a tick of TCP timestamps (`TCP_TS_HZ`, include/net/tcp.h).
 const TS_TICK_NS: u64 = 1_000_000;
 
-/// Whether the flow is the kernel's now. The gag is on while this looks: a socket may still receive
-/// what was on its way to it, but what it says to that is not heard.
+/// Takes a pending flow over, and returns whether it is offloaded.
+///
+/// The egress program suppresses what the sockets send meanwhile. So a socket may still receive packets, but
+/// its answers do not leave this host.
 #[inline(never)]
 pub(super) fn take_over(ctx: &TcContext, scratch: &mut Scratch, flow: *mut FlowEntry) -> bool {
     if !flow_entry::compare_exchange_state(flow, FlowState::Pending, FlowState::TakingOver) {
@@ -38,6 +41,10 @@ pub(super) fn take_over(ctx: &TcContext, scratch: &mut Scratch, flow: *mut FlowE
     new_state == FlowState::Offloaded
 }
 
+/// Checks that the sockets hold no data, and computes the translations.
+///
+/// # Errors
+/// Fails with the reason why the flow must stay with its sockets.
 #[inline(always)]
 fn prepare_takeover(
     ctx: &TcContext,
@@ -72,7 +79,7 @@ fn prepare_takeover(
     for tuple in [&entry.client_tuple, &entry.backend_tuple] {
         let next_hop =
             route_cache.get(ctx, segment.family, tuple).ok_or(FallbackReason::NoRoute)?;
-        // What comes back by that way must pass here.
+        // Packets of the peer must pass the programs.
         if next_hop.xmit == 0 {
             return Err(FallbackReason::NoRoute);
         }
@@ -85,6 +92,7 @@ fn prepare_takeover(
     Ok(())
 }
 
+/// Computes the deltas of sequence numbers, and the initial peer states.
 #[inline(always)]
 fn set_sequence_deltas(flow: &mut FlowEntry, client: &SockSnapshot, backend: &SockSnapshot) {
     let FlowEntry { to_backend, to_client, client_state, backend_state, .. } = flow;
@@ -101,8 +109,10 @@ fn set_sequence_deltas(flow: &mut FlowEntry, client: &SockSnapshot, backend: &So
     }
 }
 
-/// Each receiver must see timestamps go on where our kernel's were: never back (RFC 7323 §5), and an
-/// echo of something that it sent.
+/// Computes the deltas of timestamps.
+///
+/// Each receiver must see timestamps that continue those of this host's socket and never go back (RFC 7323
+/// §5). Each echo must be of a timestamp that the receiver has sent.
 #[inline(always)]
 fn set_timestamp_deltas(
     flow: &mut FlowEntry,
@@ -110,11 +120,11 @@ fn set_timestamp_deltas(
     backend: &SockSnapshot,
     backend_tsval: u32,
 ) {
-    // SAFETY: takes nothing and touches nothing.
+    // SAFETY: the helper has no arguments and no side effects.
     let now_ns = unsafe { bpf_ktime_get_ns() };
     let now_tsval = (now_ns / TS_TICK_NS) as u32;
     let FlowEntry { to_backend, to_client, client_state, backend_state, .. } = flow;
-    // Whoever says nothing from now on is silent since now.
+    // The time without packets starts at the takeover.
     (client_state.last_seen_ns, backend_state.last_seen_ns) = (now_ns, now_ns);
     to_backend.tsval_delta =
         now_tsval.wrapping_add(backend.ts_offset).wrapping_sub(client.ts_recent);

@@ -1,4 +1,4 @@
-//! The programs at interfaces.
+//! TC programs.
 
 use aya_ebpf::programs::TcContext;
 use snisplit_common::abi::Direction;
@@ -13,7 +13,7 @@ use super::maps::{FLOWS, TUPLES, count, emit_state};
 use super::scratch::Scratch;
 use super::{flow_entry, icmp, route, syn_clamp, takeover, track, translate};
 
-/// `sni_in`.
+/// Entry point of `sni_in`.
 #[inline(always)]
 pub(crate) fn ingress(ctx: &TcContext) -> i32 {
     let Some(scratch) = Scratch::current_cpu() else { return TCX_NEXT };
@@ -38,12 +38,12 @@ pub(crate) fn ingress(ctx: &TcContext) -> i32 {
     if is_offloaded { forward_segment(ctx, scratch, direction, flow) } else { TCX_NEXT }
 }
 
-/// `sni_out`.
+/// Entry point of `sni_out`.
 #[inline(always)]
 pub(crate) fn egress(ctx: &TcContext) -> i32 {
-    // SAFETY: the context that the kernel gave us.
+    // SAFETY: the context is valid while the program runs.
     if unsafe { (*ctx.skb.skb).ingress_ifindex } != 0 {
-        // Sent on, perhaps by us.
+        // This host forwards it and has not sent it.
         return TCX_NEXT;
     }
     let Some(Scratch { segment, .. }) = Scratch::current_cpu() else { return TCX_NEXT };
@@ -61,8 +61,8 @@ pub(crate) fn egress(ctx: &TcContext) -> i32 {
         if segment.has_flags(FIN) || segment.has_flags(RST) {
             fall_back(flow, FallbackReason::FlowEnded);
         }
-        // A barrier: what a socket has received is seen by the CPU that switches, or the switch is seen
-        // here.
+        // A full barrier: either the CPU that takes over sees what the socket has received, or this
+        // program sees the takeover.
         if flow_entry::compare_exchange_state(flow, FlowState::Pending, FlowState::Pending) {
             return TCX_NEXT;
         }
@@ -76,8 +76,9 @@ pub(crate) fn egress(ctx: &TcContext) -> i32 {
     }
 }
 
-/// Its packet is the slot of a flow and what is wanted of it, behind room for an Ethernet header. The
-/// answer is the state that the flow is in.
+/// Entry point of `sni_ctl`, which executes a [`ControlCommand`] and returns the state of the flow.
+///
+/// The packet has the slot of the flow and the command as two 64-bit numbers, after an Ethernet header.
 #[inline(always)]
 pub(crate) fn control(ctx: &TcContext) -> i32 {
     let offset = headers::ETH_HLEN as usize;
@@ -93,7 +94,7 @@ pub(crate) fn control(ctx: &TcContext) -> i32 {
     flow_entry::state(flow) as i32
 }
 
-/// Leaves a flow to its sockets, if nobody has decided yet.
+/// Leaves a pending flow to its sockets.
 fn fall_back(flow: *mut FlowEntry, reason: FallbackReason) {
     if flow_entry::compare_exchange_state(flow, FlowState::Pending, FlowState::Fallback) {
         flow_entry::borrow_mut(flow).fallback_reason = reason;
@@ -101,7 +102,7 @@ fn fall_back(flow: *mut FlowEntry, reason: FallbackReason) {
     }
 }
 
-/// What is left of a flow goes when another connection leaves by its port.
+/// Removes the tuples of a flow that has ended, when a new connection uses its port.
 #[inline(never)]
 fn evict_closed(tuple: &Tuple) {
     let Some((_, flow)) = find_flow(tuple) else { return };
@@ -109,15 +110,15 @@ fn evict_closed(tuple: &Tuple) {
         return;
     }
     let FlowEntry { client_tuple, id, .. } = flow_entry::borrow(flow);
-    // SAFETY: written by user space before the flow begins, and not changed.
+    // SAFETY: the agent writes the element before the flow starts, and does not change it.
     if unsafe { TUPLES.get(client_tuple) }.is_some_and(|other| other.flow_id == *id) {
-        let _gone_already = TUPLES.remove(client_tuple);
+        let _already_removed = TUPLES.remove(client_tuple);
     }
-    let _gone_already = TUPLES.remove(tuple);
+    let _already_removed = TUPLES.remove(tuple);
     emit_state(*id, FlowState::Pending);
 }
 
-/// Whether the kernel has the flow now.
+/// Takes a pending flow over if this segment allows it, and returns whether the flow is offloaded.
 #[inline(always)]
 fn try_take_over(
     ctx: &TcContext,
@@ -136,7 +137,7 @@ fn try_take_over(
         && takeover::take_over(ctx, scratch, flow)
 }
 
-/// Sends a segment on to the other peer.
+/// Translates a segment and forwards it to the other peer.
 #[inline(always)]
 fn forward_segment(
     ctx: &TcContext,
@@ -151,8 +152,8 @@ fn forward_segment(
     }
     let is_new = segment.tcp.flags & (SYN | ACK) == SYN;
     if is_new && flow_entry::state(flow) != FlowState::Offloaded {
-        // The listener is to hear of it.
-        let _gone_already = TUPLES.remove(&segment.tuple);
+        // A new connection from the address of a flow that has ended: it belongs to the listener.
+        let _already_removed = TUPLES.remove(&segment.tuple);
         return TCX_NEXT;
     }
     let (translation, receiver) = flow_entry::borrow(flow).translation(direction);

@@ -1,14 +1,14 @@
-//! Shift in TCP options from one leg to the other, and options that are nothing but timestamps (RFC 7323).
+//! Deltas for TCP options, and options that consist of timestamps only (RFC 7323).
 
 use snisplit_common::abi::packet::Translation;
 
 use super::checksum::ChecksumDiff;
 use super::headers::{TCPOPT_NOP, TCPOPT_TIMESTAMP};
 
-/// Bytes of options that are timestamps and nothing else, as RFC 7323 appendix A lays them out.
+/// Size in bytes of options that consist of timestamps only, in the layout of RFC 7323 appendix A.
 pub(super) const TS_ONLY_LEN: u32 = 12;
 
-/// What a [`Way`] adds to options.
+/// Part of a [`Translation`] that applies to options.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(super) struct OptionDelta {
@@ -19,13 +19,14 @@ pub(super) struct OptionDelta {
 }
 
 impl OptionDelta {
+    /// Copies the deltas of a translation.
     #[inline(always)]
     pub(super) const fn from_translation(translation: &Translation) -> Self {
         let Translation { ack_delta, tsval_delta, tsecr_delta, min_tsecr, .. } = *translation;
         Self { ack_delta, tsval_delta, tsecr_delta, min_tsecr }
     }
 
-    /// An echo of a timestamp, for the one who sent that.
+    /// Translates the echo of a timestamp, for the peer that sent the timestamp.
     #[inline(always)]
     pub(super) const fn translate_tsecr(&self, tsecr: u32) -> u32 {
         let tsecr = tsecr.wrapping_add(self.tsecr_delta);
@@ -34,7 +35,7 @@ impl OptionDelta {
     }
 }
 
-/// Options of [`TS_ONLY_LEN`] bytes, in network order.
+/// Options of [`TS_ONLY_LEN`] bytes, in network byte order.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(super) struct Timestamps {
@@ -44,13 +45,13 @@ pub(super) struct Timestamps {
 }
 
 impl Timestamps {
-    /// Whether there is nothing else.
+    /// Whether the options consist of timestamps only.
     #[inline(always)]
     pub(super) fn is_only_option(&self) -> bool {
         self.option_header == u32::from_ne_bytes([TCPOPT_NOP, TCPOPT_NOP, TCPOPT_TIMESTAMP, 10])
     }
 
-    /// For the receiver; `change` is what that changes in the sum.
+    /// Returns the options for the receiver, and adds the change of the checksum to `change`.
     #[inline(always)]
     pub(super) fn translated(self, translation: &Translation, change: &mut ChecksumDiff) -> Self {
         let delta = OptionDelta::from_translation(translation);

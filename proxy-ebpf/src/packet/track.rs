@@ -1,5 +1,7 @@
-//! What a flow has come to, from the packets that pass. Only a segment within its window tells
-//! anything: a forged one is sent on like any other, and the receivers judge it themselves.
+//! Tracking of the peers of a flow, from the packets that pass.
+//!
+//! Only a segment within its window changes the state. The programs forward a forged segment like any
+//! other, and the receiver checks it.
 
 use snisplit_common::abi::Direction;
 use snisplit_common::abi::packet::{FlowEntry, FlowEvent, FlowState, PeerState, Translation};
@@ -8,23 +10,25 @@ use super::flow_entry;
 use super::headers::{ACK, FIN, RST, SYN, Segment};
 use super::maps::emit;
 
-/// How far back a segment may begin, at least: one that is sent again, or a probe.
+/// Smallest number of bytes before the acknowledged ones at which a segment may start: a retransmission
+/// or a probe.
 const MAX_OLD_BYTES: u32 = 1 << 16;
 
-/// Whether `a` comes behind `b`.
+/// Whether `a` is after `b`, modulo 2^32.
 #[inline(always)]
 const fn is_after(a: u32, b: u32) -> bool {
     (b.wrapping_sub(a) as i32) < 0
 }
 
-/// Whether a number is within `from` and `to`.
+/// Whether a sequence number is in `from..=to`, modulo 2^32.
 #[inline(always)]
 pub(super) const fn is_within(number: u32, from: u32, to: u32) -> bool {
     number.wrapping_sub(from) <= to.wrapping_sub(from)
 }
 
-/// Takes note of a segment. What a peer has said is written by its own packets only, but for a reset, which
-/// ends the flow.
+/// Updates the state of a flow by a segment.
+///
+/// Only packets of a peer write the state of that peer, except for a reset, which ends the flow.
 #[inline(always)]
 pub(super) fn track_segment(
     segment: &Segment,
@@ -39,8 +43,8 @@ pub(super) fn track_segment(
     };
     own.packets += 1;
     if segment.has_flags(RST) {
-        // RFC 5961 §3.2: a reset counts at exactly the number that is expected next, so all before it
-        // has arrived.
+        // RFC 5961 §3.2: a reset is valid only at the sequence number expected next. So all bytes before it
+        // have arrived.
         if segment.seq() == own.snd_nxt || segment.seq() == other.acked_seq {
             other.acked_bytes += u64::from(segment.seq().wrapping_sub(other.acked_seq));
             other.acked_seq = segment.seq();
@@ -65,9 +69,10 @@ pub(super) fn track_segment(
     }
 }
 
-/// A peer begins a connection from the address of one that runs. The other peer is asked whether it does, as
-/// RFC 5961 §4 has the receiver of such a SYN do: its answer makes a peer that knows nothing of the old
-/// connection reset it.
+/// Turns a SYN for an offloaded flow into a challenge ACK to the other peer.
+///
+/// RFC 5961 §4 requires such a challenge from the receiver of the SYN. The answer of the other peer makes a
+/// peer that has forgotten the old connection reset it.
 #[inline(always)]
 pub(super) fn make_challenge_ack(
     segment: &mut Segment,
@@ -80,30 +85,32 @@ pub(super) fn make_challenge_ack(
         Direction::Down => (&entry.to_client, &mut entry.backend_state, &entry.client_state),
     };
     own.packets += 1;
-    // Out of the window on the near side: acknowledged, and otherwise ignored.
+    // The byte before the window: the receiver acknowledges it and ignores it otherwise.
     let tcp = &mut segment.tcp;
     tcp.flags = ACK;
     tcp.seq = other.acked_seq.wrapping_sub(1).to_be();
     tcp.ack = own.acked_seq.wrapping_sub(translation.ack_delta).to_be();
 }
 
-/// The first number that its receiver does not find too old: RFC 5961 §5 goes as far back as the window is
-/// wide.
+/// Returns the first sequence number that the receiver does not consider too old. RFC 5961 §5 accepts as
+/// many old bytes as the window has.
 #[inline(always)]
 fn window_start(receiver: &PeerState) -> u32 {
     let window = receiver.rcv_wnd_end.wrapping_sub(receiver.acked_seq);
     receiver.acked_seq.wrapping_sub(if window > MAX_OLD_BYTES { window } else { MAX_OLD_BYTES })
 }
 
-/// Behind the last number that its receiver has room for: the byte there is a FIN, or a probe of a closed
-/// window.
+/// Returns the sequence number after the window of the receiver, and one more: for a FIN, or for a probe of
+/// a closed window.
 #[inline(always)]
 fn window_end(receiver: &PeerState) -> u32 {
     receiver.rcv_wnd_end.wrapping_add(1)
 }
 
-/// What a peer may say, as far as it shows without a look at what the other one has said: that is in a cache
-/// line of another CPU's, as a rule. Nobody acknowledges what he has no room for, so `ack` needs none.
+/// Whether a segment is within the window that the peer's own state stores.
+///
+/// The state of the other peer is usually in a cache line of another CPU, so this does not read it. No peer
+/// acknowledges more than its own window allows, so `ack` does not need it.
 #[inline(always)]
 fn is_in_window(segment: &Segment, ack: u32, own: &PeerState) -> bool {
     is_within(segment.seq(), own.valid_from, own.valid_to)
@@ -111,7 +118,7 @@ fn is_in_window(segment: &Segment, ack: u32, own: &PeerState) -> bool {
         && is_within(ack, window_start(own), window_end(own))
 }
 
-/// The same, with a look.
+/// Reads the window from the other peer's state, and returns whether a segment is within it.
 #[inline(always)]
 fn is_in_refreshed_window(
     segment: &Segment,
@@ -120,7 +127,7 @@ fn is_in_refreshed_window(
     other: &PeerState,
 ) -> bool {
     if own.valid_from == own.valid_to {
-        // `Said::unfollowed`.
+        // See `PeerState::untracked`.
         own.acked_bytes += u64::from(ack.wrapping_sub(own.acked_seq));
         (own.snd_nxt, own.acked_seq, own.rcv_wnd_end) = (segment.seq_end(), ack, ack);
         (own.valid_from, own.valid_to) = (segment.seq(), segment.seq_end().wrapping_add(1));
@@ -130,7 +137,7 @@ fn is_in_refreshed_window(
     is_in_window(segment, ack, own)
 }
 
-/// Whether it was within its window.
+/// Updates the state of a peer by its segment, and returns whether the segment is within its window.
 #[inline(always)]
 fn record_segment(
     segment: &Segment,
@@ -151,7 +158,7 @@ fn record_segment(
         own.fin_seq = segment.seq_end();
         own.has_fin = 1;
     } else if segment.payload_len > 0 && is_after(segment.seq_end(), own.fin_seq) {
-        // That was not the end.
+        // Data after the FIN: the FIN was forged.
         own.has_fin = 0;
     }
     if is_after(ack, own.acked_seq) {
@@ -166,6 +173,7 @@ fn record_segment(
     true
 }
 
+/// Ends an offloaded flow, and sends an event with its byte counts.
 #[inline(always)]
 fn set_terminal(flow: *mut FlowEntry, state: FlowState) {
     if flow_entry::compare_exchange_state(flow, FlowState::Offloaded, state) {

@@ -1,4 +1,4 @@
-//! From one leg's numbers to the other's.
+//! Translation of a segment from one TCP connection of a flow to the other.
 
 use core::mem::offset_of;
 
@@ -15,18 +15,20 @@ use super::options::{self, REWRITE_FAILED};
 use super::route::NextHop;
 use super::tcp_timestamps::{TS_ONLY_LEN, Timestamps};
 
-/// Where `h_proto` is in an Ethernet header.
+/// Offset of `h_proto` in an Ethernet header.
 const ETH_PROTO_OFFSET: u32 = 12;
-/// Where the checksum is in a TCP header.
+/// Offset of the checksum in a TCP header.
 const TCP_CHECK_OFFSET: u32 = 16;
-/// Where the ECN bits are in the first word of an IPv6 header: of its traffic class, RFC 8200 §3.
+/// ECN bits in the first word of an IPv6 header. They are part of the traffic class (RFC 8200 §3).
 const IPV6_ECN_MASK: u32 = INET_ECN_MASK << 20;
 
-/// A hop in the first of the two bytes that it shares a checksum's word in.
+/// One hop in the 16-bit word that holds the TTL in its first byte.
 const TTL_DECREMENT: u16 = u16::from_ne_bytes([1, 0]);
 
-/// Rewrites a segment for the receiver, whose own packets arrive by the tuple `to`. `false`: it is one
-/// that cannot be, or the buffer does not let itself be written.
+/// Rewrites a segment for a receiver, and returns whether that succeeded. `receiver` is the tuple of packets
+/// that arrive from it.
+///
+/// It fails if the options are malformed or the buffer is not writable.
 #[inline(always)]
 pub(super) fn translate(
     ctx: &impl Frame,
@@ -42,7 +44,7 @@ pub(super) fn translate(
     rewritten.is_some()
 }
 
-/// The headers are written where they lie: each call costs a packet time.
+/// Rewrites the headers in place, because each helper call costs time.
 #[inline(always)]
 fn rewrite_headers<Ip: IpHeader>(
     ctx: &impl Frame,
@@ -69,7 +71,7 @@ fn rewrite_headers<Ip: IpHeader>(
     ctx.csum_replace_pseudo(check_offset, addresses)?;
     let mut linear = ctx.linear(options_offset)?;
     let checksum = ctx.csum_replaced(segment.tcp.check, linear.get(check_offset), addresses);
-    // Word by word: as a whole the compiler has it copied by a function, byte by byte.
+    // Word by word: for the whole array the compiler would call a function that copies single bytes.
     let [first, second, third] = next_hop.eth_addrs;
     linear.set(0, [first, second, third]);
     linear.set(ETH_PROTO_OFFSET, Ip::ETHERTYPE.to_be());
@@ -93,8 +95,10 @@ fn rewrite_headers<Ip: IpHeader>(
     if checksum.is_ambiguous { ctx.csum_replace(check_offset, change) } else { Some(()) }
 }
 
-/// All but its last word. In words as the kernel reads them next (`tcp_flag_word`): for what it has written in
-/// pieces a processor waits until they, and whatever it wrote before them, are in its cache.
+/// Returns the first four words of the translated TCP header.
+///
+/// The kernel reads these words next (`tcp_flag_word`). If they were written in smaller pieces, the
+/// processor could not forward the stores and would wait for its store buffer.
 #[inline(always)]
 fn tcp_header_words(segment: &Segment, translation: &Translation, receiver: &Tuple) -> [u32; 4] {
     let TcpHeader { seq, ack, data_offset, flags, window, .. } = segment.tcp;
@@ -109,24 +113,27 @@ fn tcp_header_words(segment: &Segment, translation: &Translation, receiver: &Tup
     ]
 }
 
-/// Two halves of a word, as they stand.
+/// Returns the word that two halves make in memory.
 #[inline(always)]
 fn concat_u16(first: u16, second: u16) -> u32 {
     let ([a, b], [c, d]) = (first.to_ne_bytes(), second.to_ne_bytes());
     u32::from_ne_bytes([a, b, c, d])
 }
 
-/// What differs between IPv4 and IPv6.
+/// Operations that differ between IPv4 and IPv6.
 pub(super) trait IpHeader {
+    /// Value of `h_proto`, in host byte order.
     const ETHERTYPE: u16;
+    /// Offset of the TCP header in the frame.
     const TCP_OFFSET: u32;
 
-    /// What changes in the addresses for whoever's packets arrive by the tuple `to`.
+    /// Returns the change of the checksum by the addresses for a receiver.
     fn address_diff(linear: &LinearData, receiver: &Tuple) -> ChecksumDiff;
 
-    /// Makes the header one for that receiver, with ECN's bits or without; the answer is what changes in a
-    /// sum of the packet, if no checksum of the header's own takes it up. With the addresses, which the kernel
-    /// takes from that sum for TCP's (`inet_proto_csum_replace_by_diff`): this adds them.
+    /// Rewrites the IP header for a receiver, without ECN bits if `strip_ecn` is set.
+    ///
+    /// Returns the change of a sum over the packet, if the header has no checksum that covers it. It includes
+    /// the addresses: the kernel has subtracted these for TCP (`inet_proto_csum_replace_by_diff`).
     fn translate(
         linear: &mut LinearData,
         receiver: &Tuple,
@@ -135,7 +142,7 @@ pub(super) trait IpHeader {
     ) -> Option<ChecksumDiff>;
 }
 
-/// Where a field of the IP header is.
+/// Returns the offset of a field of the IP header in the frame.
 const fn field_offset(field: usize) -> u32 {
     ETH_HLEN + field as u32
 }
@@ -173,7 +180,7 @@ impl IpHeader for Ipv4Header {
             linear.set(tos, new);
             diff.add_u16(u16::from_ne_bytes([0, old]), u16::from_ne_bytes([0, new]));
         }
-        // In one word, which `ip_fast_csum` adds up next.
+        // In one word, because `ip_fast_csum` reads this word next.
         let offset = field_offset(offset_of!(Self, ttl));
         let [ttl, protocol, a, b] = linear.get::<u32>(offset).to_ne_bytes();
         let check = diff.apply_to_checksum(u16::from_ne_bytes([a, b]));
@@ -224,8 +231,8 @@ impl IpHeader for Ipv6Header {
     }
 }
 
-/// Keeps marks of congestion from a receiver that cannot tell of them (RFC 6040 §4.2). `false`: the packet
-/// is to be dropped, as it would have been without ECN.
+/// Removes ECN flags for a receiver that does not use ECN. `false`: drop the packet, because it has a
+/// congestion mark that the receiver cannot report (RFC 6040 §4.2).
 #[inline(always)]
 pub(super) fn apply_ecn(segment: &mut Segment, translation: &Translation) -> bool {
     if translation.strip_ecn == 0 {
@@ -239,7 +246,7 @@ pub(super) fn apply_ecn(segment: &mut Segment, translation: &Translation) -> boo
     true
 }
 
-/// In the scale that the receiver was told of. Some room stays some room, and no room none.
+/// Converts a window to the scale that the receiver was told. A non-zero window stays non-zero.
 #[inline(always)]
 fn rescale_window(window: u16, translation: &Translation) -> u16 {
     let bytes = u32::from(window) << (translation.wscale_from & 0xf);

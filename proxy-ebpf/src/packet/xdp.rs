@@ -1,5 +1,6 @@
-//! The same translation before there is a socket buffer. What is out of the ordinary, in a flow or in a
-//! packet, passes and meets `sni_in`.
+//! XDP program, which translates packets of offloaded flows in the driver.
+//!
+//! It passes all other packets to the kernel, where `sni_in` handles them.
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT};
 use aya_ebpf::helpers::generated::bpf_redirect;
@@ -19,7 +20,7 @@ use super::scratch::Scratch;
 use super::track::track_segment;
 use super::translate::{apply_ecn, translate};
 
-/// `sni_xdp`.
+/// Entry point of `sni_xdp`.
 #[inline(always)]
 pub(crate) fn receive(ctx: &XdpContext) -> u32 {
     let Some(scratch) = Scratch::current_cpu() else { return XDP_PASS };
@@ -40,6 +41,7 @@ pub(crate) fn receive(ctx: &XdpContext) -> u32 {
     }
 }
 
+/// Translates a frame and redirects it to its interface.
 #[inline(never)]
 fn forward_frame(
     ctx: &XdpContext,
@@ -62,16 +64,17 @@ fn forward_frame(
         return XDP_DROP;
     }
     count(PacketCounter::XdpForwarded);
-    // SAFETY: takes numbers.
+    // SAFETY: the helper has no pointers.
     match unsafe { bpf_redirect(next_hop.ifindex, 0) } as u32 {
         XDP_REDIRECT => XDP_REDIRECT,
         _ => XDP_DROP,
     }
 }
 
-/// Whether a checksum has nothing but the pseudo-header in it: the rest was left to a device that the frame
-/// has not met (CHECKSUM_PARTIAL, include/linux/skbuff.h), as virtual machines do. Of all others one in
-/// 65,536 looks so.
+/// Whether a checksum covers the pseudo-header only.
+///
+/// Virtual machines send such frames and leave the rest to a device (CHECKSUM_PARTIAL,
+/// include/linux/skbuff.h). One complete checksum in 65,536 also has this value.
 #[inline(always)]
 fn is_checksum_partial(segment: &Segment) -> bool {
     let len = (TCP_HLEN + segment.options_len + segment.payload_len) as u16;
@@ -89,8 +92,10 @@ fn is_checksum_partial(segment: &Segment) -> bool {
     pseudo_header.fold16() == segment.tcp.check
 }
 
-/// Whether that interface's driver takes frames from another one, and this frame: one that is in several
-/// buffers not every driver does. Otherwise it would be dropped without a word (`xdp_do_redirect`).
+/// Whether the driver of the next hop accepts this frame from another driver.
+///
+/// Not every driver accepts a frame in several buffers. `xdp_do_redirect` drops frames that the driver does
+/// not accept, without an error.
 #[inline(always)]
 fn can_xmit(ctx: &XdpContext, segment: &Segment, next_hop: &NextHop) -> bool {
     let len = segment.tcp_offset - ETH_HLEN + TCP_HLEN + segment.options_len + segment.payload_len;

@@ -1,4 +1,4 @@
-//! Directions whose peer is slow.
+//! Backlog of a direction: data that the kernel has redirected and the egress socket has not sent.
 
 use snisplit_common::abi::sockmap::{
     BACKLOG_HARD_LIMIT, BACKLOG_SOFT_LIMIT, DirectionEntry, DirectionState, SKB_LEN_EWMA_WEIGHT,
@@ -8,8 +8,11 @@ use snisplit_common::abi::sockmap::{
 use super::helpers;
 use super::maps::emit;
 
-/// Gives the direction to user space if its peer is slow: by asking it to take over, and if it does
-/// not in time, by redirecting nothing more.
+/// Detaches a direction whose receiver is slow. Above the soft limit this asks the agent to take the
+/// direction over; above the hard limit the program redirects nothing more.
+///
+/// # Errors
+/// Fails if the egress socket is not in the map of targets.
 pub(super) fn detach_if_backlogged(
     cookie: u64,
     flow: &mut DirectionEntry,

@@ -1,4 +1,4 @@
-//! Directions that are bulk.
+//! Classification of directions as bulk.
 
 use snisplit_common::abi::sockmap::{
     CLASSIFY_WINDOW_NS, DirectionEntry, DirectionState, MAX_EXCHANGE_BYTES, SockmapEventKind,
@@ -7,8 +7,10 @@ use snisplit_common::abi::sockmap::{
 use super::helpers;
 use super::maps::{FLOWS, emit};
 
-/// Asks user space to take over a direction that moves much, unless it does so by turns with the other one: user
-/// space has the better means for bulk.
+/// Asks the agent to take over a bulk direction, which splice(2) carries at a lower cost.
+///
+/// A direction is bulk if it exceeds its threshold within a window. Request and response is not bulk: the
+/// two directions alternate, and each exchange is small.
 pub(super) fn detach_if_bulk(cookie: u64, flow: &mut DirectionEntry, new_len: u32) {
     let now = helpers::monotonic_ns();
     if now.wrapping_sub(flow.window_start_ns) > CLASSIFY_WINDOW_NS {
@@ -19,9 +21,9 @@ pub(super) fn detach_if_bulk(cookie: u64, flow: &mut DirectionEntry, new_len: u3
     if excess == 0 {
         return;
     }
-    // Another CPU writes there, so it is not looked at for every flow.
+    // Another CPU writes this cache line, so only large directions read it.
     if let Some(other) = FLOWS.get_ptr(flow.egress_cookie) {
-        // SAFETY: the entry lives until this program ends (RCU); the number may be a moment old.
+        // SAFETY: the entry lives until this program ends (RCU). The value may be slightly old.
         let redirected = unsafe { (&raw const (*other).redirected_bytes).read_volatile() };
         flow.direction_changes += u32::from(redirected != flow.reverse_redirected);
         flow.reverse_redirected = redirected;

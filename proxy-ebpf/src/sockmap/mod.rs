@@ -1,4 +1,4 @@
-//! The sockmap engine.
+//! Program of the sockmap engine.
 
 mod backlog;
 mod classify;

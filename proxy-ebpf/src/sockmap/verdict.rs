@@ -1,4 +1,4 @@
-//! The verdict program.
+//! Verdict on each received buffer.
 
 use aya_ebpf::bindings::sk_action::{SK_DROP, SK_PASS};
 use aya_ebpf::programs::SkBuffContext;
@@ -12,13 +12,13 @@ use super::classify::detach_if_bulk;
 use super::helpers;
 use super::maps::{FLOWS, TARGETS, count, emit};
 
-/// `sni_verdict`.
+/// Entry point of `sni_verdict`.
 #[inline(always)]
 pub(crate) fn verdict(ctx: &SkBuffContext) -> u32 {
     let len = ctx.len();
     if len == 0 {
-        // A FIN on its own, of which TCP has told already. Redirected or passed, it could meet a
-        // backlog, whose work takes an empty buffer for EPIPE (sk_psock_backlog, net/core/skmsg.c).
+        // A FIN without data, which TCP has reported to the socket already. If it joined a backlog,
+        // `sk_psock_backlog` (net/core/skmsg.c) would take the empty buffer for EPIPE.
         count(SockmapCounter::NoData);
         debug!(ctx, "end of stream");
         return SK_DROP;
@@ -28,8 +28,8 @@ pub(crate) fn verdict(ctx: &SkBuffContext) -> u32 {
         count(SockmapCounter::NoEntry);
         return SK_PASS;
     };
-    // SAFETY: the entry lives until this program ends (RCU), and what is written here is written by
-    // this program only: the socket's lock is held while it runs for this cookie.
+    // SAFETY: the entry lives until this program ends (RCU). Only this program writes these fields, and
+    // the kernel holds the socket's lock while it runs for this cookie.
     let flow = unsafe { &mut *flow };
     match forward_skb(ctx, cookie, flow, len) {
         Ok(verdict) => verdict,
@@ -45,7 +45,10 @@ pub(crate) fn verdict(ctx: &SkBuffContext) -> u32 {
     }
 }
 
-/// Redirects a buffer, or leaves it to user space. An error is a doubt.
+/// Redirects a buffer, or passes it to user space.
+///
+/// # Errors
+/// Fails if it cannot guarantee that each byte arrives once and in order.
 fn forward_skb(
     ctx: &SkBuffContext,
     cookie: u64,
@@ -59,7 +62,7 @@ fn forward_skb(
     }
     let new_len = trim_overlap(ctx, flow.next_seq, len)?;
     if new_len == 0 {
-        // Sent again together with a FIN, which alone was new.
+        // A repetition together with a FIN, which alone was new.
         count(SockmapCounter::NoData);
         return Ok(SK_DROP);
     }
@@ -83,7 +86,7 @@ fn forward_skb(
     Ok(SK_PASS)
 }
 
-/// The first buffer of a direction: from now on its numbers are known.
+/// Reads the sequence numbers of a direction at its first buffer, and starts to redirect.
 fn init_sequence(cookie: u64, flow: &mut DirectionEntry, len: u32) -> Result<(), SockmapCounter> {
     flow.avg_skb_len_x16 = len.wrapping_mul(SKB_LEN_EWMA_WEIGHT);
     flow.next_seq = helpers::copied_seq(cookie).ok_or(SockmapCounter::KernelReadFailed)?;
@@ -93,17 +96,17 @@ fn init_sequence(cookie: u64, flow: &mut DirectionEntry, len: u32) -> Result<(),
     Ok(())
 }
 
-/// Cuts off what was forwarded already, and says how many bytes are left.
+/// Removes bytes that the program has forwarded already, and returns the number of new bytes.
 ///
-/// `tcp_read_skb` hands over whole buffers whatever their sequence number, and a retransmission may
-/// begin before the bytes that are new in it.
+/// `tcp_read_skb` passes whole buffers, whatever their sequence number. A retransmission may start before
+/// its new bytes.
 fn trim_overlap(ctx: &SkBuffContext, next_seq: u32, len: u32) -> Result<u32, SockmapCounter> {
     let seq = helpers::skb_seq(ctx).ok_or(SockmapCounter::KernelReadFailed)?;
     let overlap_len = next_seq.wrapping_sub(seq);
     if overlap_len == 0 {
         return Ok(len);
     }
-    // A gap shows as an overlap of nearly 2^32.
+    // A gap appears as an overlap of nearly 2^32.
     if overlap_len > len {
         return Err(SockmapCounter::InvalidSequence);
     }

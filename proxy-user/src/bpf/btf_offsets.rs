@@ -1,4 +1,4 @@
-//! Where this kernel keeps TCP's numbers, from its own type information (BTF).
+//! Offsets of fields in structures of the running kernel, from its type information (BTF).
 
 use std::fs;
 
@@ -8,22 +8,26 @@ use super::error::BpfError;
 
 const VMLINUX_BTF: &str = "/sys/kernel/btf/vmlinux";
 
-/// Bytes from the beginning of a structure.
+/// Offsets that the sockmap program needs, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SockmapOffsets {
-    /// In an `sk_buff`: TCP's sequence number, the first member of its control block
-    /// (`struct tcp_skb_cb`, include/net/tcp.h).
+    /// Offset of TCP's sequence number in an `sk_buff`: in its control block (`struct tcp_skb_cb`,
+    /// include/net/tcp.h).
     pub(super) skb_seq: u32,
-    /// In a `tcp_sock`.
+    /// Offset in a `tcp_sock`.
     pub(super) write_seq: u32,
-    /// In a `tcp_sock`.
+    /// Offset in a `tcp_sock`.
     pub(super) copied_seq: u32,
 }
 
-/// What the packet engine looks at of a `tcp_sock`, by the names of its program's globals.
+/// Offsets in a `tcp_sock` that the packet programs need, in bytes, with the name of the global for each.
 pub(super) type PacketOffsets = [(&'static str, u32); 10];
 
 impl SockmapOffsets {
+    /// Reads the offsets.
+    ///
+    /// # Errors
+    /// Fails if the kernel has no BTF, or none of these fields.
     pub(super) fn from_running_kernel() -> Result<Self, BpfError> {
         let types = KernelTypes::from_running_kernel()?;
         Ok(Self {
@@ -34,12 +38,16 @@ impl SockmapOffsets {
     }
 }
 
+/// Reads the offsets of the packet programs.
+///
+/// # Errors
+/// Fails if the kernel has no BTF, or none of these fields.
 pub(super) fn packet_offsets() -> Result<PacketOffsets, BpfError> {
     let types = KernelTypes::from_running_kernel()?;
     let tcp = |member| types.offset("tcp_sock", member);
     let rx_opt = tcp("rx_opt")?;
     Ok([
-        // A `tcp_sock` begins with its `sock`, and that with its `sock_common`.
+        // A `tcp_sock` starts with a `sock`, and a `sock` with a `sock_common`.
         ("SK_STATE_OFFSET", types.offset("sock_common", "skc_state")?),
         ("RCV_NXT_OFFSET", tcp("rcv_nxt")?),
         ("COPIED_SEQ_OFFSET", tcp("copied_seq")?),
@@ -74,7 +82,7 @@ impl KernelTypes {
     }
 }
 
-/// A file that is in memory.
+/// Content of a BTF file.
 struct BtfImage(Vec<u8>);
 
 impl Readable for BtfImage {
@@ -85,7 +93,7 @@ impl Readable for BtfImage {
                 buffer.copy_from_slice(bytes);
                 Ok(())
             }
-            None => Err(Error::new(ErrorKind::IOError, "the file is cut short")),
+            None => Err(Error::new(ErrorKind::IOError, "the file is truncated")),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What can go wrong between us and the kernel.
+//! Errors of BPF objects, maps and programs.
 
 use std::io::{self, ErrorKind};
 
@@ -10,51 +10,50 @@ use aya::programs::links::LinkError;
 use snisplit_common::abi::{PACKET_ABI_VERSION, SOCKMAP_ABI_VERSION};
 use thiserror::Error;
 
-/// Why the kernel does not do what it should.
+/// Error of a BPF operation.
 #[derive(Debug, Error)]
 pub(crate) enum BpfError {
-    #[error("the kernel's types (BTF) do not say where TCP keeps its numbers: {0}")]
+    #[error("the kernel's type information (BTF) lacks fields of TCP sockets: {0}")]
     Btf(String),
-    #[error("the object does not load (CAP_BPF and CAP_NET_ADMIN are needed)")]
+    #[error("cannot load the BPF object (needs CAP_BPF and CAP_NET_ADMIN)")]
     Load(#[from] EbpfError),
-    #[error("the object lacks `{0}`")]
+    #[error("the BPF object has no `{0}`")]
     MissingFromObject(&'static str),
-    /// What the verifier said last, and the kernel's error.
-    #[error("the verifier refuses the program (`--log debug` shows all it says): {0}")]
+    /// The last lines of the verifier's log, and the kernel's error.
+    #[error("the BPF verifier rejected the program (`--log-level debug` shows its log): {0}")]
     VerifierRejected(String, #[source] io::Error),
-    #[error("signals kept the verifier from its work: start again when none arrive")]
+    #[error("signals interrupted the BPF verifier each time; try again")]
     Interrupted(#[source] io::Error),
-    #[error("the kernel does not look at the program (CAP_BPF and CAP_NET_ADMIN are needed)")]
+    #[error("the kernel denies loading the BPF program (needs CAP_BPF and CAP_NET_ADMIN)")]
     LoadDenied(#[source] io::Error),
-    #[error("the kernel refuses the program")]
+    #[error("the kernel rejected the BPF program")]
     Program(#[source] ProgramError),
-    #[error(
-        "packet.hook: Linux has tcx since 6.6, and this one is older: write \"auto\" or \"clsact\""
-    )]
+    #[error("packet.hook: tcx needs Linux 6.6 or later; write \"auto\" or \"clsact\"")]
     NoTcx,
-    #[error("a map does not work")]
+    #[error("BPF map operation failed")]
     Map(#[from] MapError),
-    #[error("the program's log does not open")]
+    #[error("cannot open the BPF program's log")]
     Log(#[from] aya_log::Error),
     #[error(
-        "the pins are of ABI version {0}, this snisplit is of {SOCKMAP_ABI_VERSION}: use the one that runs"
+        "the pins have ABI version {0}, this snisplit has {SOCKMAP_ABI_VERSION}: use the version that runs"
     )]
     AbiVersion(u32),
     #[error(
-        "the flows in {1} are of a snisplit with packet ABI version {0}, this one is of \
-         {PACKET_ABI_VERSION}: start that one again, or try `snisplit flows migrate`; \
-         `snisplit flows purge` ends them"
+        "the flows in {1} have packet ABI version {0}, this snisplit has {PACKET_ABI_VERSION}: start the \
+         version that made them, or convert them with `snisplit flows migrate`; `snisplit flows purge` \
+         ends them"
     )]
     PacketAbiVersion(u32, String),
-    #[error("an interface does not take the program")]
+    #[error("cannot attach the BPF program to an interface")]
     Attach(#[from] LinkError),
-    #[error("a pin does not work")]
+    #[error("BPF pin operation failed")]
     Pin(#[from] PinError),
-    #[error("a socket or a ring does not work")]
+    #[error("socket or ring buffer operation failed")]
     Socket(#[from] io::Error),
 }
 
-/// Of what the verifier says, the end tells what is wrong; what comes before can be a thousand lines.
+/// Number of lines of the verifier's log in an error. The reason is at its end, after up to thousands of
+/// lines.
 const MAX_LOG_LINES: usize = 4;
 
 impl From<ProgramError> for BpfError {
@@ -69,15 +68,15 @@ impl From<ProgramError> for BpfError {
         if log.is_empty() {
             return Self::LoadDenied(io_error);
         }
-        tracing::debug!(log, "the verifier refuses a program");
+        tracing::debug!(log, "the BPF verifier rejected a program");
         Self::VerifierRejected(log_tail(&log), io_error)
     }
 }
 
-/// The last lines that are not figures of its work.
+/// Returns the last lines of a log, without the verifier's statistics.
 fn log_tail(log: &str) -> String {
     let statistics = ["verification time ", "stack depth ", "processed "];
-    let is_statistic = |line: &&str| statistics.iter().any(|figure| line.starts_with(figure));
+    let is_statistic = |line: &&str| statistics.iter().any(|statistic| line.starts_with(statistic));
     let lines = log.lines().map(str::trim).filter(|line| !line.is_empty() && !is_statistic(line));
     let mut last: Vec<&str> = lines.rev().take(MAX_LOG_LINES).collect();
     last.reverse();

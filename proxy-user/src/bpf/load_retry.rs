@@ -1,4 +1,4 @@
-//! Loading a program although signals arrive.
+//! Repetition of loads that a signal has interrupted.
 
 use std::io::ErrorKind;
 
@@ -6,12 +6,17 @@ use aya::programs::ProgramError;
 
 use super::error::BpfError;
 
-/// How often a program is given to the verifier. libbpf does it five times (`PROG_LOAD_ATTEMPTS`).
+/// Number of attempts to load a program. libbpf makes five (`PROG_LOAD_ATTEMPTS`).
 const MAX_LOAD_ATTEMPTS: usize = 10;
 
-/// Loads a program. Where a signal is pending the verifier leaves off with EAGAIN (`do_check`,
-/// kernel/bpf/verifier.c): it is enough that the process was stopped or frozen meanwhile. Then it begins
-/// again; aya does so once only, and takes what comes of it for the verifier's verdict.
+/// Loads a program, repeatedly if signals interrupt the verifier.
+///
+/// The verifier fails with EAGAIN while a signal is pending (`do_check`, kernel/bpf/verifier.c). A signal is
+/// also pending after the process was stopped or frozen. The crate aya repeats the load once only, and
+/// reports a second EAGAIN as the verifier's result.
+///
+/// # Errors
+/// Fails if the verifier rejects the program, or after [`MAX_LOAD_ATTEMPTS`] interruptions.
 pub(super) fn load_program(
     mut attempt: impl FnMut() -> Result<(), ProgramError>,
 ) -> Result<(), BpfError> {

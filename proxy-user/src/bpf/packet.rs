@@ -1,4 +1,4 @@
-//! The programs of the packet engine, loaded and attached.
+//! The programs and the maps of the packet engine.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -42,7 +42,7 @@ pub(crate) use pins::is_own_pin;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/snisplit-packet"));
 
-/// The programs at their interfaces. Dropping it detaches them.
+/// The loaded and attached programs. Dropping it detaches those that are not pinned.
 pub(crate) struct PacketPrograms {
     flow_table: FlowTable,
     maps: Mutex<Maps>,
@@ -51,7 +51,7 @@ pub(crate) struct PacketPrograms {
     counters: PerCpuArray<MapData, u64>,
     route_names: Mutex<RouteNames>,
     loaded: Mutex<Ebpf>,
-    /// Told when there is something to [`erase`](Self::reclaim).
+    /// Notified when there are flows to [`reclaim`](Self::reclaim).
     pub(crate) retired: Notify,
 }
 
@@ -61,8 +61,12 @@ struct Maps {
 }
 
 impl PacketPrograms {
-    /// Loads, and attaches to these interfaces. What another agent has left in `pins`, a folder of a
-    /// bpffs, is taken over: flows, and places at interfaces.
+    /// Loads the programs and attaches them. `pins` is a folder of a bpffs: this takes over the flows and
+    /// attachments that another agent has left there.
+    ///
+    /// # Errors
+    /// Fails if the kernel rejects a program, if an interface does not accept one, or if the pins have
+    /// another ABI version.
     pub(crate) fn load(
         plan: &AttachPlan,
         pins: Option<&Path>,
@@ -112,12 +116,15 @@ impl PacketPrograms {
         ))
     }
 
-    /// The interfaces in whose drivers the program is.
+    /// Indices of the interfaces that the XDP program is attached to.
     pub(crate) fn xdp_interfaces(&self) -> &[u32] {
         &self.xdp_interfaces
     }
 
-    /// Has other drivers send frames by this interface, whose own takes them.
+    /// Lets the XDP program redirect frames to this interface, whose driver accepts frames of others.
+    ///
+    /// # Errors
+    /// Fails if the kernel does not update the map.
     pub(crate) fn enable_xdp_xmit(&self, ifindex: u32) -> Result<(), BpfError> {
         let mut interfaces = self.interfaces.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(interfaces.insert(ifindex, XMIT_XDP, 0)?)
@@ -127,7 +134,10 @@ impl PacketPrograms {
         self.maps.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes what SYNs to this back end from this port of ours offer; 0 leaves them alone again.
+    /// Limits the options of SYNs to a back end from a port of this host. 0 removes the limits.
+    ///
+    /// # Errors
+    /// Fails if the map is full, or has no such entry to remove.
     pub(crate) fn set_syn_clamp(
         &self,
         backend: SocketAddr,
@@ -145,22 +155,25 @@ impl PacketPrograms {
         }
     }
 
-    /// Arms a flow: from now on the programs know its packets. It is to be removed even if this fails.
+    /// Inserts a pending flow, whose packets the programs then recognize. Remove the flow even if this fails.
+    ///
+    /// # Errors
+    /// Fails if the table is full.
     pub(crate) fn insert_flow(&self, flow_id: u64, entry: &FlowEntry) -> Result<(), BpfError> {
         Ok(self.flow_table.insert(flow_id, entry)?)
     }
 
-    /// What a flow has come to.
+    /// Returns the present entry of a flow.
     pub(crate) fn flow_entry(&self, flow_id: u64) -> Option<FlowEntry> {
         self.flow_table.get(flow_id)
     }
 
-    /// All flows.
+    /// Returns the IDs and entries of all flows.
     pub(crate) fn flow_entries(&self) -> Vec<(u64, FlowEntry)> {
         self.flow_table.all()
     }
 
-    /// Flows that somebody wants cut; each is told once.
+    /// Returns the IDs of the flows to reset, and removes the requests.
     pub(crate) fn take_reset_requests(&self) -> Vec<u64> {
         let requests = &mut self.maps().reset_requests;
         let flow_ids: Vec<u64> = requests.keys().flatten().collect();
@@ -168,12 +181,12 @@ impl PacketPrograms {
         flow_ids
     }
 
-    /// Forgets a flow: its packets are strangers again. The answer is what it had come to. What is left of it
-    /// waits for [`Self::reclaim`].
+    /// Removes a flow, so that the programs do not recognize its packets, and returns its last entry. The slot
+    /// stays in use until [`reclaim`](Self::reclaim).
     pub(crate) fn remove_flow(&self, flow_id: u64) -> Option<FlowEntry> {
         let mut entry = self.flow_entry(flow_id)?;
         if !(entry.state == FlowState::Fallback || entry.state.is_terminal()) {
-            // Switching takes as long as a program does.
+            // A takeover ends when the program returns.
             while self
                 .run_command(flow_id, ControlCommand::Release)
                 .is_ok_and(|state| state == FlowState::TakingOver)
@@ -187,32 +200,37 @@ impl PacketPrograms {
         Some(entry)
     }
 
-    /// The same of a flow whose packets are another one's by now.
+    /// Removes a flow whose tuples belong to another flow already.
     pub(crate) fn retire(&self, flow_id: u64) {
         self.flow_table.retire(flow_id);
         self.retired.notify_one();
     }
 
-    /// Erases what is left of flows that were forgotten, once no program has it any more. Takes its time: of
-    /// an RCU grace period, some 30 ms.
+    /// Frees the slots of removed flows, after the programs that use them have returned. This blocks for an
+    /// RCU grace period, about 30 ms.
     pub(crate) fn reclaim(&self) {
         let retired = self.flow_table.take_retired();
-        // membarrier(2): waits for all that runs, in soft interrupts too (synchronize_rcu).
+        // membarrier(2) waits for all running code, including softirqs (synchronize_rcu).
         if membarrier(MembarrierCommand::Global).is_err() {
-            // Not with nohz_full. No packet takes as long as this.
+            // The kernel rejects it with nohz_full. No program runs for as long as this.
             thread::sleep(Duration::from_secs(1));
         }
         self.flow_table.reclaim(&retired);
     }
 
-    /// Leaves a flow to its sockets, if the kernel has not taken it. What it is now.
+    /// Keeps a pending flow with its sockets, and returns the state of the flow.
+    ///
+    /// # Errors
+    /// Fails if the control program cannot run.
     pub(crate) fn force_fallback(&self, flow_id: u64) -> Result<FlowState, BpfError> {
         self.run_command(flow_id, ControlCommand::Fallback)
     }
 
     fn run_command(&self, flow_id: u64, command: ControlCommand) -> Result<FlowState, BpfError> {
-        let mut packet = [0_u8; 64]; // Nothing is run without an Ethernet header in front.
-        let slot = self.flow_table.slot_of(flow_id).unwrap_or(u32::MAX); // Nobody's, of one that is gone.
+        // The kernel requires an Ethernet header.
+        let mut packet = [0_u8; 64];
+        // No flow has the largest slot, so the command does nothing for a removed flow.
+        let slot = self.flow_table.slot_of(flow_id).unwrap_or(u32::MAX);
         packet[14..22].copy_from_slice(&u64::from(slot).to_ne_bytes());
         packet[22..30].copy_from_slice(&(command as u64).to_ne_bytes());
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
@@ -222,17 +240,20 @@ impl PacketPrograms {
         Ok(state.unwrap_or(FlowState::Fallback))
     }
 
-    /// The number of a route of this name; 0 if there is no more room for it.
+    /// Returns the ID of a route's name, a new one if necessary. 0: the map is full.
     pub(crate) fn route_id(&self, name: &str) -> u32 {
         self.route_names.lock().unwrap_or_else(PoisonError::into_inner).intern(name)
     }
 
-    /// The name of a route, by its number.
+    /// Returns the name of a route by its ID.
     pub(crate) fn route_name(&self, id: u32) -> Option<String> {
         self.route_names.lock().unwrap_or_else(PoisonError::into_inner).name(id)
     }
 
-    /// A counter, summed over all CPUs.
+    /// Returns a counter, summed over all CPUs.
+    ///
+    /// # Errors
+    /// Fails if the kernel does not let the map be read.
     pub(crate) fn counter(&self, counter: PacketCounter) -> Result<u64, BpfError> {
         Ok(self.counters.get(&(counter as u32), 0)?.iter().sum())
     }
@@ -243,7 +264,7 @@ fn ensure_abi_version(dir: &Path) -> Result<(), BpfError> {
         return Ok(());
     }
     match inspect::abi_version(dir, PACKET_ABI_MAP)? {
-        // One that was killed before it said so has no flows.
+        // 0: the agent was killed before it wrote the version, so it has no flows.
         0 | PACKET_ABI_VERSION => Ok(()),
         other => Err(BpfError::PacketAbiVersion(other, dir.display().to_string())),
     }

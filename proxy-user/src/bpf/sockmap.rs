@@ -1,4 +1,4 @@
-//! The program of the sockmap engine, loaded and attached.
+//! The program and the maps of the sockmap engine.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -29,10 +29,10 @@ use crate::sys;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/snisplit-sockmap"));
 
-/// The maps that people look at.
+/// Maps that are pinned for `bpftool` and `snisplit status`.
 const PINNED_MAPS: [&str; 4] = [ABI_MAP, FLOWS_MAP, ROUTES_MAP, COUNTERS_MAP];
 
-/// The verdict program on its socket map. Dropping it detaches it.
+/// The verdict program, attached to the map of source sockets. Dropping it detaches the program.
 pub(crate) struct SockmapProgram {
     maps: Mutex<Maps>,
     counters: PerCpuArray<MapData, u64>,
@@ -47,13 +47,16 @@ struct Maps {
     flows: HashMap<MapData, u64, FlowBytes>,
 }
 
-/// What the program tells, as it happens.
+/// Events of the verdict program.
 pub(crate) struct SockmapEvents(AsyncFd<RingBuf<MapData>>);
 
 impl SockmapProgram {
-    /// Loads and attaches. The level is a constant of the loaded program: at `OFF` the verifier
-    /// removes the log statements, so they cost nothing. `pins` is a folder of a bpffs for the maps
-    /// that people look at; nothing of those names may be in it.
+    /// Loads and attaches the program. The log level is a constant of the loaded program: at `OFF` the
+    /// verifier removes the log statements. `pins` is a folder of a bpffs for the maps to pin; no pin
+    /// with one of their names may be in it.
+    ///
+    /// # Errors
+    /// Fails if the kernel rejects the object, or if its BTF lacks an offset.
     pub(crate) fn load(
         level: LevelFilter,
         pins: Option<&Path>,
@@ -99,28 +102,37 @@ impl SockmapProgram {
         self.maps.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes a socket one that can be redirected to.
+    /// Adds a socket that data may be redirected to.
+    ///
+    /// # Errors
+    /// Fails if the map is full or the kernel does not accept the socket.
     pub(crate) fn add_target(&self, cookie: u64, socket: &impl AsRawFd) -> Result<(), BpfError> {
         Ok(self.maps().targets.insert(cookie, socket.as_raw_fd(), 0)?)
     }
 
-    /// Shows the program everything that a socket receives from now on.
+    /// Adds a socket whose received data goes to the program from then on.
+    ///
+    /// # Errors
+    /// Fails if the map is full or the kernel does not accept the socket.
     pub(crate) fn add_source(&self, cookie: u64, socket: &impl AsRawFd) -> Result<(), BpfError> {
         Ok(self.maps().sources.insert(cookie, socket.as_raw_fd(), 0)?)
     }
 
-    /// The program sees no more of what a socket receives; it can still be redirected to.
+    /// Removes a socket from the sources. It remains a target.
     pub(crate) fn remove_source(&self, cookie: u64) {
-        let _gone_already = self.maps().sources.remove(&cookie);
+        let _already_removed = self.maps().sources.remove(&cookie);
     }
 
-    /// Takes a socket out altogether. One that was closed has gone by itself.
+    /// Removes a socket from sources and targets. The kernel removes closed sockets by itself.
     pub(crate) fn remove_socket(&self, cookie: u64) {
         self.remove_source(cookie);
-        let _gone_already = self.maps().targets.remove(&cookie);
+        let _already_removed = self.maps().targets.remove(&cookie);
     }
 
-    /// Notes a direction before its socket becomes a source.
+    /// Inserts the entry of a direction. Call this before the socket becomes a source.
+    ///
+    /// # Errors
+    /// Fails if the map is full.
     pub(crate) fn insert_flow_entry(
         &self,
         cookie: u64,
@@ -129,38 +141,45 @@ impl SockmapProgram {
         Ok(self.maps().flows.insert(cookie, encode(&flow), 0)?)
     }
 
-    /// What became of a direction so far.
+    /// Returns the present entry of a direction.
     pub(crate) fn flow_entry(&self, cookie: u64) -> Option<DirectionEntry> {
         self.maps().flows.get(&cookie, 0).ok().and_then(|bytes| decode(&bytes))
     }
 
+    /// Removes the entry of a direction.
     pub(crate) fn remove_flow_entry(&self, cookie: u64) {
-        let _gone_already = self.maps().flows.remove(&cookie);
+        let _already_removed = self.maps().flows.remove(&cookie);
     }
 
-    /// The number of a route of this name; 0 if there is no more room for it.
+    /// Returns the ID of a route's name, a new one if need be. 0: the map is full.
     pub(crate) fn route_id(&self, name: &str) -> u32 {
         self.route_names.lock().unwrap_or_else(PoisonError::into_inner).intern(name)
     }
 
-    /// A counter, summed over all CPUs.
+    /// Returns a counter, summed over all CPUs.
+    ///
+    /// # Errors
+    /// Fails if the kernel does not let the map be read.
     pub(crate) fn counter(&self, counter: SockmapCounter) -> Result<u64, BpfError> {
         Ok(self.counters.get(&(counter as u32), 0)?.iter().sum())
     }
 
-    /// Events that the ring had no room for.
+    /// Returns the number of events that the ring buffer had no room for.
     pub(crate) fn lost_events(&self) -> u64 {
         self.counter(SockmapCounter::EventLost).unwrap_or_default()
     }
 
-    /// Passes on what the program has logged.
+    /// Writes what the program has logged to the agent's log.
     pub(crate) fn flush_log(&self) {
         self.log.lock().unwrap_or_else(PoisonError::into_inner).flush();
     }
 }
 
 impl SockmapEvents {
-    /// Waits for the next ones: whose, and what.
+    /// Waits for events. Returns the cookie of the receiving socket and the kind of each.
+    ///
+    /// # Errors
+    /// Fails if the ring buffer cannot be polled.
     pub(crate) async fn next(&mut self) -> io::Result<Vec<(u64, SockmapEventKind)>> {
         loop {
             let mut ready = self.0.readable_mut().await?;

@@ -75,65 +75,34 @@ impl EngineStatus {
     fn from_sockmap(pinned: &SockmapState) -> Self {
         let entries =
             |direction| pinned.flows.values().filter(move |entry| entry.direction == direction);
-        let counters = SockmapCounter::ALL.iter().map(|(counter, description)| CounterValue {
-            id: sockmap_counter_id(*counter),
-            value: pinned.counter(*counter),
-            description,
+        let counters = SockmapCounter::ALL.map(|counter| CounterValue {
+            id: counter.label(),
+            value: pinned.counter(counter),
+            description: counter.description(),
         });
         Self {
             engine: "sockmap",
             flows: entries(Direction::Up).count(),
             bytes_up: entries(Direction::Up).map(total_bytes).sum(),
             bytes_down: entries(Direction::Down).map(total_bytes).sum(),
-            counters: counters.collect(),
+            counters: counters.into(),
         }
     }
 
     fn from_packet(pinned: &PacketState) -> Self {
         let running = || pinned.flows.values().filter(|flow| flow.state == FlowState::Offloaded);
-        let counters = PacketCounter::ALL.iter().map(|(counter, description)| CounterValue {
-            id: packet_counter_id(*counter),
-            value: pinned.counter(*counter),
-            description,
+        let counters = PacketCounter::ALL.map(|counter| CounterValue {
+            id: counter.label(),
+            value: pinned.counter(counter),
+            description: counter.description(),
         });
         Self {
             engine: "packet",
             flows: running().count(),
             bytes_up: running().map(|flow| flow.delivered_bytes().0).sum(),
             bytes_down: running().map(|flow| flow.delivered_bytes().1).sum(),
-            counters: counters.collect(),
+            counters: counters.into(),
         }
-    }
-}
-
-/// Returns the identifier of a counter for scripts. Unlike the description, it does not change.
-const fn sockmap_counter_id(counter: SockmapCounter) -> &'static str {
-    match counter {
-        SockmapCounter::Redirected => "redirected",
-        SockmapCounter::PassedToUser => "passed_to_user",
-        SockmapCounter::EgressNotFound => "egress_not_found",
-        SockmapCounter::NoEntry => "no_entry",
-        SockmapCounter::NoData => "no_data",
-        SockmapCounter::Trimmed => "trimmed",
-        SockmapCounter::InvalidSequence => "invalid_sequence",
-        SockmapCounter::KernelReadFailed => "kernel_read_failed",
-        SockmapCounter::EventLost => "event_lost",
-    }
-}
-
-/// Returns the identifier of a counter for scripts. Unlike the description, it does not change.
-const fn packet_counter_id(counter: PacketCounter) -> &'static str {
-    match counter {
-        PacketCounter::Forwarded => "forwarded",
-        PacketCounter::DroppedInTakeover => "dropped_in_takeover",
-        PacketCounter::Suppressed => "suppressed",
-        PacketCounter::Unroutable => "unroutable",
-        PacketCounter::Malformed => "malformed",
-        PacketCounter::ChallengeAck => "challenge_ack",
-        PacketCounter::IcmpForwarded => "icmp_forwarded",
-        PacketCounter::EventLost => "event_lost",
-        PacketCounter::EcnDropped => "ecn_dropped",
-        PacketCounter::XdpForwarded => "xdp_forwarded",
     }
 }
 

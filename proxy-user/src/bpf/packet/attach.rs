@@ -23,8 +23,8 @@ pub(super) use xdp::attach as load_and_attach_xdp;
 
 /// Loads the TC programs and attaches them to all interfaces of a plan.
 ///
-/// The egress program comes first: it suppresses what the sockets of a flow send during a takeover, so
-/// it must run before the ingress program starts one.
+/// The egress program comes first, because it suppresses what the sockets of a flow send during a takeover.
+/// The ingress program starts takeovers.
 ///
 /// # Errors
 /// Fails if the kernel rejects a program, or if an interface does not accept it.

@@ -1,4 +1,4 @@
-//! What the programs tell, as it happens.
+//! Events of the packet programs.
 
 use std::io;
 
@@ -11,15 +11,22 @@ use crate::bpf::codec::decode;
 use crate::bpf::error::BpfError;
 use crate::sys;
 
-/// The programs' end of it is a ring.
+/// Reader of the ring buffer of events.
 pub(crate) struct FlowEvents(AsyncFd<RingBuf<MapData>>);
 
 impl FlowEvents {
+    /// Registers the ring buffer with the runtime.
+    ///
+    /// # Errors
+    /// Fails if the map is not a ring buffer, or cannot be polled.
     pub(super) fn new(ring: Map) -> Result<Self, BpfError> {
         Ok(Self(sys::async_fd(RingBuf::try_from(ring)?, Interest::READABLE)?))
     }
 
-    /// Waits for the next ones.
+    /// Waits for events, and returns all that have arrived.
+    ///
+    /// # Errors
+    /// Fails if the ring buffer cannot be polled.
     pub(crate) async fn next(&mut self) -> io::Result<Vec<FlowEvent>> {
         loop {
             let mut ready = self.0.readable_mut().await?;

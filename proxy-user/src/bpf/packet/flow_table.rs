@@ -1,4 +1,4 @@
-//! The records of flows, by number and by whose packets they are of.
+//! Entries of flows by ID, and their tuples.
 
 use std::collections::BTreeMap;
 use std::mem;
@@ -16,13 +16,17 @@ use super::slot_allocator::SlotAllocator;
 use crate::bpf::codec::{FlowEntryBytes, TupleBytes, TupleEntryBytes, decode, encode};
 use crate::bpf::error::BpfError;
 
-/// The kernel lets many write at once, aya one for each descriptor.
+/// Table of flows, which several threads write at the same time.
+///
+/// The kernel allows concurrent writes, aya allows one writer for each descriptor. So the table has several
+/// descriptors of each map.
 pub(super) struct FlowTable {
     writers: Vec<Mutex<Writer>>,
     slots: Mutex<SlotAllocator>,
-    /// Written to by who looks whose a tuple is before it goes: nobody makes it another flow's meanwhile.
+    /// Held for writing between the check and the removal of a tuple, and for reading during an insertion.
+    /// So no other flow takes the tuple in between.
     unlink_lock: RwLock<()>,
-    /// Flows that are nobody's any more, but are still there.
+    /// IDs of removed flows that still have a slot.
     retired: Mutex<Vec<u64>>,
 }
 
@@ -38,8 +42,12 @@ impl Writer {
 }
 
 impl FlowTable {
+    /// Opens a table with the flows that its maps hold already.
+    ///
+    /// # Errors
+    /// Fails if the kernel does not duplicate a descriptor.
     pub(super) fn new(entries: Map, tuples: Map) -> Result<Self, BpfError> {
-        // A thread for each core begins flows, and one erases what is left of others.
+        // One thread of each core inserts flows, and one more thread reclaims slots.
         let threads = available_parallelism().map_or(1, usize::from);
         let mut writers = (0..threads)
             .map(|_| {
@@ -55,22 +63,24 @@ impl FlowTable {
         Ok(Self { writers, slots, unlink_lock: RwLock::default(), retired: Mutex::default() })
     }
 
-    /// One that nobody else has, as a rule.
+    /// Returns a writer that no other thread uses, if there is one.
     fn writer(&self) -> MutexGuard<'_, Writer> {
         let free = self.writers.iter().find_map(|writer| writer.try_lock().ok());
         free.unwrap_or_else(|| lock(&self.writers[0]))
     }
 
-    /// Where a flow's record is.
+    /// Returns the slot of a flow.
     pub(super) fn slot_of(&self, flow_id: u64) -> Option<u32> {
         lock(&self.slots).slot_of(flow_id)
     }
 
+    /// Returns the entry of a flow.
     pub(super) fn get(&self, flow_id: u64) -> Option<FlowEntry> {
         let slot = self.slot_of(flow_id)?;
         self.writer().entries.get(&slot, 0).ok().and_then(|bytes| decode(&bytes))
     }
 
+    /// Returns the IDs and entries of all flows.
     pub(super) fn all(&self) -> Vec<(u64, FlowEntry)> {
         let all = lock(&self.slots).all();
         let writer = self.writer();
@@ -78,6 +88,10 @@ impl FlowTable {
         all.into_iter().filter_map(read).collect()
     }
 
+    /// Inserts a flow: its entry first, then its tuples.
+    ///
+    /// # Errors
+    /// Fails if a map is full.
     pub(super) fn insert(&self, flow_id: u64, entry: &FlowEntry) -> Result<(), MapError> {
         let _no_unlink = self.unlink_lock.read().unwrap_or_else(PoisonError::into_inner);
         let Writer { entries, tuples } = &mut *self.writer();
@@ -90,8 +104,9 @@ impl FlowTable {
         to_insert.try_for_each(|(tuple, tuple_entry)| tuples.insert(tuple, tuple_entry, 0))
     }
 
-    /// No program finds it any more, unless it has its number already. A tuple that is another flow's by now
-    /// stays that one's.
+    /// Removes the tuples of a flow, and retires the flow. Tuples that belong to another flow already stay.
+    ///
+    /// A program that has found the flow before may still use its entry.
     pub(super) fn unlink(&self, flow_id: u64, entry: &FlowEntry) {
         let _no_insert = self.unlink_lock.write().unwrap_or_else(PoisonError::into_inner);
         let tuples = &mut self.writer().tuples;
@@ -99,34 +114,35 @@ impl FlowTable {
             self.slot_of(flow_id).iter().flat_map(|slot| tuple_entries(flow_id, *slot, entry))
         {
             if tuples.get(&tuple, 0).is_ok_and(|found| found == tuple_entry) {
-                let _gone_already = tuples.remove(&tuple);
+                let _already_removed = tuples.remove(&tuple);
             }
         }
         self.retire(flow_id);
     }
 
-    /// The same of one that has no tuples any more.
+    /// Marks the slot of a flow without tuples for [`reclaim`](Self::reclaim).
     pub(super) fn retire(&self, flow_id: u64) {
         lock(&self.retired).push(flow_id);
     }
 
-    /// Those that are to be erased, each told once.
+    /// Returns the IDs of retired flows, and clears the list.
     pub(super) fn take_retired(&self) -> Vec<u64> {
         mem::take(&mut lock(&self.retired))
     }
 
+    /// Clears the entries of flows and frees their slots. No program may use the entries at that time.
     pub(super) fn reclaim(&self, flow_ids: &[u64]) {
         let entries = &mut self.writer().entries;
         for slot in flow_ids.iter().filter_map(|flow_id| self.slot_of(*flow_id)) {
-            // Cannot fail: it is one of the table's.
-            let _erased = entries.set(slot, [0; size_of::<FlowEntry>()], 0);
+            // A slot of the table is always writable.
+            let _always_ok = entries.set(slot, [0; size_of::<FlowEntry>()], 0);
         }
         let mut slots = lock(&self.slots);
         flow_ids.iter().for_each(|flow_id| slots.release(*flow_id));
     }
 }
 
-/// Another descriptor of the same map.
+/// Opens another descriptor of a map.
 fn dup_map(map: &Map, name: &'static str) -> Result<Map, BpfError> {
     let (Map::HashMap(data) | Map::Array(data)) = map else {
         return Err(BpfError::MissingFromObject(name));
@@ -140,7 +156,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// All flows that a tuple leads to, and which records they have. A slot beyond the table is none, as for the programs.
+/// Returns the slots of all flows that have a tuple, by ID. It ignores slots outside the table, as the
+/// programs do.
 pub(in crate::bpf) fn slots_by_flow(
     tuples: &HashMap<MapData, TupleBytes, TupleEntryBytes>,
 ) -> BTreeMap<u64, u32> {
@@ -149,6 +166,7 @@ pub(in crate::bpf) fn slots_by_flow(
     live.map(|TupleEntry { flow_id, slot, .. }| (flow_id, slot)).collect()
 }
 
+/// Returns the keys and values of a flow in the map of tuples.
 pub(super) fn tuple_entries(
     flow_id: u64,
     slot: u32,

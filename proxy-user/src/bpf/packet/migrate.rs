@@ -1,5 +1,6 @@
-//! Pins of a version before this one's are made this one's. Flows do not notice: the programs that carry them
-//! keep their maps until the next agent brings its own.
+//! Migration of the pins of older ABI versions to this version.
+//!
+//! Flows continue meanwhile: the attached programs keep their maps until the next agent replaces them.
 
 use std::fs;
 use std::path::Path;
@@ -19,11 +20,11 @@ use crate::bpf::codec::{FlowEntryBytes, TupleBytes, TupleEntryBytes, decode, enc
 use crate::bpf::error::BpfError;
 use crate::bpf::inspect::{abi_version, open_map};
 
-/// Lacks the counter of packets that XDP forwards.
+/// ABI version 2 has no counter of packets that XDP forwards.
 const V2_NO_XDP: u32 = 2;
-/// Has its flows in a hash map, in another layout.
+/// ABI version 3 has its flows in a hash map, with another layout.
 const V3_HASH: u32 = 3;
-/// Has other names of pins, and the layout of this version.
+/// ABI version 4 has other names of pins, and the layout of this version.
 const V4_OLD_PINS: u32 = 4;
 
 /// Converts the pins of an older ABI version, and returns that version.
@@ -60,7 +61,7 @@ fn convert_flow_table(dir: &Path) -> Result<(), BpfError> {
     }
     let old: HashMap<MapData, u64, FlowEntryV3Bytes> = Map::HashMap(old).try_into()?;
     let new_pin = dir.join(NEW_FLOWS_PIN);
-    let _there_was_none = fs::remove_file(&new_pin);
+    let _not_interrupted_before = fs::remove_file(&new_pin);
     let mut ebpf = EbpfLoader::new().map_pin_path(PACKET_FLOWS_MAP, &new_pin).load(OBJECT)?;
     let table =
         ebpf.take_map(PACKET_FLOWS_MAP).ok_or(BpfError::MissingFromObject(PACKET_FLOWS_MAP))?;

@@ -1,21 +1,21 @@
-//! Which record of the table is whose.
+//! Allocation of the slots of the flow table.
 
 use std::collections::BTreeMap;
 
 use snisplit_common::abi::packet::MAX_PACKET_FLOWS;
 
-/// The records of a table: those that flows have, by their numbers, and those that nobody has.
+/// Slots of the flow table: allocated ones by the ID of their flow, and free ones.
 #[derive(Debug, Default)]
 pub(super) struct SlotAllocator {
     allocated: BTreeMap<u64, u32>,
-    /// Given back.
+    /// Free slots below `next`.
     released: Vec<u32>,
-    /// From here on none was ever taken.
+    /// First slot that was never allocated.
     next: u32,
 }
 
 impl SlotAllocator {
-    /// Of a table in which these flows are.
+    /// Starts with the flows that a table holds already.
     pub(super) fn with_allocated(allocated: BTreeMap<u64, u32>) -> Self {
         let next = allocated.values().max().map_or(0, |last| last + 1);
         let mut is_free = vec![true; next as usize];
@@ -24,7 +24,7 @@ impl SlotAllocator {
         Self { allocated, released, next }
     }
 
-    /// A record for a flow; `None` if there is no more.
+    /// Allocates a slot for a flow. `None`: the table is full.
     pub(super) fn allocate(&mut self, flow_id: u64) -> Option<u32> {
         let slot = match self.released.pop() {
             Some(slot) => slot,
@@ -38,17 +38,17 @@ impl SlotAllocator {
         Some(slot)
     }
 
-    /// The record of a flow.
+    /// Returns the slot of a flow.
     pub(super) fn slot_of(&self, flow_id: u64) -> Option<u32> {
         self.allocated.get(&flow_id).copied()
     }
 
-    /// All flows, and their records.
+    /// Returns the IDs and slots of all flows.
     pub(super) fn all(&self) -> Vec<(u64, u32)> {
         self.allocated.iter().map(|(flow_id, slot)| (*flow_id, *slot)).collect()
     }
 
-    /// That flow's record is nobody's.
+    /// Frees the slot of a flow.
     pub(super) fn release(&mut self, flow_id: u64) {
         self.released.extend(self.allocated.remove(&flow_id));
     }
@@ -63,7 +63,7 @@ mod tests {
         let mut slots = SlotAllocator::with_allocated(BTreeMap::from([(100, 3), (101, 1)]));
         let mut taken: Vec<u32> = (0..4).filter_map(|flow_id| slots.allocate(flow_id)).collect();
         taken.sort_unstable();
-        assert_eq!(taken, [0, 2, 4, 5], "those in between are taken too");
+        assert_eq!(taken, [0, 2, 4, 5], "the free slots below the highest one are allocated too");
         assert_eq!((slots.slot_of(100), slots.slot_of(7)), (Some(3), None));
         slots.release(100);
         assert_eq!((slots.slot_of(100), slots.allocate(9)), (None, Some(3)));

@@ -1,5 +1,5 @@
-//! Places of the programs at interfaces, which outlive the agent: pinned links (tcx), or filters
-//! (clsact), which stay where they are until somebody removes them.
+//! Attachment of the TC programs, which outlives the agent: by a pinned link (tcx), or by a filter that
+//! stays until it is removed (clsact).
 
 use std::fs;
 use std::io;
@@ -19,10 +19,10 @@ use crate::bpf::packet::pins::tc_pin;
 
 const ATTACH_TYPES: [TcAttachType; 2] = [TcAttachType::Ingress, TcAttachType::Egress];
 
-/// Of a filter: in front of all others.
+/// Priority of the filters: before all others.
 const FILTER_PRIORITY: u16 = 1;
 
-/// The filters of an instance have a number that no other has: its folder's name as one (FNV-1a).
+/// Returns the handle of the filters of an instance: a hash (FNV-1a) of the path of its pins.
 fn filter_handle(dir: &Path) -> TcHandle {
     let name = dir.as_os_str().as_encoded_bytes();
     let hash = name.iter().fold(0x811c_9dc5_u32, |number, byte| {
@@ -31,8 +31,13 @@ fn filter_handle(dir: &Path) -> TcHandle {
     TcHandle::from(hash.max(1))
 }
 
-/// Attaches to an interface, in a place that stays. Where another agent has left one, its program is
-/// replaced at once: no packet is missed. Without a folder the place goes with the program.
+/// Attaches a program to an interface.
+///
+/// With `pin_dir`, the attachment outlives the agent. If another agent has left one, this replaces its
+/// program without a gap. Without `pin_dir`, the program is detached when it is dropped.
+///
+/// # Errors
+/// Fails if the interface does not accept the program, or if bpffs does not accept the pin.
 pub(super) fn attach(
     program: &mut SchedClassifier,
     target: &AttachTarget,
@@ -61,8 +66,8 @@ fn attach_tcx(
     if pin.exists() && replace_program(program, &pin).is_ok() {
         return Ok(());
     }
-    // Of an interface that is gone.
-    let _there_was_none = fs::remove_file(&pin);
+    // A link that cannot be updated belongs to an interface that does not exist.
+    let _no_pin = fs::remove_file(&pin);
     let link_id = program.attach_with_options(name, attach_type, order())?;
     let link = FdLink::try_from(program.take_link(link_id)?)?;
     link.pin(&pin)?;
@@ -81,8 +86,8 @@ fn attach_clsact(
     attach_type: TcAttachType,
     pin_dir: Option<&Path>,
 ) -> Result<(), BpfError> {
-    // It stays when we go: others may have filters there by then.
-    let _there_already = qdisc_add_clsact(name);
+    // The agent does not remove it at its end, because others may have filters there.
+    let _already_exists = qdisc_add_clsact(name);
     let new = |handle| {
         TcAttachOptions::Netlink(NlOptions { priority: FILTER_PRIORITY, handle, classid: None })
     };
@@ -91,8 +96,8 @@ fn attach_clsact(
         return Ok(());
     };
     let link_id = match program.attach_to_link(find_filter(dir, name, attach_type)?) {
-        Ok(place) => place,
-        Err(_there_is_none) => {
+        Ok(link_id) => link_id,
+        Err(_no_filter) => {
             program.attach_with_options(name, attach_type, new(filter_handle(dir)))?
         }
     };
@@ -100,7 +105,7 @@ fn attach_clsact(
     Ok(())
 }
 
-/// The filter of an instance at an interface, if there is one. Dropping it removes it.
+/// Returns the filter of an instance at an interface. Dropping it removes the filter from the kernel.
 fn find_filter(
     dir: &Path,
     name: &str,
@@ -109,13 +114,13 @@ fn find_filter(
     SchedClassifierLink::attached(name, attach_type, FILTER_PRIORITY, filter_handle(dir), None)
 }
 
-/// Leaves all places at an interface but those at this hook.
+/// Detaches the programs of an instance from an interface, except at one hook.
 pub(super) fn detach(dir: &Path, ifindex: u32, except: Option<Hook>) {
     for hook in Hook::ALL.into_iter().filter(|hook| Some(*hook) != except) {
         match hook {
             Hook::Tcx => ATTACH_TYPES
                 .iter()
-                .for_each(|side| _ = fs::remove_file(tc_pin(dir, *side, ifindex))),
+                .for_each(|attach_type| _ = fs::remove_file(tc_pin(dir, *attach_type, ifindex))),
             Hook::Clsact => detach_clsact(dir, ifindex),
         }
     }
@@ -123,6 +128,6 @@ pub(super) fn detach(dir: &Path, ifindex: u32, except: Option<Hook>) {
 
 fn detach_clsact(dir: &Path, ifindex: u32) {
     let probe_socket = socket(AddressFamily::INET, SocketType::DGRAM, None);
-    let Ok(name) = probe_socket.and_then(|any| index_to_name(any, ifindex)) else { return };
-    ATTACH_TYPES.into_iter().for_each(|side| drop(find_filter(dir, &name, side)));
+    let Ok(name) = probe_socket.and_then(|socket| index_to_name(socket, ifindex)) else { return };
+    ATTACH_TYPES.into_iter().for_each(|attach_type| drop(find_filter(dir, &name, attach_type)));
 }

@@ -1,4 +1,4 @@
-//! The program in the drivers of interfaces (XDP), in front of those that are everywhere.
+//! Attachment of the XDP program, which runs in drivers, before the TC programs.
 
 use std::fs;
 use std::path::Path;
@@ -15,8 +15,14 @@ use crate::bpf::error::BpfError;
 use crate::bpf::load_retry;
 use crate::bpf::packet::pins::xdp_pin;
 
-/// Puts it where it is wanted; the answer is where it is. Where it does not go (another one is there, or the
-/// MTU is too large for the driver), packets meet the other programs as before.
+/// Loads the XDP program, attaches it where the plan wants it, and returns the indices of the interfaces
+/// that accept it.
+///
+/// A driver does not accept it if it has another program, or if the MTU is too large. The TC programs then
+/// forward the packets.
+///
+/// # Errors
+/// Fails if the kernel rejects the program.
 pub(in crate::bpf::packet) fn attach(
     ebpf: &mut Ebpf,
     plan: &AttachPlan,
@@ -42,7 +48,7 @@ pub(in crate::bpf::packet) fn attach(
     Ok(attached)
 }
 
-/// In a place that stays; without a folder it goes with the program.
+/// Attaches the program to one interface. With `dir`, the attachment outlives the agent.
 fn attach_one(
     program: &mut Xdp,
     target: &AttachTarget,
@@ -53,7 +59,7 @@ fn attach_one(
         if replace_program(program, pin).is_ok() {
             return Ok(());
         }
-        // Of an interface that is gone.
+        // A link that cannot be updated belongs to an interface that does not exist.
         fs::remove_file(pin)?;
     }
     let link_id = program.attach_to_if_index(target.ifindex, XdpMode::Driver)?;
