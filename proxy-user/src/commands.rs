@@ -11,3 +11,8 @@ pub mod status;
 pub mod top;
 
 mod pinned;
+
+/// A number with its noun: `1 flow`, `2 flows`.
+fn counted(count: usize, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}

@@ -109,7 +109,7 @@ fn health_checks_remove_and_restore_a_failed_backend() {
     assert!(request(4).iter().all(|backend| backend.ends_with(two.0)));
     kill_process(pid, Signal::CONT).unwrap();
     wait_until("health checks to notice", || (up(one.0) == 1.0).then_some(()));
-    assert!(agent.log().contains("back end is down: its checks fail"));
+    assert!(agent.log().contains("back end is down: its health checks fail"));
 }
 
 /// Without health checks, a back end is ejected after three failed connects in a row, and tried last.

@@ -136,7 +136,7 @@ fn doctor_loads_and_runs_the_kernel_program() {
     assert!(text.contains("ok    engine sockmap   flows over loopback"), "{text}");
     assert!(text.contains("DEBUG end of stream"), "the log of the BPF program is missing: {text}");
     assert!(text.contains("ok    engine splice"), "{text}");
-    assert!(text.contains("ok    engine packet    attaches; 2 interface(s)"), "{text}");
+    assert!(text.contains("ok    engine packet    attaches; 2 interfaces"), "{text}");
 
     let mut quiet = Command::new(binary_path());
     let output = lab.in_proxy(|| quiet.arg("doctor").output()).unwrap();
@@ -148,7 +148,7 @@ fn doctor_loads_and_runs_the_kernel_program() {
     lab.set_drop_rules(&["in tcp dport 1 drop"]);
     let text =
         output_text(&lab.in_proxy(|| Command::new(binary_path()).arg("doctor").output()).unwrap());
-    assert!(text.contains("bypass all rules of netfilter (1 table(s) here)"), "{text}");
+    assert!(text.contains("bypass all rules of netfilter (1 table here)"), "{text}");
 }
 
 /// The verifier gives up with EAGAIN if the process is stopped (SIGSTOP) or frozen meanwhile.

@@ -122,7 +122,7 @@ fn flows_survive_their_agent_at_either_hook() {
 fn tcx_attaches_or_is_a_configuration_error() {
     let lab = Lab::new();
     if has_tcx() {
-        assert_eq!(start_agent(&lab, "tcx", 0).log_count("hook=Tcx"), 1);
+        assert_eq!(start_agent(&lab, "tcx", 0).log_count("hook=tcx"), 1);
         return;
     }
     let file = write_config(&lab, "tcx");

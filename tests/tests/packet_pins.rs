@@ -85,7 +85,7 @@ fn flows_of_a_dead_agent_are_purged_on_request() {
         let done = flow.lab().in_proxy(|| run_command(&purge));
         done.status.success().then_some(done)
     });
-    assert!(String::from_utf8_lossy(&done.stdout).starts_with("1 flows reset"), "{done:?}");
+    assert!(String::from_utf8_lossy(&done.stdout).starts_with("1 flow reset"), "{done:?}");
     for side in [client, backend] {
         assert_eq!(read_to_end_or_error(side), (vec![], Err(ErrorKind::ConnectionReset)));
     }
@@ -99,7 +99,7 @@ fn a_flow_is_reset_on_request() {
     let Peers { client: other, backend: other_backend } = flow.connect_another();
     let client = flow.client.local_addr().unwrap().to_string();
     let done = run_command(&["flows", "reset", &client, "--instance", instance]);
-    assert!(String::from_utf8_lossy(&done.stdout).starts_with("1 flows will be reset"), "{done:?}");
+    assert!(String::from_utf8_lossy(&done.stdout).starts_with("1 flow will be reset"), "{done:?}");
     for side in [&flow.client, &flow.backend] {
         assert_eq!(read_to_end_or_error(side), (vec![], Err(ErrorKind::ConnectionReset)));
     }

@@ -164,7 +164,8 @@ fn flows_of_an_older_version_continue_after_migration() {
         assert_refused(&flow, version, &words);
         let done = migrate();
         let output = String::from_utf8_lossy(&done.stdout).into_owned();
-        let converted = format!("{flows} flows of packet ABI version {version} converted");
+        let noun = if flows == 1 { "flow" } else { "flows" };
+        let converted = format!("{flows} {noun} of packet ABI version {version} converted");
         assert!(output.contains(&converted), "{done:?}");
         for (new, old) in OLD_PINS {
             let exists = |pin| fs::exists(pin_path(&instance, pin)).unwrap();

@@ -55,10 +55,10 @@ impl DecisionReason {
             Self::NoCertificate => "this agent manages the name but has no certificate for it yet",
             Self::NoRoute => "no route names it and there is no catch-all route (sni = [\"*\"])",
             Self::NoServerName => "the client sent no server name",
-            Self::InvalidServerName => "what the client sent as a server name is none",
-            Self::ChallengePending => "this agent has an order under way for exactly this name",
+            Self::InvalidServerName => "the server name that the client sent is invalid",
+            Self::ChallengePending => "this agent has an order in progress for exactly this name",
             Self::NoChallengePending => {
-                "this agent manages the name and has no order under way for it"
+                "this agent manages the name and has no order in progress for it"
             }
             Self::NameOwner => "the back end of the route that names it owns the name",
             Self::CatchAll => {
@@ -67,7 +67,7 @@ impl DecisionReason {
                  names of others"
             }
             Self::RouteBackend => "the route says acme = \"backend\"",
-            Self::RouteLocal => "the route says acme = \"local\" and no order of ours is under way",
+            Self::RouteLocal => "the route says acme = \"local\" and this agent has no order in progress for the name",
             Self::RouteReject => "the route says acme = \"reject\"",
             Self::BypassNever => "acme_bypass = \"never\" keeps validations from all back ends",
             Self::BypassAlways => {

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::counted;
 use crate::config::{Config, ConfigErrors};
 
 /// The result of validating a configuration.
@@ -62,9 +63,12 @@ impl fmt::Display for CheckReport<'_> {
         };
         writeln!(
             f,
-            "{}: ok, {listeners} listener(s), {routes} route(s) and {terminated_routes} terminated \
-             for {names} name(s), engine {engine}",
-            self.source
+            "{}: ok, {}, {}, {}, {}, engine {engine}",
+            self.source,
+            counted(*listeners, "listener"),
+            counted(*routes, "route"),
+            counted(*terminated_routes, "terminated route"),
+            counted(*names, "name"),
         )
     }
 }

@@ -16,6 +16,7 @@ use snisplit_common::limits::max_connections_for_nofile;
 use tokio::runtime::Runtime;
 use tracing::level_filters::LevelFilter;
 
+use super::counted;
 use crate::bpf;
 use crate::bpf::packet::{AttachPlan, AttachTarget, Hook, PacketPrograms};
 use crate::config::PacketConfig;
@@ -207,14 +208,15 @@ fn check_packet() -> (CheckStatus, String) {
             let (all, xdp) = (interfaces.len(), interfaces.iter().filter(supports_xdp).count());
             (
                 CheckStatus::Ok,
-                format!("attaches; {all} interface(s) for it, {xdp} with drivers for XDP"),
+                format!("attaches; {}, {xdp} with drivers for XDP", counted(all, "interface")),
             )
         }
         (Ok(_), Some(tables)) => (
             CheckStatus::Warn,
             format!(
-                "attaches; but packets of its flows bypass all rules of netfilter ({tables} table(s) \
-                 here)"
+                "attaches; but packets of its flows bypass all rules of netfilter ({} \
+                 here)",
+                counted(tables, "table")
             ),
         ),
     }

@@ -11,6 +11,7 @@ use snisplit_common::decide::{
 };
 use snisplit_common::server_name::ServerName;
 
+use super::counted;
 use crate::cli::ConnectionArgs;
 use crate::config::Terminate;
 use crate::config::terminate::CertificateSource;
@@ -226,7 +227,7 @@ impl HelloSummary {
 impl fmt::Display for HelloSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { bytes, records, versions, .. } = self;
-        write!(f, "{bytes} bytes in {records} record(s), {}", versions.join(", "))?;
+        write!(f, "{bytes} bytes in {}, {}", counted(*records, "record"), versions.join(", "))?;
         if self.ech {
             f.write_str(", ECH (or GREASE that looks like it)")?;
         }

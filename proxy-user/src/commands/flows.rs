@@ -9,10 +9,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, Result, bail};
 use rustix::fs::{FlockOperation, flock};
 use serde::Serialize;
-use snisplit_common::abi::Direction;
+use snisplit_common::abi::{Direction, PACKET_ABI_VERSION};
 use snisplit_common::abi::packet::{FlowEntry, FlowState, PeerState};
 use snisplit_common::abi::sockmap::{DirectionEntry, DirectionState};
 
+use super::counted;
 use super::pinned::{pin_dir_text, read_pinned, total_bytes};
 use crate::bpf::address::{peer_and_local, socket_addr};
 use crate::bpf::inspect::{PacketState, PinnedState, SockmapState, remove_tuples, request_resets};
@@ -168,10 +169,15 @@ pub fn migrate(instance: &str) -> Result<FlowsChange> {
     let from_version = migrate_pins(&dir)?;
     let place = dir.display();
     let flows = PinnedState::read(&dir)?.packet.map_or(0, |packet| packet.flows.len());
-    let message = format!(
-        "{place}: {flows} flows of packet ABI version {from_version} converted; the next agent adopts \
-         them"
-    );
+    let message = match from_version {
+        PACKET_ABI_VERSION => {
+            format!("{place}: nothing to convert, the packet ABI version is {from_version} already")
+        }
+        _ => format!(
+            "{place}: {} of packet ABI version {from_version} converted; the next agent adopts them",
+            counted(flows, "flow")
+        ),
+    };
     Ok(FlowsChange { flows: Some(flows), message })
 }
 
@@ -201,7 +207,7 @@ pub fn purge(instance: &str) -> Result<FlowsChange> {
     };
     let running = packet.flows.values().filter(|flow| flow.state == FlowState::Offloaded);
     let reset = running.inspect(|flow| send_resets(flow)).count();
-    let message = format!("{reset} flows reset; {place} removed");
+    let message = format!("{} reset; {place} removed", counted(reset, "flow"));
     Ok(FlowsChange { flows: Some(reset), message })
 }
 
@@ -227,7 +233,7 @@ pub fn request_reset(instance: &str, client: &str) -> Result<FlowsChange> {
     match flow_ids.len() {
         0 => bail!("no flow of {client} is offloaded; `snisplit flows` lists those that are"),
         flows => {
-            let message = format!("{flows} flows will be reset");
+            let message = format!("{} will be reset", counted(flows, "flow"));
             Ok(FlowsChange { flows: Some(flows), message })
         }
     }

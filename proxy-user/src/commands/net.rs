@@ -115,6 +115,9 @@ impl RoutingChanges {
 
 impl fmt::Display for RoutingChanges {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.removed.is_empty() && self.added.is_empty() {
+            writeln!(f, "nothing to change")?;
+        }
         self.removed.iter().try_for_each(|item| writeln!(f, "removed  {item}"))?;
         self.added.iter().try_for_each(|item| writeln!(f, "added    {item}"))
     }

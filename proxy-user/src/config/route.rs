@@ -226,7 +226,7 @@ impl RouteContext<'_> {
         };
         if let Some(other) = backends.iter().find(|backend| !is_remote_ip(backend)) {
             let message = format!(
-                "\"client\" needs back ends on other hosts, by IP address; {other} is none"
+                "\"client\" needs back ends on other hosts, by IP address; {other} is not"
             );
             diagnostics.report(position, &self.key("source_address"), message);
         }

@@ -45,7 +45,8 @@ pub(super) fn load(config: &Config, selector: &EngineSelector, pins: Option<&Pat
     packet.enable_xdp_redirect(host::supports_ndo_xdp_xmit)?;
     let names: Vec<&str> = plan.targets().iter().map(|target| target.name.as_str()).collect();
     let (hook, xdp_interfaces) = (plan.hook(), plan.xdp_targets().count());
-    info!(interfaces = names.join(" "), ?ports, ?hook, xdp_interfaces, "packet engine attached");
+    let ports = format_args!("{}-{}", ports.start(), ports.end());
+    info!(interfaces = names.join(" "), %ports, %hook, xdp_interfaces, "packet engine attached");
     selector.set_packet(packet);
     Ok(())
 }

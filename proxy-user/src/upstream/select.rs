@@ -132,7 +132,7 @@ impl Backends {
         match transition {
             None => return,
             Some(Transition::Up) => info!(backend, "back end is up"),
-            Some(Transition::Down) => warn!(backend, "back end is down: its checks fail"),
+            Some(Transition::Down) => warn!(backend, "back end is down: its health checks fail"),
             Some(Transition::Eject(time)) => {
                 warn!(backend, ?time, "back end does not answer; others go first");
             }

@@ -1,6 +1,7 @@
 //! Plan of where the packet engine's programs are attached.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use aya::util::KernelVersion;
 
@@ -35,6 +36,16 @@ impl Hook {
     /// Whether the running kernel has tcx.
     pub(crate) fn is_tcx_supported() -> bool {
         KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0))
+    }
+}
+
+/// As the value of `packet.hook`.
+impl fmt::Display for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+        })
     }
 }
 
