@@ -62,7 +62,7 @@ fn exchange_both_ways(Peers { client, backend }: &Peers) {
 /// Starts an agent, which has to adopt so many flows.
 fn start_agent(lab: &Lab, hook: &str, adopted: usize) -> Agent {
     let agent = Agent::start_with_config(lab, &write_config(lab, hook), &[]);
-    let message = "flows of the previous agent adopted flows=";
+    let message = "flows adopted flows=";
     assert_eq!(agent.log_count(message), usize::from(adopted > 0), "{}", agent.log());
     let message = format!("{message}{adopted}");
     assert_eq!(agent.log_count(&message), usize::from(adopted > 0), "{}", agent.log());

@@ -179,7 +179,7 @@ fn flows_of_an_older_version_continue_after_migration() {
             assert_eq!(read_exact(to, BLOCK.len()), BLOCK);
         }
         let next = Agent::start(flow.lab(), &words);
-        let adopted = format!("flows of the previous agent adopted flows={flows}");
+        let adopted = format!("flows adopted flows={flows}");
         assert_eq!(next.log_count(&adopted), 1, "{}", next.log());
         assert_ends_in_order(&next, client, backend, rounds * BLOCK.len());
         if let Some(Peers { client, backend }) = &other {

@@ -82,6 +82,8 @@ struct DecisionSummary {
     /// How the certificate is ordered, or its file.
     certificate: Option<String>,
     alert: Option<&'static str>,
+    /// The code of the alert on the wire.
+    alert_code: Option<u8>,
     reason: &'static str,
     description: &'static str,
 }
@@ -288,7 +290,7 @@ impl fmt::Display for RouteSummary {
 impl DecisionSummary {
     fn new(decision: &ConfigDecision<'_>) -> Self {
         let backends = |route: &Route| route.backends.iter().map(ToString::to_string).collect();
-        let (backends, certificate, alert) = match &decision.action {
+        let (backends, certificate, alert) = match decision.action {
             Action::Terminate(terminate) => {
                 let certificate = match &terminate.certificate {
                     CertificateSource::Acme(challenge) => {
@@ -298,14 +300,15 @@ impl DecisionSummary {
                 };
                 (backends(&terminate.route), Some(certificate), None)
             }
-            Action::Reject(alert) => (Vec::new(), None, Some(alert.name())),
+            Action::Reject(alert) => (Vec::new(), None, Some(alert)),
             Action::Forward(route) => (backends(route), None, None),
         };
         Self {
             action: decision.action.label(),
             backends,
             certificate,
-            alert,
+            alert: alert.map(|alert| alert.name()),
+            alert_code: alert.map(|alert| alert as u8),
             reason: decision.reason.label(),
             description: decision.reason.description(),
         }
@@ -315,8 +318,8 @@ impl DecisionSummary {
 impl fmt::Display for DecisionSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let backends = self.backends.join(" or ");
-        match (&self.alert, &self.certificate) {
-            (Some(alert), _) => write!(f, "reject with alert {alert}"),
+        match (self.alert.zip(self.alert_code), &self.certificate) {
+            (Some((name, code)), _) => write!(f, "reject with alert {code} {name}"),
             (None, Some(certificate)) => {
                 write!(f, "terminate with the certificate {certificate}, plaintext to {backends}")
             }

@@ -128,7 +128,7 @@ impl Acceptor {
         self.errors.inc();
         if !self.is_backing_off {
             let address = self.listener.local_addr().ok().map(display);
-            warn!(%error, address, "cannot accept connections; trying again");
+            warn!(%error, address, "cannot accept connections; retrying");
         }
         self.is_backing_off = true;
         sleep(self.backoff.next_delay()).await;

@@ -125,7 +125,7 @@ async fn serve_challenge(
         Action::Forward(route) => match forward_challenge(request, route, &config, shared).await {
             Ok(response) => response.map(Either::Right),
             Err(error) => {
-                tracing::debug!(%name, route = route.label, %error, "http-01 not forwarded");
+                tracing::debug!(%name, route = route.label, %error, "HTTP-01 validation not forwarded");
                 text_response(StatusCode::BAD_GATEWAY, "no HTTP back end of the owner answers\n")
             }
         },

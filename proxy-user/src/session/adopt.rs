@@ -22,7 +22,7 @@ pub(crate) fn adopt_flows(shared: &Arc<Shared>, tasks: &TaskTracker) {
     let Some(engine) = shared.engine_selector.packet_engine(config.engine) else { return };
     let adopted_flows = engine.adopt();
     if !adopted_flows.is_empty() {
-        info!(flows = adopted_flows.len(), "flows of the previous agent adopted");
+        info!(flows = adopted_flows.len(), "flows adopted");
     }
     for adopted in adopted_flows {
         tasks.spawn(run_offloaded(offloaded_conn(adopted, shared), Arc::clone(shared)));

@@ -110,7 +110,7 @@ impl BackendDialer<'_> {
                 Ok(backend_conn) => return Ok(backend_conn),
                 Err(error) => {
                     let backend = candidate.backend;
-                    debug!(route = route.label, %backend, %error, "connect failed");
+                    debug!(route = route.label, %backend, %error, "back end connect failed");
                     let labels = metrics::BackendLabels { backend: backend.to_string() };
                     self.metrics.backend_connect_failures.get_or_create(&labels).inc();
                 }

@@ -57,7 +57,7 @@ impl Resolver {
         match dns::caching_resolver(servers) {
             Ok(resolver) => self.0.resolver.store(Some(Arc::new(resolver))),
             Err(error) => {
-                warn!(%error, "names of back ends cannot be resolved; set nameservers");
+                warn!(%error, "cannot resolve host names of back ends; set nameservers");
                 self.0.resolver.store(None);
             }
         }

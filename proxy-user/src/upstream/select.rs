@@ -132,9 +132,9 @@ impl Backends {
         match transition {
             None => return,
             Some(Transition::Up) => info!(backend, "back end is up"),
-            Some(Transition::Down) => warn!(backend, "back end is down: its health checks fail"),
+            Some(Transition::Down) => warn!(backend, "back end is down: health checks fail"),
             Some(Transition::Eject(time)) => {
-                warn!(backend, ?time, "back end does not answer; others go first");
+                warn!(backend, ejection_time = ?time, "back end ejected: connections fail");
             }
         }
         self.update_gauge(backend, transition == Some(Transition::Up));

@@ -41,7 +41,10 @@ pub(in crate::bpf::packet) fn attach(
             Ok(()) => attached.push(target.ifindex),
             Err(error) => {
                 let error = anyhow::Error::from(error);
-                warn!(interface = target.name, "packet.xdp: not in this driver: {error:#}");
+                warn!(
+                    interface = target.name,
+                    "packet.xdp: not supported by this driver: {error:#}"
+                );
             }
         }
     }
