@@ -67,7 +67,9 @@ impl DecisionReason {
                  names of others"
             }
             Self::RouteBackend => "the route says acme = \"backend\"",
-            Self::RouteLocal => "the route says acme = \"local\" and this agent has no order in progress for the name",
+            Self::RouteLocal => {
+                "the route says acme = \"local\" and this agent has no order in progress for the name"
+            }
             Self::RouteReject => "the route says acme = \"reject\"",
             Self::BypassNever => "acme_bypass = \"never\" keeps validations from all back ends",
             Self::BypassAlways => {

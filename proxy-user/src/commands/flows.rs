@@ -9,9 +9,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, Result, bail};
 use rustix::fs::{FlockOperation, flock};
 use serde::Serialize;
-use snisplit_common::abi::{Direction, PACKET_ABI_VERSION};
 use snisplit_common::abi::packet::{FlowEntry, FlowState, PeerState};
 use snisplit_common::abi::sockmap::{DirectionEntry, DirectionState};
+use snisplit_common::abi::{Direction, PACKET_ABI_VERSION};
 
 use super::counted;
 use super::pinned::{pin_dir_text, read_pinned, total_bytes};

@@ -225,9 +225,8 @@ impl RouteContext<'_> {
             BackendAddr::Host(..) | BackendAddr::Unix(_) => false,
         };
         if let Some(other) = backends.iter().find(|backend| !is_remote_ip(backend)) {
-            let message = format!(
-                "\"client\" needs back ends on other hosts, by IP address; {other} is not"
-            );
+            let message =
+                format!("\"client\" needs back ends on other hosts, by IP address; {other} is not");
             diagnostics.report(position, &self.key("source_address"), message);
         }
     }
