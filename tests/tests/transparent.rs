@@ -38,7 +38,7 @@ fn a_backend_sees_the_clients_own_address() {
     assert!(there.status.success(), "{}", output_text(&there));
     assert_eq!(
         output_text(&run_net(&lab, "apply", &flags)),
-        "",
+        "nothing to change\n",
         "a second `apply` has nothing to do"
     );
 
