@@ -12,13 +12,19 @@ mod parser;
 
 pub use parser::{ClientHelloParser, ParseStatus};
 
+/// Maximum length of the protocols in [`ClientHello::alpn`], in bytes on the wire. A browser offers 12 bytes.
+pub const MAX_ALPN_LEN: usize = 256;
+
 /// Fields of a ClientHello that snisplit uses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientHello {
     /// Server name extension (RFC 6066 §3).
     pub sni: Sni,
-    /// Offered application protocols, in the client's order (RFC 7301).
+    /// The first of the offered application protocols, in the client's order (RFC 7301): those that take up to
+    /// [`MAX_ALPN_LEN`] bytes on the wire.
     pub alpn: Vec<Vec<u8>>,
+    /// Number of offered application protocols that `alpn` omits.
+    pub alpn_omitted: usize,
     /// Offered TLS versions: the extension of RFC 8446 §4.2.1, or the legacy version without it.
     pub versions: Vec<u16>,
     /// Whether early data may follow the hello (0-RTT, RFC 8446 §4.2.10).
@@ -45,7 +51,7 @@ pub enum Sni {
 impl ClientHello {
     /// Whether this is a TLS-ALPN-01 validation: `acme-tls/1` is the only protocol (RFC 8737 §3).
     pub fn is_acme_validation(&self) -> bool {
-        matches!(self.alpn.as_slice(), [only] if only == b"acme-tls/1")
+        self.alpn_omitted == 0 && matches!(self.alpn.as_slice(), [only] if only == b"acme-tls/1")
     }
 }
 

@@ -68,6 +68,7 @@ fn validation_of(name: ServerName) -> ClientHello {
     ClientHello {
         sni: Sni::Name(name),
         alpn: vec![b"acme-tls/1".to_vec()],
+        alpn_omitted: 0,
         versions: vec![],
         early_data: false,
         ech: false,

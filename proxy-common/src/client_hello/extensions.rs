@@ -1,6 +1,6 @@
 //! Parser of the body of a complete ClientHello (RFC 8446 §4.1.2 and §4.2).
 
-use super::{ClientHello, ClientHelloError, Sni};
+use super::{ClientHello, ClientHelloError, MAX_ALPN_LEN, Sni};
 use crate::cursor::Cursor;
 use crate::server_name::ServerName;
 
@@ -26,6 +26,7 @@ pub(super) fn parse(
     let mut client_hello = ClientHello {
         sni: Sni::Absent,
         alpn: Vec::new(),
+        alpn_omitted: 0,
         versions: vec![legacy_version],
         early_data: false,
         ech: false,
@@ -42,7 +43,11 @@ pub(super) fn parse(
             SERVER_NAME => {
                 client_hello.sni = parse_server_name(data).ok_or(ClientHelloError::Malformed)?
             }
-            ALPN => client_hello.alpn = parse_alpn(data).ok_or(ClientHelloError::Malformed)?,
+            ALPN => {
+                let protocols = parse_alpn(data).ok_or(ClientHelloError::Malformed)?;
+                client_hello.alpn = protocols.first;
+                client_hello.alpn_omitted = protocols.omitted;
+            }
             SUPPORTED_VERSIONS => {
                 client_hello.versions =
                     parse_supported_versions(data).ok_or(ClientHelloError::Malformed)?
@@ -94,12 +99,26 @@ fn parse_server_name(mut data: Cursor<'_>) -> Option<Sni> {
     Some(sni)
 }
 
-fn parse_alpn(mut data: Cursor<'_>) -> Option<Vec<Vec<u8>>> {
+/// The first protocols of a list, and the number of the others.
+struct Protocols {
+    first: Vec<Vec<u8>>,
+    omitted: usize,
+}
+
+/// Parses a list of protocols. Keeps those that take up to [`MAX_ALPN_LEN`] bytes on the wire.
+fn parse_alpn(mut data: Cursor<'_>) -> Option<Protocols> {
     let mut list = data.vec16().filter(|list| !list.is_empty() && data.is_empty())?;
-    let mut protocols = Vec::new();
+    let mut protocols = Protocols { first: Vec::new(), omitted: 0 };
+    let mut room = MAX_ALPN_LEN;
     while !list.is_empty() {
-        let name = list.vec8()?.rest();
-        protocols.push((!name.is_empty()).then(|| name.to_vec())?);
+        let name = Some(list.vec8()?.rest()).filter(|name| !name.is_empty())?;
+        match room.checked_sub(1 + name.len()).filter(|_| protocols.omitted == 0) {
+            Some(left) => {
+                room = left;
+                protocols.first.push(name.to_vec());
+            }
+            None => protocols.omitted += 1,
+        }
     }
     Some(protocols)
 }

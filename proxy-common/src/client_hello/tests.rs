@@ -89,6 +89,22 @@ fn only_acme_tls_alone_is_a_validation() {
     }
 }
 
+/// What a client chooses the size of is not kept whole. Protocols that are not kept still count.
+#[test]
+fn only_the_first_protocols_are_kept() {
+    let parse = |list: &[u8]| {
+        let data = [&len16(list.len())[..], list].concat();
+        parse_complete(&into_records(&client_hello_message(&[(16, &data)]), 16_384))
+    };
+    let many = parse(&b"\x02h2".repeat(10_000));
+    assert_eq!((many.alpn.len(), many.alpn_omitted), (85, 9_915));
+    assert!(many.alpn.iter().all(|protocol| protocol == b"h2"));
+    let long = [&[255][..], &[b'x'; 255]].concat();
+    let hello = parse(&[b"\x0aacme-tls/1", &long[..]].concat());
+    assert_eq!((hello.alpn.len(), hello.alpn_omitted), (1, 1));
+    assert!(!hello.is_acme_validation());
+}
+
 /// The result does not depend on the fragmentation. It appears at the last byte of the hello, and not before
 /// the number of bytes that the parser has requested.
 #[test]

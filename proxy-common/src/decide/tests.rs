@@ -69,6 +69,7 @@ fn check(
         let client_hello = ClientHello {
             sni,
             alpn: alpn.iter().map(|p| p.as_bytes().to_vec()).collect(),
+            alpn_omitted: 0,
             versions: vec![0x0304],
             early_data: false,
             ech: false,

@@ -44,6 +44,8 @@ pub struct Explanation {
     /// What is wrong with the server name.
     server_name_error: Option<String>,
     alpn: Vec<String>,
+    /// Number of offered protocols that `alpn` omits.
+    alpn_omitted: usize,
     is_acme_validation: bool,
     route: Option<RouteSummary>,
     decision: DecisionSummary,
@@ -127,6 +129,7 @@ impl Explanation {
             server_name,
             server_name_error,
             alpn: hello.alpn.iter().map(|one| one.escape_ascii().to_string()).collect(),
+            alpn_omitted: hello.alpn_omitted,
             is_acme_validation: hello.is_acme_validation(),
             route: RouteSummary::new(config, &hello, &decision),
             decision: DecisionSummary::new(&decision),
@@ -134,7 +137,8 @@ impl Explanation {
             acme_validation: None,
         };
         if !explanation.is_acme_validation {
-            let hello = ClientHello { alpn: vec![b"acme-tls/1".to_vec()], ..hello };
+            let alpn = vec![b"acme-tls/1".to_vec()];
+            let hello = ClientHello { alpn, alpn_omitted: 0, ..hello };
             let decision =
                 decide(&hello, &config.routes, config.acme_bypass, &AllCertificatesReady(config));
             explanation.acme_validation = Some(DecisionSummary::new(&decision));
@@ -154,6 +158,9 @@ impl Explanation {
         match (self.is_acme_validation, self.alpn.is_empty()) {
             (true, _) => "acme-tls/1 and nothing else: an ACME validation (RFC 8737)".into(),
             (false, true) => "none".into(),
+            (false, false) if self.alpn_omitted > 0 => {
+                format!("{} and {} more", self.alpn.join(", "), self.alpn_omitted)
+            }
             (false, false) => self.alpn.join(", "),
         }
     }
@@ -205,6 +212,7 @@ fn client_hello_from_args(args: &ConnectionArgs) -> ClientHello {
             None => Sni::Absent,
         },
         alpn: args.alpn.iter().map(|protocol| protocol.clone().into_bytes()).collect(),
+        alpn_omitted: 0,
         versions: Vec::new(),
         early_data: false,
         ech: false,

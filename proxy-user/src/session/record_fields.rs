@@ -31,6 +31,7 @@ pub(crate) fn set_client_hello(hello: &ClientHello, record: &mut Record) {
     if record.access_log_enabled() {
         let alpn = hello.alpn.iter();
         record.entry.alpn = alpn.map(|protocol| protocol.escape_ascii().to_string()).collect();
+        record.entry.alpn_omitted = Some(hello.alpn_omitted).filter(|&omitted| omitted > 0);
     }
     record.entry.sni = match &hello.sni {
         Sni::Name(name) => Some(name.to_string()),

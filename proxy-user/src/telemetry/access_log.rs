@@ -7,6 +7,9 @@ use std::fs::OpenOptions;
 use std::io::{self, BufWriter, Write};
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 
@@ -15,8 +18,10 @@ use serde_json::Value;
 
 use super::metrics::Metrics;
 
-/// Lines that may wait for the writer thread.
-const QUEUE_LINES: usize = 8192;
+/// Maximum number of lines that wait for the writer thread.
+const MAX_QUEUED_LINES: usize = 8192;
+/// Maximum length of the lines that wait for the writer thread, in bytes.
+const MAX_QUEUED_LEN: usize = 4 << 20;
 
 /// Format of a line (`access_log_format`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,6 +53,9 @@ pub(crate) struct AccessLogEntry {
     pub(crate) listener: SocketAddr,
     pub(crate) sni: Option<String>,
     pub(crate) alpn: Vec<String>,
+    /// Number of offered protocols that `alpn` omits. The field is absent if there are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) alpn_omitted: Option<usize>,
     pub(crate) client_hello_bytes: Option<usize>,
     pub(crate) client_hello_records: Option<usize>,
     /// Seconds from accept to a complete ClientHello.
@@ -104,6 +112,8 @@ enum Message {
 pub(crate) struct AccessLog {
     format: AccessLogFormat,
     queue: Option<SyncSender<Message>>,
+    /// Length of the lines in the queue, in bytes.
+    queued_len: Arc<AtomicUsize>,
     writer: Option<JoinHandle<()>>,
 }
 
@@ -116,10 +126,12 @@ impl AccessLog {
     pub(crate) fn open(path: &Path, format: AccessLogFormat) -> io::Result<Self> {
         let path = path.to_owned();
         let mut out = open(&path)?;
-        let (queue, messages) = sync_channel(QUEUE_LINES);
+        let (queue, messages) = sync_channel(MAX_QUEUED_LINES);
+        let queued_len = Arc::new(AtomicUsize::new(0));
         let writer = thread::Builder::new().name("access-log".into());
-        let writer = writer.spawn(move || write_loop(&messages, &path, &mut out))?;
-        Ok(Self { format, queue: Some(queue), writer: Some(writer) })
+        let queued = Arc::clone(&queued_len);
+        let writer = writer.spawn(move || write_loop(&messages, &queued, &path, &mut out))?;
+        Ok(Self { format, queue: Some(queue), queued_len, writer: Some(writer) })
     }
 
     /// Makes the writer thread open the file again, after the lines that are queued already.
@@ -130,13 +142,25 @@ impl AccessLog {
     }
 
     pub(super) fn write(&self, entry: &AccessLogEntry, metrics: &Metrics) {
-        let sent = match (self.format.format_line(entry), &self.queue) {
-            (Ok(line), Some(queue)) => queue.try_send(Message::Line(line + "\n")).is_ok(),
-            (Err(_), _) | (_, None) => false,
-        };
-        if !sent {
+        if !self.format.format_line(entry).is_ok_and(|line| self.enqueue(line + "\n")) {
             metrics.access_log_dropped.inc();
         }
+    }
+
+    /// Returns whether the line fits into the queue.
+    fn enqueue(&self, line: String) -> bool {
+        let Some(queue) = &self.queue else { return false };
+        let len = line.len();
+        // Two threads may exceed the maximum by a line each.
+        if self.queued_len.load(Relaxed) + len > MAX_QUEUED_LEN {
+            return false;
+        }
+        self.queued_len.fetch_add(len, Relaxed);
+        let is_sent = queue.try_send(Message::Line(line)).is_ok();
+        if !is_sent {
+            self.queued_len.fetch_sub(len, Relaxed);
+        }
+        is_sent
     }
 }
 
@@ -160,12 +184,20 @@ fn open(path: &Path) -> io::Result<Output> {
 }
 
 /// Writes queued lines until the queue is closed. Flushes whenever the queue is empty.
-fn write_loop(messages: &Receiver<Message>, path: &Path, out: &mut Output) {
+fn write_loop(
+    messages: &Receiver<Message>,
+    queued_len: &AtomicUsize,
+    path: &Path,
+    out: &mut Output,
+) {
     let mut failed = false;
     while let Ok(first) = messages.recv() {
         let mut burst = std::iter::once(first).chain(messages.try_iter());
         let written = burst.try_for_each(|message| match message {
-            Message::Line(line) => out.write_all(line.as_bytes()),
+            Message::Line(line) => {
+                queued_len.fetch_sub(line.len(), Relaxed);
+                out.write_all(line.as_bytes())
+            }
             Message::Reopen => {
                 out.flush()?;
                 *out = open(path)?;

@@ -47,6 +47,7 @@ impl Record {
             listener,
             sni: None,
             alpn: Vec::new(),
+            alpn_omitted: None,
             client_hello_bytes: None,
             client_hello_records: None,
             client_hello_seconds: None,
