@@ -66,6 +66,8 @@ pub enum ClientHelloError {
     InvalidRecordLength,
     /// The message is longer than the limit.
     TooLong,
+    /// The records are too short on average, behind the first 4 KiB.
+    TooManyRecords,
     /// Lengths inside the message contradict each other.
     Malformed,
     /// An extension occurs twice, which RFC 8446 §4.2 forbids.
@@ -78,7 +80,7 @@ impl ClientHelloError {
         match self {
             Self::NotTls | Self::UnexpectedMessage => Alert::UnexpectedMessage,
             Self::InvalidRecordLength => Alert::RecordOverflow,
-            Self::TooLong | Self::Malformed => Alert::DecodeError,
+            Self::TooLong | Self::TooManyRecords | Self::Malformed => Alert::DecodeError,
             Self::DuplicateExtension => Alert::IllegalParameter,
         }
     }
@@ -90,6 +92,7 @@ impl ClientHelloError {
             Self::UnexpectedMessage => "unexpected_message",
             Self::InvalidRecordLength => "invalid_record_length",
             Self::TooLong => "client_hello_too_long",
+            Self::TooManyRecords => "too_many_records",
             Self::Malformed => "malformed_client_hello",
             Self::DuplicateExtension => "duplicate_extension",
         }

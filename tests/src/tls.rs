@@ -19,8 +19,8 @@ pub enum Chunking {
     Whole,
     /// One byte in each segment.
     BytePerSegment,
-    /// One byte of the handshake message in each record (RFC 8446 §5.1).
-    BytePerRecord,
+    /// Eight bytes of the handshake message in each record (RFC 8446 §5.1).
+    ShortRecords,
 }
 
 /// Creates a client connection with these ALPN protocols, which accepts any certificate.
@@ -65,9 +65,10 @@ pub fn send_client_hello(tls: &mut ClientConnection, mut stream: &TcpStream, chu
     let chunks: Vec<Vec<u8>> = match chunking {
         Chunking::Whole => vec![hello],
         Chunking::BytePerSegment => hello.iter().map(|byte| vec![*byte]).collect(),
-        Chunking::BytePerRecord => {
+        Chunking::ShortRecords => {
             let header = &hello[..3];
-            hello[5..].iter().map(|byte| [header, &[0, 1, *byte]].concat()).collect()
+            let record = |part: &[u8]| [header, &[0, part.len() as u8], part].concat();
+            hello[5..].chunks(8).map(record).collect()
         }
     };
     chunks.iter().for_each(|chunk| stream.write_all(chunk).unwrap());

@@ -95,7 +95,7 @@ fn a_validation_is_answered_only_for_its_exact_name_and_alpn() {
     assert!(text.contains("DNS:front.test\n"), "{text}");
     while setup.agent.next_record_for("front.test")["outcome"] != "challenge_answered" {}
 
-    for chunking in [Chunking::BytePerSegment, Chunking::BytePerRecord] {
+    for chunking in [Chunking::BytePerSegment, Chunking::ShortRecords] {
         assert_eq!(
             setup.validate("front.test", ACME, chunking).unwrap(),
             certificate,
@@ -113,5 +113,5 @@ fn a_validation_is_answered_only_for_its_exact_name_and_alpn() {
     pebble.resume_validation();
     renew();
     pebble.wait_for_certificate(&setup.lab, "front.test");
-    setup.assert_rejected("front.test", ACME, Chunking::BytePerRecord, "no_challenge_pending");
+    setup.assert_rejected("front.test", ACME, Chunking::ShortRecords, "no_challenge_pending");
 }

@@ -10,6 +10,12 @@ const HANDSHAKE_HEADER_LEN: usize = 4;
 /// Largest size of a plaintext record in bytes (RFC 8446 §5.1).
 const MAX_PLAINTEXT_LEN: usize = 1 << 14;
 
+/// Number of bytes of the connection from which on records must be [`MIN_MEAN_RECORD_LEN`] long on average.
+const FREE_FRAGMENTATION_LEN: usize = 4096;
+/// Smallest mean length of records in bytes, without their headers. Clients that fragment a hello make records of
+/// hundreds of bytes or a few small ones.
+const MIN_MEAN_RECORD_LEN: usize = 64;
+
 /// Result of parsing the bytes so far.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ParseStatus {
@@ -68,14 +74,16 @@ impl ClientHelloParser {
             if self.record_remaining == 0 {
                 match self.parse_record_header(unread)? {
                     Some(len) => {
+                        if self.is_fragmented_too_much() {
+                            return Err(ClientHelloError::TooManyRecords);
+                        }
                         self.offset += RECORD_HEADER_LEN;
                         self.record_remaining = len;
                         self.records_read += 1;
                     }
                     None => {
-                        return Ok(ParseStatus::Incomplete {
-                            needed: self.offset + RECORD_HEADER_LEN,
-                        });
+                        let needed = self.bytes_needed(self.message_remaining()?);
+                        return Ok(ParseStatus::Incomplete { needed });
                     }
                 }
                 continue;
@@ -144,13 +152,18 @@ impl ClientHelloParser {
         }
     }
 
-    /// Returns the number of bytes of the connection that the next step needs.
+    fn is_fragmented_too_much(&self) -> bool {
+        self.offset >= FREE_FRAGMENTATION_LEN
+            && self.message_read < self.records_read * MIN_MEAN_RECORD_LEN
+    }
+
+    /// Returns the number of bytes of the connection that the message takes at least, if the rest of it is in
+    /// records of the largest size. Of a message whose length is unknown, it is the header.
     fn bytes_needed(&self, message_remaining: usize) -> usize {
-        match self.record_remaining {
-            0 => self.offset + RECORD_HEADER_LEN,
-            left if left < message_remaining => self.offset + left + RECORD_HEADER_LEN,
-            _ => self.offset + message_remaining,
-        }
+        let behind_record = message_remaining.saturating_sub(self.record_remaining);
+        let headers = behind_record.div_ceil(MAX_PLAINTEXT_LEN);
+        // The first record has a header, if no byte of the message has arrived.
+        self.offset + message_remaining + headers * RECORD_HEADER_LEN
     }
 }
 

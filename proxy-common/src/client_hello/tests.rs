@@ -137,7 +137,7 @@ fn every_prefix_of_every_fragmentation_is_incomplete() {
 #[test]
 fn the_limit_counts_the_message_whatever_its_records() {
     let with_len = |total: usize| client_hello_message(&[(21, &vec![0; total - 43 - 4])]);
-    for size in [1, 16_384] {
+    for size in [64, 16_384] {
         let bytes = into_records(&with_len(5_000), size);
         assert!(matches!(ClientHelloParser::new(5_000).parse(&bytes), ParseStatus::Complete(_)));
         assert_eq!(
@@ -150,6 +150,19 @@ fn the_limit_counts_the_message_whatever_its_records() {
             ParseStatus::Invalid(ClientHelloError::TooLong)
         );
     }
+}
+
+/// A hello of up to 4 KiB on the wire may have any records; behind that, they must have 64 bytes on average.
+#[test]
+fn absurdly_many_records_are_rejected() {
+    let parse = |len: usize, size: usize| {
+        let message = client_hello_message(&[(21, &vec![0; len - 43 - 4])]);
+        ClientHelloParser::new(65_536).parse(&into_records(&message, size))
+    };
+    assert!(matches!(parse(678, 1), ParseStatus::Complete(_)), "4,092 bytes on the wire");
+    assert_eq!(parse(684, 1), ParseStatus::Invalid(ClientHelloError::TooManyRecords));
+    assert_eq!(parse(8_192, 63), ParseStatus::Invalid(ClientHelloError::TooManyRecords));
+    assert!(matches!(parse(8_192, 64), ParseStatus::Complete(_)));
 }
 
 #[test]

@@ -5,13 +5,15 @@
 //! (`MSG_PEEK`). The engine forwards the hello with the bytes behind it, and after a failed connect the
 //! next back end gets the same bytes.
 //!
-//! Each parser names the number of bytes that can change its result. `SO_RCVLOWAT` keeps the socket
-//! unreadable up to that number, so no task wakes early.
+//! Each parser names the number of bytes that it needs. `SO_RCVLOWAT` keeps the socket unreadable up to
+//! that number, so a task wakes once. Under memory pressure the kernel ignores it (`tcp_epollin_ready`):
+//! a task that finds too few bytes pauses before it waits again.
 
 use std::io::{self, ErrorKind::WouldBlock};
 use std::ops::ControlFlow::{self, Break, Continue};
 use std::time::Duration;
 
+use rustix::io::ioctl_fionread;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use snisplit_common::client_hello::{self, ClientHello, ClientHelloError, ClientHelloParser};
 use snisplit_common::limits::max_client_hello_wire_len;
@@ -19,12 +21,17 @@ use snisplit_common::proxy_protocol::{self, Header, HeaderError, MAX_HEADER_LEN}
 use snisplit_common::starttls;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::sys::set_rcvlowat;
 
 /// Bytes of the first peek. A hello with a post-quantum key share has about 1,800 bytes.
 const INITIAL_PEEK_LEN: usize = 4096;
+
+/// First pause after an event with too few bytes. Each further pause is twice as long.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+/// Longest pause.
+const MAX_PAUSE: Duration = Duration::from_millis(320);
 
 /// Why a connection has no acceptable hello.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,13 +61,13 @@ pub(crate) struct PreambleReader<'c> {
     /// Bytes that the last peek returned, from the first unread one on. The reader does not keep them,
     /// so that a waiting connection holds no buffer.
     peeked_len: usize,
-    /// Whether `SO_RCVLOWAT` of the socket is above 1.
-    rcvlowat_raised: bool,
+    /// Number of bytes that the parser needs, which is `SO_RCVLOWAT` of the socket if it is above 0.
+    needed_len: usize,
 }
 
 impl<'c> PreambleReader<'c> {
     pub(crate) fn new(client: &'c TcpStream, timeout: Duration) -> Self {
-        Self { client, deadline: Instant::now() + timeout, peeked_len: 0, rcvlowat_raised: false }
+        Self { client, deadline: Instant::now() + timeout, peeked_len: 0, needed_len: 0 }
     }
 
     /// Reads a PROXY header and consumes it.
@@ -160,7 +167,7 @@ impl<'c> PreambleReader<'c> {
             Ok(found) => found,
             Err(_elapsed) => Err(PreambleError::Timeout { received_any: self.peeked_len > 0 }),
         };
-        if std::mem::take(&mut self.rcvlowat_raised) {
+        if std::mem::take(&mut self.needed_len) > 0 {
             // The next reader must wake for every byte.
             set_rcvlowat(self.client, 1).map_err(|_| PreambleError::ClientClosed)?;
         }
@@ -175,6 +182,7 @@ impl<'c> PreambleReader<'c> {
         let client = self.client;
         // Often the hello has arrived before accept(2), so the first peek needs no event.
         let mut result = self.peek_and_parse(max_len, &mut parse);
+        let mut pause = FIRST_PAUSE;
         loop {
             match result {
                 Ok(found) => return found,
@@ -185,21 +193,30 @@ impl<'c> PreambleReader<'c> {
             }
             let ready =
                 client.ready(Interest::READABLE).await.map_err(|_| PreambleError::ClientClosed)?;
+            let needed_len = self.needed_len;
             result = client.try_io(Interest::READABLE, || self.peek_and_parse(max_len, &mut parse));
             // No byte follows the end of stream.
             if ready.is_read_closed() && result.as_ref().is_err_and(|e| e.kind() == WouldBlock) {
                 return Err(PreambleError::Truncated);
             }
+            let is_early = self.needed_len == needed_len;
+            if is_early && result.as_ref().is_err_and(|e| e.kind() == WouldBlock) {
+                sleep(pause).await;
+                pause = (pause * 2).min(MAX_PAUSE);
+            }
         }
     }
 
     /// Peeks once and parses. Returns `WouldBlock` if `parse` needs more bytes: tokio then waits for the
-    /// next event.
+    /// next event. Copies no byte while there are fewer than `parse` needs.
     fn peek_and_parse<T>(
         &mut self,
         max_len: usize,
         parse: &mut impl FnMut(&[u8]) -> ControlFlow<Result<T, PreambleError>, usize>,
     ) -> io::Result<Result<T, PreambleError>> {
+        if self.needed_len > 0 && ioctl_fionread(self.client)? < self.needed_len as u64 {
+            return Err(WouldBlock.into());
+        }
         let mut stack_buf = [0; INITIAL_PEEK_LEN];
         let mut heap_buf = Vec::new();
         let bytes = self.peek_bytes(max_len, &mut stack_buf, &mut heap_buf)?;
@@ -209,8 +226,11 @@ impl<'c> PreambleReader<'c> {
         match parse(bytes) {
             Break(found) => Ok(found),
             Continue(needed) => {
-                set_rcvlowat(self.client, needed)?;
-                self.rcvlowat_raised = true;
+                // An unchanged value would still wake this task (`tcp_set_rcvlowat` calls `tcp_data_ready`).
+                if needed != self.needed_len {
+                    set_rcvlowat(self.client, needed)?;
+                    self.needed_len = needed;
+                }
                 Err(WouldBlock.into())
             }
         }
