@@ -116,7 +116,7 @@ async fn handle(client: TcpStream, context: ConnContext<'_>, record: &mut Record
             }
         };
     drop((reader, handshake_permit));
-    if shared.loop_detector.is_loop(client_addr) {
+    if shared.loop_detector.is_loop(client_addr, || client.local_addr()) {
         return Box::pin(reject::reject_with_alert(
             client,
             Alert::InternalError,

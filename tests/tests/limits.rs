@@ -1,13 +1,16 @@
 //! Limits: a connection above a limit is rejected with a reason, and connections within it are not affected.
 
+use std::fs;
 use std::io::{ErrorKind, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use snisplit_tests::agent;
+use snisplit_tests::agent::{self, Agent};
 use snisplit_tests::client_hello::ClientHello;
+use snisplit_tests::lab::{Lab, PROXY};
 use snisplit_tests::stream::{
-    connect, read_all, read_exact, read_to_end_or_error, shutdown_write, write,
+    accept, connect, read_all, read_exact, read_to_end_or_error, shutdown_write, write,
 };
 use snisplit_tests::testbed::{Peers, Testbed};
 use snisplit_tests::wait::{sleep_for, wait_until};
@@ -115,6 +118,28 @@ fn a_connection_loop_is_rejected() {
     assert_eq!(inner["reason"], "loop", "{inner}");
     assert_eq!(outer["outcome"], "closed", "{outer}");
     assert!(outer["client"].as_str().unwrap().starts_with("10.91.1.2:"), "{outer}");
+}
+
+/// All connections of the agent's host have the same source port. A client on it differs from the agent's own
+/// connection to a back end by its destination only.
+#[test]
+fn a_local_client_with_a_source_of_the_agent_is_no_loop() {
+    let lab = Lab::new();
+    let local = |port| SocketAddr::from((PROXY, port));
+    let _agent = Agent::start(
+        &lab,
+        &["--route", "a.test=10.91.1.1:8001", "--route", "b.test=10.91.1.1:8002"],
+    );
+    let [first, second] =
+        [8001, 8002].map(|port| lab.in_proxy(|| TcpListener::bind(local(port)).unwrap()));
+    let range = "/proc/sys/net/ipv4/ip_local_port_range";
+    lab.in_proxy(|| fs::write(range, "40000 40000")).unwrap();
+    let _flow = Peers::connect(&lab, agent::address(), &first, &client_hello());
+    let client = lab.in_proxy(|| TcpStream::connect(agent::address())).unwrap();
+    assert_eq!(client.local_addr().unwrap(), local(40_000));
+    let hello = ClientHello::new().sni(b"b.test").encode();
+    write(&client, &hello);
+    assert_eq!(read_exact(&accept(&second), hello.len()), hello);
 }
 
 #[test]

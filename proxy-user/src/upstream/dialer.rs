@@ -158,8 +158,7 @@ impl BackendDialer<'_> {
             None => (BackendEndpoint::Unix(selected.backend.to_string()), None),
             Some((local_addr, peer_addr)) => (
                 BackendEndpoint::Address(peer_addr),
-                (local_addr.ip() == peer_addr.ip())
-                    .then(|| self.loop_detector.register(local_addr)),
+                self.loop_detector.register(local_addr, peer_addr),
             ),
         };
         if preamble.has_bytes() {
