@@ -20,6 +20,8 @@ pub mod decide;
 #[cfg(not(target_arch = "bpf"))]
 pub mod health;
 #[cfg(not(target_arch = "bpf"))]
+pub mod http01;
+#[cfg(not(target_arch = "bpf"))]
 pub mod kernel_bugs;
 #[cfg(not(target_arch = "bpf"))]
 pub mod limits;

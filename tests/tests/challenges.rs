@@ -63,15 +63,17 @@ fn other_requests_on_port_80_are_redirected_to_https() {
         String::from_utf8(done.stdout).unwrap()
     };
     assert_eq!(ask("http://a.test/x?y=z", &[]), "308 https://a.test/x?y=z");
-    assert_eq!(ask("http://any.test:80/", &["-X", "POST"]), "308 https://any.test/");
+    assert_eq!(ask("http://front.test:80/", &["-X", "POST"]), "308 https://front.test/");
+    assert_eq!(ask("http://any.test:80/", &[]), "no route names this host\n404 ");
     let challenge = "http://a.test/.well-known/acme-challenge/";
     assert_eq!(
         ask(&format!("{challenge}token"), &[]),
         "no HTTP back end of the owner answers\n502 ",
         "its route names none"
     );
-    assert_eq!(ask(&challenge.replace("a.test", "b.test"), &[]), "no_route\n404 ");
-    assert_eq!(ask("http://10.91.1.1/", &[]), "a Host is needed\n400 ");
+    let unrouted = format!("{}token", challenge.replace("a.test", "b.test"));
+    assert_eq!(ask(&unrouted, &[]), "no_route\n404 ");
+    assert_eq!(ask("http://10.91.1.1/", &[]), "one Host with a name is needed\n400 ");
 }
 
 /// An agent with a certificate for a whole zone, whose records this provider writes.

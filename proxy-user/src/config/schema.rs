@@ -425,8 +425,8 @@ pub(super) struct Dns {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Http {
-    /// Address for HTTP-01 validations (RFC 8555 §8.3). The owner of the name in `Host` answers; the
-    /// agent redirects every other request to https (308).
+    /// Address for HTTP-01 validations (RFC 8555 §8.3). The owner of the name in `Host` answers. The agent
+    /// redirects other requests to https (308) if a route names the host; else the status is 404.
     #[schemars(extend("x-required" = true))]
     pub(super) address: Option<Setting<SocketAddr>>,
 }
