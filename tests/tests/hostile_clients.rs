@@ -7,7 +7,7 @@ use std::time::Duration;
 use snisplit_tests::agent;
 use snisplit_tests::client_hello::ClientHello;
 use snisplit_tests::stream::{connect, read_to_end_or_error, write};
-use snisplit_tests::testbed::Testbed;
+use snisplit_tests::testbed::{Peers, Testbed};
 use snisplit_tests::wait::{sleep_for, wait_until};
 
 const DECODE_ERROR_ALERT: [u8; 7] = [21, 3, 3, 0, 2, 2, 50];
@@ -66,4 +66,29 @@ fn the_agent_is_idle_while_clients_with_an_unfinished_hello_are_silent() {
         (used < PERIOD / 50).then_some(())
     });
     drop(clients);
+}
+
+/// RSS of an agent with 200 flows whose hellos offer these protocols, in bytes.
+fn rss_with_flows(protocols: &[&str]) -> u64 {
+    let hello = ClientHello::new().sni(b"a.test").alpn(protocols);
+    let testbed = Testbed::new(&[]);
+    let flows: Vec<Peers> = (0..200).map(|_| testbed.connect_with(&hello)).collect();
+    let rss = testbed.agent.resident_bytes();
+    for flow in flows {
+        flow.close();
+        let record = testbed.agent.next_record();
+        let line_len = record.to_string().len();
+        assert!(line_len < 4_096, "{line_len} bytes");
+        let listed = record["alpn"].as_array().unwrap().len();
+        let omitted = record["alpn_omitted"].as_u64().unwrap_or_default() as usize;
+        assert_eq!(listed + omitted, protocols.len());
+    }
+    rss
+}
+
+#[test]
+fn long_lists_of_protocols_are_neither_kept_nor_logged() {
+    let ordinary = rss_with_flows(&["h2", "http/1.1"]);
+    let long = rss_with_flows(&["h2"; 20_000]);
+    assert!(long <= ordinary / 5 * 6, "{long} bytes, not {ordinary}");
 }
