@@ -1,4 +1,4 @@
-//! Adoption of offloaded flows that an agent before this one left in the pinned maps.
+//! Adoption of offloaded flows that a previous agent left in the pinned maps.
 
 use std::cmp::Reverse;
 use std::net::SocketAddr;
@@ -15,7 +15,7 @@ use super::ports::PortLease;
 use crate::bpf::address::peer_and_local;
 use crate::engine::FlowCounters;
 
-/// An offloaded flow of a former agent.
+/// An offloaded flow that a previous agent left in the pinned maps.
 pub(crate) struct AdoptedFlow {
     guard: FlowGuard,
     lease: PortLease,

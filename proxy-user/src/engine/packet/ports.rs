@@ -65,7 +65,7 @@ impl PortAllocator {
         PortLease { ports: Arc::clone(self), backend, port, clamped_mss: None }
     }
 
-    /// Puts the port of an ended flow of a former agent in quarantine, which started at `since`.
+    /// Puts the port of an ended flow of a previous agent in quarantine, which started at `since`.
     ///
     /// Call it for the latest end first. It has no effect on a port that is adopted already: the maps may
     /// hold two ended flows of a port, or an ended and a running one.

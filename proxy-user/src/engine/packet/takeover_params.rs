@@ -63,7 +63,7 @@ impl ClientEndpoint {
         Ok(Self { peer, local, info: sys::tcp_info(client)? })
     }
 
-    /// The options and the MSS that the client lacks, as a value of the `syn_clamp` map.
+    /// The options and the MSS that the client lacks, as a value of the map of SYN clamps (`packet_clamps`).
     pub(super) fn syn_clamp_value(&self) -> u32 {
         let flag_if_absent = |option, flag| if self.info.options & option == 0 { flag } else { 0 };
         self.mss()
