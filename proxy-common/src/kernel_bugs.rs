@@ -1,7 +1,7 @@
 //! Kernel releases with known bugs of sockmap.
 //!
 //! A distribution may fix or break its kernel without a new version number. So the self-test decides whether
-//! the agent uses sockmap. The release explains a failed test, or warns that a passed test may be luck.
+//! the agent uses sockmap. The release explains a failed test, or warns that the test may have passed by chance.
 
 /// First three numbers of a release: `6.1.32` of `6.1.32-amd64`.
 type Version = (u16, u16, u16);
@@ -15,11 +15,11 @@ struct KernelBug {
 }
 
 const DROPS_BYTES: &str = "Linux before 5.10 drops redirected bytes that a slow receiver has no room for \
-    (sk_psock_backlog, mended by the series around 9047f19e7ccb)";
+    (sk_psock_backlog, fixed by the series around 9047f19e7ccb)";
 const DUPLICATES_BYTES: &str = "Linux 6.1.32 to 6.1.141 and 6.4 to 6.15.1 (6.12 to 6.12.33) send redirected \
     bytes twice when the receiver is slow (sk_psock_backlog, broken by 405df89dd52c)";
 const DUPLICATES_BYTES_6_6: &str = "Linux 6.6 sends redirected bytes twice when the receiver is slow, up to a \
-    stable release that we do not know (sk_psock_backlog, broken by 405df89dd52c)";
+    stable release that is not known (sk_psock_backlog, broken by 405df89dd52c)";
 
 /// Known bugs in the order of versions. The ranges do not overlap.
 const KERNEL_BUGS: [KernelBug; 7] = [
@@ -98,7 +98,7 @@ mod tests {
         good.iter().for_each(|release| assert_eq!(known_bug(release), None, "{release}"));
         assert!(
             KERNEL_BUGS.is_sorted_by(|a, b| a.first_fixed <= b.first_affected),
-            "each release has one fault"
+            "each release has one such bug at most"
         );
     }
 }

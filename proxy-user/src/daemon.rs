@@ -123,7 +123,7 @@ fn start(shared: &Arc<Shared>, services: &mut Services, tasks: &TaskTracker) -> 
     shared.resolver.set_nameservers(&config.nameservers);
     services.certificates.apply(&config, &config)?;
     let prepared = services.listeners.prepare(&config)?;
-    // No later step can fail. Flows of the agent before must survive a start that fails.
+    // No later step can fail. Flows of the previous agent must survive a start that fails.
     adopt::adopt_flows(shared, tasks);
     prepared.commit();
     services.health_checker.apply(&config);

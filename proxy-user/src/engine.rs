@@ -175,7 +175,7 @@ pub(crate) enum DeclineReason {
     TcpSack,
     /// packet: a peer may send larger segments than the other one accepts.
     TcpMss,
-    /// packet: the hello is no longer in the receive queue of the client's socket.
+    /// packet: the hello is not in the receive queue of the client's socket.
     NoClientHelloQueued,
     /// packet: the BPF programs left the flow with its sockets.
     Fallback(FallbackReason),

@@ -16,8 +16,8 @@ pub fn is_on_acceptor_thread(agent: &Agent) -> Option<bool> {
     watched.is_superset(&sockets).then(|| !watched.is_disjoint(&socket_inodes(agent, LISTEN)))
 }
 
-/// Inodes that each epoll instance watches which watches one of these sockets (proc_pid_fdinfo(5)). A set, for an instance
-/// may have several descriptors.
+/// Inodes that each epoll instance watches which watches one of these sockets (proc_pid_fdinfo(5)). A set, because an
+/// instance may have several descriptors.
 fn epoll_sets_with(agent: &Agent, sockets: &BTreeSet<u64>) -> BTreeSet<BTreeSet<u64>> {
     let process = format!("/proc/{}/fdinfo", agent.pid());
     let descriptors = fs::read_dir(process).unwrap().map(|one| one.unwrap().path());

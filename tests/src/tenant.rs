@@ -6,7 +6,7 @@ use crate::lab::{Lab, backend};
 use crate::pebble::Pebble;
 use crate::peer::{ServerProcess, packaged_program, write_file};
 
-/// What a listener expects at the begin of a connection.
+/// What a listener expects at the start of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ListenerMode {
     /// TLS.

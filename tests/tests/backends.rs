@@ -71,7 +71,7 @@ fn a_source_address_stays_with_its_backend() {
     assert_eq!(counts.values().collect::<Vec<_>>(), [&12]);
 }
 
-/// No request fails when a back end dies: another one answers, and the dead one is no longer tried once a check fails.
+/// No request fails when a back end dies: another one answers, and the dead one is not tried after a failed check.
 #[test]
 fn health_checks_remove_and_restore_a_failed_backend() {
     let lab = Lab::new();

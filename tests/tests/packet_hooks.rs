@@ -36,7 +36,7 @@ struct Attachments {
 
 const NO_ATTACHMENTS: Attachments = Attachments { clsact: 0, tcx: 0 };
 
-/// Counts filters at `clsact` by bpftool, and links at tcx by their pins, for not every bpftool shows them.
+/// Counts filters at `clsact` by bpftool, and links at tcx by their pins, because not every bpftool shows them.
 fn count_attachments(lab: &Lab) -> Attachments {
     let shown = lab.in_proxy(|| Command::new("bpftool").args(["net", "show"]).output()).unwrap();
     let shown = String::from_utf8(shown.stdout).unwrap();

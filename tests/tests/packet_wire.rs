@@ -1,5 +1,5 @@
 //! The packet engine and TCP on the wire: handshakes without an option, smaller MTUs, a client that returns on the same
-//! port, and packets that strangers forge.
+//! port, and forged packets.
 
 //@ engines: named
 

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
 const GSSENC_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 48];
 
-/// Command of the newest installed PostgreSQL, run as `nobody`, for it refuses to run as root.
+/// Command of the newest installed PostgreSQL, run as `nobody`, because it refuses to run as root.
 fn postgres_command(program: &str) -> Command {
     let versions = fs::read_dir("/usr/lib/postgresql").expect("an installed PostgreSQL");
     let newest = versions.map(|version| version.unwrap().path()).max().unwrap();

@@ -28,7 +28,7 @@ pub(crate) fn is_root() -> bool {
     capture_stdout(Command::new("id").arg("-u")).is_ok_and(|uid| uid.trim() == "0")
 }
 
-/// Prints the command and runs it with our standard streams.
+/// Prints the command and runs it with the standard streams of this process.
 ///
 /// # Errors
 /// Fails if the command does.

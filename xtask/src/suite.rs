@@ -137,7 +137,7 @@ pub(crate) fn build_root_tests() -> Result<Vec<Executable>> {
     Ok(build::workspace()?.root_tests)
 }
 
-/// Runs a binary of the `tests` crate as root in namespaces of its own, on our standard streams.
+/// Runs a binary of the `tests` crate as root in namespaces of its own, on the standard streams of this process.
 ///
 /// # Errors
 /// Fails if something does not build, or if the program fails.

@@ -303,7 +303,7 @@ impl FlowState {
 #[cfg_attr(not(target_arch = "bpf"), derive(Immutable, IntoBytes, KnownLayout, TryFromBytes))]
 #[repr(u32)]
 pub enum FallbackReason {
-    /// It does not.
+    /// No reason: the flow is offloaded, or its takeover has not been decided.
     #[default]
     None = 0,
     /// The agent asked for it: a socket received bytes, or the flow ended.

@@ -10,8 +10,8 @@ use super::flow_entry;
 use super::headers::{ACK, FIN, RST, SYN, Segment};
 use super::maps::emit;
 
-/// Smallest number of bytes before the acknowledged ones at which a segment may start: a retransmission
-/// or a probe.
+/// Bytes before the acknowledged ones that a segment may always start at, however small the window is: a
+/// retransmission or a probe.
 const MAX_OLD_BYTES: u32 = 1 << 16;
 
 /// Whether `a` is after `b`, modulo 2^32.

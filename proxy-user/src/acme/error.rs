@@ -43,7 +43,7 @@ impl AcmeError {
         )
     }
 
-    /// Returns which pause follows the failure.
+    /// Returns the kind of failure, which decides the backoff.
     pub(super) fn kind(&self) -> FailureKind {
         match self {
             Self::Protocol(Error::Other(_) | Error::Timeout(_)) => FailureKind::Unreachable,

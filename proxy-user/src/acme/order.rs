@@ -1,4 +1,4 @@
-//! One order (RFC 8555 §7.4), from the names to the certificate. An order that an agent before this one
+//! One order (RFC 8555 §7.4), from the names to the certificate. An order that a previous agent
 //! left pending is resumed.
 
 use std::time::Duration;

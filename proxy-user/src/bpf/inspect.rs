@@ -119,8 +119,8 @@ impl PacketState {
     }
 }
 
-/// Removes all tuples of the packet engine. Then its programs no longer drop what this host sends to the
-/// peers of flows.
+/// Removes all tuples of the packet engine. Without tuples, its programs do not drop what this host sends to
+/// the peers of flows.
 ///
 /// # Errors
 /// Fails if the map is not readable.

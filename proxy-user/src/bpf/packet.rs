@@ -61,8 +61,8 @@ struct Maps {
 }
 
 impl PacketPrograms {
-    /// Loads the programs and attaches them. `pins` is a folder of a bpffs: this takes over the flows and
-    /// attachments that another agent has left there.
+    /// Loads the programs and attaches them. `pins` is a folder of a bpffs: this adopts the flows and
+    /// attachments that a previous agent has left there.
     ///
     /// # Errors
     /// Fails if the kernel rejects a program, if an interface does not accept one, or if the pins have

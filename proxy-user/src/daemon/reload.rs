@@ -87,7 +87,7 @@ pub(super) fn warn_if_bypass_always(config: &Config) {
     if config.acme_bypass == AcmeBypass::Always {
         warn!(
             "acme_bypass = \"always\": the back end of a catch-all route receives the ACME \
-             validations of every name that no other route claims, and can get certificates for \
+             validations of every name that no other route has, and can get certificates for \
              them"
         );
     }

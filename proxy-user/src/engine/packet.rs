@@ -1,12 +1,11 @@
-//! The packet engine: BPF programs translate the packets of a flow, and no socket of the agent is in the
-//! path.
+//! Packet engine: BPF programs on the interfaces translate each packet of a flow, without sockets.
 //!
-//! When the back end answers the hello, the programs join the two TCP connections: they rewrite
-//! addresses, ports, sequence numbers and timestamps of each packet (`proxy-ebpf/src/packet`). The agent
-//! closes both sockets without a packet.
+//! When the back end answers the hello, the programs take the flow over. From then on they rewrite
+//! addresses, sequence numbers and timestamps of one connection into those of the other one, and the
+//! agent closes both sockets silently.
 //!
-//! If the programs cannot take a flow over, its sockets are still complete, and the engine selector
-//! continues with another engine.
+//! A flow that the programs cannot take over keeps its sockets, which are intact until the back end has
+//! answered. Another engine carries it. docs/design/packet.md has the reasons, and the traps.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -41,14 +40,16 @@ pub(crate) use ports::{PortAllocator, PortLease};
 pub(crate) use reset::send_resets;
 pub(crate) use takeover_params::{ClientEndpoint, TakeoverParams};
 
-/// Within this time nearly every back end has answered, the programs have told of it, and its socket is no
-/// more. One that has not is given what keeps sockets well, and is waited for too, which takes system calls:
-/// its back end may be heard by a way that the programs do not see.
+/// Time to wait for a takeover without a registered socket to the back end.
+///
+/// Nearly every back end answers within it, and the socket is gone then. After it the agent registers
+/// the socket and sets its options, which costs system calls. An answer may also come by an interface
+/// that has no program, and only the socket gets that one.
 const TAKEOVER_GRACE: Duration = Duration::from_millis(100);
-/// What a socket counts of its SYN.
+/// Sequence numbers that a SYN takes, which the kernel counts as an acknowledged byte.
 const SYN_SEQ_LEN: u64 = 1;
 
-/// Translates packets; cloning shares it.
+/// The packet engine. Clones share the programs.
 #[derive(Clone)]
 pub(crate) struct PacketEngine {
     programs: Arc<PacketPrograms>,
@@ -58,8 +59,11 @@ pub(crate) struct PacketEngine {
 }
 
 impl PacketEngine {
-    /// Loads the programs, attaches them to these interfaces, and begins to listen to them. Needs a
-    /// running tokio.
+    /// Loads the programs, attaches them to interfaces, and starts the tasks that wait for their events.
+    /// Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// Fails if a program does not load or attach, or the pinned maps are of another ABI version.
     pub(crate) fn load(
         plan: &AttachPlan,
         ports: PortAllocator,
@@ -71,7 +75,11 @@ impl PacketEngine {
         Ok(Self { programs, monitor, ports: Arc::new(ports), _tasks: Arc::new(Mutex::new(tasks)) })
     }
 
-    /// Has frames go from driver to driver (XDP), where the program is in them and they take frames.
+    /// Lets the XDP programs redirect frames to each interface that has one and can transmit frames
+    /// (`ndo_xdp_xmit`).
+    ///
+    /// # Errors
+    /// Fails if the map of interfaces cannot be updated.
     pub(crate) fn enable_xdp_redirect(
         &self,
         supports_xdp_xmit: impl Fn(u32) -> bool,
@@ -81,13 +89,16 @@ impl PacketEngine {
         capable.try_for_each(|ifindex| self.programs.enable_xdp_xmit(*ifindex))
     }
 
-    /// A port of ours towards a back end, which nothing else uses.
+    /// Leases a source port for a connection to a back end; `None` if none is free.
     pub(crate) fn lease_port(&self, backend: SocketAddr) -> Option<PortLease> {
         self.ports.lease(backend)
     }
 
-    /// Has a SYN from this port offer no more than that, until the answer is dropped; `None` if it does
-    /// not anyway.
+    /// Limits what a SYN from the leased port offers to what the client has, until the clamp is dropped.
+    /// Returns `None` if the kernel offers no more anyway.
+    ///
+    /// # Errors
+    /// Fails if the map of clamps is full.
     pub(crate) fn clamp_syn(
         &self,
         lease: &mut PortLease,
@@ -102,11 +113,12 @@ impl PacketEngine {
         Ok(Some(SynClamp { programs: Arc::clone(&self.programs), backend, port }))
     }
 
+    /// The id of a route in the `packet_routes` map.
     pub(super) fn route_id(&self, name: &str) -> u32 {
         self.programs.route_id(name)
     }
 
-    /// Everything up to the hello, and how many bytes that has. `Err` is why not.
+    /// Inserts the flow in the maps. Returns its guard and the bytes of the hello that wait.
     fn prepare(&self, flow: &TakeoverCandidate) -> Result<(FlowGuard, usize), DeclineReason> {
         let TakeoverCandidate { pair, params } = flow;
         let (mut entry, info) = takeover_params::flow_entry(&pair.backend, params.as_deref())?;
@@ -119,13 +131,13 @@ impl PacketEngine {
             false => bytes_written_exact(&pair.backend).map_err(|_| DeclineReason::NotConnected)?,
         };
         if written > SYN_SEQ_LEN {
-            // What goes behind a PROXY header must not wait for its acknowledgement.
+            // Without `TCP_NODELAY` the hello would wait for the acknowledgement of a PROXY header.
             flow.apply_socket_options();
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         entry.started_at = now.as_secs();
         entry.route_id = pair.route_id;
-        // The program counts in 32 bits, as TCP does.
+        // The programs count in 32 bits, as TCP does.
         entry.expected_acked = (written + hello) as u32;
         let flow_id = cookie(&pair.client).map_err(|_| DeclineReason::NotConnected)?;
         let guard = FlowGuard::new(&self.programs, &self.monitor, flow_id, OnDrop::Remove);
@@ -134,7 +146,7 @@ impl PacketEngine {
     }
 }
 
-/// A SYN that is held back.
+/// Limit on what SYNs from a source port to a back end offer. Dropping it removes the limit.
 pub(crate) struct SynClamp {
     programs: Arc<PacketPrograms>,
     backend: SocketAddr,
@@ -147,23 +159,26 @@ impl Drop for SynClamp {
     }
 }
 
-/// What the packet engine made of a flow.
+/// Result of an attempt to take a flow over.
 pub(super) enum TakeoverResult {
-    /// The programs carry it.
+    /// The programs carry the flow.
     Offloaded(Box<OffloadedFlow>),
-    /// It ended before.
+    /// The flow ended before its takeover.
     Finished(FlowEnd),
 }
 
-/// A flow that keeps its sockets, and why.
+/// A flow that keeps its sockets, and why the engine declined it.
 pub(super) struct NotTakenOver {
     pub(super) flow: TakeoverCandidate,
     pub(super) reason: DeclineReason,
 }
 
 impl PacketEngine {
-    /// Takes a pair over, or hands it back as it was. Once the kernel has the flow, nothing that it began with
-    /// is needed, so its caller gives that back before it waits for the end.
+    /// Forwards the hello and waits until the programs have taken the flow over, or have left it to its
+    /// sockets.
+    ///
+    /// An offloaded flow needs nothing that its connection had, so the caller frees that before it waits
+    /// for the end.
     pub(super) async fn carry(
         &self,
         flow: TakeoverCandidate,
@@ -172,7 +187,7 @@ impl PacketEngine {
             Ok(prepared) => prepared,
             Err(reason) => return Err(NotTakenOver { flow, reason }),
         };
-        // As long as no other engine has it.
+        // Another engine overwrites it if the programs do not take the flow over.
         flow.pair.set_engine(EngineKind::Packet);
         let flow = match flow.forward_hello(hello).await {
             Ok(flow) => flow,

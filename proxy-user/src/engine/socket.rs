@@ -76,7 +76,7 @@ impl Socket {
     /// The local and the peer's address; `None` for a Unix socket.
     ///
     /// # Errors
-    /// Fails if the socket is not connected any more.
+    /// Fails if the peer has reset the connection, so that the socket is not connected.
     pub(crate) fn addresses(&self) -> io::Result<Option<(SocketAddr, SocketAddr)>> {
         match self {
             Self::Tcp(stream) => Ok(Some((stream.local_addr()?, stream.peer_addr()?))),

@@ -1,4 +1,4 @@
-//! Flows of the packet engine that an agent before this one left in pins.
+//! Flows of the packet engine that a previous agent left in pins.
 //!
 //! The BPF programs carry them without an agent. This agent counts them and records how they end.
 

@@ -1,5 +1,4 @@
-//! Flows that were there before the agent: another one has taken them over from their sockets, and has
-//! died or been replaced since.
+//! Adoption of offloaded flows that a previous agent left in the pinned maps.
 
 use std::cmp::Reverse;
 use std::net::SocketAddr;
@@ -16,7 +15,7 @@ use super::ports::PortLease;
 use crate::bpf::address::peer_and_local;
 use crate::engine::FlowCounters;
 
-/// A flow without an agent.
+/// An offloaded flow that a previous agent left in the pinned maps.
 pub(crate) struct AdoptedFlow {
     guard: FlowGuard,
     lease: PortLease,
@@ -25,10 +24,10 @@ pub(crate) struct AdoptedFlow {
 }
 
 impl PacketEngine {
-    /// All that is left by a former agent. To be called before any port is leased.
+    /// Adopts all flows in the maps. Must run before the first port is leased.
     pub(crate) fn adopt(&self) -> Vec<AdoptedFlow> {
         let mut all = self.programs.flow_entries();
-        // Those that run first, then those that have ended, the latest first (`Ports::rest`).
+        // First the running flows, then the ended ones, latest first (`PortAllocator::quarantine`).
         all.sort_by_key(|(_, entry)| {
             (entry.state != FlowState::Offloaded, Reverse(last_packet_ns(entry)))
         });
@@ -37,13 +36,13 @@ impl PacketEngine {
 
     fn adopt_one(&self, flow_id: u64, entry: FlowEntry) -> Option<AdoptedFlow> {
         if !entry.state.is_translated() {
-            // Its sockets died with their agent.
+            // The kernel closed its sockets when their agent ended.
             self.programs.remove_flow(flow_id);
             return None;
         }
         let (backend, local) = peer_and_local(&entry.backend_tuple);
         let mut guard = FlowGuard::new(&self.programs, &self.monitor, flow_id, OnDrop::ResetPeers);
-        // It may have ended while nobody listened, also just now.
+        // The flow may have ended without an event, before the monitor watched it.
         let current = self.programs.flow_entry(flow_id)?;
         if current.state != FlowState::Offloaded {
             self.ports.quarantine(backend, local.port(), last_packet_at(&current));
@@ -57,12 +56,12 @@ impl PacketEngine {
     }
 }
 
-/// When one of its peers was last heard, by the programs' clock.
+/// Time of the last packet from either peer, in ns of the programs' clock.
 fn last_packet_ns(entry: &FlowEntry) -> u64 {
     entry.client_state.last_seen_ns.max(entry.backend_state.last_seen_ns)
 }
 
-/// The same by ours.
+/// Time of the last packet from either peer, by the agent's clock.
 fn last_packet_at(entry: &FlowEntry) -> Instant {
     let idle = idle_time(last_packet_ns(entry), ktime_now());
     let now_instant = Instant::now();
@@ -70,27 +69,27 @@ fn last_packet_at(entry: &FlowEntry) -> Instant {
 }
 
 impl AdoptedFlow {
-    /// The client, and where it came in.
+    /// Addresses of the client and of the listener.
     pub(crate) fn client(&self) -> (SocketAddr, SocketAddr) {
         peer_and_local(&self.entry.client_tuple)
     }
 
-    /// The back end.
+    /// Address of the back end.
     pub(crate) fn backend(&self) -> SocketAddr {
         peer_and_local(&self.entry.backend_tuple).0
     }
 
-    /// Seconds since 1970 when it began.
+    /// Start of the flow, in seconds since 1970.
     pub(crate) const fn started_at(&self) -> u64 {
         self.entry.started_at
     }
 
-    /// The first name of its route.
+    /// First name of the flow's route; `None` if the maps do not have it.
     pub(crate) fn route(&self) -> Option<String> {
         self.route.clone()
     }
 
-    /// Goes on with it, on this account.
+    /// Makes an offloaded flow of it, which updates these counters.
     pub(crate) fn into_offloaded(self, counters: Arc<FlowCounters>) -> Box<OffloadedFlow> {
         let Self { guard, lease, .. } = self;
         Box::new(OffloadedFlow { guard, lease: Some(lease), counters })

@@ -1,4 +1,4 @@
-//! A socket pair that the packet engine may take over, and what its sockets need until then.
+//! A socket pair before its takeover: the hello, and the options of its sockets.
 
 use std::io;
 
@@ -10,50 +10,62 @@ use super::takeover_params::TakeoverParams;
 use crate::engine::{FlowEnd, LocalErrorStage, Peer, SocketPair};
 use crate::sys;
 
-/// A flow that the packet engine may take over.
+/// A socket pair that the packet engine may take over.
 pub(in crate::engine) struct TakeoverCandidate {
     pub(in crate::engine) pair: SocketPair,
-    /// `None` if the back end was not connected for a takeover.
+    /// `None` if the back end was not connected from a leased port.
     pub(in crate::engine) params: Option<Box<TakeoverParams>>,
 }
 
 impl TakeoverCandidate {
-    /// Has the back end's socket be what it is on other engines, as it may have to last.
+    /// Sets the options that the back end's socket has on other engines, and that it lacks until it may
+    /// have to last.
     pub(super) fn apply_socket_options(&self) {
         if let Some(params) = &self.params {
             let backend = &self.pair.backend;
-            // Fails on a socket that is dead already.
-            let _dead =
+            // Fails on a socket whose connection is gone.
+            let _gone =
                 backend.set_nodelay().and_then(|()| backend.apply_timeouts(params.tcp_timeouts));
         }
     }
 
-    /// The same, for whoever waits for it.
+    /// Registers the back end's socket with tokio and sets its options.
+    ///
+    /// # Errors
+    /// Fails if epoll_ctl(2) fails.
     pub(super) fn register_backend(self) -> io::Result<Self> {
         self.apply_socket_options();
         let Self { pair, params } = self;
         Ok(Self { pair: SocketPair { backend: pair.backend.register()?, ..pair }, params })
     }
 
-    /// The pair for another engine, and the port that is in use until its sockets are closed.
+    /// Returns the pair for another engine, and the lease of the port that its socket uses.
+    ///
+    /// # Errors
+    /// Fails if epoll_ctl(2) fails.
     pub(in crate::engine) fn into_socket_pair(self) -> io::Result<(SocketPair, Option<PortLease>)> {
         let Self { pair, params } = self.register_backend()?;
         Ok((pair, params.map(|params| params.lease)))
     }
 
-    /// Forgets both sockets without a word to their peers; the port is still in use.
+    /// Closes both sockets, and sends nothing to the peers. The flow still uses the port of the lease.
     pub(super) fn close_silently(self) -> Option<PortLease> {
         for socket in [&self.pair.client, &self.pair.backend] {
-            // What one that is not silent says is not let out (`sni_out`).
-            let _not_silent = sys::enable_repair(socket);
+            // A socket without repair mode sends a reset, which `sni_out` drops.
+            let _not_in_repair = sys::enable_repair(socket);
         }
         self.params.map(|params| params.lease)
     }
 
-    /// Gives the back end what the client has said, which is in its socket to the last byte. Should that be
-    /// more by now, the programs find that the flow is not where it is `due`.
+    /// Sends the hello to the back end: all `bytes` that wait in the client's socket.
+    ///
+    /// If more bytes wait by now, the programs find that the back end acknowledges more than
+    /// `expected_acked`, and leave the flow to its sockets.
+    ///
+    /// # Errors
+    /// Fails with the end of the flow if a socket fails.
     pub(super) async fn forward_hello(mut self, bytes: usize) -> Result<Self, FlowEnd> {
-        // Room for one more shows that this was all.
+        // One byte of spare capacity shows whether the socket had more.
         let mut hello = Vec::with_capacity(bytes + 1);
         if let Err(error) = self.pair.client.recv_available(&mut hello) {
             let end = FlowEnd::from_io_error(Peer::Client, LocalErrorStage::Read, &error);
@@ -62,7 +74,7 @@ impl TakeoverCandidate {
         if hello.is_empty() {
             return Err(self.pair.close(FlowEnd::ClientReset).await);
         }
-        // There is room for it, as a rule; an error comes again.
+        // The send buffer has room, as a rule. An error shows again below.
         let sent = send(&self.pair.backend, &hello, SendFlags::NOSIGNAL).unwrap_or_default();
         if sent < hello.len() {
             self = self

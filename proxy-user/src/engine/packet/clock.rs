@@ -1,4 +1,4 @@
-//! The clock that the programs read.
+//! Clock of the BPF programs, read from user space.
 
 use std::fs;
 use std::sync::LazyLock;
@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// By how many nanoseconds this process is ahead of the kernel's own clock: a time namespace has clocks of
-/// its own (time_namespaces(7)), and the programs are in none.
+/// Nanoseconds by which this process's CLOCK_MONOTONIC is ahead of the kernel's. Not 0 in a time
+/// namespace (time_namespaces(7)), which does not apply to BPF programs.
 static TIMENS_MONOTONIC_OFFSET: LazyLock<i128> = LazyLock::new(|| {
-    // Without the file this kernel has no such namespaces.
+    // A kernel without the file has no time namespaces.
     let offsets = fs::read_to_string("/proc/self/timens_offsets").unwrap_or_default();
     parse_monotonic_offset(&offsets).unwrap_or_default()
 });
 
-/// Seconds and nanoseconds, of which the seconds may be negative.
+/// Parses the offset of CLOCK_MONOTONIC, in ns: seconds, which may be negative, and nanoseconds.
 fn parse_monotonic_offset(offsets: &str) -> Option<i128> {
     let entry = offsets.lines().find_map(|line| line.strip_prefix("monotonic"))?;
     let (seconds, nanoseconds) = entry.trim().split_once(' ')?;
@@ -25,14 +25,14 @@ const fn nanoseconds_of(seconds: i64, nanoseconds: i64) -> i128 {
     seconds as i128 * 1_000_000_000 + nanoseconds as i128
 }
 
-/// What the programs' clock says (`bpf_ktime_get_ns`): CLOCK_MONOTONIC outside of any time namespace.
+/// Time of `bpf_ktime_get_ns`: CLOCK_MONOTONIC outside of any time namespace.
 pub(super) fn ktime_now() -> Duration {
     let now = clock_gettime(ClockId::Monotonic);
     let nanoseconds = nanoseconds_of(now.tv_sec, now.tv_nsec) - *TIMENS_MONOTONIC_OFFSET;
     Duration::from_nanos(nanoseconds.try_into().unwrap_or_default())
 }
 
-/// How long ago something was by then, in nanoseconds of that clock.
+/// Time from `since_ns` to `now`, both of the programs' clock; 0 if `since_ns` is later.
 pub(super) const fn idle_time(since_ns: u64, now: Duration) -> Duration {
     now.saturating_sub(Duration::from_nanos(since_ns))
 }

@@ -1,4 +1,4 @@
-//! A flow from its hello to its end: first with sockets, then without.
+//! A flow of the packet engine from its hello to its end: before the takeover, and offloaded.
 
 use std::future::pending;
 use std::io;
@@ -17,7 +17,7 @@ use super::reset;
 use crate::bpf::packet::PacketPrograms;
 use crate::engine::{EngineKind, FlowCounters, FlowEnd, Socket, SocketPair};
 
-/// A flow that the programs know.
+/// A flow in the programs' maps. Dropping it removes the flow as `on_drop` says.
 pub(super) struct FlowGuard {
     programs: Arc<PacketPrograms>,
     monitor: Arc<FlowMonitor>,
@@ -26,20 +26,21 @@ pub(super) struct FlowGuard {
     pub(super) on_drop: OnDrop,
 }
 
-/// One that has no sockets any more.
+/// A flow that the programs carry, and that has no sockets.
 pub(crate) struct OffloadedFlow {
     pub(super) guard: FlowGuard,
     pub(super) lease: Option<PortLease>,
     pub(super) counters: Arc<FlowCounters>,
 }
 
-/// What becomes of a flow that is let go of.
+/// How a [`FlowGuard`] removes its flow.
 pub(super) enum OnDrop {
-    /// It has sockets: it is forgotten.
+    /// At once. The flow has sockets.
     Remove,
-    /// It has none: it is cut.
+    /// At once, with a reset to both peers. The flow is offloaded and has not ended.
     ResetPeers,
-    /// What is repeated of its end still has its way.
+    /// After TIME-WAIT, in which the programs still translate repeated packets of the flow's end. The
+    /// lease of the source port ends at once.
     TimeWait(Option<PortLease>),
 }
 
@@ -58,7 +59,7 @@ impl Drop for FlowGuard {
 }
 
 impl FlowGuard {
-    /// Follows a flow from before the programs know it.
+    /// Registers a flow with the monitor, before the flow is inserted in the maps.
     pub(super) fn new(
         programs: &Arc<PacketPrograms>,
         monitor: &Arc<FlowMonitor>,
@@ -74,8 +75,8 @@ impl FlowGuard {
         self.programs.flow_entry(self.flow_id)
     }
 
-    /// Waits until it is clear whose flow it is; `Err` is why it stays with its sockets. May be called off and
-    /// called again.
+    /// Waits until the programs have taken the flow over, or fails with the reason why it keeps its
+    /// sockets. Cancel-safe.
     pub(super) async fn wait_takeover(&self, pair: &SocketPair) -> Result<(), FallbackReason> {
         let is_notified = select! {
             update = self.watch.wait_for(FlowUpdate::takeover_decided) => match update {
@@ -83,17 +84,17 @@ impl FlowGuard {
                 FlowUpdate::State(_) => true,
                 FlowUpdate::PeerDead(_) | FlowUpdate::ResetRequested => false,
             },
-            // Whatever comes to a socket is for it to carry.
+            // A socket with bytes or an end must keep the flow.
             () = readable_or_closed(&pair.client) => false,
             () = readable_or_closed(&pair.backend) => false,
         };
         if !is_notified {
-            let _unknown = self.programs.force_fallback(self.flow_id);
+            let _removed_meanwhile = self.programs.force_fallback(self.flow_id);
         }
         loop {
             match self.entry() {
                 Some(entry) if entry.state.is_translated() => return Ok(()),
-                // For as long as a program takes on another CPU.
+                // A program on another CPU is about to decide.
                 Some(entry) if entry.state == FlowState::TakingOver => yield_now().await,
                 Some(entry) => return Err(entry.fallback_reason),
                 None => return Err(FallbackReason::NoSocket),
@@ -103,17 +104,17 @@ impl FlowGuard {
 }
 
 impl OffloadedFlow {
-    /// Sees it to its end.
+    /// Waits for the end of the flow.
     pub(crate) async fn wait_end(&mut self) -> FlowEnd {
         let Self { guard, lease, counters } = self;
         counters.set_engine(EngineKind::Packet);
         let (programs, flow_id) = (Arc::clone(&guard.programs), guard.flow_id);
         let watch = Arc::clone(&guard.watch);
-        let now = move || {
+        let current = move || {
             programs.flow_entry(flow_id).as_ref().map_or((0, 0), FlowEntry::delivered_bytes)
         };
         let _counter_guard =
-            counters.attach_kernel_counters(move || watch.delivered().unwrap_or_else(&now));
+            counters.attach_kernel_counters(move || watch.delivered().unwrap_or_else(&current));
         let (end, peers_know) = guard.watch.wait_for(FlowUpdate::flow_end).await;
         if peers_know {
             guard.on_drop = OnDrop::TimeWait(lease.take());
@@ -122,7 +123,7 @@ impl OffloadedFlow {
     }
 }
 
-/// Waits until a socket has something to say. Of one that is not watched nobody knows.
+/// Waits until a socket has bytes, an end of stream or an error. Never returns for an unregistered one.
 async fn readable_or_closed(socket: &Socket) {
     if let Socket::UnregisteredTcp(_) = socket {
         return pending().await;

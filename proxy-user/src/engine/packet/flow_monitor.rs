@@ -70,6 +70,7 @@ impl FlowMonitor {
         watch
     }
 
+    /// Ends the watch of a flow.
     pub(super) fn unwatch(&self, flow_id: u64) {
         self.flows().remove(&flow_id);
     }

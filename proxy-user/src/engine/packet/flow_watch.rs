@@ -1,4 +1,4 @@
-//! What becomes of one flow: told by whoever listens to the programs, heard by the flow's task.
+//! Channel of updates on one flow, from the monitor of the programs to the task of the flow.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -8,29 +8,29 @@ use tokio::sync::Notify;
 
 use crate::engine::{FlowEnd, Peer};
 
-/// The last news of a flow. One task may wait for them.
+/// The last update on a flow. One task may wait for it.
 #[derive(Debug, Default)]
 pub(super) struct FlowWatch {
-    /// A place in [`FlowUpdate::ALL`].
+    /// Index in [`FlowUpdate::ALL`].
     last: AtomicU8,
     notify: Notify,
-    /// Bytes up and down, once the flow has ended.
+    /// Bytes delivered up and down, once the flow has ended.
     delivered: OnceLock<(u64, u64)>,
 }
 
-/// What there is to say of a flow.
+/// An update on a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FlowUpdate {
-    /// What it has become.
+    /// The programs changed the state of the flow.
     State(FlowState),
-    /// A peer has not been heard for too long.
+    /// A peer has sent nothing for too long.
     PeerDead(Peer),
-    /// Somebody wants it cut.
+    /// An operator asked for a reset (`snisplit flows reset`).
     ResetRequested,
 }
 
 impl FlowUpdate {
-    /// What comes later in the life of a flow comes later here.
+    /// All updates, in the order in which a flow may have them.
     const ALL: [Self; 10] = [
         Self::State(FlowState::Pending),
         Self::State(FlowState::TakingOver),
@@ -48,7 +48,7 @@ impl FlowUpdate {
         Self::ALL.iter().position(|update| *update == self).unwrap_or_default() as u8
     }
 
-    /// This update, once the programs have decided on the takeover or nobody waits for them.
+    /// Returns this update if it decides on the takeover.
     pub(super) fn takeover_decided(self) -> Option<Self> {
         let is_decided = match self {
             Self::State(state) => state as u64 >= FlowState::Offloaded as u64,
@@ -57,7 +57,7 @@ impl FlowUpdate {
         is_decided.then_some(self)
     }
 
-    /// How a flow without sockets has ended, and whether its peers know of it.
+    /// The end of an offloaded flow, and whether both peers know of it, so that they need no reset.
     pub(super) const fn flow_end(self) -> Option<(FlowEnd, bool)> {
         match self {
             Self::State(FlowState::Closed) => Some((FlowEnd::Closed, true)),
@@ -72,7 +72,7 @@ impl FlowUpdate {
 }
 
 impl FlowWatch {
-    /// News that are older than the last are none: a look may be behind an event.
+    /// Publishes an update. Has no effect behind a later one: a poll may be older than an event.
     pub(super) fn publish(&self, update: FlowUpdate) {
         let rank = update.rank();
         if self.last.fetch_max(rank, Ordering::AcqRel) < rank {
@@ -82,7 +82,7 @@ impl FlowWatch {
 
     /// Sets the bytes delivered up and down, before the end of the flow is published.
     pub(super) fn set_delivered(&self, up: u64, down: u64) {
-        let _known = self.delivered.set((up, down));
+        let _already_set = self.delivered.set((up, down));
     }
 
     pub(super) fn delivered(&self) -> Option<(u64, u64)> {
@@ -93,13 +93,13 @@ impl FlowWatch {
         FlowUpdate::ALL[usize::from(self.last.load(Ordering::Acquire))]
     }
 
-    /// Waits until the last update is one that `select` answers with a value.
+    /// Waits for an update that `select` maps to a value, and returns the value. Cancel-safe.
     pub(super) async fn wait_for<T>(&self, select: impl Fn(FlowUpdate) -> Option<T>) -> T {
         loop {
             if let Some(selected) = select(self.last()) {
                 return selected;
             }
-            // What was told since then has left a permit.
+            // An update since `last` was read has left a permit (`Notify::notify_one`).
             self.notify.notified().await;
         }
     }

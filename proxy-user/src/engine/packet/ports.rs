@@ -1,6 +1,7 @@
-//! Source ports for connections to back ends. A flow that has left its sockets still needs its port, and
-//! the kernel no longer knows of it: so these ports are ours, out of a range that the kernel gives to
-//! nobody (`net.ipv4.ip_local_port_range`).
+//! Source ports of connections to back ends that the packet engine may take over.
+//!
+//! An offloaded flow still uses its port, and the kernel does not know that. So the agent leases ports
+//! itself, from a range outside of `net.ipv4.ip_local_port_range`.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
@@ -8,41 +9,42 @@ use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long a port rests. What is late of its last flow is then over, or has to prove itself by its
-/// timestamp (RFC 7323 §5).
+/// Time from the end of a lease until the port can be leased again. Packets of the last flow have
+/// arrived by then, or PAWS rejects them by their timestamp (RFC 7323 §5).
 const QUARANTINE: Duration = Duration::from_secs(1);
 
-/// The ports of a range, for each back end anew.
+/// Allocator of source ports. Each back end has the whole range.
 #[derive(Debug)]
 pub(crate) struct PortAllocator {
     range: RangeInclusive<u16>,
     pools: Mutex<HashMap<SocketAddr, PortPool>>,
 }
 
-/// The ports towards one back end.
+/// Ports of one back end.
 #[derive(Debug, Default)]
 struct PortPool {
-    /// How many were given out at all, from the beginning of the range on.
+    /// Offset in the range of the first port that was never leased.
     next_offset: u16,
-    /// Those that were given back, and since when.
+    /// Ports whose lease ended, with the time of that, oldest first.
     free: VecDeque<(Instant, u16)>,
-    /// Those that flows of a former agent had: not to be begun with.
+    /// Ports of adopted flows, which `next_offset` must pass over.
     adopted: HashSet<u16>,
-    /// Bytes of a segment that our kernel tells it that we can take, as of late.
+    /// MSS in bytes that this kernel last advertised to the back end.
     advertised_mss: Option<u32>,
 }
 
-/// A port that nobody else has; dropping it gives it back.
+/// Lease of a port. Dropping it ends the lease.
 #[derive(Debug)]
 pub(crate) struct PortLease {
     ports: Arc<PortAllocator>,
     backend: SocketAddr,
     port: u16,
-    /// Bytes of a segment that the SYN from it offers, if it was changed.
+    /// MSS in bytes that the clamped SYN offered; `None` if the SYN was not clamped.
     pub(super) clamped_mss: Option<u32>,
 }
 
 impl PortAllocator {
+    /// Creates an allocator for a range.
     pub(crate) fn new(range: RangeInclusive<u16>) -> Self {
         Self { range, pools: Mutex::default() }
     }
@@ -51,21 +53,22 @@ impl PortAllocator {
         self.pools.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The port that has rested longest; `None` if all are in use or have not rested enough.
+    /// Leases a new port, or the one whose quarantine ended first; `None` if there is none.
     pub(crate) fn lease(self: &Arc<Self>, backend: SocketAddr) -> Option<PortLease> {
         let port = self.pools().entry(backend).or_default().allocate(&self.range)?;
         Some(PortLease { ports: Arc::clone(self), backend, port, clamped_mss: None })
     }
 
-    /// The port of a flow that was there before us.
+    /// Leases the port of an adopted flow.
     pub(super) fn reserve_adopted(self: &Arc<Self>, backend: SocketAddr, port: u16) -> PortLease {
         self.pools().entry(backend).or_default().adopted.insert(port);
         PortLease { ports: Arc::clone(self), backend, port, clamped_mss: None }
     }
 
-    /// The port of one that had ended before, and rests since then. To be told of the latest first: a port may
-    /// be told of twice, if what is left of its last flow but one was not erased yet, and not at all if it is
-    /// one's that runs.
+    /// Puts the port of an ended flow of a previous agent in quarantine, which started at `since`.
+    ///
+    /// Call it for the latest end first. It has no effect on a port that is adopted already: the maps may
+    /// hold two ended flows of a port, or an ended and a running one.
     pub(super) fn quarantine(&self, backend: SocketAddr, port: u16, since: Instant) {
         let mut used = self.pools();
         let pool = used.entry(backend).or_default();
@@ -90,16 +93,17 @@ impl PortPool {
 }
 
 impl PortLease {
+    /// The leased port.
     pub(crate) const fn port(&self) -> u16 {
         self.port
     }
 
-    /// Bytes of a segment that the back end is told, if that is known.
+    /// MSS in bytes that this kernel advertises to the back end, if it has been seen.
     pub(super) fn advertised_mss(&self) -> Option<u32> {
         self.ports.pools().get(&self.backend)?.advertised_mss
     }
 
-    /// What it was told.
+    /// Records the MSS that this kernel advertised to the back end.
     pub(super) fn record_mss(&self, advmss: u32) {
         if let Some(pool) = self.ports.pools().get_mut(&self.backend) {
             pool.advertised_mss = Some(advmss);
@@ -131,7 +135,7 @@ mod tests {
         let adopted = ports.reserve_adopted(to, 65_534);
         assert_eq!(ports.lease(to).unwrap().port(), 65_535);
         drop(adopted);
-        assert!(ports.lease(to).is_none(), "neither has rested");
+        assert!(ports.lease(to).is_none(), "neither has had its quarantine");
     }
 
     #[test]
@@ -156,7 +160,7 @@ mod tests {
             ports.quarantine(to, port, now.checked_sub(QUARANTINE).unwrap());
         }
         assert_eq!(ports.lease(to).unwrap().port(), 65_535);
-        assert!(ports.lease(to).is_none(), "one has a flow, and the other has not rested");
+        assert!(ports.lease(to).is_none(), "one has a flow, and the other one is in quarantine");
     }
 
     #[test]
@@ -166,16 +170,20 @@ mod tests {
         let first = ports.lease(one).unwrap();
         let second = ports.lease(one).unwrap();
         assert_eq!((first.port(), second.port()), (65_534, 65_535));
-        assert!(ports.lease(one).is_none(), "both are in use");
-        assert_eq!(ports.lease(other).unwrap().port(), 65_534, "another back end has its own");
+        assert!(ports.lease(one).is_none(), "both are leased");
+        assert_eq!(
+            ports.lease(other).unwrap().port(),
+            65_534,
+            "another back end has the whole range"
+        );
         drop(second);
         drop(first);
-        assert!(ports.lease(one).is_none(), "neither has rested");
+        assert!(ports.lease(one).is_none(), "neither has had its quarantine");
         let mut used = ports.pools();
         for (since, _) in &mut used.get_mut(&one).unwrap().free {
             *since -= QUARANTINE;
         }
         drop(used);
-        assert_eq!(ports.lease(one).unwrap().port(), 65_535, "the first to be given back");
+        assert_eq!(ports.lease(one).unwrap().port(), 65_535, "the lease that ended first");
     }
 }

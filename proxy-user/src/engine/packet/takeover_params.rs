@@ -1,5 +1,6 @@
-//! Whether two connections can be made one: what their handshakes agreed on must fit together, for
-//! nobody can agree anew.
+//! Parameters of a takeover, and the check that two connections can be joined.
+//!
+//! Both handshakes are over, so the programs can only join connections whose options are compatible.
 
 use std::io;
 use std::net::SocketAddr;
@@ -24,10 +25,10 @@ const TCPI_OPT_ECN: u8 = 8;
 const TCPI_OPT_SYN_DATA: u8 = 32;
 const TCPI_OPT_USEC_TS: u8 = 64;
 
-/// Bytes of a segment that timestamps take.
+/// Bytes that timestamps take in each segment (include/net/tcp.h).
 const TCPOLEN_TSTAMP_ALIGNED: u32 = 12;
 
-/// A client's connection, which one to a back end is to fit to.
+/// The client's connection: its addresses, and what its handshake agreed on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ClientEndpoint {
     peer: SocketAddr,
@@ -35,19 +36,24 @@ pub(crate) struct ClientEndpoint {
     info: TcpInfo,
 }
 
-/// What is known of a flow that the packet engine may carry, once its back end is connected.
+/// What the packet engine needs to take over a flow whose back end is connected.
 #[derive(Debug)]
 pub(crate) struct TakeoverParams {
     pub(crate) client: ClientEndpoint,
-    /// Our address towards the back end.
+    /// Local address of the connection to the back end.
     pub(crate) local: SocketAddr,
     pub(crate) lease: PortLease,
-    /// Not applied to the back end's socket yet: most of these have little time to live.
+    /// Timeouts that the back end's socket does not have yet. Most of these sockets are closed before they
+    /// matter.
     pub(crate) tcp_timeouts: TcpTimeouts,
 }
 
 impl ClientEndpoint {
-    /// `peer` is where the connection comes from, and `listener` the address it was accepted on.
+    /// Reads the state of the client's connection. `peer` is its source address, and `listener` the
+    /// address that accepted it.
+    ///
+    /// # Errors
+    /// Fails if getsockopt(2) or getsockname(2) fails.
     pub(crate) fn new(
         client: &TcpStream,
         peer: SocketAddr,
@@ -57,20 +63,20 @@ impl ClientEndpoint {
         Ok(Self { peer, local, info: sys::tcp_info(client)? })
     }
 
-    /// What it has, for the back end's to be offered no more; as the programs know it (`OFFERS_MAP`).
+    /// The options and the MSS that the client lacks, as a value of the map of SYN clamps (`packet_clamps`).
     pub(super) fn syn_clamp_value(&self) -> u32 {
-        let flag_if_absent = |option, word| if self.info.options & option == 0 { word } else { 0 };
+        let flag_if_absent = |option, flag| if self.info.options & option == 0 { flag } else { 0 };
         self.mss()
             | flag_if_absent(TCPI_OPT_TIMESTAMPS, CLAMP_NO_TIMESTAMPS)
             | flag_if_absent(TCPI_OPT_SACK, CLAMP_NO_SACK)
     }
 
-    /// Bytes of a segment that the client can take.
+    /// MSS in bytes that the client accepts.
     pub(super) fn mss(&self) -> u32 {
         mss_with_options(&self.info).min(CLAMP_MSS_MASK)
     }
 
-    /// Whether a SYN must be changed for that, where our kernel would tell of segments of this size.
+    /// Whether a SYN needs a clamp, if this kernel advertises this MSS in it.
     pub(super) fn must_clamp(&self, advertised_mss: Option<u32>) -> bool {
         self.syn_clamp_value() & !CLAMP_MSS_MASK != 0
             || advertised_mss.is_none_or(|advertised| advertised > self.mss())
@@ -78,20 +84,20 @@ impl ClientEndpoint {
 }
 
 impl TakeoverParams {
-    /// Our address, and the back end's.
+    /// Local and peer address of the connection to the back end.
     pub(crate) const fn addresses(&self) -> (SocketAddr, SocketAddr) {
         (self.local, self.lease.backend())
     }
 }
 
-/// Options included.
+/// MSS towards the peer in bytes, with its options.
 const fn mss_with_options(info: &TcpInfo) -> u32 {
     let timestamp_len =
         if info.options & TCPI_OPT_TIMESTAMPS == 0 { 0 } else { TCPOLEN_TSTAMP_ALIGNED };
     info.snd_mss + timestamp_len
 }
 
-/// The flow as it is to be armed and what its back end's socket says, or why it cannot be.
+/// Builds the flow entry, and returns it with the state of the back end's socket.
 pub(super) fn flow_entry(
     backend: &Socket,
     params: Option<&TakeoverParams>,
@@ -112,13 +118,13 @@ pub(super) fn flow_entry(
     if client_link.peer.is_ipv4() != backend_link.peer.is_ipv4() {
         return Err(DeclineReason::AddressFamilyMismatch);
     }
-    // What stays on this host does not pass the interfaces.
+    // Packets that stay on this host pass no interface with programs.
     if client_link.is_same_host() || backend_link.is_same_host() {
         return Err(DeclineReason::SameHost);
     }
     let backend_info = sys::tcp_info(backend).map_err(|_| DeclineReason::NotConnected)?;
     lease.record_mss(backend_info.advmss);
-    // The kernel does not know what became of its SYN.
+    // `TCP_INFO` has the MSS before the clamp of the SYN.
     let advmss = backend_info.advmss.min(lease.clamped_mss.unwrap_or(backend_info.advmss));
     check_compatible(client_info, &TcpInfo { advmss, ..backend_info })?;
     let entry = FlowEntry {
@@ -149,6 +155,7 @@ impl AddressPair {
     }
 }
 
+/// Checks that the options of both connections are compatible.
 fn check_compatible(client: &TcpInfo, backend: &TcpInfo) -> Result<(), DeclineReason> {
     let either = client.options | backend.options;
     let differs = client.options ^ backend.options;
@@ -167,14 +174,14 @@ fn check_compatible(client: &TcpInfo, backend: &TcpInfo) -> Result<(), DeclineRe
     if differs & TCPI_OPT_SACK != 0 {
         return Err(DeclineReason::TcpSack);
     }
-    // Each may send as much as it was told, and the other must be able to take that.
+    // Each peer sends segments up to the MSS that it was told, which the other one must accept.
     if mss_with_options(backend) < client.advmss || mss_with_options(client) < backend.advmss {
         return Err(DeclineReason::TcpMss);
     }
     Ok(())
 }
 
-/// What the handshakes say of packets from the one to the other.
+/// The part of a translation that the handshakes determine, for packets from `sender` to `receiver`.
 fn translation(sender: &TcpInfo, receiver: &TcpInfo) -> Translation {
     Translation {
         wscale_from: sender.snd_wscale,
@@ -212,12 +219,12 @@ mod tests {
             (with(both), with(both | TCPI_OPT_SYN_DATA), Err(DeclineReason::TcpFastOpen)),
             (with(both), with(both | TCPI_OPT_USEC_TS), Err(DeclineReason::TcpUsecTimestamps)),
             (TcpInfo { state: 8, ..INFO }, INFO, Err(DeclineReason::HalfClosed)),
-            // A back end behind a smaller MTU than what the client was told.
+            // The MTU to the back end is smaller than the MSS that the client was told.
             (INFO, TcpInfo { snd_mss: 1388, ..INFO }, Err(DeclineReason::TcpMss)),
-            // A back end that was told more than the client can take.
+            // The back end was told a larger MSS than the client accepts.
             (TcpInfo { snd_mss: 1388, ..INFO }, INFO, Err(DeclineReason::TcpMss)),
             (TcpInfo { snd_mss: 1388, ..INFO }, TcpInfo { advmss: 1400, ..INFO }, Ok(())),
-            // Without timestamps a segment has nothing else.
+            // Without timestamps a segment has no other options.
             (
                 TcpInfo { snd_mss: 1460, ..with(TCPI_OPT_SACK) },
                 TcpInfo { snd_mss: 1460, ..with(TCPI_OPT_SACK) },

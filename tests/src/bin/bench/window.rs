@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::cpu_time::busy_seconds;
 
-/// Time from the first connection to the begin of a window. Connections do not start at the same time, and the first ones
+/// Time from the first connection to the start of a window. Connections do not start at the same time, and the first ones
 /// have the machine for themselves.
 pub(crate) const WARM_UP: Duration = Duration::from_millis(50);
 
@@ -31,7 +31,7 @@ impl Window {
     }
 
     /// Whether work that has ended now counts. The threads of the load read the CPU time, because a thread that waits for
-    /// the begin of the window gets no core while all are busy.
+    /// the start of the window gets no core while all are busy.
     pub(crate) fn contains(&self, now: Instant) -> bool {
         if now >= self.range.start {
             self.start_reading.get_or_init(cpu_reading);
